@@ -1,0 +1,259 @@
+"""From a YAML file and `--set` overrides to an `Experiment`, and back; every error names its key.
+
+The file may come from someone else, so it is read with the safe loader, up to a size, without
+aliases (an alias can blow a small file up to gigabytes). YAML 1.1 reads `2e-4` as a string; the
+loader here reads it as the number it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from config.errors import SettingsError, UsageError
+from config.settings import Experiment
+
+MAX_FILE_BYTES = 256 * 1024
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+# Settings that may differ from worker to worker; all the others must agree (see `agreed`).
+PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with 2e-4 a number and aliases refused."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def find_experiment(name: str | Path) -> Path:
+    """The file `name`, or the experiment of that name that comes with degan.
+
+    Raises:
+        UsageError: there is neither; the message lists what comes with degan.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "experiment.yaml").is_file():
+        return path / "experiment.yaml"
+    bundled = EXPERIMENTS / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.parent in (Path("."), Path("config/experiments")) and bundled.is_file():
+        return bundled
+    known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
+    raise UsageError(f"no experiment file {path}; the ones that come with degan: {known}")
+
+
+def parse(text: str, where: str = "settings") -> Any:
+    """YAML text to plain values.
+
+    Raises:
+        SettingsError: not YAML, too large, or with aliases.
+    """
+    if len(text.encode()) > MAX_FILE_BYTES:
+        raise SettingsError(f"{where}: larger than {MAX_FILE_BYTES} bytes; this is no experiment file")
+    try:
+        # The loader is a subclass of SafeLoader: plain values only, no objects.
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = " ".join(str(error).split())
+        raise SettingsError(f"{where}: not valid YAML: {first}") from None
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """Read an experiment file, apply `a.b=c` overrides and check everything.
+
+    Args:
+        path: a file, a run folder, or the name of an experiment that comes with degan.
+        overrides: as given to `--set`; values are YAML. A new `name` (or `kind`) drops the keys of its
+            block that the new kind does not have, so `mode.name=local` works on any experiment.
+
+    Raises:
+        SettingsError: an unknown key, a wrong type or range; the message names the path of the key.
+        UsageError: the file is missing or cannot be read.
+    """
+    file = find_experiment(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+    data = parse(text, str(file))
+    if not isinstance(data, dict):
+        raise SettingsError(f"{file}: expected a mapping of settings, found {type(data).__name__}")
+    tags = []
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(f"--set {item}: expected a.b=value")
+        tags.append((key.strip().split("."), parse(value, f"--set {key}")))
+    # Tags first: they decide which of the other keys exist.
+    for keys, value in sorted(tags, key=lambda pair: pair[0][-1] not in ("name", "kind")):
+        _override(data, keys, value)
+    return build(data)
+
+
+def build(data: dict) -> Experiment:
+    """Plain values to an `Experiment`.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    _check_keys(Experiment, data, "")
+    try:
+        experiment = msgspec.convert(data, Experiment, strict=True)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_readable(str(error))) from None
+    _check_together(experiment)
+    return experiment
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved settings as YAML; `load` of it gives the same `Experiment`."""
+    return yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False, default_flow_style=None)
+
+
+def agreed(experiment: Experiment) -> dict[str, Any]:
+    """The settings on which all workers must agree: `{"mode.slack": 2, ...}`."""
+    flat = _flatten(msgspec.to_builtins(experiment))
+    shared = {key: value for key, value in flat.items() if key not in PRIVATE}
+    shared["peers (how many)"] = experiment.workers
+    return shared
+
+
+def _flatten(data: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {path: data}
+    flat = {}
+    for key, value in data.items():
+        flat.update(_flatten(value, f"{path}.{key}" if path else key))
+    return flat
+
+
+def _override(data: dict, keys: list[str], value: Any) -> None:
+    block, kind = data, Experiment
+    for depth, key in enumerate(keys[:-1]):
+        inner = block.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a plain value, not a block")
+        kind = _field_types(kind).get(key, None) if kind is not None else None
+        block = inner
+    last = keys[-1]
+    union = _tagged(kind)
+    if union and last == union[0] and isinstance(value, str) and value in union[1]:
+        allowed = _field_types(union[1][value]).keys()
+        for key in [key for key in block if key not in allowed]:
+            del block[key]
+    block[last] = value
+
+
+def _structs(kind: Any) -> list[type]:
+    if kind is None:
+        return []
+    if get_origin(kind) is not None:
+        return [struct for arg in get_args(kind) for struct in _structs(arg)]
+    return [kind] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
+
+
+def _tagged(kind: Any) -> tuple[str, dict[str, type]] | None:
+    """The tag field and the structs by tag, where `kind` is a tagged union."""
+    structs = [struct for struct in _structs(kind) if struct.__struct_config__.tag is not None]
+    if not structs:
+        return None
+    return structs[0].__struct_config__.tag_field, {struct.__struct_config__.tag: struct for struct in structs}
+
+
+def _field_types(struct: Any) -> dict[str, Any]:
+    structs = _structs(struct)
+    if len(structs) != 1:
+        return {}
+    return get_type_hints(structs[0], include_extras=True)
+
+
+def _check_keys(kind: Any, data: Any, path: str) -> None:
+    """Unknown keys and unknown tags, with the nearest right word; msgspec then checks the values."""
+    structs = _structs(kind)
+    if not structs or not isinstance(data, dict):
+        return
+    struct, allowed = structs[0], set()
+    union = _tagged(kind)
+    if union:
+        field, by_tag = union
+        where = f"{path}.{field}"
+        if field not in data:
+            raise SettingsError(f"{where}: missing; one of {', '.join(by_tag)}")
+        if data[field] not in by_tag:
+            raise SettingsError(f"{where}: unknown {path.split('.')[-1]} {data[field]!r}{_nearest(data[field], by_tag)}")
+        struct, allowed = by_tag[data[field]], {field}
+    types = get_type_hints(struct, include_extras=True)
+    allowed |= types.keys()
+    for key, value in data.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if key not in allowed:
+            raise SettingsError(f"{inner}: unknown key{_nearest(key, allowed)}")
+        if key in types:
+            _check_keys(types[key], value, inner)
+            _check_literal(types[key], value, inner)
+
+
+def _check_literal(kind: Any, value: Any, path: str) -> None:
+    words = [word for word in get_args(kind) if isinstance(word, str)]
+    if words and isinstance(value, str) and value not in words:
+        raise SettingsError(f"{path}: unknown value {value!r}{_nearest(value, words)}")
+
+
+def _nearest(word: Any, known: Any) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _readable(message: str) -> str:
+    """msgspec says "Expected `int` >= 1 - at `$.mode.parts`"; we say "mode.parts: expected int >= 1"."""
+    problem, _, where = message.partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
+    if missing:
+        return f"{f'{path}.' if path else ''}{missing[1]}: missing"
+    problem = problem.replace("`", "")
+    return f"{path or 'settings'}: {problem[:1].lower()}{problem[1:]}"
+
+
+def _check_together(experiment: Experiment) -> None:
+    """What no single field can check."""
+    urls = experiment.peers if isinstance(experiment.peers, list) else []
+    if isinstance(experiment.peers, list) and not urls:
+        raise SettingsError("peers: empty; list one Redis URL a worker, or give a number for the local launcher")
+    for index, url in enumerate(urls):
+        if not re.match(r"^(redis|rediss|unix)://", url):
+            raise SettingsError(f"peers[{index}]: {url!r} is no Redis URL; write redis://host:6379")
+    split = experiment.data.split
+    if getattr(split, "groups", None) is not None:
+        if not split.groups or not all(split.groups):
+            raise SettingsError("data.split.groups: every group needs at least one class")
+        if len(split.groups) > experiment.workers:
+            raise SettingsError(
+                f"data.split.groups: {len(split.groups)} groups for {experiment.workers} workers; "
+                "the data of some groups would be used by nobody"
+            )
+    ring, mlp = experiment.data.name == "gaussian-ring", experiment.model.__struct_config__.tag == "mlp"
+    if ring and not mlp:
+        raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")

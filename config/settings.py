@@ -1,0 +1,187 @@
+"""Every setting of an experiment, as frozen structs with their ranges and defaults.
+
+A block with a `name` (or a split's `kind`) is a tagged union: the tag picks the struct, and the
+struct says which other keys are allowed. To add a model, a data set or a mode, add its struct here
+first; `degan/` then looks it up by the same tag.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+import msgspec
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all blocks: frozen, and an unknown key is an error."""
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class Iid(Settings, tag_field="kind", tag="iid"):
+    """Each worker a random n-th of the data."""
+
+
+class Classes(Settings, tag_field="kind", tag="classes"):
+    """Worker w holds the classes of `groups[w mod len(groups)]`; workers of one group share it out."""
+
+    groups: list[list[Natural]]
+
+
+class Dirichlet(Settings, tag_field="kind", tag="dirichlet"):
+    """Per class, the workers' proportions are drawn from Dir(alpha); small alpha is very uneven."""
+
+    alpha: Rate = 0.5
+    min_samples: Positive = 10
+
+
+class Shards(Settings, tag_field="kind", tag="shards"):
+    """Sorted by label and cut into `per_worker` x n contiguous cuts; each worker draws `per_worker`."""
+
+    per_worker: Positive = 2
+
+
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring")
+
+
+class Data(Settings):
+    """What the workers train on. Everything but `root` and `download` must agree between workers."""
+
+    name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]
+    root: str | None = None
+    download: bool = False
+    split: Union[Iid, Classes, Dirichlet, Shards] = Iid()
+    batch_size: Positive = 32
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+class Lsgan(Settings, tag_field="name", tag="lsgan"):
+    """FeGAN's LSGAN: dense to 128 maps, two up-sampling convolutions; 1,049,729 + 98,113 values on MNIST."""
+
+    latent: Positive = 100
+    image_size: Literal[32, 64] = 32
+    norm_eps: Rate = 0.8
+
+
+class Dcgan(Settings, tag_field="name", tag="dcgan"):
+    """Transposed-convolution DCGAN; `width` is the number of maps at the largest resolution."""
+
+    latent: Positive = 64
+    width: Positive = 32
+    image_size: Literal[32, 64] = 32
+
+
+class Mlp(Settings, tag_field="name", tag="mlp"):
+    """Lipizzaner's four-layer perceptron; also the model for two-dimensional points."""
+
+    latent: Positive = 64
+    hidden: Positive = 256
+    image_size: Annotated[int, msgspec.Meta(ge=4, le=256)] = 28
+
+
+class Degan(Settings, tag_field="name", tag="degan"):
+    """The DEGAN paper's convolutional pair for 28 x 28 images, with its biases and BatchNorm trained."""
+
+    latent: Positive = 100
+    image_size: Literal[28] = 28
+
+
+class Optimiser(Settings):
+    """Adam for both networks, and the decay of the generator's moving average."""
+
+    generator_lr: Rate = 2e-4
+    discriminator_lr: Rate = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    ema_decay: Fraction = 0.999
+
+
+class Regularisation(Settings):
+    """Penalties on the discriminator's gradient at the data."""
+
+    r1_gamma: Weight = 0.0
+    gradient_penalty: Weight = 10.0
+
+
+# --- modes --------------------------------------------------------------------------------------
+
+Updates = Literal["simultaneous", "alternating"]
+
+
+class Local(Settings, tag_field="name", tag="local"):
+    """No exchange: each worker trains alone on its shard."""
+
+    updates: Updates = "simultaneous"
+
+
+class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
+    """DEGAN and Ako: one of `parts` slices of the gathered gradient is published in each step."""
+
+    parts: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    slack: Natural | None = 2
+    codec: Literal["raw", "float16", "bfloat16"] = "float16"
+    carry: Literal["gradients"] = "gradients"
+    remote: Literal["lump"] = "lump"
+    reduce: Literal["mean", "sum"] = "mean"
+    updates: Updates = "simultaneous"
+
+
+class Bus(Settings):
+    """How the workers hold together. Times in seconds, sizes in bytes."""
+
+    lease_s: Annotated[float, msgspec.Meta(ge=1)] = 30.0
+    replay_bytes: Natural = 64 * 1024 * 1024
+    unbounded_backlog: Positive = 64
+    finish_timeout_s: Seconds = 60.0
+    pool_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+
+
+class Run(Settings):
+    """How long, and how often something is written. 0 switches a periodic thing off."""
+
+    steps: Positive = 2000
+    log_every: Positive = 10
+    evaluate_every: Natural = 500
+    evaluate_samples: Annotated[int, msgspec.Meta(ge=64)] = 5000
+    snapshot_every: Natural = 500
+    checkpoint_every: Natural | None = None
+    keep_checkpoints: Positive = 3
+
+
+class Experiment(Settings, kw_only=True):
+    """One experiment file. `peers` lists each worker's Redis in worker order, or counts local workers."""
+
+    name: Name
+    seed: Natural = 1
+    peers: Positive | list[str] = 1
+    connect_timeout_s: Seconds = 30.0
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    data: Data
+    model: Union[Lsgan, Dcgan, Mlp, Degan]
+    loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein_gp"] = "non_saturating"
+    regularisation: Regularisation = Regularisation()
+    optimiser: Optimiser = Optimiser()
+    mode: Union[Local, PartialExchange] = PartialExchange()
+    bus: Bus = Bus()
+    run: Run = Run()
+
+    @property
+    def workers(self) -> int:
+        """How many workers the experiment has."""
+        return self.peers if isinstance(self.peers, int) else len(self.peers)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints; every snapshot unless said otherwise."""
+        every = self.run.checkpoint_every
+        return self.run.snapshot_every if every is None else every
