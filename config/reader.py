@@ -141,7 +141,7 @@ def agreed(experiment: Experiment) -> dict[str, Any]:
 
 def _flatten(data: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(data, dict):
-        return {path: data}
+        return {path: list(data) if isinstance(data, tuple) else data}
     flat = {}
     for key, value in data.items():
         flat.update(_flatten(value, f"{path}.{key}" if path else key))
@@ -201,7 +201,9 @@ def _check_keys(kind: Any, data: Any, path: str) -> None:
         if field not in data:
             raise SettingsError(f"{where}: missing; one of {', '.join(by_tag)}")
         if data[field] not in by_tag:
-            raise SettingsError(f"{where}: unknown {path.split('.')[-1]} {data[field]!r}{_nearest(data[field], by_tag)}")
+            raise SettingsError(
+                f"{where}: unknown {path.rsplit('.', 1)[-1]} {data[field]!r}{_nearest(data[field], by_tag)}"
+            )
         struct, allowed = by_tag[data[field]], {field}
     types = get_type_hints(struct, include_extras=True)
     allowed |= types.keys()

@@ -7,7 +7,7 @@ first; `degan/` then looks it up by the same tag.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -59,7 +59,7 @@ class Data(Settings):
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]
     root: str | None = None
     download: bool = False
-    split: Union[Iid, Classes, Dirichlet, Shards] = Iid()
+    split: Iid | Classes | Dirichlet | Shards = Iid()
     batch_size: Positive = 32
 
 
@@ -143,6 +143,7 @@ class Bus(Settings):
     replay_bytes: Natural = 64 * 1024 * 1024
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
+    stall_timeout_s: Seconds = 600.0
     pool_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
 
 
@@ -167,11 +168,11 @@ class Experiment(Settings, kw_only=True):
     connect_timeout_s: Seconds = 30.0
     device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     data: Data
-    model: Union[Lsgan, Dcgan, Mlp, Degan]
+    model: Lsgan | Dcgan | Mlp | Degan
     loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein_gp"] = "non_saturating"
     regularisation: Regularisation = Regularisation()
     optimiser: Optimiser = Optimiser()
-    mode: Union[Local, PartialExchange] = PartialExchange()
+    mode: Local | PartialExchange = PartialExchange()
     bus: Bus = Bus()
     run: Run = Run()
 

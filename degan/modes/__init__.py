@@ -1,0 +1,82 @@
+"""The training modes by name. One file an algorithm; no mode imports another.
+
+To add a mode: its settings struct in `config/settings.py`, a file here with a class that has the methods
+of `Mode`, and a line in `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from config.settings import Experiment
+from degan.pair import GanPair
+
+Arrays = dict[str, np.ndarray]
+# Loads the checkpoint of a step into the worker's own objects; returns what the mode had put into it.
+Load = Callable[[int], tuple[Arrays, dict[str, Any]]]
+
+
+class Mode(Protocol):
+    """How one worker trains, step by step. Called by the worker's loop, from the main thread only."""
+
+    def begin(self, checkpoints: list[int], followed: dict[int, tuple[str, int]], load: Load) -> int:
+        """Find the peers and load what is agreed on; returns the step after which training goes on.
+
+        Args:
+            checkpoints: steps that could be resumed from, newest last; empty for a fresh start.
+            followed: what the newest of them says of the peers' streams (from `state`).
+            load: see `Load`.
+        """
+
+    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
+        """Train one step on a batch; returns the losses. `is_cut`: something is saved or shown after it."""
+
+    def settle(self) -> None:
+        """After a cut: make what the workers show alike (average the running statistics)."""
+
+    def finish(self) -> None:
+        """After the last step: exchange and apply what is left."""
+
+    def leave(self, is_together: bool) -> None:
+        """Stop before the end, alone or all together."""
+
+    def ask_to_stop(self, step: int) -> None:
+        """Called after `step`: all workers stop together as soon as they can agree on a step."""
+
+    def is_stopping(self, step: int) -> bool:
+        """Whether `step` is the one to stop after."""
+
+    def is_first(self) -> bool:
+        """Whether this worker writes what a run has once: it is the lowest live one."""
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """What a checkpoint must hold of the mode."""
+
+    def stats(self) -> dict[str, Any]:
+        """Keys for stats.jsonl."""
+
+    def close(self) -> None:
+        """Give back whatever is held; called however the run ends."""
+
+
+def build(settings: Experiment, worker: int, pair: GanPair, say: Callable[[str], None]) -> Mode:
+    """The mode that the settings name.
+
+    Raises:
+        config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
+    """
+    match settings.mode.__struct_config__.tag:
+        case "local":
+            from degan.modes.local import Local
+
+            return Local(settings, worker, pair)
+        case "partial_exchange":
+            from degan.modes.partial_exchange import PartialExchange, open_bus
+
+            return PartialExchange(settings, pair, open_bus(settings, worker, say), say)
+        case name:
+            raise ValueError(f"unknown mode {name!r}")

@@ -1,0 +1,74 @@
+"""Local training: no exchange, each worker alone with its shard. The base line of every other mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from config.settings import Experiment
+from degan.pair import GanPair
+
+
+class Local:
+    """See `degan.modes.Mode`.
+
+    Args:
+        settings: the experiment.
+        worker: our number.
+        pair: what is trained.
+    """
+
+    def __init__(self, settings: Experiment, worker: int, pair: GanPair):
+        self._worker = worker
+        self._pair = pair
+        self._sections = pair.sections(settings.mode.updates)
+        self._stop_at: int | None = None
+
+    def begin(self, checkpoints, followed, load) -> int:
+        if checkpoints:
+            load(checkpoints[-1])
+        return checkpoints[-1] if checkpoints else 0
+
+    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
+        found = {}
+        for section in self._sections:
+            gradient, some = self._pair.gradients(section, real)
+            self._pair.apply(section, gradient)
+            found.update(some)
+        return found
+
+    def settle(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def leave(self, is_together: bool) -> None:
+        pass
+
+    def ask_to_stop(self, step: int) -> None:
+        self._stop_at = step + 1
+
+    def is_stopping(self, step: int) -> bool:
+        return self._stop_at is not None and step >= self._stop_at
+
+    def is_first(self) -> bool:
+        return self._worker == 0
+
+    def state(self):
+        return {}, {}
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "sent_bytes": 0,
+            "received_bytes": 0,
+            "staleness_mean": 0.0,
+            "staleness_max": 0,
+            "live_peers": 0,
+            "dropped": {},
+            "wait_s": 0.0,
+        }
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,212 @@
+"""Partial gradient exchange (DEGAN, Ako): every worker trains its own replica on everybody's gradients.
+
+    gradient of step t -> push into the window -> publish part t mod p -> wait under the SSP bound
+    -> collect the peers' windows -> Adam on (own + collected), as mean or sum -> moving average of G
+
+What always holds: replicas start from the same weights; each gradient of each worker reaches each
+live peer exactly once, at most p - 1 + slack steps late; with one worker it is the local mode; with
+parts 1, slack 0, the raw codec and the mean it is one process that averages the workers' gradients,
+bit for bit. A checkpoint is a synchronous step (everyone is awaited), so it has nothing in flight.
+
+With `updates: alternating` a step has two rounds: the discriminators' gradients are exchanged and
+applied first, then the generators', taken against the updated discriminators.
+
+Sources: Faezi, Bijani, Dolati, "DEGAN", Neurocomputing 419 (2021); Watcharapichat et al., "Ako",
+SoCC 2016; Ho et al., NIPS 2013. Departures from the released DEGAN code: common initial weights,
+all parameters trained, mean over the members as default, a bound on staleness, nothing lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import torch
+
+import config
+from config.settings import Experiment
+from degan.pair import GanPair
+from peers.bus import Bus
+from peers.codec import CODECS
+from peers.errors import StalledError
+from peers.exchange import Exchange, Rules
+from peers.message import VERSION, Layout
+from peers.partition import Schedule
+from peers.redis_bus import RedisBus
+from peers.rendezvous import Rendezvous, Start
+from peers.topology import complete
+from peers.types import Slice
+
+
+def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> RedisBus:
+    """Connect to our own Redis and to the peers'.
+
+    Raises:
+        config.UsageError: `peers` is only a number, so there are no addresses.
+        peers.errors.UnreachableError: a Redis does not answer.
+    """
+    if isinstance(settings.peers, int):
+        raise config.UsageError(
+            "peers: a number is for the local launcher (python -m launch local ...); "
+            "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
+        )
+    return RedisBus(
+        run=settings.name,
+        worker=worker,
+        urls=settings.peers,
+        incarnation=os.urandom(6).hex(),
+        peers=complete(worker, settings.workers),
+        connect_timeout_s=settings.connect_timeout_s,
+        patience_s=settings.bus.lease_s,
+        say=say,
+    )
+
+
+def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
+    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits.
+
+    Under the bound no reader is more than 2 * (slack + 1) rounds behind.
+    """
+    mode, every = settings.mode, settings.checkpoint_every
+    if mode.slack is None:
+        needed = settings.bus.unbounded_backlog * rounds_per_step
+    else:
+        needed = (2 * mode.slack + 3) * rounds_per_step + mode.parts * rounds_per_step
+    replay = every * rounds_per_step + needed if every else 0
+    return max(needed, min(replay, settings.bus.replay_bytes // max(1, round_bytes)))
+
+
+class PartialExchange:
+    """See `degan.modes.Mode`.
+
+    Args:
+        settings: the experiment.
+        pair: what is trained.
+        bus: our door to the peers; closed by `close`.
+        say: called with one line for a person.
+    """
+
+    def __init__(self, settings: Experiment, pair: GanPair, bus: Bus, say: Callable[[str], None]):
+        self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
+        mode = settings.mode
+        self._sections = pair.sections(mode.updates)
+        schedule = Schedule([Slice(*section) for section in self._sections], mode.parts)
+        codec = CODECS[mode.codec]
+        self._agreed = config.agreed(settings) | {
+            "protocol": VERSION,
+            "model (number of values)": pair.size,
+            "model (sample shape)": list(pair.sample_shape),
+        }
+        self._layout = Layout(
+            schedule=schedule,
+            codec=codec,
+            state_size=pair.statistics().size,
+            fingerprint=hashlib.blake2b(msgpack.packb(sorted(self._agreed.items())), digest_size=8).digest(),
+        )
+        round_bytes = codec.encoded_bytes(schedule.largest.size)
+        every = [n for n in (settings.checkpoint_every, settings.run.evaluate_every, settings.run.snapshot_every) if n]
+        self._rules = Rules(
+            slack=mode.slack,
+            reduce=mode.reduce,
+            keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
+            state_every=min(every, default=0),
+            lease_s=settings.bus.lease_s,
+            stall_timeout_s=settings.bus.stall_timeout_s,
+            finish_timeout_s=settings.bus.finish_timeout_s,
+            pool_threads=settings.bus.pool_threads,
+        )
+        budget = self._rules.keep_rounds * round_bytes / 2**20
+        say(
+            f"{pair.size:,} values in {mode.parts} parts of {round_bytes / 1024:,.0f} KiB; "
+            f"the outbox keeps {self._rules.keep_rounds} rounds, at most {budget:,.1f} MiB on this node's Redis"
+        )
+        self._exchange: Exchange | None = None
+        self._failure: BaseException | None = None
+        self._rendezvous = Rendezvous(
+            bus, self._agreed, self._rules.lease_s, settings.connect_timeout_s, say, self._fail
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        if self._exchange is not None:
+            self._exchange.gate.fail(error)
+
+    def begin(self, checkpoints, followed, load) -> int:
+        rounds = self._layout.schedule.rounds_per_step
+        self._rendezvous.claim(checkpoints)
+        while True:
+            start = self._rendezvous.meet(checkpoints, followed)
+            self._exchange = Exchange(self._bus, self._layout, self._pair.size, self._rules, self._say)
+            if start.kind == "join":
+                try:
+                    last = self._exchange.start(start, 0, self._take_state)
+                except StalledError as error:
+                    self._say(f"{error}; looking for the others again")
+                    self._exchange.close()
+                    continue
+            else:
+                if start.step:
+                    self._exchange.load_state(*load(start.step))
+                last = self._exchange.start(start, start.step * rounds)
+            if self._failure is not None:
+                raise self._failure
+            step = last // rounds
+            self._rendezvous.progress(step)
+            self._say_how(start, step)
+            return step
+
+    def _take_state(self, arrays, values) -> None:
+        self._pair.load_vectors(arrays, values)
+
+    def _say_how(self, start: Start, step: int) -> None:
+        peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
+        how = {"together": "begins", "replay": "replays", "join": "joins"}[start.kind]
+        self._say(f"{how} at step {step} with worker {peers}")
+
+    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
+        found = {}
+        for section in self._sections:
+            gradient, some = self._pair.gradients(section, real)
+            combined = self._exchange.exchange(gradient, lambda: is_cut or self.is_stopping(step))
+            self._pair.apply(section, combined)
+            found.update(some)
+        self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
+        self._rendezvous.progress(step)
+        return found
+
+    def settle(self) -> None:
+        self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
+
+    def finish(self) -> None:
+        for section, combined in self._exchange.finish():
+            self._pair.apply(section, combined)
+
+    def leave(self, is_together: bool) -> None:
+        self._exchange.leave(is_resumable=is_together)
+
+    def ask_to_stop(self, step: int) -> None:
+        self._exchange.ask_to_stop(step)
+
+    def is_stopping(self, step: int) -> bool:
+        stop_at = self._exchange.gate.stop_at
+        return stop_at is not None and step >= stop_at
+
+    def is_first(self) -> bool:
+        return all(self._bus.worker < peer for peer in self._exchange.gate.members())
+
+    def state(self):
+        return self._exchange.state()
+
+    def stats(self) -> dict[str, Any]:
+        return {**self._exchange.stats(), "wait_s": self._exchange.wait_s}
+
+    def close(self) -> None:
+        try:
+            if self._exchange is not None:
+                self._exchange.close()
+            self._rendezvous.close()
+        finally:
+            self._bus.close()

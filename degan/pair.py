@@ -1,0 +1,261 @@
+"""The GAN pair: a generator and a discriminator, their optimisers, and the generator's moving average.
+
+`GanPair` owns the weights; `gradients` and `apply` are the door through which training goes, so what
+happens between the two (nothing, or an exchange with peers) is the mode's business. The vector is the
+generator's parameters followed by the discriminator's, each flattened in module order.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import numpy as np
+import torch
+
+from config.settings import Experiment
+from degan import losses, models
+from degan.vector import Flat, to_numpy
+
+State = dict[str, torch.Tensor]
+
+# What a step updates at once: both networks, or one after the other.
+Section = tuple[int, int]
+
+
+def spawn_seed(seed: int, *path: int | str) -> int:
+    """A seed for one purpose, e.g. `spawn_seed(1, "latents", worker)`; 63 bits."""
+    text = repr((seed, *path)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class GanPair:
+    """A generator and a discriminator in training.
+
+    Weights begin the same on every worker (they depend on the seed alone); latents differ (they depend
+    on the worker as well).
+
+    Args:
+        settings: the experiment.
+        sample_shape: (channels, height, width) or (2,).
+        worker: our number; seeds the latents.
+        device: where to compute.
+    """
+
+    def __init__(self, settings: Experiment, sample_shape: tuple[int, ...], worker: int, device: torch.device):
+        self.settings, self.sample_shape, self.device = settings, tuple(sample_shape), device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spawn_seed(settings.seed, "weights"))
+            generator, discriminator = models.build(settings.model, self.sample_shape)
+        # The average starts as the generator itself. It is copied before the views are made.
+        average = copy.deepcopy(generator)
+        self.generator = Flat(generator.to(device))
+        self.discriminator = Flat(discriminator.to(device))
+        self.ema = Flat(average.to(device).eval().requires_grad_(True))
+        self.latent = settings.model.latent
+        optimiser = settings.optimiser
+        self._adams = [
+            torch.optim.Adam([flat.values], lr=rate, betas=optimiser.betas)
+            for flat, rate in (
+                (self.generator, optimiser.generator_lr),
+                (self.discriminator, optimiser.discriminator_lr),
+            )
+        ]
+        self._latents = torch.Generator().manual_seed(spawn_seed(settings.seed, "latents", worker))
+        self._mixing = torch.Generator(device=device).manual_seed(spawn_seed(settings.seed, "mixing", worker))
+        self._applied = 0
+        self._fake: torch.Tensor | None = None
+
+    # --- the vector ---------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of values in the vector: all trainable parameters."""
+        return self.generator.size + self.discriminator.size
+
+    def sections(self, updates: str) -> list[Section]:
+        """What one step updates, in order: `simultaneous` all at once, `alternating` D and then G."""
+        whole, border = self.size, self.generator.size
+        return [(0, whole)] if updates == "simultaneous" else [(border, whole), (0, border)]
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def gradients(self, section: Section, real: torch.Tensor | None) -> tuple[np.ndarray, dict[str, float]]:
+        """The gradient of one section at the current parameters.
+
+        Simultaneous updates take both networks' gradients at the same parameters and the same fakes. In
+        alternating updates the generator is judged by the discriminator that has just been updated, on the
+        fakes that it has just seen.
+
+        Args:
+            section: one of `sections(updates)`.
+            real: float32 (batch, *sample_shape) in [-1, 1] on any device; None for the generator's section,
+                which goes on with the fakes of the discriminator's.
+
+        Returns:
+            float32 (section's size,), and the losses by name.
+        """
+        has_generator, has_discriminator = section[0] == 0, section[1] == self.size
+        found = {}
+        if has_discriminator:
+            real = real.to(self.device, non_blocking=True)
+            self._fake = self.generator.module(self._draw(real.shape[0]))
+            found["d_loss"] = self._discriminator_gradient(real, self._fake.detach())
+        if has_generator:
+            found["g_loss"] = self._generator_gradient(self._fake)
+            self._fake = None
+        pieces = [flat.gradient for flat, wanted in self._wanted(has_generator, has_discriminator) if wanted]
+        return to_numpy(torch.cat(pieces)) if len(pieces) > 1 else to_numpy(pieces[0]).copy(), found
+
+    def apply(self, section: Section, gradient: np.ndarray) -> None:
+        """One Adam step with a gradient of a section, float32 (section's size,); then the moving average of G."""
+        has_generator, has_discriminator = section[0] == 0, section[1] == self.size
+        offset = 0
+        for adam, (flat, wanted) in zip(self._adams, self._wanted(has_generator, has_discriminator), strict=True):
+            if wanted:
+                flat.gradient.copy_(torch.from_numpy(gradient[offset : offset + flat.size]))
+                adam.step()
+                offset += flat.size
+        if has_generator:
+            self._average()
+
+    def _wanted(self, has_generator: bool, has_discriminator: bool):
+        return ((self.generator, has_generator), (self.discriminator, has_discriminator))
+
+    def _draw(self, count: int) -> torch.Tensor:
+        return torch.randn(count, self.latent, generator=self._latents).to(self.device)
+
+    def _discriminator_gradient(self, real: torch.Tensor, fake: torch.Tensor) -> float:
+        settings, network = self.settings, self.discriminator.module
+        self.discriminator.clear_gradient()
+        loss = losses.discriminator_loss(settings.loss, network(real), network(fake))
+        if settings.loss == "wasserstein_gp" and settings.regularisation.gradient_penalty:
+            penalty = losses.gradient_penalty(network, real, fake, self._mixing)
+            loss = loss + settings.regularisation.gradient_penalty * penalty
+        if settings.regularisation.r1_gamma:
+            loss = loss + 0.5 * settings.regularisation.r1_gamma * losses.r1_penalty(network, real)
+        loss.backward()
+        return float(loss.detach())
+
+    def _generator_gradient(self, fake: torch.Tensor) -> float:
+        self.generator.clear_gradient()
+        self.discriminator.freeze(True)
+        try:
+            loss = losses.generator_loss(self.settings.loss, self.discriminator.module(fake))
+            loss.backward()
+        finally:
+            self.discriminator.freeze(False)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moving average of G's weights and running statistics, with the decay warmed up over the first steps."""
+        self._applied += 1
+        decay = min(self.settings.optimiser.ema_decay, (1 + self._applied) / (10 + self._applied))
+        self.ema.values.data.lerp_(self.generator.values.data, 1 - decay)
+        self.ema.buffers.lerp_(self.generator.buffers, 1 - decay)
+
+    # --- what comes out -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, latents: torch.Tensor) -> torch.Tensor:
+        """The moving-average generator's samples, (n, *sample_shape) in [-1, 1], for latents (n, latent)."""
+        module = self.ema.module.eval()
+        batches = [module(batch.to(self.device)) for batch in latents.split(256)]
+        return torch.cat(batches).cpu()
+
+    # --- state --------------------------------------------------------------------------------
+
+    def networks(self) -> State:
+        """Both networks and the average as `generator.*`, `discriminator.*`, `ema.*` tensors, copied to the CPU."""
+        return {
+            f"{prefix}.{name}": tensor.detach().cpu().clone()
+            for prefix, flat in self._all()
+            for name, tensor in flat.module.state_dict().items()
+        }
+
+    def load_networks(self, tensors: State) -> None:
+        """The inverse of `networks`.
+
+        Raises:
+            ValueError: a tensor is missing or of another shape.
+        """
+        for prefix, flat in self._all():
+            own = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+            try:
+                flat.module.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(" ".join(str(error).split())) from None
+
+    def statistics(self) -> np.ndarray:
+        """BatchNorm's running statistics of G, D and the average, float32 (buffers,)."""
+        return to_numpy(torch.cat([flat.buffers for flat in (self.generator, self.discriminator, self.ema)])).copy()
+
+    def load_statistics(self, values: np.ndarray) -> None:
+        """The inverse of `statistics`."""
+        offset, tensor = 0, torch.from_numpy(values)
+        for flat in (self.generator, self.discriminator, self.ema):
+            flat.buffers.copy_(tensor[offset : offset + flat.buffers.numel()])
+            offset += flat.buffers.numel()
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """All that training depends on and that workers share, as flat float32 vectors by name."""
+        found = {"ema": self.ema.values, "statistics": torch.from_numpy(self.statistics())}
+        for name, flat, adam in self._named():
+            moments = adam.state.get(flat.values, {})
+            found[name] = flat.values
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{name}.{moment}"] = moments.get(moment, torch.zeros_like(flat.values))
+        return {name: to_numpy(tensor).copy() for name, tensor in found.items()}
+
+    def counters(self) -> dict[str, int]:
+        """The optimisers' and the average's step counts."""
+        counts = {"applied": self._applied}
+        for name, flat, adam in self._named():
+            counts[name] = int(adam.state[flat.values]["step"]) if flat.values in adam.state else 0
+        return counts
+
+    def load_vectors(self, vectors: dict[str, np.ndarray], counters: dict[str, int]) -> None:
+        """The inverse of `vectors` and `counters`.
+
+        Raises:
+            ValueError: a vector is missing or of another size.
+        """
+        mine = self.vectors()
+        for name, array in mine.items():
+            if name not in vectors or vectors[name].size != array.size:
+                raise ValueError(f"the state has no {name} of {array.size} values")
+        tensors = {name: torch.from_numpy(np.array(vectors[name], dtype=np.float32)) for name in mine}
+        self.ema.values.data.copy_(tensors["ema"])
+        self.load_statistics(tensors["statistics"].numpy())
+        self._applied = int(counters["applied"])
+        for name, flat, adam in self._named():
+            flat.values.data.copy_(tensors[name])
+            if counters[name]:
+                adam.state[flat.values] = {
+                    "step": torch.tensor(float(counters[name])),
+                    "exp_avg": tensors[f"{name}.exp_avg"].to(self.device),
+                    "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(self.device),
+                }
+
+    def random_state(self) -> State:
+        """Every random generator of ours, as uint8 tensors by name; torch's global one feeds dropout."""
+        return {
+            "latents": self._latents.get_state(),
+            "mixing": self._mixing.get_state(),
+            "global": torch.random.get_rng_state(),
+        }
+
+    def load_random_state(self, state: State) -> None:
+        self._latents.set_state(state["latents"])
+        self._mixing.set_state(state["mixing"])
+        torch.random.set_rng_state(state["global"])
+
+    def _all(self):
+        return (("generator", self.generator), ("discriminator", self.discriminator), ("ema", self.ema))
+
+    def _named(self):
+        return (
+            ("generator", self.generator, self._adams[0]),
+            ("discriminator", self.discriminator, self._adams[1]),
+        )

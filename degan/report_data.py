@@ -1,0 +1,270 @@
+"""What a run folder holds, read forgivingly: a run that died half-way still has something to tell.
+
+Missing files are empty, lines that are no JSON object are skipped and counted, values that are no finite
+number are None. A worker that restarted from a checkpoint wrote some steps twice: the newest line of a
+step is kept, and counters that began again at zero are continued from where they stood.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config import Experiment, UsageError, load
+
+COUNTERS = ("time_s", "sent_bytes", "received_bytes")
+MAX_PICTURES = 24
+MAX_PICTURE_BYTES = 8_000_000  # all pictures together
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass
+class Worker:
+    """One worker's lines of stats.jsonl, by rising step, with what went wrong.
+
+    `dropped` counts messages by reason over the whole run; `restarts` are (from step, to step).
+    """
+
+    number: int
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    dropped: dict[str, float] = field(default_factory=dict)
+    restarts: list[tuple[int, int]] = field(default_factory=list)
+
+    def series(self, key: str) -> list[tuple[float, float | None, float | None]]:
+        """(step, seconds, value) a line; None where the line has no finite number."""
+        return [(line["step"], line["time_s"], number(line.get(key))) for line in self.lines]
+
+    def last(self, key: str) -> float | None:
+        """The newest finite value of `key`."""
+        return next((value for _, _, value in reversed(self.series(key)) if value is not None), None)
+
+    def seconds_at(self, step: float) -> float | None:
+        """When the worker reached `step`, between its lines by straight interpolation."""
+        known = [(line["step"], line["time_s"]) for line in self.lines if line["time_s"] is not None]
+        if not known:
+            return None
+        before = (0, 0.0)
+        for at, seconds in known:
+            if at >= step:
+                share = (step - before[0]) / (at - before[0]) if at > before[0] else 1.0
+                return before[1] + share * (seconds - before[1])
+            before = (at, seconds)
+        return before[1] + (step - before[0]) * before[1] / before[0] if before[0] else None
+
+
+@dataclass
+class Run:
+    """Everything that the report shows; `metrics` maps name -> worker -> [(step, seconds, value)]."""
+
+    folder: Path
+    workers: dict[int, Worker]
+    metrics: dict[str, dict[int, list[tuple[float, float | None, float | None]]]]
+    experiment: Experiment | None
+    settings: str
+    environment: dict[str, Any]
+    shards: dict[str, Any] | None
+    pictures: list[tuple[str, bytes]]
+    pictures_left_out: int
+    unreadable: dict[str, int]
+
+    def measured(self) -> list[str]:
+        """The metrics with a sample count in their name, floors apart: FID first, then coverage, TV, the rest."""
+        order = ("fid", "coverage", "tv")
+        names = [name for name in self.metrics if re.match(r"[a-z]+\d+_", name) and not is_floor(name)]
+        return sorted(names, key=lambda name: (next((i for i, f in enumerate(order) if is_of(f, name)), 3), name))
+
+    def floor(self, name: str) -> float | None:
+        """The newest finite floor of a metric, of any worker."""
+        return self.newest(f"{name}_floor")
+
+    def newest(self, name: str) -> float | None:
+        """The newest finite value of a metric, of any worker."""
+        found = [point for line in self.metrics.get(name, {}).values() for point in line]
+        values = [(step, value) for step, _, value in found if value is not None]
+        return max(values)[1] if values else None
+
+
+def is_floor(name: str) -> bool:
+    """Whether a metric is the reference level of another: `fid5000_classifier_floor`."""
+    return name.endswith("_floor")
+
+
+def is_of(family: str, name: str) -> bool:
+    """Whether a metric is of a family: `fid5000_classifier` is of `fid`."""
+    return re.match(rf"{family}\d+_", name) is not None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder as the design's section 8 lays it out.
+
+    Raises:
+        UsageError: the folder is missing, or nothing in it was written by a run.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no run folder {folder}")
+    stats = {int(path.parent.name[1:]): path for path in folder.glob("w*/stats.jsonl") if _is_worker(path.parent.name)}
+    if not (stats or (folder / "experiment.yaml").is_file() or (folder / "metrics.jsonl").is_file()):
+        raise UsageError(f"{folder} is no run folder: it has no experiment.yaml, metrics.jsonl or w0/stats.jsonl")
+    unreadable: dict[str, int] = {}
+    experiment = None
+    if (folder / "experiment.yaml").is_file():
+        try:
+            experiment = load(folder / "experiment.yaml")
+        except UsageError:
+            unreadable["experiment.yaml"] = 1
+    workers = {index: Worker(index) for index in range(min(experiment.workers, 1024) if experiment else 0)}
+    for index, path in stats.items():
+        workers[index] = _worker(index, _lines(path, folder, unreadable))
+    metrics = _metrics(_lines(folder / "metrics.jsonl", folder, unreadable), workers)
+    pictures, left_out = _pictures(folder)
+    return Run(
+        folder=folder,
+        workers=dict(sorted(workers.items())),
+        metrics=metrics,
+        experiment=experiment,
+        settings=_without_passwords(_text(folder / "experiment.yaml")),
+        environment=_object(folder / "environment.json"),
+        shards=_shards(_object(folder / "shards.json")),
+        pictures=pictures,
+        pictures_left_out=left_out,
+        unreadable=unreadable,
+    )
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float, or None where it is none, not finite, or too large to be drawn (beyond 1e30)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if abs(value) <= 1e30 else None
+
+
+def _is_worker(name: str) -> bool:
+    return re.fullmatch(r"w[0-9]{1,6}", name) is not None
+
+
+def _whole(value: Any) -> int | None:
+    value = number(value)
+    return int(value) if value is not None and value >= 0 and value == int(value) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _json(_text(path))
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path, folder: Path, unreadable: dict[str, int]) -> list[dict[str, Any]]:
+    found = [_json(line) for line in _text(path).split("\n") if line.strip()]
+    good = [line for line in found if isinstance(line, dict) and _whole(line.get("step")) is not None]
+    if len(good) < len(found):
+        unreadable[str(path.relative_to(folder))] = len(found) - len(good)
+    return good
+
+
+def _worker(index: int, lines: list[dict[str, Any]]) -> Worker:
+    worker = Worker(index)
+    base: dict[str, float] = {}
+    dropped_base: dict[str, float] = {}
+    for raw in lines:
+        line = dict(raw, step=_whole(raw["step"]))
+        if worker.lines and line["step"] <= worker.lines[-1]["step"]:
+            newest = worker.lines[-1]["step"]
+            while worker.lines and worker.lines[-1]["step"] >= line["step"]:
+                worker.lines.pop()
+            if line["step"] < newest:
+                worker.restarts.append((newest, line["step"]))
+        for key in COUNTERS:
+            before = next((kept[key] for kept in reversed(worker.lines) if kept[key] is not None), None)
+            line[key] = _continued(number(line.get(key)), before, key, base)
+        drops = line.get("dropped") if isinstance(line.get("dropped"), dict) else {}
+        for reason, count in drops.items():
+            count = _continued(number(count), worker.dropped.get(reason), reason, dropped_base)
+            if count is not None:
+                worker.dropped[reason] = count
+        worker.lines.append(line)
+    return worker
+
+
+def _continued(value: float | None, before: float | None, key: str, base: dict[str, float]) -> float | None:
+    """A counter that fell has begun again at zero: go on from where it stood."""
+    if value is None:
+        return None
+    if before is not None and value + base.get(key, 0.0) < before:
+        base[key] = before
+    return value + base.setdefault(key, 0.0)
+
+
+def _metrics(lines: list[dict[str, Any]], workers: dict[int, Worker]) -> dict[str, dict[int, list]]:
+    newest: dict[str, dict[int, dict[int, float | None]]] = {}
+    for line in lines:
+        worker, name = _whole(line.get("worker")), line.get("metric")
+        if worker is None or not isinstance(name, str):
+            continue
+        workers.setdefault(worker, Worker(worker))
+        newest.setdefault(name, {}).setdefault(worker, {})[_whole(line["step"])] = number(line.get("value"))
+    return {
+        name: {
+            worker: [(step, workers[worker].seconds_at(step), value) for step, value in sorted(steps.items())]
+            for worker, steps in sorted(by_worker.items())
+        }
+        for name, by_worker in newest.items()
+    }
+
+
+def _shards(data: dict[str, Any]) -> dict[str, Any] | None:
+    classes, counts = data.get("classes"), data.get("counts")
+    if not isinstance(classes, list) or not isinstance(counts, list) or not classes or not counts:
+        return None
+    rows = [[number(value) or 0.0 for value in row] if isinstance(row, list) else [] for row in counts]
+    if any(len(row) != len(classes) for row in rows):
+        return None
+    return {"classes": [str(name) for name in classes], "counts": rows}
+
+
+def _pictures(folder: Path) -> tuple[list[tuple[str, bytes]], int]:
+    """The reals and the fakes in order of their steps; evenly thinned where they are many or large."""
+
+    def order(path: Path) -> tuple[int, str]:
+        found = re.search(r"\d+", path.stem)
+        return (int(found[0]) if found else -1, path.stem)
+
+    def whole_png(path: Path) -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return b""
+        return data if data.startswith(_PNG) and b"IEND" in data[-16:] and len(data) <= MAX_PICTURE_BYTES else b""
+
+    fakes = sorted(folder.glob("fakes*.png"), key=order)
+    sizes = [path.stat().st_size for path in fakes]
+    keep = min(len(fakes), MAX_PICTURES)
+    if fakes and sum(sizes) > 0:
+        keep = min(keep, max(2, int(MAX_PICTURE_BYTES * len(fakes) / sum(sizes))))
+    chosen = [fakes[round(i * (len(fakes) - 1) / max(1, keep - 1))] for i in range(keep)]
+    found = [(path.stem, whole_png(path)) for path in [folder / "reals.png", *chosen]]
+    return [(stem, data) for stem, data in found if data], len(fakes) - keep
+
+
+def _without_passwords(text: str) -> str:
+    """A report is sent around: passwords in Redis URLs stay at home."""
+    return re.sub(r"(rediss?://[^:@/\s]*:)[^@\s]*@", r"\1***@", text)

@@ -1,0 +1,69 @@
+"""The one door between modules and flat vectors.
+
+`Flat` moves a module's parameters, and its floating-point buffers, into one tensor each; the module's own
+tensors become views of it. So "all parameters as a vector" costs nothing, an optimiser works on a
+single tensor, and the exchange sees plain float32 numpy arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Flat:
+    """A module whose parameters, gradients and float buffers are views of flat tensors.
+
+    Args:
+        module: its parameters are replaced in place; move it to its device before.
+
+    Attributes:
+        values: float32 (parameters,), a leaf whose `.grad` collects the module's gradients.
+        gradient: float32 (parameters,), that `.grad`.
+        buffers: float32 (buffers,): BatchNorm's running means and variances, in module order.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.values = nn.Parameter(torch.cat([p.detach().reshape(-1).float() for p in parameters]))
+        self.gradient = torch.zeros_like(self.values, requires_grad=False)
+        self.values.grad = self.gradient
+        offset = 0
+        for parameter in parameters:
+            end = offset + parameter.numel()
+            parameter.data = self.values.data[offset:end].view(parameter.shape)
+            parameter.grad = self.gradient[offset:end].view(parameter.shape)
+            offset = end
+        self._parameters = parameters
+        floats = [b for b in module.buffers() if b.is_floating_point()]
+        self.buffers = (
+            torch.cat([b.detach().reshape(-1).float() for b in floats])
+            if floats
+            else torch.zeros(0, device=self.values.device)
+        )
+        offset = 0
+        for buffer in floats:
+            end = offset + buffer.numel()
+            buffer.data = self.buffers[offset:end].view(buffer.shape)
+            offset = end
+
+    @property
+    def size(self) -> int:
+        """Number of trainable parameters."""
+        return self.values.numel()
+
+    def clear_gradient(self) -> None:
+        """Zero the gradient in place; setting it to None would cut the views."""
+        self.gradient.zero_()
+
+    def freeze(self, is_frozen: bool) -> None:
+        """Whether backward passes leave this module's gradients alone."""
+        for parameter in self._parameters:
+            parameter.requires_grad_(not is_frozen)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A float32 numpy array of the same values; on the CPU a view, not a copy."""
+    return tensor.detach().cpu().numpy()

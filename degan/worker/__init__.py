@@ -1,0 +1,1 @@
+"""One worker process: settings to objects, the loop, the journal and the checkpoints."""

@@ -1,0 +1,130 @@
+"""`python -m degan.worker N --config FILE`: one worker, on its host, until the last step."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import traceback
+from pathlib import Path
+
+import config
+from config import UsageError
+from degan.worker.journal import say
+from degan.worker.number import worker_number
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m degan.worker", description="Train one worker of an experiment, on this host."
+    )
+    found.add_argument("number", nargs="?", help="which worker this is, from 0; else RANK and the like say")
+    found.add_argument("--config", required=True, metavar="FILE", help="the experiment file, the same on every host")
+    found.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
+    found.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting")
+    found.add_argument("--resume", metavar="latest|PATH", help="go on from a checkpoint")
+    found.add_argument("--dry-run", action="store_true", help="check the settings, the data and the models, then stop")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """Run one worker.
+
+    Returns:
+        0 when done or asked to stop; 1 when the run failed; 2 when a person has to mend something.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        settings = config.load(arguments.config, arguments.set)
+        number, source = worker_number(arguments.number, settings.workers, os.environ, platform.node())
+        if arguments.number is None:
+            say(f"this is worker {number}, from {source}")
+        out = Path(arguments.out or Path("runs") / settings.name)
+        return _run(settings, number, out, arguments.resume, arguments.dry_run)
+    except UsageError as error:
+        print(f"degan.worker: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int:
+    # Torch takes seconds to load; a mistyped key is known before.
+    from degan import modes
+    from degan.worker.checkpoints import Checkpoints
+    from degan.worker.loop import Loop, Signals
+    from degan.worker.objects import Objects, write_once
+    from peers.errors import PeersError, SetupError
+
+    objects = Objects.build(settings, number)
+    if is_dry:
+        say(
+            f"worker {number} of {settings.workers}: {len(objects.shard):,} samples, "
+            f"{objects.pair.size:,} values, device {objects.pair.device}; nothing was started"
+        )
+        return 0
+    folder = _prepare_folder(out, number)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
+    steps = _resumable(checkpoints, resume, folder, settings)
+    signals, mode = Signals(), None
+    signals.install()
+    try:
+        mode = modes.build(settings, number, objects.pair, say)
+        write_once(out / "experiment.yaml", config.dump(settings))
+        (folder / "pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
+        Loop(objects, mode, out, checkpoints, steps, signals, say).run()
+        return 0
+    except SetupError as error:
+        raise UsageError(str(error)) from None
+    except PeersError as error:
+        print(f"degan.worker: worker {number} failed: {error}", file=sys.stderr)
+        return 1
+    except UsageError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print(f"degan.worker: worker {number} failed; this is a defect, please report the lines above", file=sys.stderr)
+        return 1
+    finally:
+        if mode is not None:
+            mode.close()
+
+
+def _prepare_folder(out: Path, number: int) -> Path:
+    folder = out / f"w{number}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+    return folder
+
+
+def _resumable(checkpoints, resume: str | None, folder: Path, settings: config.Experiment) -> list[int]:
+    """The steps that this worker may resume from, newest last."""
+    from degan.worker.checkpoints import check_same_experiment, read
+
+    if resume is None:
+        if checkpoints.steps():
+            raise UsageError(
+                f"{folder} holds checkpoints of an earlier run; add --resume latest to go on, or choose another --out"
+            )
+        return []
+    if resume == "latest":
+        steps = checkpoints.whole_steps()
+        if not steps:
+            say(f"nothing to resume in {checkpoints.folder}; starting at the beginning")
+    else:
+        path = Path(resume).resolve()
+        if path.parent != checkpoints.folder.resolve():
+            raise UsageError(f"--resume {resume}: expected latest, or a folder in {checkpoints.folder}")
+        steps = [read(path).step]
+    if steps:
+        newest = checkpoints.load(steps[-1])
+        check_same_experiment(newest, config.agreed(settings), str(checkpoints.folder / f"{steps[-1]:06d}"))
+    return steps
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

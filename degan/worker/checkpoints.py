@@ -1,0 +1,168 @@
+"""Checkpoints: a folder a step, whole or not there, read without executing anything.
+
+    checkpoints/000500/model.safetensors      generator.*, discriminator.*, ema.*
+                       optimiser.safetensors  Adam's moments, random generators, the mode's arrays
+                       manifest.json          step, counters, data position, cursors, sha256 of the files
+
+Written into a temporary folder, synced to disk, renamed. A folder whose files do not have the sums
+of its manifest is passed over, and said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from config import UsageError
+
+FORMAT = 1
+MODEL, OPTIMISER, MANIFEST = "model.safetensors", "optimiser.safetensors", "manifest.json"
+
+
+@dataclass
+class Checkpoint:
+    """What was saved.
+
+    Attributes:
+        step: after which it was taken.
+        model, optimiser: tensors by name.
+        values: everything small; plain JSON values.
+        agreed: the settings of the experiment that made it (`config.agreed`).
+    """
+
+    step: int
+    model: dict[str, torch.Tensor]
+    optimiser: dict[str, torch.Tensor]
+    values: dict[str, Any]
+    agreed: dict[str, Any]
+
+
+class Checkpoints:
+    """One worker's checkpoints.
+
+    Args:
+        folder: usually RUN/wN/checkpoints.
+        keep: how many of the newest stay.
+        say: called with one line for a person.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
+        self.folder, self._keep, self._say = folder, keep, say
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint; returns its folder. An old one of the same step is replaced."""
+        final = self.folder / f"{checkpoint.step:06d}"
+        temporary = self.folder / f".{checkpoint.step:06d}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(checkpoint.model, temporary / MODEL)
+        save_file(checkpoint.optimiser, temporary / OPTIMISER)
+        manifest = {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "files": {name: _sha256(temporary / name) for name in (MODEL, OPTIMISER)},
+            "agreed": checkpoint.agreed,
+            "values": checkpoint.values,
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync(self.folder)
+        for step in self.steps()[: -self._keep]:
+            shutil.rmtree(self.folder / f"{step:06d}", ignore_errors=True)
+        return final
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, oldest first; whole or not."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch(r"\d{6,}", path.name))
+
+    def whole_steps(self) -> list[int]:
+        """Steps of the checkpoints whose files are as they were written."""
+        return [step for step in self.steps() if self._is_whole(step)]
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            read(self.folder / f"{step:06d}")
+            return True
+        except UsageError as error:
+            self._say(f"passing over a damaged checkpoint: {error}")
+            return False
+
+    def load(self, step: int) -> Checkpoint:
+        """Read the checkpoint of a step. Raises as `read`."""
+        return read(self.folder / f"{step:06d}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, with the sums of its files checked.
+
+    Raises:
+        UsageError: no checkpoint, or a damaged one.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UsageError(f"{folder}: checkpoint format {manifest['format']}, this degan reads {FORMAT}")
+        for name in (MODEL, OPTIMISER):
+            if _sha256(folder / name) != manifest["files"][name]:
+                raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder} is no whole checkpoint ({type(error).__name__}: {error})") from None
+    return manifest
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder. Raises as `read_manifest`."""
+    manifest = read_manifest(folder)
+    try:
+        model, optimiser = load_file(folder / MODEL), load_file(folder / OPTIMISER)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder} is no whole checkpoint ({error})") from None
+    return Checkpoint(int(manifest["step"]), model, optimiser, manifest["values"], manifest["agreed"])
+
+
+def check_same_experiment(checkpoint: Checkpoint, agreed: dict[str, Any], where: str) -> None:
+    """Refuse a checkpoint of another experiment; how long and how often may differ.
+
+    Raises:
+        UsageError: names the key that differs.
+    """
+    free = ("run.", "bus.")
+    mine = {key: value for key, value in json.loads(json.dumps(agreed)).items() if not key.startswith(free)}
+    theirs = {key: value for key, value in checkpoint.agreed.items() if not key.startswith(free)}
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            raise UsageError(
+                f"{where} is of another experiment: {key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

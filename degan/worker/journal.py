@@ -1,0 +1,75 @@
+"""What a worker writes down: lines in stats.jsonl and metrics.jsonl, pictures, and its log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def say(line: str) -> None:
+    """One line for a person, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+class Journal:
+    """Appends to the run folder. A line is one write, so several workers may share a file.
+
+    Args:
+        run: the run folder.
+        worker: our number.
+    """
+
+    def __init__(self, run: Path, worker: int):
+        self.folder = run / f"w{worker}"
+        self._worker = worker
+        self._stats = self.folder / "stats.jsonl"
+        self._metrics = run / "metrics.jsonl"
+
+    def forget_after(self, step: int) -> None:
+        """Drop our lines of steps after `step`, which are about to be lived again."""
+        for path, is_ours in ((self._stats, lambda line: True),):
+            if not path.exists():
+                continue
+            kept = [line for line in read_lines(path) if line.get("step", 0) <= step or not is_ours(line)]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def stats(self, line: dict[str, Any]) -> None:
+        _append(self._stats, line)
+
+    def metric(self, step: int, images: int, name: str, value: float, seconds: float, **more: Any) -> None:
+        line = {"step": step, "worker": self._worker, "images": images, "metric": name, "value": value}
+        _append(self._metrics, {**line, "seconds": seconds, **more})
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line that was cut off is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    text = json.dumps({key: _finite(value) for key, value in line.items()}) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN; a number that is none becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,206 @@
+"""The loop of one worker: train a step, write down what happened, save, and stop when asked.
+
+At a cut (an evaluation, a snapshot, a checkpoint, the end) the mode makes the workers' running
+statistics alike first, so what is shown and saved is of one moment.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config
+from degan.modes import Mode
+from degan.pair import spawn_seed
+from degan.pictures import grid, save_png
+from degan.worker.checkpoints import Checkpoints, check_same_experiment
+from degan.worker.journal import Journal
+from degan.worker.objects import Objects, shards_json, write_once
+
+GRID_COLUMNS = 8
+
+
+class Signals:
+    """What the process was asked to do: leave alone (Ctrl-C, SIGTERM, SIGUSR1) or stop all together (SIGUSR2).
+
+    The first signal lets the step end; a second one of the same kind ends the process at once.
+    """
+
+    def __init__(self):
+        self.is_leaving = self.is_together = False
+
+    def install(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._leave)
+        if hasattr(signal, "SIGUSR2"):
+            signal.signal(signal.SIGUSR2, self._stop)
+
+    def _leave(self, number: int, frame: Any) -> None:
+        if self.is_leaving:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.is_leaving = True
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.is_together = True
+
+
+class Loop:
+    """Runs one worker from its start, or a checkpoint, to the last step.
+
+    Args:
+        objects: what the worker trains with.
+        mode: how it trains.
+        run: the run folder.
+        checkpoints: where to save.
+        resume_from: steps that may be resumed from; empty for a fresh start.
+        signals: what the process was asked to do.
+        say: called with one line for a person.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        mode: Mode,
+        run: Path,
+        checkpoints: Checkpoints,
+        resume_from: list[int],
+        signals: Signals,
+        say: Callable[[str], None],
+    ):
+        self._objects, self._mode, self._run_folder = objects, mode, run
+        self._settings = objects.settings
+        self._checkpoints, self._resume_from = checkpoints, resume_from
+        self._signals, self._say = signals, say
+        self._journal = Journal(run, objects.worker)
+        self._trained_s = 0.0
+        self._latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "grid"))
+        self._grid_latents = torch.randn(GRID_COLUMNS**2, objects.pair.latent, generator=self._latents)
+        self._losses: list[dict[str, float]] = []
+        self._log_mark = (0, 0.0, 0.0)
+
+    def run(self) -> int:
+        """Train; returns the step that was reached.
+
+        Raises:
+            UsageError, peers.errors.PeersError: as the mode and the data do.
+        """
+        step = self._begin()
+        steps = self._settings.run.steps
+        if step == 0:
+            self._show(0)
+        self._log_mark = (step, self._trained_s, self._mode.stats()["wait_s"])
+        has_asked = False
+        while step < steps:
+            if self._signals.is_together and not has_asked:
+                self._mode.ask_to_stop(step)
+                has_asked = True
+            step += 1
+            began = time.monotonic()
+            is_cut = step == steps or any(step % every == 0 for every in self._periods())
+            losses = self._mode.step(step, self._objects.shard.next_batch(), is_cut)
+            self._losses.append(losses)
+            # Time spent on looking and saving is not time spent on training.
+            self._trained_s += time.monotonic() - began
+            if step % self._settings.run.log_every == 0 or step == steps:
+                self._log(step)
+            is_stopping = self._mode.is_stopping(step)
+            if is_cut or is_stopping:
+                self._mode.settle()
+            if step == steps:
+                break
+            if self._signals.is_leaving or is_stopping:
+                return self._stop(step, is_together=is_stopping and not self._signals.is_leaving)
+            if is_cut:
+                self._show(step)
+                self._save(step, is_due=self._is_due(step, self._settings.checkpoint_every))
+        self._mode.finish()
+        self._show(step)
+        self._save(step, is_due=True)
+        self._say(f"finished after {step} steps and {self._trained_s:.1f} s")
+        return step
+
+    def _begin(self) -> int:
+        followed = {}
+        if self._resume_from:
+            newest = self._checkpoints.load(self._resume_from[-1])
+            followed = {
+                int(peer): (incarnation, sequence)
+                for peer, (_, incarnation, sequence) in newest.values["mode"].get("followed", {}).items()
+            }
+        step = self._mode.begin(self._resume_from, followed, self._load)
+        self._journal.forget_after(step)
+        if self._mode.is_first() or not (self._run_folder / "shards.json").exists():
+            write_once(self._run_folder / "shards.json", shards_json(self._objects))
+        if self._mode.is_first() and not (self._run_folder / "reals.png").exists():
+            save_png(self._run_folder / "reals.png", grid(self._objects.sample_reals(GRID_COLUMNS**2), GRID_COLUMNS))
+        return step
+
+    def _load(self, step: int):
+        checkpoint = self._checkpoints.load(step)
+        where = str(self._checkpoints.folder / f"{step:06d}")
+        check_same_experiment(checkpoint, config.agreed(self._settings), where)
+        self._trained_s = float(checkpoint.values.get("trained_s", 0.0))
+        return self._objects.restore(checkpoint)
+
+    def _periods(self) -> list[int]:
+        run = self._settings.run
+        return [n for n in (run.evaluate_every, run.snapshot_every, self._settings.checkpoint_every) if n]
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._settings.run.steps)
+
+    def _stop(self, step: int, is_together: bool) -> int:
+        """Save and say goodbye before the end."""
+        self._mode.leave(is_together)
+        self._save(step, is_due=True)
+        how = "together with the others" if is_together else "leaving the others"
+        self._say(f"stopped after step {step}, {how}; go on with --resume latest")
+        return step
+
+    def _log(self, step: int) -> None:
+        stats = self._mode.stats()
+        since, since_s, waited_s = self._log_mark
+        count = max(1, step - since)
+        wait_s = stats.pop("wait_s")
+        losses = {name: sum(line[name] for line in self._losses) / len(self._losses) for name in self._losses[0]}
+        self._journal.stats(
+            {
+                "step": step,
+                "time_s": round(self._trained_s, 3),
+                "images": step * self._settings.data.batch_size,
+                **losses,
+                "step_s": (self._trained_s - since_s) / count,
+                "wait_s": (wait_s - waited_s) / count,
+                **stats,
+            }
+        )
+        self._losses = []
+        self._log_mark = (step, self._trained_s, wait_s)
+
+    def _show(self, step: int) -> None:
+        """Evaluate and draw, where it is due."""
+        run, pair = self._settings.run, self._objects.pair
+        if self._is_due(step, run.snapshot_every):
+            picture = grid(pair.sample(self._grid_latents), GRID_COLUMNS)
+            save_png(self._journal.folder / f"fakes-{step:06d}.png", picture)
+            if self._mode.is_first():
+                save_png(self._run_folder / f"fakes-{step:06d}.png", picture)
+        if self._is_due(step, run.evaluate_every):
+            latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "evaluation"))
+            images = step * self._settings.data.batch_size
+            for metric in self._objects.evaluator.evaluate(
+                lambda count: pair.sample(torch.randn(count, pair.latent, generator=latents))
+            ):
+                self._journal.metric(step, images, metric.name, metric.value, round(metric.seconds, 3))
+
+    def _save(self, step: int, is_due: bool) -> None:
+        if is_due:
+            checkpoint = self._objects.checkpoint(step, self._mode.state(), trained_s=self._trained_s)
+            self._checkpoints.save(checkpoint)

@@ -1,0 +1,143 @@
+"""From settings to the objects that a worker trains with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import config
+from config import UsageError
+from config.settings import Experiment
+from degan.data.shard import Shard
+from degan.data.sources import load, prepare
+from degan.data.splits import class_counts, split
+from degan.metrics.evaluate import Evaluator
+from degan.pair import GanPair, spawn_seed
+from degan.worker.checkpoints import Checkpoint
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one.
+
+    Raises:
+        UsageError: a GPU is asked for that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(name.partition(":")[2] or 0)
+        if index >= count:
+            raise UsageError(f"device: {name} is not there ({count} GPUs found); use device: auto or cpu")
+    return torch.device(name)
+
+
+@dataclass
+class Objects:
+    """What one worker has.
+
+    Attributes:
+        counts: int64 (workers, classes), how many samples of each class each worker holds.
+        sample_reals: float32 (k, *sample_shape), the same k test samples on every worker, for reals.png.
+    """
+
+    settings: Experiment
+    worker: int
+    shard: Shard
+    pair: GanPair
+    evaluator: Evaluator
+    classes: tuple[str, ...]
+    counts: np.ndarray
+    sample_reals: Callable[[int], torch.Tensor]
+
+    @classmethod
+    def build(cls, settings: Experiment, worker: int, inception: Path | None = None) -> Objects:
+        """Load the data, cut the shard, make the networks.
+
+        Raises:
+            UsageError: the data is not there, the shard is too small, the device is absent.
+        """
+        device = pick_device(settings.device)
+        prepare(settings.data, settings.model.image_size)
+        source = load(settings.data, settings.model.image_size, "train")
+        parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
+        shard = Shard(source, parts[worker], settings.seed, worker, settings.data.batch_size)
+        pair = GanPair(settings, source.sample_shape, worker, device)
+        # Dropout draws from torch's global generator.
+        torch.manual_seed(spawn_seed(settings.seed, "global", worker))
+
+        def sample_reals(count: int) -> torch.Tensor:
+            chosen = np.random.default_rng(spawn_seed(settings.seed, "reals")).choice(
+                len(source), min(count, len(source)), replace=False
+            )
+            return source.take(chosen)
+
+        return cls(
+            settings=settings,
+            worker=worker,
+            shard=shard,
+            pair=pair,
+            evaluator=Evaluator(settings, inception, device=device, train=source),
+            classes=tuple(source.classes),
+            counts=class_counts(source.labels, parts, len(source.classes)),
+            sample_reals=sample_reals,
+        )
+
+    def checkpoint(self, step: int, mode_state: tuple[dict[str, np.ndarray], dict[str, Any]], **values) -> Checkpoint:
+        """Everything that going on from here needs."""
+        arrays, mode_values = mode_state
+        vectors = {name: torch.from_numpy(array) for name, array in self.pair.vectors().items() if "." in name}
+        optimiser = {
+            **vectors,
+            **{f"random.{name}": tensor for name, tensor in self.pair.random_state().items()},
+            **{f"mode.{name}": torch.from_numpy(array) for name, array in arrays.items()},
+        }
+        more = {
+            "counters": self.pair.counters(),
+            "data": self.shard.state(),
+            "mode": mode_values,
+            "sample_shape": list(self.pair.sample_shape),
+            **values,
+        }
+        return Checkpoint(step, self.pair.networks(), optimiser, more, config.agreed(self.settings))
+
+    def restore(self, checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The inverse of `checkpoint`; returns the mode's state.
+
+        Raises:
+            UsageError: the checkpoint does not fit the networks.
+        """
+        try:
+            self.pair.load_networks(checkpoint.model)
+            vectors = self.pair.vectors()
+            vectors.update({n: t.numpy() for n, t in checkpoint.optimiser.items() if n in vectors})
+            self.pair.load_vectors(vectors, checkpoint.values["counters"])
+            self.pair.load_random_state(
+                {n.removeprefix("random."): t for n, t in checkpoint.optimiser.items() if n.startswith("random.")}
+            )
+            self.shard.load_state(checkpoint.values["data"])
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"the checkpoint of step {checkpoint.step} does not fit: {error}") from None
+        arrays = {n.removeprefix("mode."): t.numpy() for n, t in checkpoint.optimiser.items() if n.startswith("mode.")}
+        return arrays, checkpoint.values["mode"]
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a file that all workers of a run would write alike; whole, and only if it is not there."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def shards_json(objects: Objects) -> str:
+    """The class counts of all workers' shards, for the report."""
+    return json.dumps({"classes": list(objects.classes), "counts": objects.counts.tolist()})

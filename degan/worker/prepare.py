@@ -1,0 +1,44 @@
+"""`python -m degan.worker.prepare --config FILE`: once before the workers, so that they find everything there.
+
+Downloads the data set if the settings say so, and trains the classifier of the metrics into the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import config
+from config import UsageError
+
+
+def main(argv: list[str]) -> int:
+    """Prepare an experiment; 0, or 2 with one line when a person has to mend something."""
+    parser = argparse.ArgumentParser(prog="python -m degan.worker.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = config.load(arguments.config)
+        from degan import models
+        from degan.data.shard import Shard
+        from degan.data.sources import load, prepare
+        from degan.data.splits import split
+        from degan.metrics import classifier
+
+        prepare(settings.data, settings.model.image_size)
+        source = load(settings.data, settings.model.image_size, "train")
+        # What would stop one of the workers stops here, before any of them starts.
+        parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
+        for worker, indices in enumerate(parts):
+            Shard(source, indices, settings.seed, worker, settings.data.batch_size)
+        models.build(settings.model, source.sample_shape)
+        if settings.run.evaluate_every:
+            classifier.obtain(source)
+    except UsageError as error:
+        print(f"degan: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""`python -m launch COMMAND`: what is typed, checked and handed to the command; errors become one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from config import UsageError
+from launch.plan import Commands, Limits
+from launch.servers import KINDS
+from launch.voice import Voice
+
+EPILOG = """example:
+  python -m launch local smoke --out runs/first --set run.steps=100
+"""
+
+
+def main(argv: list[str], commands: Commands | None = None, limits: Limits | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after the program's name.
+        commands: how workers, preparation and report are called; tests give a stand-in.
+        limits: how long to wait for what.
+
+    Returns:
+        The exit code; 2 for a thing that the person can mend, said in one line.
+    """
+    words = _parser().parse_args(argv)
+    voice = Voice()
+    try:
+        return words.run(words, voice, ["python", "-m", "launch", *argv], commands, limits)
+    except UsageError as error:
+        voice.error(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Start degan runs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_local(commands)
+    return parser
+
+
+def _add_local(commands: argparse._SubParsersAction) -> None:
+    local = commands.add_parser("local", help="all workers and their Redis servers on this machine", allow_abbrev=False)
+    local.add_argument("file", metavar="FILE", help="experiment file, run folder, or the name of one that comes along")
+    local.add_argument("--out", metavar="DIR", required=True, help="the run folder")
+    local.add_argument("--workers", metavar="N", type=int, help="how many; default: what the file says in peers")
+    local.add_argument("--bus", choices=("auto", *KINDS), default="auto", help="which Redis; default: the first found")
+    local.add_argument("--servers", choices=("each", "one"), default="each", help="one Redis a worker, or one for all")
+    local.add_argument("--port", metavar="BASE", type=int, help="the first Redis port; default: any free ones")
+    local.add_argument("--set", metavar="a.b=c", action="append", default=[], help="change a setting; repeatable")
+    local.add_argument("--resume", choices=("latest",), help="go on with the run in DIR from its newest checkpoints")
+    local.set_defaults(run=_run_local)
+
+
+def _run_local(
+    words: argparse.Namespace,
+    voice: Voice,
+    command_line: list[str],
+    commands: Commands | None,
+    limits: Limits | None,
+) -> int:
+    from launch import local, plan
+
+    made = plan.make(
+        words.file,
+        words.out,
+        workers=words.workers,
+        overrides=words.set,
+        bus=words.bus,
+        one_server=words.servers == "one",
+        port=words.port,
+        resume=words.resume is not None,
+        commands=commands,
+        limits=limits,
+    )
+    return local.run(made, voice, command_line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

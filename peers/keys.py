@@ -1,0 +1,34 @@
+"""Every Redis key that degan uses; all begin with `degan:{run}:{worker}:`.
+
+| key                       | type   | writer     | readers  | lifetime                             |
+| ------------------------- | ------ | ---------- | -------- | ------------------------------------ |
+| lease                     | string | the worker | all      | PX lease; renewed by its heartbeat   |
+| <incarnation>:out         | stream | the worker | all      | exact MAXLEN; EXPIRE, renewed        |
+| <incarnation>:to:<peer>   | stream | the worker | the peer | exact MAXLEN; EXPIRE, renewed        |
+| <incarnation>:state       | hash   | the worker | all      | EXPIRE, renewed                      |
+
+A worker writes only under its own number, on its own node's Redis. The incarnation in the key
+makes a worker that was restarted, or a Redis that lost its data, visible to every reader: a cursor
+that is ahead of a reborn stream of the same name would wait for ever without an error.
+"""
+
+from __future__ import annotations
+
+
+class Keys:
+    """The keys of one run."""
+
+    def __init__(self, run: str):
+        self.run = run
+
+    def lease(self, worker: int) -> str:
+        return f"degan:{self.run}:{worker}:lease"
+
+    def out(self, worker: int, incarnation: str) -> str:
+        return f"degan:{self.run}:{worker}:{incarnation}:out"
+
+    def direct(self, worker: int, incarnation: str, peer: int) -> str:
+        return f"degan:{self.run}:{worker}:{incarnation}:to:{peer}"
+
+    def state(self, worker: int, incarnation: str) -> str:
+        return f"degan:{self.run}:{worker}:{incarnation}:state"

@@ -1,0 +1,47 @@
+"""Error feedback: what a lossy codec drops is added to the next drain of the same part.
+
+So nothing is lost over a run: what was delivered, plus what is kept here, is what was produced.
+
+Source: Seide et al., "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel
+Distributed Training of Speech DNNs", Interspeech 2014; Karimireddy et al., "Error Feedback Fixes
+SignSGD and other Gradient Compression Schemes", ICML 2019.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peers.codec import Codec
+from peers.types import Buffer, Slice
+
+
+class ErrorFeedback:
+    """A codec with a memory of what it dropped. Used by one thread at a time.
+
+    Args:
+        codec: the codec; an exact one needs and gets no memory.
+        size: number of values in the vector.
+    """
+
+    def __init__(self, codec: Codec, size: int):
+        self.codec = codec
+        self._kept = None if codec.is_exact else np.zeros(size, dtype=np.float32)
+
+    def encode(self, chunk: Slice, values: np.ndarray) -> Buffer:
+        """Write float32 (chunk.size,), which belongs at `chunk` of the vector; `values` may be changed."""
+        if self._kept is None:
+            return self.codec.encode(values)
+        kept = self._kept[chunk.start : chunk.stop]
+        values += kept
+        payload = self.codec.encode(values)
+        self.codec.decode(payload, kept)
+        np.subtract(values, kept, out=kept)
+        return payload
+
+    def state(self) -> np.ndarray:
+        """What has been dropped and not yet sent again, float32 (size,) or (0,) for an exact codec."""
+        return np.zeros(0, dtype=np.float32) if self._kept is None else self._kept.copy()
+
+    def load_state(self, values: np.ndarray) -> None:
+        if self._kept is not None and values.size:
+            self._kept[:] = values

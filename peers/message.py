@@ -1,0 +1,241 @@
+"""The wire: headers, chunks and whole messages, with no socket and no thread in sight.
+
+A message is cut into entries of at most 256 KiB of payload, each with a small MessagePack header.
+`Layout` is what both sides must agree on; from it a receiver computes the slice, the number of
+chunks and the exact size of each payload that a header may announce, and refuses anything else
+before it allocates. An `Assembler` puts one sender's entries together again; the entries of one
+sender come in order, so it holds at most one unfinished message of a stream.
+
+Nothing from the wire is unpickled, evaluated, imported or used as a path.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+
+from peers.codec import CODECS, Codec
+from peers.errors import MessageError
+from peers.lossy import ErrorFeedback
+from peers.partition import Schedule
+from peers.types import Buffer, Entry, Message, Slice
+
+VERSION = 1
+MAX_FIELDS_BYTES = 64 * 1024
+MAX_ROUND = 2**48
+
+# Kinds that carry a vector, and kinds that carry a small map.
+VECTOR_KINDS = ("part", "state")
+FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop")
+
+
+class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A stream entry's header; the design's section 4 has the meaning of the keys."""
+
+    v: int
+    k: str
+    r: int
+    i: int
+    n: int
+    a: int
+    b: int
+    f: bytes
+    z: int
+    c: str = ""
+    x: dict[str, float] = {}
+
+
+_encode_header = msgspec.msgpack.Encoder().encode
+_decode_header = msgspec.msgpack.Decoder(Header).decode
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every worker of a run must agree on to understand the others.
+
+    Attributes:
+        schedule: which slice travels in which round.
+        codec: of the parts; states are always raw.
+        state_size: number of values in a `state` message (averaged buffers).
+        fingerprint: 8 bytes over the vector layout and the settings that must agree.
+    """
+
+    schedule: Schedule
+    codec: Codec
+    state_size: int
+    fingerprint: bytes
+
+    def slice_of(self, kind: str, round: int) -> Slice:
+        """The slice that a message of this kind and round must cover."""
+        return self.schedule.slice(round) if kind == "part" else Slice(0, self.state_size)
+
+    def codec_of(self, kind: str) -> Codec:
+        return self.codec if kind == "part" else CODECS["raw"]
+
+    def entries_per_round(self) -> int:
+        """The most entries that one `part` message takes."""
+        return len(list(chunks(self.schedule.largest, self.codec)))
+
+    def entries_per_state(self) -> int:
+        """Entries of one `state` message; 0 where there are no buffers."""
+        return len(list(chunks(Slice(0, self.state_size), CODECS["raw"]))) if self.state_size else 0
+
+    def largest_payload_bytes(self) -> int:
+        """The largest payload of any entry, for sizing reads."""
+        sizes = [MAX_FIELDS_BYTES // 16]
+        for size, codec in ((self.schedule.largest.size, self.codec), (self.state_size, CODECS["raw"])):
+            sizes.append(codec.encoded_bytes(min(size, codec.chunk_values)))
+        return max(sizes)
+
+
+def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
+    """The pieces in which a slice travels; an empty slice is one empty piece."""
+    for start in range(whole.start, max(whole.stop, whole.start + 1), codec.chunk_values):
+        yield Slice(start, min(start + codec.chunk_values, whole.stop))
+
+
+def encode_vector(
+    layout: Layout, kind: str, round: int, values: np.ndarray, lossy: ErrorFeedback | None = None
+) -> list[tuple[bytes, Buffer]]:
+    """A vector message as (header, payload) entries.
+
+    Args:
+        values: float32 (slice.size,); changed in place where `lossy` adds what it kept.
+        lossy: error feedback for parts; without it the codec is used as it is.
+    """
+    whole, codec = layout.slice_of(kind, round), layout.codec_of(kind)
+    pieces = list(chunks(whole, codec))
+    entries = []
+    for index, piece in enumerate(pieces):
+        part = values[piece.start - whole.start : piece.stop - whole.start]
+        payload = lossy.encode(piece, part) if lossy else codec.encode(part)
+        header = Header(
+            v=VERSION,
+            k=kind,
+            r=round,
+            i=index,
+            n=len(pieces),
+            a=whole.start,
+            b=whole.stop,
+            f=layout.fingerprint,
+            z=zlib.crc32(payload),
+            c=codec.name,
+        )
+        entries.append((_encode_header(header), payload))
+    return entries
+
+
+def encode_fields(layout: Layout, kind: str, round: int, fields: dict[str, Any]) -> list[tuple[bytes, Buffer]]:
+    """A message that is a small map, as one entry.
+
+    Raises:
+        ValueError: the map is larger than 64 KiB.
+    """
+    payload = msgpack.packb(fields)
+    if len(payload) > MAX_FIELDS_BYTES:
+        raise ValueError(f"a {kind} of {len(payload)} bytes does not fit in {MAX_FIELDS_BYTES}")
+    header = Header(
+        v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, z=zlib.crc32(payload), c="map"
+    )
+    return [(_encode_header(header), payload)]
+
+
+def decode_fields(payload: Buffer) -> dict[str, Any]:
+    """The inverse of the map's encoding, with limits.
+
+    Raises:
+        MessageError: not a map of MessagePack with text keys, or too large.
+    """
+    if len(payload) > MAX_FIELDS_BYTES:
+        raise MessageError("oversized", f"a map of {len(payload)} bytes")
+    try:
+        fields = msgpack.unpackb(payload, max_ext_len=0, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise MessageError("malformed", f"not MessagePack: {type(error).__name__}") from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise MessageError("malformed", "not a map with text keys")
+    return fields
+
+
+class Assembler:
+    """Puts the entries of one stream of one sender together. Pure; entries come in order.
+
+    Args:
+        layout: what this worker expects of everyone.
+    """
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._partial: Message | None = None
+        self._pieces: list[Slice] = []
+        self._next = 0
+
+    def feed(self, entry: Entry) -> Message | None:
+        """One entry; returns the message that it completes, if it does.
+
+        Raises:
+            MessageError: the entry does not fit; an unfinished message is given up.
+        """
+        try:
+            return self._feed(entry)
+        except MessageError:
+            self._partial = None
+            raise
+
+    def _feed(self, entry: Entry) -> Message | None:
+        header = self._checked(entry)
+        if header.k in FIELD_KINDS:
+            self._partial = None
+            fields = decode_fields(entry.payload)
+            return Message(header.k, header.r, Slice(0, 0), None, fields, entry.sequence)
+        if header.i == 0:
+            self._begin(header)
+        partial = self._partial
+        if partial is None or (partial.kind, partial.round) != (header.k, header.r) or header.i != self._next:
+            raise MessageError("incomplete", f"chunk {header.i} of {header.k} {header.r} without those before it")
+        piece, whole = self._pieces[header.i], partial.slice
+        codec = self._layout.codec_of(header.k)
+        if len(entry.payload) != codec.encoded_bytes(piece.size):
+            expected = codec.encoded_bytes(piece.size)
+            raise MessageError("malformed", f"{len(entry.payload)} bytes where {codec.name} needs {expected}")
+        codec.decode(entry.payload, partial.values[piece.start - whole.start : piece.stop - whole.start])
+        self._next += 1
+        if self._next < len(self._pieces):
+            return None
+        partial.last_sequence, self._partial = entry.sequence, None
+        return partial
+
+    def _checked(self, entry: Entry) -> Header:
+        try:
+            header = _decode_header(entry.header)
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+            raise MessageError("malformed", f"header: {error}") from None
+        if header.v != VERSION:
+            raise MessageError("version", f"protocol {header.v}, this is {VERSION}")
+        if header.f != self._layout.fingerprint:
+            raise MessageError("fingerprint", f"worker {entry.sender} trains something else")
+        if header.k not in VECTOR_KINDS and header.k not in FIELD_KINDS:
+            raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
+        if not 0 <= header.r < MAX_ROUND:
+            raise MessageError("malformed", f"round {header.r}")
+        if header.z != zlib.crc32(entry.payload):
+            raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
+        return header
+
+    def _begin(self, header: Header) -> None:
+        if header.k == "part" and header.r < 1:
+            raise MessageError("malformed", "parts begin with round 1")
+        whole, codec = self._layout.slice_of(header.k, header.r), self._layout.codec_of(header.k)
+        pieces = list(chunks(whole, codec))
+        if (header.a, header.b, header.n, header.c) != (whole.start, whole.stop, len(pieces), codec.name):
+            came = f"{header.c} [{header.a}, {header.b}) in {header.n}"
+            expected = f"{codec.name} [{whole.start}, {whole.stop}) in {len(pieces)}"
+            raise MessageError("layout", f"{header.k} {header.r} is {came}, expected {expected}")
+        self._pieces, self._next = pieces, 0
+        self._partial = Message(header.k, header.r, whole, np.empty(whole.size, dtype=np.float32))

@@ -1,0 +1,118 @@
+"""One thread for each Redis server followed: reads entries, hands them on, and watches the leases."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from peers.bus import Bus
+from peers.errors import BusError, PeersError
+from peers.gate import ClockGate, failed
+from peers.inbox import Inbox
+from peers.pool import SerialPool
+from peers.types import Entry, Lease
+
+READ_S = 0.5
+LAST_READS = 64
+
+
+class Pump:
+    """Follows the peers on one server, life by life.
+
+    A peer whose lease has gone is dropped from the bound; a server that does not answer for a whole
+    lease drops all its peers. A new incarnation is followed from its beginning, after what was left
+    of the old one has been read.
+
+    Args:
+        bus, server: whom to read.
+        pool, inbox: where entries go; in order per sender.
+        gate: is told who is gone, who is back, and what failed.
+        lease_s: how long a lease lasts.
+        known: incarnations that are followed already (peer -> incarnation).
+        say: called with one line for a person.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        server: int,
+        pool: SerialPool,
+        inbox: Inbox,
+        gate: ClockGate,
+        lease_s: float,
+        known: dict[int, str],
+        say: Callable[[str], None],
+    ):
+        self._bus, self._server = bus, server
+        self._pool, self._inbox, self._gate = pool, inbox, gate
+        self._lease_s = lease_s
+        self._known = dict(known)
+        self._is_absent: set[int] = set()
+        self._say = say
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"degan-pump-{server}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        poll_s = min(1.0, self._lease_s / 4)
+        next_poll, last_answer, is_out = 0.0, time.monotonic(), False
+        while not self._closing.is_set():
+            try:
+                if time.monotonic() >= next_poll:
+                    self._watch(self._bus.leases(self._server))
+                    next_poll = time.monotonic() + poll_s
+                self._hand_on(self._bus.receive(self._server, READ_S))
+                if is_out:
+                    self._say(f"server {self._server} answers again")
+                last_answer, is_out = time.monotonic(), False
+            except BusError as error:
+                if self._closing.is_set():
+                    return
+                if not is_out:
+                    self._say(f"{error}; trying again")
+                    is_out = True
+                if time.monotonic() - last_answer > self._lease_s:
+                    for peer in self._bus.servers[self._server]:
+                        self._gate.drop(peer, f"its Redis has not answered for {self._lease_s:g} s")
+                self._closing.wait(0.2)
+            except PeersError as error:
+                self._gate.fail(error)
+                return
+            except Exception as error:  # A thread may not die silently; the main thread raises this.
+                self._gate.fail(failed(error, f"reading server {self._server}"))
+                return
+
+    def _hand_on(self, entries: list[Entry]) -> bool:
+        by_sender: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_sender.setdefault(entry.sender, []).append(entry)
+        for sender, batch in by_sender.items():
+            self._pool.submit(("in", sender), lambda batch=batch: [self._inbox.feed(entry) for entry in batch])
+        return bool(entries)
+
+    def _watch(self, leases: dict[int, Lease | None]) -> None:
+        for peer, lease in leases.items():
+            if lease is None:
+                if peer in self._known and peer not in self._is_absent:
+                    self._is_absent.add(peer)
+                    self._gate.drop(peer, "its lease has expired")
+                continue
+            if self._known.get(peer) != lease.incarnation:
+                if peer in self._known:
+                    self._say(f"worker {peer} was started again on {lease.host}")
+                    for _ in range(LAST_READS):
+                        if not self._hand_on(self._bus.receive(self._server, 0.01)):
+                            break
+                self._known[peer] = lease.incarnation
+                self._bus.follow(peer, lease.incarnation)
+            elif peer in self._is_absent:
+                self._gate.admit(peer, self._gate.clock(peer))
+            self._is_absent.discard(peer)

@@ -1,0 +1,284 @@
+"""How workers find each other: leases, incarnations, the check that they train the same thing.
+
+There is no coordinator and no barrier at worker 0. Each worker claims its number with a lease,
+publishes what it trains, and looks at the others' leases. Three things can be the case:
+
+* everyone is here and waiting: they acknowledge each other's incarnation in their leases, and start
+  together at the newest checkpoint that all of them have (or at the beginning). The acknowledgement
+  keeps a dead run's leases, which live on for a while, from being taken for a peer that is running;
+* we replaced our own unexpired lease, so nobody has dropped us, and everything the peers said since
+  our checkpoint can still be read: we replay from the checkpoint;
+* the others are already training: we join, with the state of the most advanced of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import msgspec
+
+from peers.bus import Bus
+from peers.errors import AbsentError, BusError, DisagreementError, DuplicateError, MessageError
+from peers.message import decode_fields
+from peers.types import Lease
+
+POLL_S = 0.05
+
+
+@dataclass
+class Start:
+    """How this life of the worker begins.
+
+    Attributes:
+        kind: together, replay or join.
+        step: the step of the checkpoint to load; 0 for the beginning. Without meaning for a join.
+        incarnations: the peers that are there, and in which life.
+        helper: the peer to ask for a state, for a join.
+    """
+
+    kind: str
+    step: int
+    incarnations: dict[int, str] = field(default_factory=dict)
+    helper: int | None = None
+
+
+def process_birth(pid: int) -> str:
+    """When the process started, to tell a reused pid apart; empty where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def this_host() -> str:
+    """Host name, and on Linux the boot and the process namespace, within which a pid means something."""
+    parts = [platform.node() or "localhost"]
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            parts.append(file.read().strip()[:8])
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    except OSError:
+        pass
+    return "/".join(parts)
+
+
+def is_dead(lease: Lease) -> bool:
+    """Whether the process that wrote a lease is certainly gone: it was on this host and is not there now."""
+    if lease.host != this_host():
+        return False
+    try:
+        os.kill(lease.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    birth = process_birth(lease.pid)
+    return bool(birth) and bool(lease.birth) and birth != lease.birth
+
+
+class Rendezvous:
+    """Claims this worker's number, keeps the lease alive and brings the workers together.
+
+    Args:
+        bus: our door.
+        agreed: the settings and versions that must be the same everywhere; plain values by path.
+        lease_s: how long a lease lasts without renewal.
+        timeout_s: how long absent peers are awaited.
+        say: called with one line for a person.
+        on_failure: called from the heartbeat thread when someone else holds our number.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        agreed: dict[str, Any],
+        lease_s: float,
+        timeout_s: float,
+        say: Callable[[str], None],
+        on_failure: Callable[[BaseException], None],
+    ):
+        self._bus = bus
+        self._agreed = agreed
+        self._lease_s, self._timeout_s = lease_s, timeout_s
+        self._say = say
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._lease = Lease(
+            worker=bus.worker,
+            incarnation=bus.incarnation,
+            host=this_host(),
+            pid=os.getpid(),
+            birth=process_birth(os.getpid()),
+        )
+        self._has_replaced = False
+        self._closing = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="degan-heartbeat", daemon=True)
+
+    def claim(self, checkpoints: list[int]) -> None:
+        """Take the number and say what we train and which checkpoints we have.
+
+        Raises:
+            DuplicateError: the number is in use.
+        """
+        hello = {"agreed": self._agreed, "checkpoints": checkpoints}
+        self._bus.put_state({"hello": msgpack.packb(hello)}, self._lease_s)
+        deadline, has_said = time.monotonic() + self._lease_s + 1, False
+        while True:
+            try:
+                self._has_replaced = self._bus.claim(self._lease, self._lease_s, is_dead) is not None
+                break
+            except DuplicateError as error:
+                # On this host the process is known to live. Elsewhere it may have died a moment ago.
+                if f"on {self._lease.host} " in str(error) or time.monotonic() >= deadline:
+                    raise
+                if not has_said:
+                    self._say(f"{error}; waiting up to {self._lease_s:g} s for its lease to end")
+                    has_said = True
+                time.sleep(0.2)
+        self._heart.start()
+
+    def meet(self, checkpoints: list[int], followed: dict[int, tuple[str, int]]) -> Start:
+        """Wait for the peers, check that they train the same, and decide how to begin.
+
+        Args:
+            checkpoints: steps of the checkpoints that we could resume from, newest last.
+            followed: from the newest of them, per peer the incarnation and the number of the last entry
+                that was applied.
+
+        Raises:
+            DisagreementError: a peer trains something else; the message names the key.
+            AbsentError: a peer did not come in time.
+        """
+        peers = [peer for group in self._bus.servers for peer in group]
+        deadline = time.monotonic() + self._timeout_s
+        agreeing: dict[int, tuple[str, list[int]]] = {}
+        next_line = time.monotonic() + 3.0
+        while True:
+            leases = self._leases()
+            for peer, lease in leases.items():
+                if lease is not None and agreeing.get(peer, ("",))[0] != lease.incarnation:
+                    common = self._check(peer, lease)
+                    if common is not None:
+                        agreeing[peer] = (lease.incarnation, common)
+            there = {peer: lease for peer, lease in leases.items() if lease is not None and peer in agreeing}
+            running = {p: lease for p, lease in there.items() if lease.phase == "training"}
+            strangers = {p: x for p, x in running.items() if x.seen.get(self._bus.worker) != self._bus.incarnation}
+            if self._has_replaced and self._can_replay(followed, strangers, peers):
+                self._update(phase="training", step=checkpoints[-1])
+                return Start("replay", checkpoints[-1], {p: lease.incarnation for p, lease in strangers.items()})
+            if strangers:
+                helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))
+                self._update(phase="joining", step=0)
+                return Start("join", 0, {p: lease.incarnation for p, lease in there.items()}, helper)
+            elif len(there) == len(peers):
+                seen = {peer: lease.incarnation for peer, lease in there.items()}
+                self._update(phase="ready", seen=seen)
+                if all(lease.seen.get(self._bus.worker) == self._bus.incarnation for lease in there.values()):
+                    step = max(set(checkpoints).intersection(*(agreeing[p][1] for p in peers)) | {0})
+                    if checkpoints and step == 0:
+                        raise DisagreementError(
+                            f"worker {self._bus.worker} has checkpoints of steps {checkpoints}, but "
+                            + ", ".join(f"worker {p} of {agreeing[p][1] or 'none'}" for p in peers)
+                            + "; start all with --resume and a step that all have, or all without"
+                        )
+                    self._update(phase="training", step=step)
+                    return Start("together", step, seen)
+            now = time.monotonic()
+            missing = [peer for peer in peers if leases.get(peer) is None]
+            if now >= deadline + (self._lease_s if strangers else 0):
+                names = ", ".join(map(str, missing or sorted(leases)))
+                raise AbsentError(
+                    f"worker {self._bus.worker} waited {self._timeout_s:g} s for worker {names}, which did not come; "
+                    "start it with the same experiment file, or raise connect_timeout_s"
+                )
+            if now >= next_line and missing:
+                self._say(f"waiting for worker {', '.join(map(str, missing))} to start")
+                next_line = now + 10.0
+            time.sleep(POLL_S)
+
+    def progress(self, step: int) -> None:
+        """Say in the lease how far we are."""
+        self._update(is_urgent=False, phase="training", step=step)
+
+    def close(self) -> None:
+        """Stop the heartbeat and give the lease back."""
+        self._closing.set()
+        if self._heart.is_alive():
+            self._heart.join(5.0)
+        self._bus.release()
+
+    def _leases(self) -> dict[int, Lease | None]:
+        leases: dict[int, Lease | None] = {}
+        for server in range(len(self._bus.servers)):
+            try:
+                found = self._bus.leases(server)
+                # A dead run's lease lives on for a while; it is nobody to train with.
+                leases.update(
+                    {p: None if lease is not None and is_dead(lease) else lease for p, lease in found.items()}
+                )
+            except BusError:
+                leases.update(dict.fromkeys(self._bus.servers[server]))
+        return leases
+
+    def _check(self, peer: int, lease: Lease) -> list[int] | None:
+        """The checkpoints of a peer that trains the same as we do; None if it has not said yet."""
+        try:
+            state = self._bus.get_state(peer, lease.incarnation, ["hello"])
+            if "hello" not in state:
+                return None
+            hello = decode_fields(state["hello"])
+            theirs, checkpoints = hello["agreed"], [int(step) for step in hello["checkpoints"]]
+        except (BusError, MessageError, KeyError, TypeError, ValueError):
+            return None
+        mine = self._agreed
+        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if different:
+            # The peer needs a moment to see our lease, so that it too can say what differs.
+            time.sleep(20 * POLL_S)
+            named = "; ".join(f"{key} is {mine.get(key)!r} here and {theirs.get(key)!r} there" for key in different[:3])
+            raise DisagreementError(
+                f"worker {self._bus.worker} and worker {peer} ({lease.host.split('/')[0]}, process {lease.pid}) "
+                f"do not train the same: {named}"
+            )
+        return checkpoints
+
+    def _can_replay(self, followed: dict, strangers: dict[int, Lease], peers: list[int]) -> bool:
+        return bool(followed) and all(
+            peer in strangers
+            and followed.get(peer, ("",))[0] == strangers[peer].incarnation
+            and self._bus.holds(peer, *followed[peer])
+            for peer in peers
+        )
+
+    def _update(self, is_urgent: bool = True, **changes: Any) -> None:
+        with self._lock:
+            lease = msgspec.structs.replace(self._lease, **changes)
+            if lease == self._lease:
+                return
+            self._lease = lease
+        if is_urgent:
+            self._renew()
+
+    def _renew(self) -> None:
+        with self._lock:
+            lease = self._lease
+        try:
+            if not self._bus.renew(lease, self._lease_s):
+                self._on_failure(
+                    DuplicateError(f"someone else has taken over worker {self._bus.worker}; this process stops")
+                )
+                self._closing.set()
+        except BusError as error:
+            self._say(f"{error}; trying again")
+
+    def _beat(self) -> None:
+        while not self._closing.wait(min(self._lease_s / 4, 5.0)):
+            self._renew()

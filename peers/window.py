@@ -1,0 +1,95 @@
+"""The two sides of partial exchange: what of mine has not left, and what of theirs has not been applied.
+
+`GradientWindow` gathers every gradient of this worker and is emptied part by part: Ako keeps the
+sum of the last p gradients, and a running vector that is zeroed slice by slice as it leaves is the
+same thing with one copy instead of p.
+
+`Accumulator` keeps what arrived, per sender and round, until the main thread takes it. Nothing is
+added into a shared array by two threads, and a take is atomic: a contribution is applied exactly
+once, never before its round, and always summed in worker order, so that synchronous runs repeat
+bit by bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from peers.types import Slice
+
+
+class GradientWindow:
+    """What has gathered for each part since it last left. Owned by the main thread.
+
+    Args:
+        size: number of values in the vector.
+    """
+
+    def __init__(self, size: int):
+        self._values = np.zeros(size, dtype=np.float32)
+
+    def push(self, section: Slice, gradient: np.ndarray) -> None:
+        """Gather float32 (section.size,)."""
+        self._values[section.start : section.stop] += gradient
+
+    def drain(self, part: Slice) -> np.ndarray:
+        """Take out what has gathered for a part, float32 (part.size,); it is zero afterwards."""
+        view = self._values[part.start : part.stop]
+        taken = view.copy()
+        view[:] = 0
+        return taken
+
+    def state(self) -> np.ndarray:
+        """Everything not sent yet, float32 (size,), for a checkpoint."""
+        return self._values.copy()
+
+    def load_state(self, values: np.ndarray) -> None:
+        self._values[:] = values
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one sender published for one round."""
+
+    sender: int
+    incarnation: str
+    round: int
+    slice: Slice
+    values: np.ndarray
+    last_sequence: int
+
+
+class Accumulator:
+    """Contributions of the peers that have not been applied yet. Thread-safe."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._waiting: list[Contribution] = []
+
+    def add(self, contribution: Contribution) -> None:
+        with self._lock:
+            self._waiting.append(contribution)
+
+    def take(self, through: int, section: Slice) -> list[Contribution]:
+        """Remove and return what belongs to `section` up to round `through`, in worker and round order."""
+        with self._lock:
+            taken, kept = [], []
+            for item in self._waiting:
+                is_due = item.round <= through and section.start <= item.slice.start < section.stop
+                (taken if is_due else kept).append(item)
+            self._waiting = kept
+        return sorted(taken, key=lambda item: (item.sender, item.round))
+
+    def has(self, section: Slice) -> bool:
+        """Whether anything waits for a section."""
+        with self._lock:
+            return any(section.start <= item.slice.start < section.stop for item in self._waiting)
+
+    def discard(self, sender: int, through: int) -> int:
+        """Forget what `sender` said up to a round (a loaded state holds it already); returns how many."""
+        with self._lock:
+            kept = [item for item in self._waiting if item.sender != sender or item.round > through]
+            count, self._waiting = len(self._waiting) - len(kept), kept
+        return count
