@@ -20,11 +20,13 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A title, what a row shows under it, and on which side it is aligned."""
+    """A title, what a row shows under it, on which side it is aligned, and what a narrow terminal leaves out first."""
 
     title: str
     show: Callable[[Row], str]
     right: bool = True
+    # 0 is always shown; the highest goes first.
+    spare: int = 0
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -60,18 +62,18 @@ def _staleness(row: Row) -> str:
 
 WORKER = Column("worker", lambda row: f"w{row.worker}", right=False)
 STATE = Column("state", lambda row: row.state, right=False)
-SENT = Column("sent", lambda row: size(row.number("sent_bytes")))
-RECEIVED = Column("received", lambda row: size(row.number("received_bytes")))
+SENT = Column("sent", lambda row: size(row.number("sent_bytes")), spare=3)
+RECEIVED = Column("received", lambda row: size(row.number("received_bytes")), spare=5)
 
 LIVE = (
     WORKER,
     STATE,
     Column("step", _step),
     Column("steps/s", lambda row: decimal(row.rate)),
-    Column("d_loss", lambda row: decimal(row.number("d_loss"))),
-    Column("g_loss", lambda row: decimal(row.number("g_loss"))),
-    Column("staleness", _staleness),
-    Column("peers", lambda row: whole(row.number("live_peers"))),
+    Column("d_loss", lambda row: decimal(row.number("d_loss")), spare=2),
+    Column("g_loss", lambda row: decimal(row.number("g_loss")), spare=1),
+    Column("staleness", _staleness, spare=4),
+    Column("peers", lambda row: whole(row.number("live_peers")), spare=6),
     SENT,
     RECEIVED,
     Column("FID", lambda row: decimal(row.fid)),
@@ -98,10 +100,22 @@ def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
     return "  ".join([f"{WORKER.show(row)} {STATE.show(row)}", *known])
 
 
+def _widths(rows: Sequence[Row], columns: Sequence[Column]) -> list[int]:
+    return [max(len(text) for text in (column.title, *map(column.show, rows))) for column in columns]
+
+
+def fitting(rows: Sequence[Row], columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns that fit side by side into `width` characters, two between them; the spare ones go first."""
+    kept = list(columns)
+    while sum(_widths(rows, kept)) + 2 * (len(kept) - 1) > width and any(column.spare for column in kept):
+        kept.remove(max(kept, key=lambda column: column.spare))
+    return kept
+
+
 def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
     """Rows under their titles, as plain text."""
+    widths = _widths(rows, columns)
     cells = [[column.title for column in columns], *([column.show(row) for column in columns] for row in rows)]
-    widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
         padded = zip(row, widths, columns, strict=True)
@@ -173,11 +187,12 @@ class LiveDisplay:
     def _table(self) -> Any:
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False)
-        for column in self._columns:
+        columns = fitting(self._board.rows, self._columns, self._live.console.width)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in columns:
             table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
         for row in self._board.rows:
-            table.add_row(*(column.show(row) for column in self._columns))
+            table.add_row(*(column.show(row) for column in columns))
         return table
 
 

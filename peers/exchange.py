@@ -189,7 +189,7 @@ class Exchange:
         for peer, incarnation in self._inbox.take_wishes().items():
             arrays, values = make_state()
             copies = {name: np.array(array, dtype="<f4").ravel() for name, array in arrays.items()}
-            taken = {other: newest for other, (newest, _, _) in self._taken.items()}
+            taken = {str(other): newest for other, (newest, _, _) in self._taken.items()}
             meta = {
                 "round": self._round,
                 "taken": taken,
@@ -339,6 +339,8 @@ class Exchange:
 
     def close(self) -> None:
         """Stop the pumps and the pool; the bus is the caller's to close."""
+        for pump in self._pumps:
+            pump.stop()
         for pump in self._pumps:
             pump.close()
         self._pool.close()

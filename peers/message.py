@@ -155,8 +155,8 @@ def decode_fields(payload: Buffer) -> dict[str, Any]:
     if len(payload) > MAX_FIELDS_BYTES:
         raise MessageError("oversized", f"a map of {len(payload)} bytes")
     try:
-        fields = msgpack.unpackb(payload, max_ext_len=0, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        fields = msgpack.unpackb(payload, max_ext_len=0, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise MessageError("malformed", f"not MessagePack: {type(error).__name__}") from None
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise MessageError("malformed", "not a map with text keys")
@@ -214,7 +214,8 @@ class Assembler:
     def _checked(self, entry: Entry) -> Header:
         try:
             header = _decode_header(entry.header)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            # A ValueError too: text that is no UTF-8 comes as UnicodeDecodeError.
             raise MessageError("malformed", f"header: {error}") from None
         if header.v != VERSION:
             raise MessageError("version", f"protocol {header.v}, this is {VERSION}")

@@ -13,7 +13,7 @@ from peers.inbox import Inbox
 from peers.pool import SerialPool
 from peers.types import Entry, Lease
 
-READ_S = 0.5
+READ_S = 0.2
 LAST_READS = 64
 
 
@@ -56,8 +56,12 @@ class Pump:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def stop(self) -> None:
+        """Ask the thread to end; `close` waits for it."""
         self._closing.set()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 

@@ -342,5 +342,5 @@ def _decode_lease(value: bytes | None) -> Lease | None:
     """A lease that someone else wrote; what is no lease counts as none."""
     try:
         return None if value is None else _lease_decoder.decode(value)
-    except (msgspec.ValidationError, msgspec.DecodeError):
+    except (msgspec.MsgspecError, ValueError):
         return None

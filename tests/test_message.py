@@ -1,0 +1,184 @@
+"""The wire under property tests: round trips, chunks, and whatever a peer may send."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peers.codec import CHUNK_BYTES, CODECS
+from peers.errors import MessageError
+from peers.lossy import ErrorFeedback
+from peers.message import Assembler, decode_fields, encode_fields, encode_vector
+from peers.partition import balanced
+from peers.types import Entry, Slice
+from tests.fleets import make_layout
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def entries(pairs, start=1):
+    return [Entry(0, "a", start + k, True, header, bytes(payload)) for k, (header, payload) in enumerate(pairs)]
+
+
+@given(st.integers(0, 1000), st.integers(1, 64), st.integers(0, 50))
+def test_parts_are_balanced_to_one_element(size, parts, offset):
+    pieces = balanced(Slice(offset, offset + size), parts)
+    assert len(pieces) == parts
+    assert [p.start for p in pieces[1:]] == [p.stop for p in pieces[:-1]]
+    assert (pieces[0].start, pieces[-1].stop) == (offset, offset + size)
+    sizes = [piece.size for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("name", CODECS)
+@given(values=st.lists(FINITE, max_size=50))
+def test_codecs_state_their_size_and_stay_close(name, values):
+    codec, values = CODECS[name], np.array(values, dtype=np.float32)
+    payload = codec.encode(values)
+    assert memoryview(payload).nbytes == codec.encoded_bytes(len(values))
+    assert codec.encoded_bytes(codec.chunk_values) <= CHUNK_BYTES
+    out = np.empty_like(values)
+    codec.decode(payload, out)
+    assert np.isfinite(out).all()
+    if codec.is_exact:
+        np.testing.assert_array_equal(out, values)
+    elif name == "float16":
+        clipped = np.clip(values, -65504, 65504)
+        assert (np.abs(out - clipped) <= np.maximum(np.abs(clipped) * 2**-11, 2**-25)).all()
+    else:
+        # Half of the last of 8 bits, or a whole one where rounding up would have left the finite range.
+        assert (np.abs(out.astype(np.float64) - values) <= np.maximum(np.abs(values) * 2.0**-8, 1e-40)).all()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs_keep_what_is_not_finite_not_finite(name):
+    values = np.array([np.nan, 1.0], dtype=np.float32)
+    out = np.empty_like(values)
+    CODECS[name].decode(CODECS[name].encode(values), out)
+    assert np.isnan(out[0]) and out[1] == 1.0
+
+
+@pytest.mark.parametrize("name", CODECS)
+@given(steps=st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5), min_size=1, max_size=8))
+def test_error_feedback_loses_nothing(name, steps):
+    lossy = ErrorFeedback(CODECS[name], 5)
+    delivered, produced = np.zeros(5), np.zeros(5)
+    for step in steps:
+        values = np.array(step, dtype=np.float32)
+        produced += values
+        out = np.empty(5, dtype=np.float32)
+        CODECS[name].decode(lossy.encode(Slice(0, 5), values.copy()), out)
+        delivered += out
+    kept = lossy.state() if lossy.state().size else np.zeros(5)
+    np.testing.assert_allclose(delivered + kept, produced, rtol=1e-5, atol=0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    size=st.sampled_from([1, 2, 65_535, 65_536, 65_537, 200_000]),
+    parts=st.integers(1, 3),
+    codec=st.sampled_from(["raw", "float16"]),
+    round=st.integers(1, 9),
+)
+def test_a_message_survives_its_chunks(size, parts, codec, round):
+    layout = make_layout(size, parts, codec)
+    piece = layout.schedule.slice(round)
+    values = np.arange(piece.size, dtype=np.float32) % 2048
+    assembler, whole = Assembler(layout), None
+    parts_sent = entries(encode_vector(layout, "part", round, values.copy()))
+    assert len(parts_sent) <= layout.entries_per_round()
+    for entry in parts_sent:
+        assert len(entry.payload) <= min(CHUNK_BYTES, layout.largest_payload_bytes())
+        assert whole is None
+        whole = assembler.feed(entry)
+    assert (whole.kind, whole.round, whole.slice) == ("part", round, piece)
+    np.testing.assert_array_equal(whole.values, values)
+    assert whole.last_sequence == parts_sent[-1].sequence
+
+
+def test_fields_survive():
+    layout = make_layout(4)
+    fields = {"worker": 3, "text": "ä", "list": [1, 2.5, None]}
+    message = Assembler(layout).feed(entries(encode_fields(layout, "hello", 7, fields))[0])
+    assert (message.kind, message.round, message.fields) == ("hello", 7, fields)
+    with pytest.raises(ValueError, match="does not fit"):
+        encode_fields(layout, "hello", 0, {"x": "y" * 70_000})
+
+
+def header_of(entry):
+    return msgpack.unpackb(entry.header)
+
+
+def mutate(entry, **changes):
+    header = header_of(entry) | changes
+    return entry._replace(header=msgpack.packb({k: v for k, v in header.items() if v is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"v": 2}, "version"),
+        ({"k": "nonsense"}, "kind"),
+        ({"r": 0}, "malformed"),
+        ({"r": -1}, "malformed"),
+        ({"r": 2**60}, "malformed"),
+        ({"i": 1}, "incomplete"),
+        ({"i": -1}, "incomplete"),
+        ({"n": 2}, "layout"),
+        ({"a": 1}, "layout"),
+        ({"b": 2**40}, "layout"),
+        ({"c": "float16"}, "layout"),
+        ({"f": b"another!"}, "fingerprint"),
+        ({"z": 1}, "checksum"),
+        ({"z": "text"}, "malformed"),
+        ({"extra": 1}, "malformed"),
+        ({"k": ...}, "malformed"),
+        ({"x": {"a": "text"}}, "malformed"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(changes, reason):
+    layout = make_layout(10)
+    entry = entries(encode_vector(layout, "part", 1, np.ones(10, dtype=np.float32)))[0]
+    assembler = Assembler(layout)
+    with pytest.raises(MessageError) as caught:
+        assembler.feed(mutate(entry, **changes))
+    assert caught.value.reason == reason
+    assert assembler.feed(entry).round == 1, "a bad entry does not spoil the next message"
+
+
+def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
+    layout = make_layout(150_000)
+    sent = entries(encode_vector(layout, "part", 1, np.ones(150_000, dtype=np.float32)))
+    assert len(sent) == 3
+    damaged = bytearray(sent[0].payload)
+    damaged[5] ^= 1
+    for bad, reason in (
+        ([sent[0]._replace(payload=bytes(damaged))], "checksum"),
+        ([sent[0], sent[2]], "incomplete"),
+        ([sent[1]], "incomplete"),
+    ):
+        assembler = Assembler(layout)
+        with pytest.raises(MessageError) as caught:
+            for entry in bad:
+                assembler.feed(entry)
+        assert caught.value.reason == reason
+    import zlib
+
+    short = sent[0].payload[:-4]
+    with pytest.raises(MessageError, match="raw needs"):
+        Assembler(layout).feed(mutate(sent[0]._replace(payload=short), z=zlib.crc32(short)))
+
+
+@settings(max_examples=300)
+@given(header=st.binary(max_size=80), payload=st.binary(max_size=80))
+def test_no_exception_but_ours_escapes(header, payload):
+    assembler = Assembler(make_layout(10))
+    with pytest.raises(MessageError):
+        assembler.feed(Entry(0, "a", 1, True, header, payload))
+    try:
+        decode_fields(payload)
+    except MessageError as error:
+        assert error.reason in ("malformed", "oversized")

@@ -1,0 +1,170 @@
+"""Neutral settings equal the simple algorithm, with the real networks and the real optimisers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import config
+from degan.modes.local import Local
+from degan.modes.partial_exchange import PartialExchange
+from degan.pair import GanPair
+from tests.fleets import in_threads, memory_buses, redis_buses
+
+RUNS = iter(range(10**6))
+BATCH, SHAPE = 8, (1, 32, 32)
+
+
+def experiment(workers, updates="simultaneous", model="dcgan", loss="non_saturating", **mode):
+    block = {"name": "partial_exchange", "updates": updates, **mode}
+    models = {"dcgan": {"name": "dcgan", "latent": 8, "width": 4}, "lsgan": {"name": "lsgan"}}
+    return config.build(
+        {
+            "name": "oracle",
+            "peers": workers,
+            "data": {"name": "mnist", "batch_size": BATCH},
+            "model": models[model],
+            "loss": loss,
+            "mode": block,
+            "run": {"steps": 6},
+        }
+    )
+
+
+def batches(worker, steps):
+    generator = torch.Generator().manual_seed(100 + worker)
+    return [torch.rand(BATCH, *SHAPE, generator=generator) * 2 - 1 for _ in range(steps)]
+
+
+def final(pair):
+    return {name: tensor.numpy() for name, tensor in pair.networks().items()}
+
+
+def assert_equal(first, second, but=()):
+    assert first.keys() == second.keys()
+    for name in first:
+        if not any(word in name for word in but):
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def train_fleet(settings, buses, steps, settle=True):
+    """Train every worker in a thread of its own; returns the pairs."""
+    workers = len(buses)
+    pairs = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
+    modes = [PartialExchange(settings, pairs[w], buses[w], lambda line: None) for w in range(workers)]
+
+    def live(worker):
+        mode = modes[worker]
+        assert mode.begin([], {}, None) == 0
+        for step, real in enumerate(batches(worker, steps), start=1):
+            mode.step(step, real, is_cut=step == steps)
+        if settle:
+            mode.settle()
+        mode.finish()
+
+    try:
+        in_threads([lambda w=w: live(w) for w in range(workers)])
+    finally:
+        for mode in modes:
+            mode.close()
+    return pairs
+
+
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+@pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "raw"), (4, 2, "float16")])
+def test_one_worker_is_the_local_mode(updates, parts, slack, codec):
+    settings = experiment(1, updates, parts=parts, slack=slack, codec=codec)
+    (exchanged,) = train_fleet(settings, memory_buses(1), 6)
+    local_settings = config.build(
+        {
+            **{"name": "oracle", "peers": 1, "data": {"name": "mnist", "batch_size": BATCH}},
+            "model": {"name": "dcgan", "latent": 8, "width": 4},
+            "mode": {"name": "local", "updates": updates},
+        }
+    )
+    alone = GanPair(local_settings, SHAPE, 0, torch.device("cpu"))
+    mode = Local(local_settings, 0, alone)
+    for step, real in enumerate(batches(0, 6), start=1):
+        mode.step(step, real, is_cut=False)
+    assert_equal(final(exchanged), final(alone))
+
+
+def one_process(settings, workers, steps):
+    """The reference: one process that averages the workers' gradients, in worker order."""
+    pairs = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
+    data = [batches(worker, steps) for worker in range(workers)]
+    for step in range(steps):
+        for section in pairs[0].sections(settings.mode.updates):
+            gradients = [pair.gradients(section, data[w][step])[0] for w, pair in enumerate(pairs)]
+            total = np.zeros_like(gradients[0])
+            for gradient in gradients:
+                total += gradient
+            for pair in pairs:
+                pair.apply(section, total / np.float32(workers))
+    return pairs
+
+
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_synchronous_exchange_is_one_process_that_averages(request, updates, backend):
+    workers, steps = 3, 5
+    settings = experiment(workers, updates, parts=1, slack=0, codec="raw", reduce="mean")
+    if backend == "memory":
+        buses = memory_buses(workers)
+    else:
+        buses = redis_buses(workers, request.getfixturevalue("redis_url"), f"oracle{next(RUNS)}")
+    pairs = train_fleet(settings, buses, steps)
+    reference = one_process(settings, workers, steps)
+    # The running statistics are averaged over the workers at the end; everything else is the reference's.
+    for pair in pairs:
+        assert_equal(final(pair), final(reference[0]), but=("running",))
+        assert_equal(final(pair), final(pairs[0]))
+    expected = np.zeros_like(reference[0].statistics())
+    for pair in reference:
+        expected += pair.statistics()
+    np.testing.assert_array_equal(pairs[0].statistics(), expected / np.float32(workers))
+
+
+def test_parts_and_slack_still_apply_every_gradient():
+    """After `finish` each worker has applied what each other worker produced: the sum of Adam's inputs agrees."""
+    workers, steps = 2, 6
+    settings = experiment(workers, parts=4, slack=1, codec="raw", reduce="sum")
+    applied = [np.zeros(0)] * workers
+    original = GanPair.apply
+
+    def spy(pair, section, gradient):
+        worker = pair.worker_under_test
+        applied[worker] = applied[worker] + gradient if applied[worker].size else gradient.astype(np.float64)
+        original(pair, section, gradient)
+
+    produced = [np.zeros(0)] * workers
+    gradients = GanPair.gradients
+
+    def spy_gradients(pair, section, real):
+        gradient, found = gradients(pair, section, real)
+        worker = pair.worker_under_test
+        produced[worker] = produced[worker] + gradient if produced[worker].size else gradient.astype(np.float64)
+        return gradient, found
+
+    init = GanPair.__init__
+
+    def spy_init(pair, settings, shape, worker, device):
+        init(pair, settings, shape, worker, device)
+        pair.worker_under_test = worker
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GanPair, "apply", spy)
+        patch.setattr(GanPair, "gradients", spy_gradients)
+        patch.setattr(GanPair, "__init__", spy_init)
+        train_fleet(settings, memory_buses(workers), steps)
+    for worker in range(workers):
+        np.testing.assert_allclose(applied[worker], produced[0] + produced[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "hinge", "wasserstein_gp"])
+def test_every_loss_trains_synchronously(loss):
+    settings = experiment(2, model="lsgan", loss=loss, parts=1, slack=0, codec="raw")
+    pairs = train_fleet(settings, memory_buses(2), 2)
+    assert_equal(final(pairs[0]), final(pairs[1]))
+    assert all(np.isfinite(array).all() for array in final(pairs[0]).values())
