@@ -142,7 +142,7 @@ def _conclude(
         if any(folder.path.glob("w*/checkpoints/*")):
             voice.say(f"to go on: {plan.go_on}")
         else:
-            voice.say("no worker had saved a checkpoint; a new run needs another --out")
+            voice.say(f"no worker had saved a checkpoint; to begin again in the same folder: {plan.go_on}")
     failed = ending.failed
     if failed is not None:
         said = "".join(f"\n  {text}" for text in failed.last_lines())

@@ -12,6 +12,7 @@ What ends what:
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from launch.servers import Servers
 from launch.voice import Voice
 
 POLL_S = 0.1
+# How a worker ends when it is asked to stop before it listens for that.
+NOT_LISTENING = (-signal.SIGTERM, -signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Supervisor:
             if worker in killed:
                 why = "on request" if self._interrupts.count > 1 else f"it had not ended within {grace_s:.0f} s"
                 self._voice.say(f"worker {worker.number} was killed: {why}; its newest checkpoint stands")
+            elif worker.code in NOT_LISTENING and worker.number not in ended_before:
+                self._voice.say(f"worker {worker.number} was still starting; it had nothing to save")
             elif worker.code != 0 and worker.number not in ended_before:
                 how = processes.how_it_ended(worker.code)
                 self._voice.say(f"worker {worker.number} did not end cleanly ({how}); its log: {worker.log}")

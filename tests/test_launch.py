@@ -23,7 +23,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 ROOT = Path(__file__).resolve().parent.parent
 
 # Worker, preparation and report in one file; what each does comes from the environment:
-# STAND_IN = {"0": "finish" | "wait" | "deaf" | "exit N", "prepare": ..., "report": ...}. A worker
+# STAND_IN = {"0": "finish" | "wait" | "deaf" | "late" | "exit N", "prepare": ..., "report": ...}. A worker
 # that waits does so on a pipe in its folder, until the test opens the other end.
 STAND_IN = r"""
 import json, os, pathlib, re, signal, socket, sys
@@ -52,10 +52,11 @@ def save(number, frame):
     sys.exit(0)
 
 for asked in (signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(asked, signal.SIG_IGN if todo == "deaf" else save)
+    signal.signal(asked, {"deaf": signal.SIG_IGN, "late": signal.SIG_DFL}.get(todo, save))
 if not (home / "gate").exists():
     os.mkfifo(home / "gate")
-(home / "pid").write_text(str(os.getpid()))
+if todo != "late":
+    (home / "pid").write_text(str(os.getpid()))
 print("threads", os.environ["OMP_NUM_THREADS"], "words", *words, flush=True)
 step = 20 if "--resume" in words else 0
 with open(home / "stats.jsonl", "a") as stats:
@@ -67,7 +68,7 @@ if number == 0:
     with open(out / "metrics.jsonl", "a") as metrics:
         for name, value in (("fid64_classifier_floor", 3.5), ("fid64_classifier", 99.0), ("fid64_classifier", 42.0)):
             metrics.write(json.dumps(dict(step=10, worker=0, metric=name, value=value)) + "\n")
-if todo in ("wait", "deaf"):
+if todo in ("wait", "deaf", "late"):
     open(home / "gate").close()
 if todo.startswith("exit"):
     print("worker: the shard is empty", file=sys.stderr)
@@ -248,6 +249,15 @@ def test_a_second_ctrl_c_kills_at_once(launch):
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 130
     assert "worker 0 was killed: on request" in run.text and "worker 1 was killed: on request" in run.text
+
+
+def test_ctrl_c_before_a_worker_listens_asks_each_by_itself(launch, tmp_path):
+    run = launch(todo={"0": "wait", "1": "late"})
+    run.until("w0 training", "w1 training")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130
+    assert "worker 1 was still starting; it had nothing to save" in run.text
+    assert (tmp_path / "run/w0/checkpoints/SIGTERM").is_dir()
 
 
 def test_ctrl_c_while_preparing_leaves_nothing(launch, tmp_path):

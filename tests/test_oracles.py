@@ -78,7 +78,9 @@ def test_one_worker_is_the_local_mode(updates, parts, slack, codec):
     (exchanged,) = train_fleet(settings, memory_buses(1), 6)
     local_settings = config.build(
         {
-            **{"name": "oracle", "peers": 1, "data": {"name": "mnist", "batch_size": BATCH}},
+            "name": "oracle",
+            "peers": 1,
+            "data": {"name": "mnist", "batch_size": BATCH},
             "model": {"name": "dcgan", "latent": 8, "width": 4},
             "mode": {"name": "local", "updates": updates},
         }

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def _run(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int:
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
-    from degan.worker.checkpoints import Checkpoints
+    from degan.checkpoints import Checkpoints
     from degan.worker.loop import Loop, Signals
     from degan.worker.objects import Objects, write_once
     from peers.errors import PeersError, SetupError
@@ -103,7 +103,7 @@ def _prepare_folder(out: Path, number: int) -> Path:
 
 def _resumable(checkpoints, resume: str | None, folder: Path, settings: config.Experiment) -> list[int]:
     """The steps that this worker may resume from, newest last."""
-    from degan.worker.checkpoints import check_same_experiment, read
+    from degan.checkpoints import check_same_experiment, read
 
     if resume is None:
         if checkpoints.steps():

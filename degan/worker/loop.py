@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 import config
+from degan.checkpoints import Checkpoints, check_same_experiment
 from degan.modes import Mode
 from degan.pair import spawn_seed
 from degan.pictures import grid, save_png
-from degan.worker.checkpoints import Checkpoints, check_same_experiment
 from degan.worker.journal import Journal
 from degan.worker.objects import Objects, shards_json, write_once
 

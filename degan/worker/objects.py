@@ -15,12 +15,12 @@ import torch
 import config
 from config import UsageError
 from config.settings import Experiment
+from degan.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
 from degan.data.splits import class_counts, split
 from degan.metrics.evaluate import Evaluator
 from degan.pair import GanPair, spawn_seed
-from degan.worker.checkpoints import Checkpoint
 
 
 def pick_device(name: str) -> torch.device:

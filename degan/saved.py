@@ -1,0 +1,70 @@
+"""A run folder as those see it who come after training: the newest checkpoint's generator, ready to sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import config
+from config import Experiment, UsageError
+from degan import models
+from degan.checkpoints import Checkpoints, read
+
+
+@dataclass
+class Saved:
+    """One worker's newest checkpoint.
+
+    Attributes:
+        settings: of the run.
+        worker, step: whose checkpoint, and after which step.
+        generator: the moving average, in evaluation mode, on the CPU.
+        sample_shape: of one sample, (C, H, W) or (2,).
+    """
+
+    settings: Experiment
+    worker: int
+    step: int
+    generator: torch.nn.Module
+    sample_shape: tuple[int, ...]
+
+    @classmethod
+    def load(cls, run: Path, worker: int | None) -> Saved:
+        """Read the newest whole checkpoint of a worker (of the lowest that has one, if None).
+
+        Raises:
+            UsageError: no run folder, or no checkpoint in it.
+        """
+        if not (run / "experiment.yaml").is_file():
+            raise UsageError(f"{run} is no run folder (it has no experiment.yaml)")
+        settings = config.load(run / "experiment.yaml")
+        workers = range(settings.workers) if worker is None else (worker,)
+        for number in workers:
+            checkpoints = Checkpoints(run / f"w{number}" / "checkpoints", keep=1)
+            for step in reversed(checkpoints.steps()):
+                try:
+                    return cls._build(settings, number, read(checkpoints.folder / f"{step:06d}"))
+                except UsageError:
+                    if step == checkpoints.steps()[0]:
+                        raise
+        whose = "any worker" if worker is None else f"worker {worker}"
+        raise UsageError(f"{run} has no checkpoint of {whose} yet; is the run still starting?")
+
+    @classmethod
+    def _build(cls, settings: Experiment, worker: int, checkpoint) -> Saved:
+        shape = tuple(int(n) for n in checkpoint.values["sample_shape"])
+        generator, _ = models.build(settings.model, shape)
+        own = {n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")}
+        try:
+            generator.load_state_dict(own)
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint does not fit the settings: {' '.join(str(error).split())}") from None
+        return cls(settings, worker, checkpoint.step, generator.eval(), shape)
+
+    @torch.no_grad()
+    def sample(self, count: int, random: torch.Generator) -> torch.Tensor:
+        """New samples, float32 (count, *sample_shape) in [-1, 1]."""
+        latents = torch.randn(count, self.settings.model.latent, generator=random)
+        return torch.cat([self.generator(batch) for batch in latents.split(256)]) if count else latents
