@@ -1,0 +1,49 @@
+# Everything a person needs is one word away; each target sets itself up in .venv on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test check slow clean
+
+help:
+	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
+	@echo "make test    all tests but the slow ones"
+	@echo "make check   formatting, lint, import contracts, and make test"
+	@echo "make slow    the tests that take minutes"
+	@echo "make clean   take away what the others made (the virtual environment and $(RUN))"
+
+# torch and torchvision come together, so that their versions fit.
+$(VENV)/ready: setup.cfg pyproject.toml
+	@echo "== setting up $(VENV): torch, torchvision, redis and the rest (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	@touch $@
+
+demo: $(VENV)/ready
+	@echo "== three workers, each with some of the digits only, train on this machine; pictures in $(RUN)"
+	rm -rf $(RUN)
+	$(BIN)/python -m launch local config/experiments/demo.yaml --out $(RUN)
+	@echo "== look at $(RUN)/report.html; the last samples are $(RUN)/$$(cd $(RUN) && ls fakes-*.png | tail -n 1)"
+
+test: $(VENV)/ready
+	@echo "== all tests but the slow ones (real redis-server included)"
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/ready
+	@echo "== formatting and lint"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@echo "== import contracts"
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+slow: $(VENV)/ready
+	@echo "== the tests that take minutes"
+	$(BIN)/python -m pytest -q -m slow --timeout 1800
+
+clean:
+	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,272 @@
+"""The parts with threads, one by one: pool, gate, accumulator, inbox."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from peers.clock import SspClock
+from peers.errors import PeersError, StalledError
+from peers.gate import ClockGate
+from peers.inbox import Inbox
+from peers.message import encode_fields, encode_vector
+from peers.pool import SerialPool
+from peers.types import Entry, Slice
+from peers.window import Accumulator, Contribution, GradientWindow
+from tests.fleets import in_threads, make_layout
+
+
+def fail_on(error):
+    raise AssertionError(f"unexpected: {error!r}")
+
+
+def test_jobs_of_a_key_run_in_order_and_keys_run_side_by_side():
+    pool, seen = SerialPool(4, fail_on), {key: [] for key in range(6)}
+    both = threading.Barrier(2)
+    pool.submit("left", lambda: both.wait(10))
+    pool.submit("right", lambda: both.wait(10))
+    for n in range(60):
+        for key, order in seen.items():
+            pool.submit(key, lambda order=order, n=n: order.append(n))
+    assert pool.drain(10)
+    pool.close()
+    assert all(order == list(range(60)) for order in seen.values())
+
+
+def test_the_first_failure_ends_the_pool_and_is_told_once():
+    told, done = [], threading.Event()
+
+    def tell(error):
+        told.append(error)
+        done.set()
+
+    pool = SerialPool(2, tell)
+    pool.submit("a", lambda: 1 / 0)
+    assert done.wait(10)
+    assert not pool.submit("a", lambda: told.append("ran"))
+    assert pool.drain(1)
+    pool.close()
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
+def test_a_full_queue_makes_the_submitter_wait_and_then_fail():
+    pool, release = SerialPool(1, fail_on, limit=2), threading.Event()
+    started = threading.Event()
+    pool.submit("a", lambda: (started.set(), release.wait(20)))
+    assert started.wait(10)
+    pool.submit("a", lambda: None)
+    pool.submit("a", lambda: None)
+    with pytest.raises(StalledError, match="2 jobs"):
+        pool.submit("a", lambda: None, timeout_s=0.05)
+    release.set()
+    assert pool.submit("a", lambda: None, timeout_s=10)
+    assert pool.drain(10)
+    pool.close()
+
+
+class Time:
+    """A clock that moves when it is read."""
+
+    def __init__(self, step_s):
+        self.now_s, self.step_s = 0.0, step_s
+
+    def __call__(self):
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def make_gate(slack=0, peers=(1, 2), **more):
+    lines = []
+    gate = ClockGate(SspClock(peers, slack), 100.0, lines.append, **more)
+    for peer in peers:
+        gate.admit(peer, 0)
+    lines.clear()
+    return gate, lines
+
+
+def test_a_wait_ends_when_the_last_clock_arrives():
+    gate, _ = make_gate()
+    waiter_result = []
+    in_threads([lambda: waiter_result.append(gate.wait(1)), lambda: gate.note(1, 1), lambda: gate.note(2, 1)])
+    assert waiter_result == [(1, 2)]
+
+
+def test_waiting_is_said_and_has_a_deadline():
+    gate, lines = make_gate(now=Time(3.0))
+    gate.note(2, 1)
+    with pytest.raises(StalledError, match=r"waited \d+ s for worker 1 \(its clock is 0, this is round 1\)"):
+        gate.wait(1)
+    assert lines and all("worker 1" in line and "worker 2" not in line for line in lines)
+    assert len(lines) < 8, "said again at growing distances, not at every look"
+
+
+def test_dropping_and_leaving_end_a_wait_and_are_said_once():
+    gate, lines = make_gate()
+    gate.leave(1)
+    gate.drop(1, "its lease has expired")
+    gate.drop(2, "its lease has expired")
+    gate.drop(2, "its lease has expired")
+    assert gate.wait(1) == ()
+    assert len(lines) == 1 and "worker 2 is dropped" in lines[0]
+
+
+def test_the_first_failure_ends_every_wait():
+    gate, _ = make_gate()
+    gate.fail(PeersError("first"))
+    gate.fail(PeersError("second"))
+    with pytest.raises(PeersError, match="first"):
+        gate.wait(1)
+    with pytest.raises(PeersError, match="first"):
+        gate.check()
+
+
+def test_the_earliest_wish_to_stop_counts():
+    gate, _ = make_gate()
+    gate.stop(9)
+    gate.stop(7)
+    gate.stop(8)
+    assert gate.stop_at == 7
+
+
+def test_states_of_old_rounds_are_forgotten():
+    gate, _ = make_gate()
+    for round in range(10):
+        gate.put_state(1, round, np.zeros(1))
+        gate.put_state(2, round, np.zeros(1))
+    assert sorted(gate.wait_states(9)) == [1, 2]
+    assert len(gate._states) == 8
+
+
+def contribution(sender, round, start=0, stop=4):
+    return Contribution(sender, "a", round, Slice(start, stop), np.ones(stop - start, dtype=np.float32), round)
+
+
+def test_nothing_from_the_future_or_of_another_section_is_taken():
+    accumulator = Accumulator()
+    for sender, round in ((2, 1), (1, 2), (1, 1), (2, 3)):
+        accumulator.add(contribution(sender, round))
+    accumulator.add(contribution(1, 1, 4, 8))
+    taken = accumulator.take(2, Slice(0, 4))
+    assert [(item.sender, item.round) for item in taken] == [(1, 1), (1, 2), (2, 1)]
+    assert accumulator.take(2, Slice(0, 4)) == []
+    assert accumulator.discard(1, 5) == 1
+    assert not accumulator.has(Slice(4, 8)) and accumulator.has(Slice(0, 4))
+
+
+def test_takes_and_adds_from_many_threads_lose_and_double_nothing():
+    accumulator, taken = Accumulator(), []
+
+    def add(sender):
+        for round in range(500):
+            accumulator.add(contribution(sender, round))
+
+    def take():
+        while len(taken) < 1500:
+            taken.extend(accumulator.take(1000, Slice(0, 4)))
+
+    in_threads([take, *(lambda s=s: add(s) for s in range(3))])
+    assert sorted((item.sender, item.round) for item in taken) == [(s, r) for s in range(3) for r in range(500)]
+
+
+def test_a_window_lets_everything_leave_once():
+    window = GradientWindow(6)
+    window.push(Slice(0, 6), np.arange(6, dtype=np.float32))
+    window.push(Slice(3, 6), np.ones(3, dtype=np.float32))
+    np.testing.assert_array_equal(window.drain(Slice(2, 5)), [2, 4, 5])
+    np.testing.assert_array_equal(window.drain(Slice(2, 5)), [0, 0, 0])
+    saved = window.state()
+    np.testing.assert_array_equal(saved, [0, 1, 0, 0, 0, 6])
+    other = GradientWindow(6)
+    other.load_state(saved)
+    np.testing.assert_array_equal(other.drain(Slice(0, 6)), saved)
+
+
+class Mailbox:
+    """An inbox with what it feeds, and a sender's entries."""
+
+    def __init__(self, size=10, slack=0):
+        self.layout = make_layout(size, state_size=2)
+        self.accumulator = Accumulator()
+        self.gate, self.lines = make_gate(slack)
+        self.inbox = Inbox(0, self.layout, self.accumulator, self.gate)
+        self.sequence = {}
+
+    def say(self, sender, kind, round, fields=None, life="a", is_direct=False, skip=0):
+        if fields is None:
+            size = self.layout.slice_of(kind, round).size
+            pairs = encode_vector(self.layout, kind, round, np.full(size, round, dtype=np.float32))
+        else:
+            pairs = encode_fields(self.layout, kind, round, fields)
+        for header, payload in pairs:
+            key = (sender, life, is_direct)
+            self.sequence[key] = self.sequence.get(key, 0) + 1 + skip
+            self.inbox.feed(Entry(sender, life, self.sequence[key], not skip, header, bytes(payload), is_direct))
+
+    def taken(self):
+        return [(item.sender, item.round) for item in self.accumulator.take(10**6, Slice(0, 10))]
+
+
+def test_a_round_said_again_after_a_restart_is_not_applied_twice():
+    box = Mailbox()
+    box.inbox.expect_after(1, "a", 0)
+    for round in (1, 2, 3):
+        box.say(1, "part", round)
+    box.say(1, "hello", 1, {"is_joining": False, "is_replaying": True}, life="b")
+    for round in (2, 3, 4):
+        box.say(1, "part", round, life="b")
+    assert box.taken() == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert box.inbox.dropped() == {"replayed": 2}
+    assert box.gate.clock(1) == 4
+
+
+def test_rounds_that_were_gone_before_they_were_read_are_counted():
+    box = Mailbox()
+    box.inbox.expect_after(1, "a", 0)
+    box.say(1, "part", 1)
+    box.say(1, "part", 5, skip=3)
+    assert box.taken() == [(1, 1), (1, 5)]
+    assert box.inbox.dropped() == {"overrun": 3}
+
+
+def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
+    box = Mailbox()
+    box.say(2, "part", 1)
+    box.say(1, "hello", 0, {"is_joining": True, "is_replaying": False}, life="b")
+    assert box.gate.members() == (2,)
+    box.say(1, "want", 0, {}, life="b", is_direct=True)
+    assert box.inbox.take_wishes() == {1: "b"} and box.inbox.take_wishes() == {}
+    box.say(2, "admit", 6, {"worker": 1})
+    assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
+    box.say(1, "hello", 6, {"is_joining": False, "is_replaying": False}, life="b")
+    box.say(1, "part", 7, life="b")
+    assert box.inbox.dropped() == {} and box.gate.clock(1) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("hello", {}),
+        ("hello", {"is_joining": False}),
+        ("admit", {}),
+        ("admit", {"worker": "x"}),
+        ("admit", {"worker": 99}),
+        ("admit", {"worker": [1]}),
+    ],
+)
+def test_fields_that_make_no_sense_are_counted(kind, fields):
+    box = Mailbox()
+    box.say(1, kind, 3, fields)
+    assert box.inbox.dropped() == {"malformed": 1}
+    assert box.gate.members() == (1, 2)
+
+
+def test_goodbye_and_states_and_stops_reach_the_gate():
+    box = Mailbox()
+    box.say(1, "state", 4)
+    box.say(2, "state", 4)
+    assert {peer: list(values) for peer, values in box.gate.wait_states(4).items()} == {1: [4, 4], 2: [4, 4]}
+    box.say(1, "goodbye", 4, {"is_finished": True})
+    box.say(2, "stop", 9, {})
+    assert box.gate.members() == (2,) and box.gate.stop_at == 9
