@@ -34,11 +34,16 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart: the text "2e-4" is written with quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
 
 
 def find_experiment(name: str | Path) -> Path:
@@ -48,10 +53,13 @@ def find_experiment(name: str | Path) -> Path:
         UsageError: there is neither; the message lists what comes with degan.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir() and (path / "experiment.yaml").is_file():
-        return path / "experiment.yaml"
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir() and (path / "experiment.yaml").is_file():
+            return path / "experiment.yaml"
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
     bundled = EXPERIMENTS / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path("."), Path("config/experiments")) and bundled.is_file():
         return bundled
@@ -65,7 +73,7 @@ def parse(text: str, where: str = "settings") -> Any:
     Raises:
         SettingsError: not YAML, too large, or with aliases.
     """
-    if len(text.encode()) > MAX_FILE_BYTES:
+    if len(text) > MAX_FILE_BYTES:
         raise SettingsError(f"{where}: larger than {MAX_FILE_BYTES} bytes; this is no experiment file")
     try:
         # The loader is a subclass of SafeLoader: plain values only, no objects.
@@ -74,9 +82,9 @@ def parse(text: str, where: str = "settings") -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = " ".join(str(error).split())
-        raise SettingsError(f"{where}: not valid YAML: {first}") from None
+    except Exception as error:
+        # PyYAML lets what its constructors stumble over pass: `!!int ""` is an IndexError.
+        raise SettingsError(f"{where}: not valid YAML: {error or type(error).__name__}") from None
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
@@ -93,7 +101,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     """
     file = find_experiment(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(MAX_FILE_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {file}: {error}") from None
     data = parse(text, str(file))
@@ -128,7 +137,7 @@ def build(data: dict) -> Experiment:
 
 def dump(experiment: Experiment) -> str:
     """The resolved settings as YAML; `load` of it gives the same `Experiment`."""
-    return yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False, default_flow_style=None)
+    return yaml.dump(msgspec.to_builtins(experiment), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
 
 
 def agreed(experiment: Experiment) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def _check_keys(kind: Any, data: Any, path: str) -> None:
         where = f"{path}.{field}"
         if field not in data:
             raise SettingsError(f"{where}: missing; one of {', '.join(by_tag)}")
-        if data[field] not in by_tag:
+        if not isinstance(data[field], str) or data[field] not in by_tag:
             raise SettingsError(
                 f"{where}: unknown {path.rsplit('.', 1)[-1]} {data[field]!r}{_nearest(data[field], by_tag)}"
             )

@@ -11,13 +11,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Rate = Annotated[float, msgspec.Meta(gt=0)]
-Weight = Annotated[float, msgspec.Meta(ge=0)]
+# Upper bounds keep infinity, and whatever MessagePack, Redis or an allocation cannot hold, out of the run.
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Width = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
+# A folder's name as well, so not "..". In a pattern \Z, because $ lets a line end pass.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +53,8 @@ class Shards(Settings, tag_field="kind", tag="shards"):
     per_worker: Positive = 2
 
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring")
+class Own(Settings, tag_field="kind", tag="own"):
+    """Nothing is cut: all that a worker finds at its `root` is its shard. For hosts that each hold their own data."""
 
 
 class Data(Settings):
@@ -59,7 +63,7 @@ class Data(Settings):
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]
     root: str | None = None
     download: bool = False
-    split: Iid | Classes | Dirichlet | Shards = Iid()
+    split: Iid | Classes | Dirichlet | Shards | Own = Iid()
     batch_size: Positive = 32
 
 
@@ -69,7 +73,7 @@ class Data(Settings):
 class Lsgan(Settings, tag_field="name", tag="lsgan"):
     """FeGAN's LSGAN: dense to 128 maps, two up-sampling convolutions; 1,049,729 + 98,113 values on MNIST."""
 
-    latent: Positive = 100
+    latent: Width = 100
     image_size: Literal[32, 64] = 32
     norm_eps: Rate = 0.8
 
@@ -77,23 +81,23 @@ class Lsgan(Settings, tag_field="name", tag="lsgan"):
 class Dcgan(Settings, tag_field="name", tag="dcgan"):
     """Transposed-convolution DCGAN; `width` is the number of maps at the largest resolution."""
 
-    latent: Positive = 64
-    width: Positive = 32
+    latent: Width = 64
+    width: Width = 32
     image_size: Literal[32, 64] = 32
 
 
 class Mlp(Settings, tag_field="name", tag="mlp"):
     """Lipizzaner's four-layer perceptron; also the model for two-dimensional points."""
 
-    latent: Positive = 64
-    hidden: Positive = 256
+    latent: Width = 64
+    hidden: Width = 256
     image_size: Annotated[int, msgspec.Meta(ge=4, le=256)] = 28
 
 
 class Degan(Settings, tag_field="name", tag="degan"):
     """The DEGAN paper's convolutional pair for 28 x 28 images, with its biases and BatchNorm trained."""
 
-    latent: Positive = 100
+    latent: Width = 100
     image_size: Literal[28] = 28
 
 
@@ -139,7 +143,7 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
 class Bus(Settings):
     """How the workers hold together. Times in seconds, sizes in bytes."""
 
-    lease_s: Annotated[float, msgspec.Meta(ge=1)] = 30.0
+    lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
     replay_bytes: Natural = 64 * 1024 * 1024
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
@@ -166,7 +170,7 @@ class Experiment(Settings, kw_only=True):
     seed: Natural = 1
     peers: Positive | list[str] = 1
     connect_timeout_s: Seconds = 30.0
-    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
     data: Data
     model: Lsgan | Dcgan | Mlp | Degan
     loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein_gp"] = "non_saturating"

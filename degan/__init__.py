@@ -1,0 +1,1 @@
+"""GANs on several machines: models, losses, data, metrics, training modes and the worker."""

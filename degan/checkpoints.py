@@ -64,7 +64,9 @@ class Checkpoints:
         """Write a checkpoint; returns its folder. An old one of the same step is replaced."""
         final = self.folder / f"{checkpoint.step:06d}"
         temporary = self.folder / f".{checkpoint.step:06d}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        # A process that was killed while it saved left one behind.
+        for torn in self.folder.glob(".[0-9]*.[0-9]*"):
+            shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(checkpoint.model, temporary / MODEL)
         save_file(checkpoint.optimiser, temporary / OPTIMISER)
@@ -75,6 +77,7 @@ class Checkpoints:
             "agreed": checkpoint.agreed,
             "values": checkpoint.values,
         }
+        manifest["sum"] = _manifest_sum(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
@@ -84,6 +87,12 @@ class Checkpoints:
         for step in self.steps()[: -self._keep]:
             shutil.rmtree(self.folder / f"{step:06d}", ignore_errors=True)
         return final
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of steps after `step`, which are about to be lived again, perhaps otherwise."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.folder / f"{later:06d}", ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first; whole or not."""
@@ -109,7 +118,7 @@ class Checkpoints:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, with the sums of its files checked.
+    """The manifest of a checkpoint, with its own sum and those of its files checked.
 
     Raises:
         UsageError: no checkpoint, or a damaged one.
@@ -118,10 +127,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise UsageError(f"{folder}: checkpoint format {manifest['format']}, this degan reads {FORMAT}")
+        if manifest["sum"] != _manifest_sum(manifest):
+            raise UsageError(f"{folder / MANIFEST} is damaged: its sum is not its own")
         for name in (MODEL, OPTIMISER):
             if _sha256(folder / name) != manifest["files"][name]:
                 raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder} is no whole checkpoint ({type(error).__name__}: {error})") from None
     return manifest
 
@@ -150,6 +161,11 @@ def check_same_experiment(checkpoint: Checkpoint, agreed: dict[str, Any], where:
             raise UsageError(
                 f"{where} is of another experiment: {key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
             )
+
+
+def _manifest_sum(manifest: dict[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in manifest.items() if key != "sum"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON line a metric instead of a table")
     arguments = parser.parse_args(argv)
     try:
+        if not 0 <= arguments.seed < 2**63:
+            raise UsageError(f"--seed {arguments.seed}: expected 0 to {2**63 - 1}")
         _evaluate(arguments)
     except UsageError as error:
         print(f"degan.evaluate: {error}", file=sys.stderr)

@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     try:
         if arguments.count < 1:
             raise UsageError(f"--count {arguments.count}: expected at least 1")
-        if arguments.seed < 0:
-            raise UsageError(f"--seed {arguments.seed}: expected at least 0")
+        if not 0 <= arguments.seed < 2**63:
+            raise UsageError(f"--seed {arguments.seed}: expected 0 to {2**63 - 1}")
         _generate(Path(arguments.run), arguments.worker, arguments.count, arguments.seed, arguments.out)
     except UsageError as error:
         print(f"degan.generate: {error}", file=sys.stderr)

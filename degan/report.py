@@ -307,7 +307,9 @@ def _shards(run: Run) -> str:
     body = ""
     for index, row in enumerate(counts):
         cells = "".join(f'<td style="--share:{count / largest:.2f}">{count:,.0f}</td>' for count in row)
-        body += f"<tr><th>{_swatch(index)}worker {index}</th>{cells}<td><b>{sum(row):,.0f}</b></td></tr>"
+        cells = cells or f'<td colspan="{len(classes)}">known on its own host</td>'
+        total = f"{sum(row):,.0f}" if row else ""
+        body += f"<tr><th>{_swatch(index)}worker {index}</th>{cells}<td><b>{total}</b></td></tr>"
     table = f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     picture = svg.bubbles(classes, workers, counts, "Samples of each class in each worker's shard")
     return (

@@ -76,6 +76,9 @@ class Bus(Protocol):
     def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
         """Write fields of my state hash, and let it live that long."""
 
+    def delete_state(self, names: Sequence[str]) -> None:
+        """Take fields of my state hash away. Raises as `publish`."""
+
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         """Fields of a peer's state hash; those that are not there are left out."""
 

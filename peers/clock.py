@@ -75,9 +75,13 @@ class SspClock:
             if state.is_member and not state.has_left and state.clock < round - bound
         ]
 
-    def members(self) -> tuple[int, ...]:
-        """The peers in the bound that have not left."""
-        return tuple(peer for peer, state in self._peers.items() if state.is_member and not state.has_left)
+    def members(self, round: int | None = None) -> tuple[int, ...]:
+        """The peers in the bound that have not left, and take part in `round`, if that is given."""
+        return tuple(
+            peer
+            for peer, state in self._peers.items()
+            if state.is_member and not state.has_left and (round is None or state.first_round <= round)
+        )
 
     def has_left(self, peer: int) -> bool:
         return self._peers[peer].has_left

@@ -25,7 +25,19 @@ class UnreachableError(SetupError):
 
 
 class DuplicateError(SetupError):
-    """The worker number is in use; the message has the host and pid of the other."""
+    """The worker number is in use.
+
+    Args:
+        worker: the number.
+        host, pid: of the process that holds it; the host as `peers.rendezvous.this_host` writes it.
+    """
+
+    def __init__(self, worker: int, host: str, pid: int):
+        super().__init__(
+            f"worker {worker} is already running on {host.split('/', 1)[0]} as process {pid}; "
+            "give this one another number, or stop that one first"
+        )
+        self.host = host
 
 
 class DisagreementError(SetupError):

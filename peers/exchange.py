@@ -15,31 +15,28 @@ contribution has one owner at any time.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import numpy as np
 
+from peers import transfer
 from peers.bus import Bus
 from peers.clock import SspClock
-from peers.errors import MessageError, StalledError
+from peers.errors import StalledError
 from peers.gate import ClockGate, failed
 from peers.inbox import Inbox
 from peers.lossy import ErrorFeedback
-from peers.message import Layout, decode_fields, encode_fields, encode_vector
+from peers.message import Layout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
+from peers.transfer import State
 from peers.types import Slice
 from peers.window import Accumulator, GradientWindow
 
 OUT = ("out",)
-STATE_CHUNK_BYTES = 256 * 1024
-
-State = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ class Exchange:
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate)
         self._pool = SerialPool(rules.pool_threads, lambda error: self.gate.fail(failed(error, "exchanging")))
         self._pumps: list[Pump] = []
+        # States that were given to joiners: until when they stay, and their fields.
+        self._given: list[tuple[float, list[str]]] = []
         self._round = 0
         # Per peer: the newest round applied, the life that said it, and the number of its last entry.
         self._taken: dict[int, tuple[int, str, int]] = {}
@@ -142,43 +141,24 @@ class Exchange:
 
     def _join(self, start: Start, load: Callable[[State, dict], None] | None) -> None:
         """Ask the helper for its state and go on from there."""
-        helper, me = start.helper, self._bus.incarnation
+        helper = start.helper
         self._say(f"the others are training; asking worker {helper} for its state")
         self._bus.send(helper, encode_fields(self._layout, "want", 0, {}))
-        deadline = time.monotonic() + self._rules.lease_s + 5
-        while True:
-            self.gate.check()
-            meta = self._bus.get_state(helper, start.incarnations[helper], [f"meta:{me}"]).get(f"meta:{me}")
-            if meta is not None:
-                break
-            if time.monotonic() >= deadline:
-                raise StalledError(f"worker {helper} has not sent its state")
-            time.sleep(0.05)
-        fields = decode_fields(meta)
-        arrays = self._fetch(helper, start.incarnations[helper], fields["arrays"])
+        arrays, meta = transfer.take(
+            self._bus, helper, start.incarnations[helper], self._rules.lease_s + 5, self.gate.check
+        )
         if load is not None:
-            load(arrays, fields["values"])
-        self._round = int(fields["round"])
-        taken = {int(peer): int(newest) for peer, newest in fields["taken"].items() if int(peer) != self._bus.worker}
+            load(arrays, meta["values"])
+        self._round = int(meta["round"])
+        taken = {int(peer): int(newest) for peer, newest in meta["taken"].items() if int(peer) != self._bus.worker}
         taken[helper] = self._round
         for peer, newest in taken.items():
             self._accumulator.discard(peer, newest)
+            self._inbox.expect_more_than(peer, newest)
             self._taken[peer] = (newest, start.incarnations.get(peer, ""), 0)
             if peer in start.incarnations:
                 self.gate.admit(peer, max(newest, self._inbox.newest(peer)))
         self._say(f"took the state of worker {helper} at round {self._round}")
-
-    def _fetch(self, peer: int, incarnation: str, sizes: dict[str, list[int]]) -> State:
-        arrays = {}
-        for name, (size, check) in sizes.items():
-            raw = bytearray()
-            for index in range(-(-4 * size // STATE_CHUNK_BYTES)):
-                key = f"{self._bus.incarnation}:{name}:{index}"
-                raw += self._bus.get_state(peer, incarnation, [key]).get(key, b"")
-            if len(raw) != 4 * size or zlib.crc32(raw) != check:
-                raise MessageError("checksum", f"the state {name} of worker {peer} is damaged")
-            arrays[name] = np.frombuffer(bytes(raw), dtype="<f4")
-        return arrays
 
     def serve(self, make_state: Callable[[], tuple[State, dict]]) -> None:
         """Between two steps: give our state to the peers that have asked for it, and await them from now on.
@@ -186,28 +166,18 @@ class Exchange:
         Args:
             make_state: returns float32 vectors by name and a small map of values.
         """
+        while self._given and time.monotonic() >= self._given[0][0]:
+            _, names = self._given.pop(0)
+            self._pool.submit(OUT, lambda names=names: self._bus.delete_state(names))
         for peer, incarnation in self._inbox.take_wishes().items():
             arrays, values = make_state()
-            copies = {name: np.array(array, dtype="<f4").ravel() for name, array in arrays.items()}
             taken = {str(other): newest for other, (newest, _, _) in self._taken.items()}
-            meta = {
-                "round": self._round,
-                "taken": taken,
-                "values": values,
-                "arrays": {name: [array.size, zlib.crc32(array)] for name, array in copies.items()},
-            }
+            fields = transfer.fields_of(arrays, {"round": self._round, "taken": taken, "values": values}, incarnation)
+            self._pool.submit(OUT, lambda fields=fields: transfer.give(self._bus, fields, self._rules.lease_s))
+            self._given.append((time.monotonic() + 2 * self._rules.lease_s, list(fields)))
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._pool.submit(OUT, lambda c=copies, m=meta, i=incarnation: self._put_state(c, m, i))
             self._publish_fields("admit", self._round, {"worker": peer})
             self.gate.admit(peer, self._round)
-
-    def _put_state(self, arrays: State, meta: dict, incarnation: str) -> None:
-        for name, array in arrays.items():
-            raw = memoryview(array).cast("B")
-            for index, start in enumerate(range(0, len(raw), STATE_CHUNK_BYTES)):
-                chunk = raw[start : start + STATE_CHUNK_BYTES]
-                self._bus.put_state({f"{incarnation}:{name}:{index}": chunk}, self._rules.lease_s)
-        self._bus.put_state({f"meta:{incarnation}": msgpack.packb(meta)}, self._rules.lease_s)
 
     # --- one round ----------------------------------------------------------------------------
 
@@ -357,7 +327,7 @@ class Exchange:
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._pool.drain(self._rules.stall_timeout_s):
+        if not self._pool.drain(self._rules.stall_timeout_s, OUT):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
         followed = {str(peer): list(taken) for peer, taken in self._taken.items()}

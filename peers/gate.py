@@ -137,7 +137,8 @@ class ClockGate:
         """Wait for every member's state of a round; returns those that came, by worker."""
 
         def missing() -> list[int]:
-            return [peer for peer in self._clock.members() if (peer, round) not in self._states]
+            # Who was admitted with this very round has no state of it to send.
+            return [peer for peer in self._clock.members(round) if (peer, round) not in self._states]
 
         if self._clock.slack is not None:
             self.until(lambda: not missing(), lambda: f"the buffers of workers {missing()} at round {round}")

@@ -66,6 +66,15 @@ class Inbox:
         with self._lock:
             self._senders[sender] = _Sender(incarnation, round)
 
+    def expect_more_than(self, sender: int, round: int) -> None:
+        """What a sender said up to `round` is known already; count what is missing between that and what came."""
+        first = self._accumulator.first(sender)
+        with self._lock:
+            state = self._senders.setdefault(sender, _Sender())
+            if first is not None and first > round + 1:
+                self._counts["overrun"] += first - round - 1
+            state.newest = max(state.newest or 0, round)
+
     def newest(self, sender: int) -> int:
         """The newest round received from a sender, 0 if none."""
         with self._lock:

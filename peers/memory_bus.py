@@ -118,7 +118,7 @@ class MemoryBus:
         with self._hub.changed:
             old = self._lease(self.worker)
             if old is not None and not may_replace(old):
-                raise DuplicateError(f"worker {self.worker} is already running on {old.host} as process {old.pid}")
+                raise DuplicateError(self.worker, old.host, old.pid)
             self._hub.leases[self.worker] = (lease, self._hub.clock() + ttl_s)
             return old
 
@@ -148,6 +148,11 @@ class MemoryBus:
         with self._hub.changed:
             state = self._hub.states.setdefault((self.worker, self.incarnation), {})
             state.update({name: bytes(value) for name, value in fields.items()})
+
+    def delete_state(self, names: Sequence[str]) -> None:
+        with self._hub.changed:
+            for name in names:
+                self._hub.states.get((self.worker, self.incarnation), {}).pop(name, None)
 
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         with self._hub.changed:

@@ -56,10 +56,14 @@ class SerialPool:
             self._changed.notify()
             return True
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is queued or running; returns whether that was reached in time."""
+    def drain(self, timeout_s: float, key: Hashable | None = None) -> bool:
+        """Wait until nothing (of one key) is queued or running; returns whether that was reached in time."""
+
+        def is_empty() -> bool:
+            return key not in self._queues if key is not None else not self._queues
+
         with self._changed:
-            return self._changed.wait_for(lambda: self._is_closed or not self._queues, timeout_s)
+            return self._changed.wait_for(lambda: self._is_closed or is_empty(), timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Run nothing more and end the threads."""

@@ -255,10 +255,7 @@ class RedisBus:
         def take(pipeline: redis.client.Pipeline) -> Lease | None:
             old = _decode_lease(pipeline.get(key))
             if old is not None and not may_replace(old):
-                raise DuplicateError(
-                    f"worker {self.worker} is already running on {old.host} as process {old.pid}; "
-                    "give this one another number, or stop that one first"
-                )
+                raise DuplicateError(self.worker, old.host, old.pid)
             pipeline.multi()
             pipeline.set(key, value, px=ttl_ms)
             return old
@@ -313,6 +310,11 @@ class RedisBus:
             pipeline.execute()
 
         self._insist(put, "store its state")
+
+    def delete_state(self, names: Sequence[str]) -> None:
+        if names:
+            key = self._keys.state(self.worker, self.incarnation)
+            self._insist(lambda: self._own.hdel(key, *names), "delete a state that it gave")
 
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         key = self._keys.state(peer, incarnation)

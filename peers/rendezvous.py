@@ -137,7 +137,7 @@ class Rendezvous:
                 break
             except DuplicateError as error:
                 # On this host the process is known to live. Elsewhere it may have died a moment ago.
-                if f"on {self._lease.host} " in str(error) or time.monotonic() >= deadline:
+                if error.host == self._lease.host or time.monotonic() >= deadline:
                     raise
                 if not has_said:
                     self._say(f"{error}; waiting up to {self._lease_s:g} s for its lease to end")
@@ -245,7 +245,7 @@ class Rendezvous:
             time.sleep(20 * POLL_S)
             named = "; ".join(f"{key} is {mine.get(key)!r} here and {theirs.get(key)!r} there" for key in different[:3])
             raise DisagreementError(
-                f"worker {self._bus.worker} and worker {peer} ({lease.host.split('/')[0]}, process {lease.pid}) "
+                f"worker {self._bus.worker} and worker {peer} ({lease.host.split('/', 1)[0]}, process {lease.pid}) "
                 f"do not train the same: {named}"
             )
         return checkpoints
@@ -272,9 +272,7 @@ class Rendezvous:
             lease = self._lease
         try:
             if not self._bus.renew(lease, self._lease_s):
-                self._on_failure(
-                    DuplicateError(f"someone else has taken over worker {self._bus.worker}; this process stops")
-                )
+                self._on_failure(BusError(f"someone else has taken over worker {self._bus.worker}; this process stops"))
                 self._closing.set()
         except BusError as error:
             self._say(f"{error}; trying again")

@@ -87,6 +87,11 @@ class Accumulator:
         with self._lock:
             return any(section.start <= item.slice.start < section.stop for item in self._waiting)
 
+    def first(self, sender: int) -> int | None:
+        """The oldest round of a sender that waits, None if none does."""
+        with self._lock:
+            return min((item.round for item in self._waiting if item.sender == sender), default=None)
+
     def discard(self, sender: int, through: int) -> int:
         """Forget what `sender` said up to a round (a loaded state holds it already); returns how many."""
         with self._lock:

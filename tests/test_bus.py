@@ -181,6 +181,9 @@ def test_states_are_read_by_name(open_buses):
     first.put_state({"hello": b"2"}, 20)
     assert second.get_state(0, "a0", ["hello", "blob", "none"]) == {"hello": b"2", "blob": b"\x00\xff"}
     assert second.get_state(0, "other", ["hello"]) == {}
+    first.delete_state(["blob", "none"])
+    first.delete_state([])
+    assert second.get_state(0, "a0", ["hello", "blob"]) == {"hello": b"2"}
 
 
 def test_adding_again_what_is_there_changes_nothing(redis_url):

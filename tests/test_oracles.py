@@ -52,7 +52,7 @@ def train_fleet(settings, buses, steps, settle=True):
     """Train every worker in a thread of its own; returns the pairs."""
     workers = len(buses)
     pairs = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
-    modes = [PartialExchange(settings, pairs[w], buses[w], lambda line: None) for w in range(workers)]
+    modes = [PartialExchange(settings, pairs[w], buses[w], {}, lambda line: None) for w in range(workers)]
 
     def live(worker):
         mode = modes[worker]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from config.settings import Classes, Dirichlet, Iid, Shards
+from config.settings import Classes, Dirichlet, Iid, Own, Shards
 from degan.errors import DataError
 
 Split = Iid | Classes | Dirichlet | Shards
@@ -30,7 +30,8 @@ def split(kind: Split, labels: np.ndarray, workers: int, seed: int) -> list[np.n
         seed: of the experiment, >= 0.
 
     Returns:
-        For each worker the sorted indices of its samples, int64 `(k,)`, k >= 1.
+        For each worker the sorted indices of its samples, int64 `(k,)`, k >= 1. With `own` these are all
+        samples: another worker's indices mean its own files, which are not here.
 
     Raises:
         DataError: a group names a class that the data does not have, or some worker would get nothing
@@ -39,6 +40,8 @@ def split(kind: Split, labels: np.ndarray, workers: int, seed: int) -> list[np.n
     Source: `dirichlet`, Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution",
     2019, in the per-class form of Yurochkin et al. 2019; `shards`, McMahan et al. 2017, section 3.
     """
+    if isinstance(kind, Own):
+        return [np.arange(len(labels))] * workers
     if len(labels) < workers:
         raise DataError(f"{len(labels)} samples cannot be shared out between {workers} workers; use fewer workers")
     random = np.random.default_rng(np.random.SeedSequence([seed, _PURPOSE]))

@@ -63,8 +63,13 @@ class Mode(Protocol):
         """Give back whatever is held; called however the run ends."""
 
 
-def build(settings: Experiment, worker: int, pair: GanPair, say: Callable[[str], None]) -> Mode:
+def build(settings: Experiment, worker: int, pair: GanPair, facts: dict[str, Any], say: Callable[[str], None]) -> Mode:
     """The mode that the settings name.
+
+    Args:
+        settings, worker, pair: what is trained, and who we are.
+        facts: what must be the same for all workers and is no setting (the classes of the data).
+        say: called with one line for a person.
 
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
@@ -77,6 +82,6 @@ def build(settings: Experiment, worker: int, pair: GanPair, say: Callable[[str],
         case "partial_exchange":
             from degan.modes.partial_exchange import PartialExchange, open_bus
 
-            return PartialExchange(settings, pair, open_bus(settings, worker, say), say)
+            return PartialExchange(settings, pair, open_bus(settings, worker, say), facts, say)
         case name:
             raise ValueError(f"unknown mode {name!r}")

@@ -86,16 +86,20 @@ class PartialExchange:
         settings: the experiment.
         pair: what is trained.
         bus: our door to the peers; closed by `close`.
+        facts: what must be the same for all workers and is no setting.
         say: called with one line for a person.
     """
 
-    def __init__(self, settings: Experiment, pair: GanPair, bus: Bus, say: Callable[[str], None]):
+    def __init__(
+        self, settings: Experiment, pair: GanPair, bus: Bus, facts: dict[str, Any], say: Callable[[str], None]
+    ):
         self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
         mode = settings.mode
         self._sections = pair.sections(mode.updates)
         schedule = Schedule([Slice(*section) for section in self._sections], mode.parts)
         codec = CODECS[mode.codec]
         self._agreed = config.agreed(settings) | {
+            **facts,
             "protocol": VERSION,
             "model (number of values)": pair.size,
             "model (sample shape)": list(pair.sample_shape),

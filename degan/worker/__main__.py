@@ -8,11 +8,17 @@ import platform
 import sys
 import traceback
 from pathlib import Path
+from typing import IO
 
 import config
 from config import UsageError
 from degan.worker.journal import say
 from degan.worker.number import worker_number
+
+try:
+    import fcntl
+except ImportError:  # Not a Unix.
+    fcntl = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +51,9 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         print(f"degan.worker: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        say("stopped before the first step")
+        return 0
 
 
 def _run(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int:
@@ -52,7 +61,7 @@ def _run(settings: config.Experiment, number: int, out: Path, resume: str | None
     from degan import modes
     from degan.checkpoints import Checkpoints
     from degan.worker.loop import Loop, Signals
-    from degan.worker.objects import Objects, write_once
+    from degan.worker.objects import Objects
     from peers.errors import PeersError, SetupError
 
     objects = Objects.build(settings, number)
@@ -62,15 +71,15 @@ def _run(settings: config.Experiment, number: int, out: Path, resume: str | None
             f"{objects.pair.size:,} values, device {objects.pair.device}; nothing was started"
         )
         return 0
-    folder = _prepare_folder(out, number)
+    folder = out / f"w{number}"
     checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
     steps = _resumable(checkpoints, resume, folder, settings)
+    _prepare_folder(folder)
+    lock = _lock_folder(folder, number)
     signals, mode = Signals(), None
     signals.install()
     try:
-        mode = modes.build(settings, number, objects.pair, say)
-        write_once(out / "experiment.yaml", config.dump(settings))
-        (folder / "pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
+        mode = modes.build(settings, number, objects.pair, objects.facts, say)
         Loop(objects, mode, out, checkpoints, steps, signals, say).run()
         return 0
     except SetupError as error:
@@ -87,10 +96,32 @@ def _run(settings: config.Experiment, number: int, out: Path, resume: str | None
     finally:
         if mode is not None:
             mode.close()
+        lock.close()
 
 
-def _prepare_folder(out: Path, number: int) -> Path:
-    folder = out / f"w{number}"
+def _lock_folder(folder: Path, number: int) -> IO[str]:
+    """The folder's `pid` file with our pid in it, locked as long as it is open: two workers may not share a folder."""
+    file = open(folder / "pid", "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        other = file.read().strip() or "another one"
+        file.close()
+        raise UsageError(
+            f"worker {number} is already running on {platform.node()} as process {other}, in {folder}; "
+            "give this one another number or another --out, or stop that one first"
+        ) from None
+    except OSError:
+        pass  # A file system without locks.
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -98,7 +129,6 @@ def _prepare_folder(out: Path, number: int) -> Path:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-    return folder
 
 
 def _resumable(checkpoints, resume: str | None, folder: Path, settings: config.Experiment) -> list[int]:

@@ -20,7 +20,7 @@ from degan.modes import Mode
 from degan.pair import spawn_seed
 from degan.pictures import grid, save_png
 from degan.worker.journal import Journal
-from degan.worker.objects import Objects, shards_json, write_once
+from degan.worker.objects import Objects, shards_json, write
 
 GRID_COLUMNS = 8
 
@@ -28,11 +28,15 @@ GRID_COLUMNS = 8
 class Signals:
     """What the process was asked to do: leave alone (Ctrl-C, SIGTERM, SIGUSR1) or stop all together (SIGUSR2).
 
-    The first signal lets the step end; a second one of the same kind ends the process at once.
+    The first signal lets the step end; a second one of the same kind ends the process at once. Before the
+    first step there is nothing to save, so a wish to leave interrupts whatever is being waited for.
+
+    Attributes:
+        has_begun: set by the loop when training begins.
     """
 
     def __init__(self):
-        self.is_leaving = self.is_together = False
+        self.is_leaving = self.is_together = self.has_begun = False
 
     def install(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -46,6 +50,8 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.is_leaving = True
+        if not self.has_begun:
+            raise KeyboardInterrupt
 
     def _stop(self, number: int, frame: Any) -> None:
         self.is_together = True
@@ -136,8 +142,12 @@ class Loop:
             }
         step = self._mode.begin(self._resume_from, followed, self._load)
         self._journal.forget_after(step)
+        self._checkpoints.forget_after(step)
+        self._signals.has_begun = True
+        # Not earlier: an attempt that was refused must not leave its settings to the next one.
+        write(self._run_folder / "experiment.yaml", config.dump(self._settings))
         if self._mode.is_first() or not (self._run_folder / "shards.json").exists():
-            write_once(self._run_folder / "shards.json", shards_json(self._objects))
+            write(self._run_folder / "shards.json", shards_json(self._objects))
         if self._mode.is_first() and not (self._run_folder / "reals.png").exists():
             save_png(self._run_folder / "reals.png", grid(self._objects.sample_reals(GRID_COLUMNS**2), GRID_COLUMNS))
         return step

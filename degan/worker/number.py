@@ -34,7 +34,7 @@ def worker_number(given: str | None, workers: int, environment: Mapping[str, str
             source, text = f"the host name {host}", ordinal[1]
     if text is None:
         raise UsageError(f"which worker is this? give a number from 0 to {workers - 1}: python -m degan.worker 0 ...")
-    if not re.fullmatch(r"\d+", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
         raise UsageError(f"worker {text!r} (from {source}) is no number; expected 0 to {workers - 1}")
     number = int(text)
     if number >= workers:

@@ -14,7 +14,7 @@ import torch
 
 import config
 from config import UsageError
-from config.settings import Experiment
+from config.settings import Experiment, Own
 from degan.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
@@ -44,7 +44,8 @@ class Objects:
     """What one worker has.
 
     Attributes:
-        counts: int64 (workers, classes), how many samples of each class each worker holds.
+        counts: for each worker how many samples of each class it holds; empty where that is not known here.
+        facts: what must be the same for all workers and is no setting.
         sample_reals: float32 (k, *sample_shape), the same k test samples on every worker, for reals.png.
     """
 
@@ -54,7 +55,8 @@ class Objects:
     pair: GanPair
     evaluator: Evaluator
     classes: tuple[str, ...]
-    counts: np.ndarray
+    counts: list[list[int]]
+    facts: dict[str, Any]
     sample_reals: Callable[[int], torch.Tensor]
 
     @classmethod
@@ -73,6 +75,14 @@ class Objects:
         # Dropout draws from torch's global generator.
         torch.manual_seed(spawn_seed(settings.seed, "global", worker))
 
+        counts = class_counts(source.labels, parts, len(source.classes)).tolist()
+        facts: dict[str, Any] = {"data (classes)": list(source.classes)}
+        if isinstance(settings.data.split, Own):
+            # What the other hosts hold is theirs to know.
+            counts = [row if number == worker else [] for number, row in enumerate(counts)]
+        else:
+            facts["data (samples)"] = len(source)
+
         def sample_reals(count: int) -> torch.Tensor:
             chosen = np.random.default_rng(spawn_seed(settings.seed, "reals")).choice(
                 len(source), min(count, len(source)), replace=False
@@ -86,7 +96,8 @@ class Objects:
             pair=pair,
             evaluator=Evaluator(settings, inception, device=device, train=source),
             classes=tuple(source.classes),
-            counts=class_counts(source.labels, parts, len(source.classes)),
+            counts=counts,
+            facts=facts,
             sample_reals=sample_reals,
         )
 
@@ -129,10 +140,8 @@ class Objects:
         return arrays, checkpoint.values["mode"]
 
 
-def write_once(path: Path, text: str) -> None:
-    """Write a file that all workers of a run would write alike; whole, and only if it is not there."""
-    if path.exists():
-        return
+def write(path: Path, text: str) -> None:
+    """Write a file that all workers of a run write alike: whole, whoever comes last."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -140,4 +149,4 @@ def write_once(path: Path, text: str) -> None:
 
 def shards_json(objects: Objects) -> str:
     """The class counts of all workers' shards, for the report."""
-    return json.dumps({"classes": list(objects.classes), "counts": objects.counts.tolist()})
+    return json.dumps({"classes": list(objects.classes), "counts": objects.counts})

@@ -1,0 +1,185 @@
+"""How workers find each other: together, by replay, by joining; and who is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import msgspec
+import pytest
+
+from peers.errors import AbsentError, DisagreementError, DuplicateError
+from peers.memory_bus import MemoryHub
+from peers.rendezvous import Rendezvous, is_dead, process_birth, this_host
+from peers.topology import complete
+from peers.types import Lease
+from tests.fleets import in_threads
+
+
+class Town:
+    """Workers of one run on one hub."""
+
+    def __init__(self, workers=2):
+        self.hub, self.workers, self.lines, self.open = MemoryHub(), workers, [], []
+
+    def worker(self, number, life="a", agreed=None, lease_s=5.0, timeout_s=10.0):
+        bus = self.hub.bus(number, complete(number, self.workers), f"{life}{number}")
+        meeting = Rendezvous(bus, agreed or {"seed": 1}, lease_s, timeout_s, self.lines.append, self.fail)
+        self.open.append(meeting)
+        return meeting
+
+    def fail(self, error):
+        self.lines.append(f"failed: {error}")
+
+    def close(self):
+        for meeting in self.open:
+            meeting.close()
+
+
+@pytest.fixture
+def town():
+    town = Town()
+    yield town
+    town.close()
+
+
+def come(meeting, checkpoints=(), followed=None):
+    meeting.claim(list(checkpoints))
+    return meeting.meet(list(checkpoints), followed or {})
+
+
+def dead_process():
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait(30)
+    return child.pid
+
+
+def leave_a_dead_lease(town, number, phase="training", seen=None, host=None):
+    """What a worker that was killed leaves behind: a lease that has not expired yet."""
+    bus = town.hub.bus(number, complete(number, town.workers), f"ghost{number}")
+    bus.claim(
+        Lease(number, f"ghost{number}", host or this_host(), dead_process(), "1", phase, 40, seen or {}),
+        60,
+        lambda old: False,
+    )
+    return bus
+
+
+def test_all_start_together_at_the_beginning(town):
+    starts = in_threads([lambda w=w: come(town.worker(w)) for w in range(2)])
+    assert [(start.kind, start.step) for start in starts] == [("together", 0)] * 2
+    assert [start.incarnations for start in starts] == [{1: "a1"}, {0: "a0"}]
+
+
+def test_all_resume_from_the_newest_step_that_all_have(town):
+    starts = in_threads([lambda: come(town.worker(0), [20, 40, 60]), lambda: come(town.worker(1), [20, 40])])
+    assert [start.step for start in starts] == [40, 40]
+
+
+def test_a_step_that_not_all_have_is_refused(town):
+    first, second = town.worker(0), town.worker(1)
+
+    def refused(meeting, steps):
+        with pytest.raises(DisagreementError, match="checkpoints of steps"):
+            come(meeting, steps)
+
+    in_threads([lambda: refused(first, [60]), lambda: come(second)])
+
+
+def test_workers_that_train_something_else_name_the_key(town):
+    meetings = [town.worker(w, agreed={"seed": 1, "mode.slack": w}) for w in range(2)]
+
+    def refused(meeting):
+        with pytest.raises(DisagreementError, match=r"mode\.slack is \d here and \d there"):
+            come(meeting)
+
+    in_threads([lambda m=m: refused(m) for m in meetings])
+
+
+def test_a_peer_that_does_not_come_is_named(town):
+    with pytest.raises(AbsentError, match=r"worker 0 waited 0\.3 s for worker 1, which did not come"):
+        come(town.worker(0, timeout_s=0.3))
+
+
+def test_a_living_worker_keeps_its_number(town):
+    first = town.worker(0)
+    first.claim([])
+    with pytest.raises(DuplicateError, match=f"already running on .* as process {os.getpid()}"):
+        town.worker(0, life="b").claim([])
+
+
+def test_a_dead_process_on_this_host_gives_its_number_up_at_once(town):
+    leave_a_dead_lease(town, 0)
+    town.worker(0).claim([])
+    assert town.hub.leases[0][0].incarnation == "a0"
+
+
+def test_a_lease_of_another_host_is_waited_for(town):
+    bus = town.hub.bus(0, (1,), "far0")
+    bus.claim(Lease(0, "far0", "elsewhere", 1, ""), 1.0, lambda old: False)
+    town.worker(0, lease_s=3.0).claim([])
+    assert any("waiting up to 3 s for its lease to end" in line for line in town.lines)
+    assert town.hub.leases[0][0].incarnation == "a0"
+
+
+def test_a_dead_runs_leases_are_not_taken_for_peers_that_train(town):
+    for number in range(2):
+        leave_a_dead_lease(town, number, seen={0: "ghost0", 1: "ghost1"})
+    starts = in_threads([lambda w=w: come(town.worker(w)) for w in range(2)])
+    assert [start.kind for start in starts] == ["together"] * 2
+
+
+def start_training(town, number, seen, step=50):
+    """A worker in the middle of a run."""
+    meeting = town.worker(number, life="old")
+    meeting.claim([])
+    meeting._update(phase="training", step=step, seen=seen)
+    return meeting
+
+
+def test_who_comes_late_joins_the_most_advanced(town):
+    town.workers = 3
+    start_training(town, 0, {2: "gone"}, step=50)
+    start_training(town, 1, {2: "gone"}, step=51)
+    start = come(town.worker(2))
+    assert (start.kind, start.helper) == ("join", 1)
+    assert start.incarnations == {0: "old0", 1: "old1"}
+
+
+def test_who_replaces_its_own_lease_replays_what_can_still_be_read(town):
+    running = start_training(town, 0, {1: "ghost1"})
+    running._bus.publish([(b"h", b"x")] * 5)
+    leave_a_dead_lease(town, 1)
+    start = come(town.worker(1), [20, 40], {0: ("old0", 3)})
+    assert (start.kind, start.step) == ("replay", 40)
+
+
+@pytest.mark.parametrize(
+    "followed", [{}, {0: ("another life", 3)}, {0: ("old0", 9)}], ids=["no cursors", "another life", "gone"]
+)
+def test_what_cannot_be_replayed_is_joined(town, followed):
+    running = start_training(town, 0, {1: "ghost1"})
+    running._bus.publish([(b"h", b"x")] * 5)
+    leave_a_dead_lease(town, 1)
+    assert come(town.worker(1), [20, 40], followed).kind == "join"
+
+
+def test_a_worker_whose_number_is_taken_over_stops(town):
+    failed = threading.Event()
+    town.fail = lambda error: (town.lines.append(str(error)), failed.set())
+    meeting = town.worker(0, lease_s=1.0)
+    meeting.claim([])
+    thief = town.hub.bus(0, (1,), "thief")
+    thief.claim(msgspec.structs.replace(meeting._lease, incarnation="thief"), 60, lambda old: True)
+    assert failed.wait(10)
+    assert "someone else has taken over worker 0" in town.lines[-1]
+
+
+def test_processes_are_told_apart():
+    mine = Lease(0, "a", this_host(), os.getpid(), process_birth(os.getpid()))
+    assert not is_dead(mine)
+    assert not is_dead(msgspec.structs.replace(mine, host="elsewhere", pid=dead_process()))
+    assert is_dead(msgspec.structs.replace(mine, pid=dead_process()))
+    assert is_dead(msgspec.structs.replace(mine, birth="1")), "the pid has been used again"

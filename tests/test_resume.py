@@ -1,0 +1,246 @@
+"""Runs that are disturbed: killed, told to stop, cut off. With slack 0 the weights must come out the same."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from degan.worker.journal import read_lines
+from tests.workers import Worker, experiment, wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+STEPS = 12
+SYNC = ("mode.slack=0", "mode.codec=raw")
+SIMULTANEOUS = (*SYNC, "mode.parts=1")
+ALTERNATING = (*SYNC, "mode.parts=3", "mode.updates=alternating")
+NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
+
+_count = itertools.count()
+
+
+class Run:
+    """Two workers of one run over one Redis; each life of a worker is a process of its own."""
+
+    def __init__(self, folder: Path, url: str, settings: tuple[str, ...], workers: int = 2):
+        self.name = f"run-{next(_count)}-{folder.name}"[:60]
+        self.out = folder / self.name
+        self.file = experiment(folder, self.name, [url] * workers)
+        self.settings = settings
+        self.lives: list[Worker] = []
+
+    def start(self, number: int, *words: str, script: dict[int, str] | None = None) -> Worker:
+        log = self.file.with_name(f"{self.name}-{number}-{len(self.lives)}.log")
+        overrides = [word for setting in self.settings for word in ("--set", setting)]
+        life = Worker([number, "--config", self.file, "--out", self.out, *overrides, *words], log, script)
+        self.lives.append(life)
+        return life
+
+    def clear(self) -> None:
+        for life in self.lives:
+            life.kill()
+
+    def step(self, number: int) -> int:
+        """The newest step in a worker's stats."""
+        path = self.out / f"w{number}" / "stats.jsonl"
+        lines = read_lines(path) if path.exists() else []
+        return lines[-1]["step"] if lines else 0
+
+    def weights(self, number: int, step: int = STEPS) -> dict:
+        return load_file(self.out / f"w{number}" / "checkpoints" / f"{step:06d}" / "model.safetensors")
+
+
+@pytest.fixture
+def make(tmp_path, redis_url):
+    runs = []
+
+    def new(settings: tuple[str, ...]) -> Run:
+        runs.append(Run(tmp_path, redis_url, settings))
+        return runs[-1]
+
+    yield new
+    for run in runs:
+        run.clear()
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def ends(lives: list[Worker]) -> None:
+    for life in lives:
+        code = life.end()
+        assert code == 0, f"exit {code}:\n{life.text}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, redis_url):
+    """The weights of both workers after a run that nothing happened to, by settings; made once each."""
+    known: dict[tuple, list[dict]] = {}
+
+    def weights(settings: tuple[str, ...]) -> list[dict]:
+        if settings not in known:
+            run = Run(tmp_path_factory.mktemp("undisturbed"), redis_url, settings)
+            try:
+                ends([run.start(0), run.start(1)])
+            finally:
+                run.clear()
+            known[settings] = [run.weights(0), run.weights(1)]
+        return known[settings]
+
+    return weights
+
+
+def check(run: Run, expected: list[dict]) -> None:
+    for number in (0, 1):
+        assert same(run.weights(number), expected[number]), f"worker {number} has other weights"
+
+
+both = pytest.mark.parametrize("settings", [SIMULTANEOUS, ALTERNATING], ids=["simultaneous", "alternating"])
+
+
+@pytest.mark.parametrize("settings", [SIMULTANEOUS, ALTERNATING, NORMALISED], ids=["mlp", "alternating", "dcgan"])
+def test_the_same_seed_gives_the_same_weights(make, undisturbed, settings):
+    run = make(settings)
+    ends([run.start(0), run.start(1)])
+    check(run, undisturbed(settings))
+
+
+def test_both_workers_end_alike_with_one_part(undisturbed):
+    """With one part and slack 0 every worker applies the same gradients in every step."""
+    first, second = undisturbed(SIMULTANEOUS)
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@both
+def test_a_killed_worker_goes_on_from_its_checkpoint(make, undisturbed, settings, victim):
+    run = make(settings)
+    survivor = run.start(1 - victim)
+    assert run.start(victim, script={6: "kill"}).end() == -signal.SIGKILL
+    again = run.start(victim, "--resume", "latest")
+    ends([survivor, again])
+    assert "replays at step 4" in again.text
+    check(run, undisturbed(settings))
+    lines = read_lines(run.out / f"w{victim}" / "stats.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "each step once"
+
+
+def test_a_worker_killed_while_saving_goes_on_from_the_checkpoint_before(make, undisturbed):
+    run = make(SIMULTANEOUS)
+    survivor = run.start(0)
+    assert run.start(1, script={8: "tear"}).end() == -signal.SIGKILL
+    checkpoints = run.out / "w1" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir() if not path.name.startswith(".")) == ["000004"]
+    again = run.start(1, "--resume", "latest")
+    ends([survivor, again])
+    assert "replays at step 4" in again.text
+    check(run, undisturbed(SIMULTANEOUS))
+    assert not list(checkpoints.glob(".*")), "what the killed one left is cleared away"
+
+
+# Every snapshot averages the running statistics, so with each of these steps something more is awaited.
+CUTS = (*NORMALISED, "run.snapshot_every=1", "run.checkpoint_every=8", "bus.stall_timeout_s=20")
+
+
+def test_replay_past_many_cuts(make):
+    """The survivor's statistics of the whole interval are read again, however many there are."""
+    run = make((*CUTS, "run.steps=18"))
+    survivor = run.start(0)
+    assert run.start(1, script={15: "kill"}).end() == -signal.SIGKILL
+    again = run.start(1, "--resume", "latest")
+    ends([survivor, again])
+    assert "replays at step 8" in again.text
+
+
+def test_a_worker_joins_at_a_cut(make):
+    """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
+    run = make(CUTS)
+    survivor = run.start(0)
+    assert run.start(1, script={3: "kill"}).end() == -signal.SIGKILL
+    again = run.start(1, "--resume", "latest")
+    ends([survivor, again])
+    assert "nothing to resume" in again.text and "joins at step" in again.text
+
+
+def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_path):
+    run, gate = make((*SIMULTANEOUS, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
+    survivor = run.start(0, script={150: f"hold:{gate}"})
+    assert run.start(1, script={120: "kill"}).end() == -signal.SIGKILL
+    survivor.until("worker 1 is dropped from the bound")
+    wait_for(lambda: run.step(0) >= 150, "the survivor to go on alone")
+    again = run.start(1, "--resume", "latest")
+    again.until("asking worker 0 for its state")
+    survivor.until("worker 1 was started again")
+    gate.touch()
+    ends([survivor, again])
+    assert "joins at step" in again.text
+    assert "worker 1 takes part from round" in survivor.text
+    assert same(run.weights(0, 400), run.weights(1, 400))
+
+
+def test_a_terminated_worker_saves_and_the_other_finishes(make):
+    run = make(SIMULTANEOUS)
+    ends([run.start(0), run.start(1, script={6: "term"})])
+    assert (run.out / "w1" / "checkpoints" / "000006" / "manifest.json").is_file()
+    assert not (run.out / "w1" / "checkpoints" / f"{STEPS:06d}").exists()
+    assert "leaving the others; go on with --resume latest" in run.lives[1].text
+    assert run.step(0) == STEPS and (run.out / "w0" / "checkpoints" / f"{STEPS:06d}").is_dir()
+
+
+@pytest.mark.parametrize("who", [(0, 1), (1,)], ids=["both asked", "one asked"])
+@both
+def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, settings, who):
+    run = make(settings)
+    ends([run.start(n, script={5: "usr2"} if n in who else None) for n in (0, 1)])
+    saved = [sorted(path.name for path in (run.out / f"w{n}" / "checkpoints").iterdir()) for n in (0, 1)]
+    assert saved[0] == saved[1] and saved[0][-1] > "000004", "both after the same step"
+    assert run.step(0) == run.step(1) == int(saved[0][-1]) < STEPS
+    ends([run.start(n, "--resume", "latest") for n in (0, 1)])
+    assert all(f"begins at step {int(saved[0][-1])}" in life.text for life in run.lives[2:])
+    check(run, undisturbed(settings))
+
+
+@both
+def test_a_run_that_was_killed_as_a_whole_goes_on_over_the_same_redis(make, undisturbed, settings):
+    """One dies before it has saved step 8, the other perhaps after: they go on from a step that both have."""
+    run = make(settings)
+    lives = [run.start(0, script={8: "kill"}), run.start(1)]
+    assert lives[0].end() == -signal.SIGKILL
+    wait_for(lambda: run.step(1) >= 8, "worker 1 to wait in step 9")
+    lives[1].kill()
+    lives = [run.start(n, "--resume", "latest") for n in (0, 1)]
+    ends(lives)
+    assert all("begins at step 4" in life.text for life in lives)
+    check(run, undisturbed(settings))
+
+
+def test_a_finished_run_is_resumed_and_made_longer(make):
+    run = make(SIMULTANEOUS)
+    ends([run.start(0), run.start(1)])
+    run.settings = (*SIMULTANEOUS, "run.steps=16")
+    ends([run.start(n, "--resume", "latest") for n in (0, 1)])
+    assert run.step(0) == run.step(1) == 16
+    assert same(run.weights(0, 16), run.weights(1, 16))
+    assert "steps: 16" in (run.out / "experiment.yaml").read_text()
+
+
+def test_checkpoints_that_have_no_step_in_common_are_refused(make):
+    """Worker 1 has lost its own and starts afresh."""
+    run = make(SIMULTANEOUS)
+    ends([run.start(0, script={5: "usr2"}), run.start(1)])
+    before = sorted((run.out / "w0" / "checkpoints").rglob("*"))
+    shutil.rmtree(run.out / "w1")
+    lives = [run.start(0, "--resume", "latest"), run.start(1, "--resume", "latest")]
+    assert lives[0].end() == 2, lives[0].text
+    assert "start all with --resume and a step that all have" in lives[0].text
+    lives[1].until("nothing to resume")
+    lives[1].signal(signal.SIGTERM)
+    lives[1].end()
+    assert "Traceback" not in lives[0].text + lives[1].text
+    assert sorted((run.out / "w0" / "checkpoints").rglob("*")) == before
