@@ -1,16 +1,19 @@
-"""Errors that a person can mend: shown as one line, exit code 2, never as a traceback."""
+"""Errors that a person can mend: shown as a line or a few, exit code 2, never as a traceback."""
 
 
 class UsageError(Exception):
     """Something that a person typed, forgot or misplaced. The message says what to do.
 
-    As text it is one printable line, whatever came out of a file or a command line into it.
+    As text it is printable, whatever came into it out of a file or a command line.
     """
 
     def __str__(self) -> str:
-        line = " ".join(super().__str__().split())
-        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+        text = super().__str__()
+        return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 class SettingsError(UsageError):
-    """An experiment file or an override that does not fit. The message begins with the path of the key."""
+    """An experiment file or an override that does not fit. One line that begins with the path of the key."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())

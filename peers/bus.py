@@ -23,6 +23,7 @@ class Bus(Protocol):
         worker, incarnation: who we are, and in which life.
         servers: for each server followed, the peers that live on it.
         sent_bytes, received_bytes: payload and header bytes so far.
+        sequence: number of the newest entry of my outbox.
     """
 
     worker: int
@@ -30,6 +31,7 @@ class Bus(Protocol):
     servers: Sequence[tuple[int, ...]]
     sent_bytes: int
     received_bytes: int
+    sequence: int
 
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         """Set how many entries an outbox keeps, and the largest payload, by which reads are sized."""
@@ -64,8 +66,13 @@ class Bus(Protocol):
             DuplicateError: someone else holds it and `may_replace` says that it is alive.
         """
 
-    def renew(self, lease: Lease, ttl_s: float) -> bool:
-        """Write my lease again; False if it is someone else's by now."""
+    def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
+        """Write my lease again.
+
+        Returns:
+            `held`; `restored` if it was gone and has been written anew; `lapsed` if it was gone and
+            `may_restore` is false; `taken` if it is someone else's by now.
+        """
 
     def release(self) -> None:
         """Give the lease back; what was published stays for those who still read, for a while."""

@@ -50,7 +50,7 @@ class SspClock:
     def admit(self, peer: int, round: int) -> None:
         """From now on await the peer, which takes part from the round after `round`."""
         state = self._peers[peer]
-        if not state.is_member:
+        if not state.is_member or state.has_left:
             state.clock, state.first_round = round, round + 1
         state.clock = max(state.clock, round)
         state.is_member, state.has_left = True, False

@@ -7,6 +7,7 @@ PeersError
 │   ├── DisagreementError   two workers were started with different settings, models or versions
 │   └── AbsentError         a peer did not come in time
 ├── MessageError            a peer: it sent something invalid; counted, never fatal
+├── LapsedError             we: our lease ended while we were away, so the others went on without us
 ├── BusError                a Redis that worked and then failed for longer than a lease
 └── StalledError            a live peer that stopped making progress
 """
@@ -58,6 +59,10 @@ class MessageError(PeersError):
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+
+
+class LapsedError(PeersError):
+    """Our lease ended while this process, or its Redis, was away; it has to join again as a new life."""
 
 
 class BusError(PeersError):

@@ -14,6 +14,7 @@ contribution has one owner at any time.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,19 +25,21 @@ import numpy as np
 from peers import transfer
 from peers.bus import Bus
 from peers.clock import SspClock
-from peers.errors import StalledError
+from peers.errors import MessageError, StalledError
 from peers.gate import ClockGate, failed
 from peers.inbox import Inbox
 from peers.lossy import ErrorFeedback
-from peers.message import Layout, encode_fields, encode_vector
+from peers.message import MAX_ROUND, Layout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
 from peers.transfer import State
-from peers.types import Slice
-from peers.window import Accumulator, GradientWindow
+from peers.types import Cursor, Slice
+from peers.window import Accumulator, Contribution, GradientWindow
 
 OUT = ("out",)
+
+Load = Callable[[State, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Rules:
         slack: the staleness bound in steps; None for none.
         reduce: mean (of the members) or sum.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
-        state_every: steps between `state` messages, for sizing the outbox; 0 for never.
+        cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
         pool_threads: threads that decode, accumulate, encode and publish.
     """
@@ -55,7 +58,7 @@ class Rules:
     slack: int | None = 2
     reduce: str = "mean"
     keep_rounds: int = 64
-    state_every: int = 0
+    cut_periods: tuple[int, ...] = ()
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
     finish_timeout_s: float = 60.0
@@ -88,96 +91,107 @@ class Exchange:
         # States that were given to joiners: until when they stay, and their fields.
         self._given: list[tuple[float, list[str]]] = []
         self._round = 0
-        # Per peer: the newest round applied, the life that said it, and the number of its last entry.
-        self._taken: dict[int, tuple[int, str, int]] = {}
+        # What has been applied of every peer.
+        self._taken: dict[int, Cursor] = {}
         self.wait_s = 0.0
         self._staleness: list[int] = []
         keep = rules.keep_rounds
-        states = keep // max(1, rules.state_every * rounds) + 2 if rules.state_every else 0
+        states = sum(keep // (period * rounds) + 2 for period in rules.cut_periods)
         self.outbox_entries = keep * layout.entries_per_round() + states * layout.entries_per_state() + 16
         bus.configure(self.outbox_entries, layout.largest_payload_bytes())
 
     # --- beginning ----------------------------------------------------------------------------
 
-    def start(self, start: Start, round: int, load: Callable[[State, dict], None] | None = None) -> int:
+    def start(self, start: Start, round: int, sizes: dict[str, int] | None = None, load: Load | None = None) -> int:
         """Follow the peers and say hello; returns the round after which this worker goes on.
+
+        However it begins, it then stands at one round with a cursor into every peer's stream: at the beginning
+        of the streams, where its own checkpoint left them, or where the state of a helper left them.
 
         Args:
             start: what the rendezvous found.
             round: the round that the loaded checkpoint ended with; 0 for the beginning.
-            load: for a join, called with the helper's arrays and values.
+            sizes: for a join, number of values of the helper's vectors by name.
+            load: for a join, called with the helper's vectors and values.
 
         Raises:
-            StalledError: the helper did not send its state; meet again.
+            StalledError, BusError, MessageError: for a join, the helper's state did not come; meet again.
         """
         self._round = round
-        if start.kind == "replay":
-            for peer, (taken, incarnation, sequence) in self._taken.items():
-                self._bus.follow(peer, incarnation, sequence)
-                self._inbox.expect_after(peer, incarnation, taken)
-                self.gate.admit(peer, taken)
-        else:
-            self._taken = {}
-            for peer, incarnation in start.incarnations.items():
-                self._bus.follow(peer, incarnation)
-                self._inbox.expect_after(peer, incarnation, None if start.kind == "join" else round)
-                if start.kind == "together":
-                    self._taken[peer] = (round, incarnation, 0)
-                    self.gate.admit(peer, round)
-        rules = self._rules
-        for server in range(len(self._bus.servers)):
-            pump = Pump(
-                self._bus, server, self._pool, self._inbox, self.gate, rules.lease_s, start.incarnations, self._say
-            )
-            self._pumps.append(pump)
+        newest = self._layout.schedule.newest_rounds(round)
         is_joining = start.kind == "join"
-        self._publish_fields("hello", round, {"is_joining": is_joining, "is_replaying": start.kind == "replay"})
-        for pump in self._pumps:
+        self._say_hello(is_joining, start.kind == "replay")
+        if is_joining:
+            self._join(start, sizes, load)
+        elif start.kind == "together":
+            nowhere = (0,) * len(newest)
+            self._taken = {peer: Cursor(life, newest, nowhere) for peer, life in start.incarnations.items()}
+        for peer, cursor in self._taken.items():
+            self._bus.follow(peer, cursor.incarnation, cursor.sequence)
+            self._inbox.expect_after(peer, cursor)
+            self.gate.admit(peer, cursor.complete)
+        known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
+        for server in range(len(self._bus.servers)):
+            pump = Pump(self._bus, server, self._pool, self._inbox, self.gate, self._rules.lease_s, known, self._say)
+            self._pumps.append(pump)
             pump.start()
         if is_joining:
-            self._join(start, load)
-            self._publish_fields("hello", self._round, {"is_joining": False, "is_replaying": False})
+            self._say_hello(False, False)
         return self._round
 
-    def _join(self, start: Start, load: Callable[[State, dict], None] | None) -> None:
-        """Ask the helper for its state and go on from there."""
-        helper = start.helper
+    def _say_hello(self, is_joining: bool, is_replaying: bool) -> None:
+        self._publish_fields("hello", self._round, {"is_joining": is_joining, "is_replaying": is_replaying})
+
+    def _join(self, start: Start, sizes: dict[str, int], load: Load) -> None:
+        """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
+        helper, token = start.helper, os.urandom(8).hex()
+        life = start.incarnations[helper]
         self._say(f"the others are training; asking worker {helper} for its state")
-        self._bus.send(helper, encode_fields(self._layout, "want", 0, {}))
-        arrays, meta = transfer.take(
-            self._bus, helper, start.incarnations[helper], self._rules.lease_s + 5, self.gate.check
-        )
-        if load is not None:
-            load(arrays, meta["values"])
-        self._round = int(meta["round"])
-        taken = {int(peer): int(newest) for peer, newest in meta["taken"].items() if int(peer) != self._bus.worker}
-        taken[helper] = self._round
-        for peer, newest in taken.items():
-            self._accumulator.discard(peer, newest)
-            self._inbox.expect_more_than(peer, newest)
-            self._taken[peer] = (newest, start.incarnations.get(peer, ""), 0)
-            if peer in start.incarnations:
-                self.gate.admit(peer, max(newest, self._inbox.newest(peer)))
+        want = encode_fields(self._layout, "want", 0, {"token": token})
+        self._pool.submit(OUT, lambda: self._bus.send(helper, want))
+        vectors, meta = transfer.take(self._bus, helper, life, token, sizes, self._rules.lease_s + 5, self.gate.check)
+        try:
+            self._round = int(meta["round"])
+            newest = self._layout.schedule.newest_rounds(self._round)
+            self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in meta["cursors"].items()}
+            self._taken.pop(self._bus.worker, None)
+            self._taken[helper] = Cursor(life, newest, (int(meta["sequence"]),) * len(newest))
+            if meta["stop_at"] is not None:
+                self.gate.stop(int(meta["stop_at"]))
+            load(vectors, meta["values"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
         self._say(f"took the state of worker {helper} at round {self._round}")
 
     def serve(self, make_state: Callable[[], tuple[State, dict]]) -> None:
         """Between two steps: give our state to the peers that have asked for it, and await them from now on.
 
         Args:
-            make_state: returns float32 vectors by name and a small map of values.
+            make_state: returns float32 vectors by name, which are ours to keep, and a small map of values.
         """
         while self._given and time.monotonic() >= self._given[0][0]:
             _, names = self._given.pop(0)
             self._pool.submit(OUT, lambda names=names: self._bus.delete_state(names))
-        for peer, incarnation in self._inbox.take_wishes().items():
-            arrays, values = make_state()
-            taken = {str(other): newest for other, (newest, _, _) in self._taken.items()}
-            fields = transfer.fields_of(arrays, {"round": self._round, "taken": taken, "values": values}, incarnation)
-            self._pool.submit(OUT, lambda fields=fields: transfer.give(self._bus, fields, self._rules.lease_s))
-            self._given.append((time.monotonic() + 2 * self._rules.lease_s, list(fields)))
+        for peer, (life, token) in self._inbox.take_wishes().items():
+            vectors, values = make_state()
+            members = self.gate.members()
+            meta = {
+                "round": self._round,
+                "values": values,
+                "stop_at": self.gate.stop_at,
+                "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
+            }
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._publish_fields("admit", self._round, {"worker": peer})
+            self._publish_fields("admit", self._round, {"worker": peer, "life": life})
+            self._inbox.note_admitted(peer, life)
             self.gate.admit(peer, self._round)
+            self._pool.submit(OUT, lambda v=vectors, m=meta, t=token: self._give(v, m, t))
+
+    def _give(self, vectors: State, meta: dict, token: str) -> None:
+        """On the pool, right after `admit`: the joiner reads our stream from there."""
+        fields = transfer.fields_of(vectors, {**meta, "sequence": self._bus.sequence}, token)
+        self._given.append((time.monotonic() + 2 * self._rules.lease_s, list(fields)))
+        transfer.give(self._bus, fields, self._rules.lease_s)
 
     # --- one round ----------------------------------------------------------------------------
 
@@ -221,17 +235,27 @@ class Exchange:
         self.gate.check()
         combined = np.zeros(section.size, dtype=np.float32)
         is_own_added = own is None
-        for item in self._accumulator.take(round, section):
+        # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
+        through = MAX_ROUND if self._rules.slack is None else round
+        for item in self._accumulator.take(through, section):
             if not is_own_added and item.sender > self._bus.worker:
                 combined += own
                 is_own_added = True
             start = item.slice.start - section.start
             combined[start : start + item.slice.size] += item.values
-            self._staleness.append((round - item.round) // self._layout.schedule.rounds_per_step)
-            self._taken[item.sender] = (item.round, item.incarnation, item.last_sequence)
+            self._staleness.append(max(0, round - item.round) // self._layout.schedule.rounds_per_step)
+            self._note_taken(item)
         if not is_own_added:
             combined += own
         return combined
+
+    def _note_taken(self, item: Contribution) -> None:
+        schedule = self._layout.schedule
+        newest = schedule.newest_rounds(item.round - 1)
+        cursor = self._taken.get(item.sender) or Cursor(item.incarnation, newest, (0,) * len(newest))
+        self._taken[item.sender] = cursor.advanced(
+            item.incarnation, schedule.section_index(item.round), item.round, item.last_sequence
+        )
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """The mean over the members of small vectors that belong to this round (BatchNorm statistics).
@@ -282,7 +306,7 @@ class Exchange:
             self._say(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
         self._pool.drain(self._rules.finish_timeout_s)
-        sharers, left = self.gate.wait(last), []
+        sharers, left = self.gate.sharers(last), []
         for section in schedule.sections:
             if self._accumulator.has(section):
                 left.append((section, self._reduce(self._collect(last, section, None), sharers)))
@@ -330,14 +354,14 @@ class Exchange:
         if not self._pool.drain(self._rules.stall_timeout_s, OUT):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
-        followed = {str(peer): list(taken) for peer, taken in self._taken.items()}
+        followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
         return {"window": self._window.state(), "kept": self._lossy.state()}, {"followed": followed}
 
     def load_state(self, arrays: State, values: dict) -> None:
         """The inverse of `state`; before `start`."""
         self._window.load_state(arrays["window"])
         self._lossy.load_state(arrays["kept"])
-        self._taken = {int(peer): tuple(taken) for peer, taken in values["followed"].items()}
+        self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in values["followed"].items()}
 
     def stats(self) -> dict[str, Any]:
         """Since the last call: staleness in steps; since the start: bytes and what was not applied."""

@@ -43,6 +43,7 @@ class ClockGate:
         self._changed = threading.Condition(threading.RLock())
         self._failure: BaseException | None = None
         self._states: dict[tuple[int, int], np.ndarray] = {}
+        self._averaged = -1
         self.stop_at: int | None = None
 
     # --- called by the threads that receive ---------------------------------------------------
@@ -69,16 +70,21 @@ class ClockGate:
             self._say(f"worker {peer} is dropped from the bound: {reason}; going on without it")
 
     def leave(self, peer: int) -> None:
+        """The peer has said goodbye; said once."""
         with self._changed:
+            was_member = peer in self._clock.members()
             self._clock.leave(peer)
             self._changed.notify_all()
+        if was_member:
+            self._say(f"worker {peer} has said goodbye")
 
     def put_state(self, peer: int, round: int, values: np.ndarray) -> None:
-        """Averaged buffers of a peer, float32; kept until taken, the newest few of each peer."""
+        """Averaged buffers of a peer, float32; kept until its round is past (without a bound: the newest)."""
         with self._changed:
-            self._states[peer, round] = values
-            for old in sorted(key for key in self._states if key[0] == peer)[:-4]:
-                del self._states[old]
+            if self._clock.slack is None:
+                self._states = {key: kept for key, kept in self._states.items() if key[0] != peer}
+            if round > self._averaged:
+                self._states[peer, round] = values
             self._changed.notify_all()
 
     def stop(self, step: int) -> None:
@@ -126,8 +132,7 @@ class ClockGate:
                 for peer in self._clock.awaited(round, slack)
             ),
         )
-        with self._changed:
-            return self._clock.contributors(round)
+        return self.sharers(round)
 
     def unfinished(self, round: int) -> list[int]:
         """The members that have neither said goodbye nor reached a round. For `until`: the lock is held."""
@@ -143,10 +148,18 @@ class ClockGate:
         if self._clock.slack is not None:
             self.until(lambda: not missing(), lambda: f"the buffers of workers {missing()} at round {round}")
         with self._changed:
-            if self._clock.slack is not None:
-                return {peer: values for (peer, at), values in self._states.items() if at == round}
-            # Without a bound nobody is awaited: the newest that each has said.
-            return {peer: values for (peer, _), values in sorted(self._states.items(), key=lambda item: item[0])}
+            if self._clock.slack is None:
+                # Without a bound nobody is awaited: the newest that each has said.
+                return {peer: values for (peer, _), values in self._states.items()}
+            found = {peer: values for (peer, at), values in self._states.items() if at == round}
+            self._averaged = round
+            self._states = {key: kept for key, kept in self._states.items() if key[1] > round}
+            return found
+
+    def sharers(self, round: int) -> tuple[int, ...]:
+        """The peers that share the mean of `round`, as it stands."""
+        with self._changed:
+            return self._clock.contributors(round)
 
     def until(
         self,

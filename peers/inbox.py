@@ -1,9 +1,9 @@
 """From entries to contributions and clocks: one peer's entries in, in order; nothing lost unseen.
 
 A round of a peer counts once: what it says again after a restart (`replayed`) is not applied a
-second time; what it says while nobody awaits it (`late`), what does not fit (`malformed`,
-`checksum`, ...), and rounds that were gone before they were read (`overrun`) are counted by reason.
-A contribution is in the accumulator before its clock is noted, so whoever passes the gate has it.
+second time; what does not fit (`malformed`, `checksum`, ...) and rounds that were gone before they
+were read (`overrun`) are counted by reason. A contribution is in the accumulator before its clock is
+noted, so whoever passes the gate has it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from peers.errors import MessageError
 from peers.gate import ClockGate
 from peers.message import Assembler, Layout
-from peers.types import Entry, Message
+from peers.types import Cursor, Entry, Message
 from peers.window import Accumulator, Contribution
+
+MAX_TOKEN = 64
 
 
 @dataclass
 class _Sender:
     incarnation: str = ""
-    newest: int | None = None
+    newest: list[int] | None = None  # Per section, the newest round received.
+    admitted: str = ""  # The life that one of us has given its state to.
     assemblers: dict[bool, Assembler] = field(default_factory=dict)
 
 
@@ -44,7 +47,7 @@ class Inbox:
         self._lock = threading.Lock()
         self._senders: dict[int, _Sender] = {}
         self._counts: Counter[str] = Counter()
-        self._wishes: dict[int, str] = {}
+        self._wishes: dict[int, tuple[str, str]] = {}
 
     def dropped(self) -> dict[str, int]:
         """How much was not applied, by reason, since the start."""
@@ -55,31 +58,21 @@ class Inbox:
         with self._lock:
             self._counts[reason] += how_many
 
-    def take_wishes(self) -> dict[int, str]:
-        """Peers (and their incarnations) that have asked this worker for its state since the last call."""
+    def take_wishes(self) -> dict[int, tuple[str, str]]:
+        """Peers that have asked for our state since the last call: their incarnation and the wish's token."""
         with self._lock:
             wishes, self._wishes = self._wishes, {}
             return wishes
 
-    def expect_after(self, sender: int, incarnation: str, round: int | None) -> None:
-        """The next round to come from this life of a sender is the one after `round`; None: whatever comes."""
+    def expect_after(self, sender: int, cursor: Cursor) -> None:
+        """What the cursor covers is known already; the rounds after it come next."""
         with self._lock:
-            self._senders[sender] = _Sender(incarnation, round)
+            self._senders[sender] = _Sender(cursor.incarnation, list(cursor.rounds))
 
-    def expect_more_than(self, sender: int, round: int) -> None:
-        """What a sender said up to `round` is known already; count what is missing between that and what came."""
-        first = self._accumulator.first(sender)
+    def note_admitted(self, sender: int, incarnation: str) -> None:
+        """This life of a peer has been given a state, so its wish to join is granted."""
         with self._lock:
-            state = self._senders.setdefault(sender, _Sender())
-            if first is not None and first > round + 1:
-                self._counts["overrun"] += first - round - 1
-            state.newest = max(state.newest or 0, round)
-
-    def newest(self, sender: int) -> int:
-        """The newest round received from a sender, 0 if none."""
-        with self._lock:
-            state = self._senders.get(sender)
-            return (state.newest or 0) if state else 0
+            self._senders.setdefault(sender, _Sender()).admitted = incarnation
 
     def feed(self, entry: Entry) -> None:
         """Take one entry; never raises for what a peer can send."""
@@ -99,7 +92,7 @@ class Inbox:
             return
         try:
             self._dispatch(sender, entry, message)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             self.count("malformed")
 
     def _dispatch(self, sender: _Sender, entry: Entry, message: Message) -> None:
@@ -111,34 +104,44 @@ class Inbox:
                 self._gate.put_state(peer, message.round, message.values)
             case "hello":
                 if fields["is_joining"]:
-                    # Its old clock must hold nobody up while it asks one of us for a state.
-                    self._gate.drop(peer, "it was started again and asks for a state")
+                    # Its old clock must hold nobody up while it asks one of us for a state. That one's `admit`
+                    # may have been read first: different senders have no order between them.
+                    if sender.admitted != entry.incarnation:
+                        self._gate.drop(peer, "it was started again and asks for a state")
                 elif not fields["is_replaying"]:
                     with self._lock:
-                        sender.newest = message.round
+                        sender.newest = list(self._layout.schedule.newest_rounds(message.round))
                     self._gate.admit(peer, message.round)
             case "goodbye":
                 self._gate.leave(peer)
             case "want":
+                token = fields["token"]
+                if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
+                    raise ValueError("token")
                 with self._lock:
-                    self._wishes[peer] = entry.incarnation
+                    self._wishes[peer] = (entry.incarnation, token)
             case "admit":
-                other = int(fields["worker"])
+                other, life = int(fields["worker"]), str(fields["life"])
                 if other != self._worker:
                     self._gate.admit(other, message.round)
+                    self.note_admitted(other, life)
             case "stop":
                 self._gate.stop(message.round)
 
     def _take_part(self, sender: _Sender, entry: Entry, message: Message) -> None:
+        schedule = self._layout.schedule
+        section, between = schedule.section_index(message.round), schedule.rounds_per_step
         with self._lock:
-            newest, is_old = sender.newest, sender.newest is not None and message.round <= sender.newest
-            if not is_old:
-                sender.newest = message.round
-        if is_old:
+            if sender.newest is None:
+                # Followed from wherever its stream still begins.
+                sender.newest = list(schedule.newest_rounds(message.round - 1))
+            newest = sender.newest[section]
+            sender.newest[section] = max(newest, message.round)
+        if message.round <= newest:
             self.count("replayed")
             return
-        if newest is not None and message.round > newest + 1:
-            self.count("overrun", message.round - newest - 1)
+        if message.round > newest + between:
+            self.count("overrun", (message.round - newest) // between - 1)
         contribution = Contribution(
             entry.sender, entry.incarnation, message.round, message.slice, message.values, message.last_sequence
         )

@@ -50,6 +50,11 @@ class MemoryBus:
         self._cursors: dict[int, tuple[str, dict[int, int]]] = {}
         self._is_closed = False
 
+    @property
+    def sequence(self) -> int:
+        stream = self._hub.streams.get((self.worker, self.incarnation, TO_ALL))
+        return stream.last if stream else 0
+
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         self._max_entries = max_entries
 
@@ -117,18 +122,20 @@ class MemoryBus:
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
         with self._hub.changed:
             old = self._lease(self.worker)
-            if old is not None and not may_replace(old):
+            if old is not None and old.incarnation != self.incarnation and not may_replace(old):
                 raise DuplicateError(self.worker, old.host, old.pid)
             self._hub.leases[self.worker] = (lease, self._hub.clock() + ttl_s)
             return old
 
-    def renew(self, lease: Lease, ttl_s: float) -> bool:
+    def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         with self._hub.changed:
             old = self._lease(self.worker)
             if old is not None and old.incarnation != self.incarnation:
-                return False
+                return "taken"
+            if old is None and not may_restore:
+                return "lapsed"
             self._hub.leases[self.worker] = (lease, self._hub.clock() + ttl_s)
-            return True
+            return "restored" if old is None else "held"
 
     def release(self) -> None:
         with self._hub.changed:

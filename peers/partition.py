@@ -64,6 +64,14 @@ class Schedule:
         """The piece of the vector that a round updates."""
         return self.sections[(round - 1) % len(self.sections)]
 
+    def section_index(self, round: int) -> int:
+        """The number of that piece, from 0."""
+        return (round - 1) % len(self.sections)
+
+    def newest_rounds(self, round: int) -> tuple[int, ...]:
+        """Per section its newest round up to `round`; 0 or below where there is none yet."""
+        return tuple(round - (round - k - 1) % len(self.sections) for k in range(len(self.sections)))
+
     def slice(self, round: int) -> Slice:
         """The part that every worker publishes in a round."""
         return self._slices[(round - 1) % len(self.sections)][(self.step(round) - 1) % self.parts]

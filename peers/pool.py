@@ -24,7 +24,7 @@ class SerialPool:
         self._changed = threading.Condition()
         self._queues: dict[Hashable, deque[Callable[[], None]]] = {}
         self._ready: deque[Hashable] = deque()
-        self._running = 0
+        self._has_failed = False
         self._is_closed = False
         self._on_failure = on_failure
         self._limit = limit
@@ -84,11 +84,15 @@ class SerialPool:
             try:
                 job()
             except BaseException as error:  # The pool's owner decides; a thread may not die silently.
+                # Told before anybody who waits for the pool goes on.
                 with self._changed:
-                    is_first, self._is_closed = not self._is_closed, True
-                    self._changed.notify_all()
+                    is_first = not self._has_failed and not self._is_closed
+                    self._has_failed = True
                 if is_first:
                     self._on_failure(error)
+                with self._changed:
+                    self._is_closed = True
+                    self._changed.notify_all()
                 return
             with self._changed:
                 if self._queues[key]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from peers.bus import Bus
 from peers.errors import BusError, PeersError
 from peers.gate import ClockGate, failed
 from peers.inbox import Inbox
 from peers.pool import SerialPool
+from peers.rendezvous import heartbeat_s
 from peers.types import Entry, Lease
 
 READ_S = 0.2
@@ -49,6 +50,7 @@ class Pump:
         self._lease_s = lease_s
         self._known = dict(known)
         self._is_absent: set[int] = set()
+        self._quiet_until = 0.0
         self._say = say
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"degan-pump-{server}", daemon=True)
@@ -71,21 +73,26 @@ class Pump:
         while not self._closing.is_set():
             try:
                 if time.monotonic() >= next_poll:
-                    self._watch(self._bus.leases(self._server))
+                    leases = self._bus.leases(self._server)
+                    if is_out:
+                        self._say(f"the Redis of workers {self._names()} answers again")
+                        # It may have lost its leases; the workers' heartbeats write them anew.
+                        self._quiet_until = time.monotonic() + heartbeat_s(self._lease_s) + 1.0
+                        is_out = False
+                    self._watch(leases)
                     next_poll = time.monotonic() + poll_s
                 self._hand_on(self._bus.receive(self._server, READ_S))
-                if is_out:
-                    self._say(f"server {self._server} answers again")
-                last_answer, is_out = time.monotonic(), False
+                last_answer = time.monotonic()
             except BusError as error:
                 if self._closing.is_set():
                     return
                 if not is_out:
                     self._say(f"{error}; trying again")
                     is_out = True
+                next_poll = 0.0
                 if time.monotonic() - last_answer > self._lease_s:
                     for peer in self._bus.servers[self._server]:
-                        self._gate.drop(peer, f"its Redis has not answered for {self._lease_s:g} s")
+                        self._drop(peer, f"its Redis has not answered for {self._lease_s:g} s")
                 self._closing.wait(0.2)
             except PeersError as error:
                 self._gate.fail(error)
@@ -102,21 +109,30 @@ class Pump:
             self._pool.submit(("in", sender), lambda batch=batch: [self._inbox.feed(entry) for entry in batch])
         return bool(entries)
 
-    def _watch(self, leases: dict[int, Lease | None]) -> None:
+    def _watch(self, leases: Mapping[int, Lease | None]) -> None:
         for peer, lease in leases.items():
             if lease is None:
-                if peer in self._known and peer not in self._is_absent:
-                    self._is_absent.add(peer)
-                    self._gate.drop(peer, "its lease has expired")
+                if time.monotonic() >= self._quiet_until:
+                    self._drop(peer, "its lease has expired")
                 continue
             if self._known.get(peer) != lease.incarnation:
                 if peer in self._known:
-                    self._say(f"worker {peer} was started again on {lease.host}")
+                    self._say(f"worker {peer} was started again on {lease.host.split('/', 1)[0]}")
                     for _ in range(LAST_READS):
                         if not self._hand_on(self._bus.receive(self._server, 0.01)):
                             break
                 self._known[peer] = lease.incarnation
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:
+                # The same life is back: it was the way to it that was cut.
                 self._gate.admit(peer, self._gate.clock(peer))
             self._is_absent.discard(peer)
+
+    def _drop(self, peer: int, reason: str) -> None:
+        """After everything that it has said: a goodbye that waits in the pool counts."""
+        if peer not in self._is_absent and self._gate.is_member(peer):
+            self._is_absent.add(peer)
+            self._pool.submit(("in", peer), lambda: self._gate.drop(peer, reason))
+
+    def _names(self) -> str:
+        return ", ".join(map(str, self._bus.servers[self._server]))

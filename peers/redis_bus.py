@@ -9,6 +9,7 @@ cursors: no consumer groups (every peer needs every message), no pub/sub (it for
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,8 @@ def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line
             health_check_interval=0,
         )
     except (ValueError, TypeError) as error:
-        raise UnreachableError(f"{url!r} is no Redis URL: {error}") from None
+        shown = re.sub(r"//[^@/]*@", "//", url)
+        raise UnreachableError(f"{shown!r} is no Redis URL: {error}") from None
     # XREAD's reply as it comes: parsing it into dictionaries costs more than reading it.
     client.set_response_callback("XREAD", lambda reply, **options: reply)
     deadline, has_said = time.monotonic() + timeout_s, False
@@ -131,6 +133,10 @@ class RedisBus:
         self._followed = threading.Event()
         self._closing = threading.Event()
 
+    @property
+    def sequence(self) -> int:
+        return self._sequences.get(self._keys.out(self.worker, self.incarnation), 0)
+
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         self._max_entries, self._entry_bytes = max_entries, max(1, entry_bytes)
 
@@ -181,7 +187,8 @@ class RedisBus:
             try:
                 return action()
             except redis.RedisError as error:
-                is_transient = isinstance(error, _TRANSIENT) or "LOADING" in str(error)
+                # A full Redis (OOM) takes entries again when it has been given room.
+                is_transient = isinstance(error, _TRANSIENT) or str(error).startswith(("LOADING", "OOM", "MISCONF"))
                 if not is_transient or time.monotonic() >= deadline or self._closing.is_set():
                     raise BusError(f"worker {self.worker} cannot {what} on its own Redis: {error}") from None
                 if delay_s == 0.05:
@@ -254,7 +261,8 @@ class RedisBus:
 
         def take(pipeline: redis.client.Pipeline) -> Lease | None:
             old = _decode_lease(pipeline.get(key))
-            if old is not None and not may_replace(old):
+            # Our own: the reply to an earlier attempt was lost.
+            if old is not None and old.incarnation != self.incarnation and not may_replace(old):
                 raise DuplicateError(self.worker, old.host, old.pid)
             pipeline.multi()
             pipeline.set(key, value, px=ttl_ms)
@@ -263,7 +271,7 @@ class RedisBus:
         # Watched, so that of two that start at once only one gets the number.
         return self._insist(lambda: self._own.transaction(take, key, value_from_callable=True), "claim its number")
 
-    def renew(self, lease: Lease, ttl_s: float) -> bool:
+    def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         key = self._keys.lease(self.worker)
         own = [
             self._keys.state(self.worker, self.incarnation),
@@ -272,7 +280,9 @@ class RedisBus:
         try:
             old = _decode_lease(self._own.get(key))
             if old is not None and old.incarnation != self.incarnation:
-                return False
+                return "taken"
+            if old is None and not may_restore:
+                return "lapsed"
             pipeline = self._own.pipeline(transaction=False)
             pipeline.set(key, _encode_lease(lease), px=int(ttl_s * 1000))
             for name in own:
@@ -280,7 +290,7 @@ class RedisBus:
             pipeline.execute()
         except redis.RedisError as error:
             raise BusError(f"cannot renew the lease: {error}") from None
-        return True
+        return "restored" if old is None else "held"
 
     def release(self) -> None:
         key = self._keys.lease(self.worker)

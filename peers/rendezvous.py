@@ -4,11 +4,13 @@ There is no coordinator and no barrier at worker 0. Each worker claims its numbe
 publishes what it trains, and looks at the others' leases. Three things can be the case:
 
 * everyone is here and waiting: they acknowledge each other's incarnation in their leases, and start
-  together at the newest checkpoint that all of them have (or at the beginning). The acknowledgement
-  keeps a dead run's leases, which live on for a while, from being taken for a peer that is running;
-* we replaced our own unexpired lease, so nobody has dropped us, and everything the peers said since
-  our checkpoint can still be read: we replay from the checkpoint;
+  together at the newest checkpoint that all of them have (or at the beginning);
+* we replaced the unexpired lease of a worker in training, so nobody has dropped it, our checkpoint is of
+  its line, and everything the peers said since can still be read: we replay from the checkpoint;
 * the others are already training: we join, with the state of the most advanced of them.
+
+A dead run's leases live on for a while. Those of this host are known by their process; those of other hosts
+count as training only when they have been seen to be renewed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import msgpack
 import msgspec
 
 from peers.bus import Bus
-from peers.errors import AbsentError, BusError, DisagreementError, DuplicateError, MessageError
+from peers.errors import AbsentError, BusError, DisagreementError, DuplicateError, LapsedError, MessageError
 from peers.message import decode_fields
 from peers.types import Lease
 
@@ -50,10 +52,11 @@ class Start:
 
 
 def process_birth(pid: int) -> str:
-    """When the process started, to tell a reused pid apart; empty where the system does not say."""
+    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where the system does not say."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            fields = file.read().rpartition(")")[2].split()
+        return "gone" if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
         return ""
 
@@ -118,7 +121,11 @@ class Rendezvous:
             pid=os.getpid(),
             birth=process_birth(os.getpid()),
         )
-        self._has_replaced = False
+        self._replaced: Lease | None = None
+        self._beats: dict[int, tuple[str, int]] = {}
+        self._hello = b""
+        self._renewed_at = time.monotonic()
+        self._is_out = False
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="degan-heartbeat", daemon=True)
 
@@ -128,12 +135,13 @@ class Rendezvous:
         Raises:
             DuplicateError: the number is in use.
         """
-        hello = {"agreed": self._agreed, "checkpoints": checkpoints}
-        self._bus.put_state({"hello": msgpack.packb(hello)}, self._lease_s)
+        self._hello = msgpack.packb({"agreed": self._agreed, "checkpoints": checkpoints})
+        self._bus.put_state({"hello": self._hello}, self._lease_s)
         deadline, has_said = time.monotonic() + self._lease_s + 1, False
         while True:
             try:
-                self._has_replaced = self._bus.claim(self._lease, self._lease_s, is_dead) is not None
+                self._replaced = self._bus.claim(self._lease, self._lease_s, is_dead)
+                self._renewed_at = time.monotonic()
                 break
             except DuplicateError as error:
                 # On this host the process is known to live. Elsewhere it may have died a moment ago.
@@ -160,19 +168,23 @@ class Rendezvous:
         peers = [peer for group in self._bus.servers for peer in group]
         deadline = time.monotonic() + self._timeout_s
         agreeing: dict[int, tuple[str, list[int]]] = {}
-        next_line = time.monotonic() + 3.0
+        next_line, lives = time.monotonic() + 3.0, {}
         while True:
             leases = self._leases()
+            found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
+            if found != lives or any(lease and not self._is_beating(lease) for lease in leases.values()):
+                # Someone came or went, or a dead run's lease is about to end: the wait begins anew.
+                deadline, lives = time.monotonic() + self._timeout_s, found
             for peer, lease in leases.items():
                 if lease is not None and agreeing.get(peer, ("",))[0] != lease.incarnation:
                     common = self._check(peer, lease)
                     if common is not None:
                         agreeing[peer] = (lease.incarnation, common)
             there = {peer: lease for peer, lease in leases.items() if lease is not None and peer in agreeing}
-            running = {p: lease for p, lease in there.items() if lease.phase == "training"}
+            running = {p: x for p, x in there.items() if x.phase == "training" and self._is_beating(x)}
             strangers = {p: x for p, x in running.items() if x.seen.get(self._bus.worker) != self._bus.incarnation}
-            if self._has_replaced and self._can_replay(followed, strangers, peers):
-                self._update(phase="training", step=checkpoints[-1])
+            if self._can_replay(checkpoints, followed, strangers, peers):
+                self._update(phase="training", step=checkpoints[-1], since=self._replaced.since)
                 return Start("replay", checkpoints[-1], {p: lease.incarnation for p, lease in strangers.items()})
             if strangers:
                 helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))
@@ -183,18 +195,23 @@ class Rendezvous:
                 self._update(phase="ready", seen=seen)
                 if all(lease.seen.get(self._bus.worker) == self._bus.incarnation for lease in there.values()):
                     step = max(set(checkpoints).intersection(*(agreeing[p][1] for p in peers)) | {0})
-                    if checkpoints and step == 0:
+                    if step == 0 and (checkpoints or any(agreeing[p][1] for p in peers)):
                         raise DisagreementError(
-                            f"worker {self._bus.worker} has checkpoints of steps {checkpoints}, but "
+                            f"worker {self._bus.worker} has checkpoints of steps {checkpoints or 'none'}, but "
                             + ", ".join(f"worker {p} of {agreeing[p][1] or 'none'}" for p in peers)
                             + "; start all with --resume and a step that all have, or all without"
                         )
-                    self._update(phase="training", step=step)
+                    self._update(phase="training", step=step, since=step)
                     return Start("together", step, seen)
             now = time.monotonic()
             missing = [peer for peer in peers if leases.get(peer) is None]
-            if now >= deadline + (self._lease_s if strangers else 0):
+            if now >= deadline:
                 names = ", ".join(map(str, missing or sorted(leases)))
+                leaving = [str(p) for p, lease in leases.items() if lease and lease.phase == "leaving"]
+                if leaving:
+                    raise AbsentError(
+                        f"worker {self._bus.worker} came too late: worker {', '.join(leaving)} is ending the run"
+                    )
                 raise AbsentError(
                     f"worker {self._bus.worker} waited {self._timeout_s:g} s for worker {names}, which did not come; "
                     "start it with the same experiment file, or raise connect_timeout_s"
@@ -206,7 +223,15 @@ class Rendezvous:
 
     def progress(self, step: int) -> None:
         """Say in the lease how far we are."""
-        self._update(is_urgent=False, phase="training", step=step)
+        self._update(is_urgent=False, step=step)
+
+    def joined(self, step: int) -> None:
+        """Say in the lease that we have taken a state, and train on its line from here."""
+        self._update(phase="training", step=step, since=step)
+
+    def leaving(self) -> None:
+        """Say in the lease that we are ending, before the goodbye; nobody should ask us for a state."""
+        self._update(phase="leaving")
 
     def close(self) -> None:
         """Stop the heartbeat and give the lease back."""
@@ -250,7 +275,19 @@ class Rendezvous:
             )
         return checkpoints
 
-    def _can_replay(self, followed: dict, strangers: dict[int, Lease], peers: list[int]) -> bool:
+    def _is_beating(self, lease: Lease) -> bool:
+        """Whether a lease is certainly that of a living worker: of this host, or renewed since we first saw it."""
+        first = self._beats.setdefault(lease.worker, (lease.incarnation, lease.beat))
+        if first[0] != lease.incarnation:
+            first = self._beats[lease.worker] = (lease.incarnation, lease.beat)
+        return lease.host == self._lease.host or lease.beat != first[1]
+
+    def _can_replay(
+        self, checkpoints: list[int], followed: dict, strangers: dict[int, Lease], peers: list[int]
+    ) -> bool:
+        old = self._replaced
+        if old is None or old.phase != "training" or not checkpoints or checkpoints[-1] < old.since:
+            return False
         return bool(followed) and all(
             peer in strangers
             and followed.get(peer, ("",))[0] == strangers[peer].incarnation
@@ -269,14 +306,35 @@ class Rendezvous:
 
     def _renew(self) -> None:
         with self._lock:
+            self._lease = msgspec.structs.replace(self._lease, beat=self._lease.beat + 1)
             lease = self._lease
+        may_restore = time.monotonic() - self._renewed_at <= self._lease_s
         try:
-            if not self._bus.renew(lease, self._lease_s):
-                self._on_failure(BusError(f"someone else has taken over worker {self._bus.worker}; this process stops"))
-                self._closing.set()
+            state = self._bus.renew(lease, self._lease_s, may_restore)
+            if state == "restored":
+                # Our Redis lost its keys and the others have not missed us yet.
+                self._bus.put_state({"hello": self._hello}, self._lease_s)
         except BusError as error:
-            self._say(f"{error}; trying again")
+            if not self._is_out:
+                self._say(f"{error}; trying again")
+            self._is_out = True
+            return
+        self._is_out = False
+        if state in ("held", "restored"):
+            self._renewed_at = time.monotonic()
+            return
+        worker = self._bus.worker
+        self._closing.set()
+        if state == "taken":
+            self._on_failure(BusError(f"someone else has taken over worker {worker}; this process stops"))
+        else:
+            self._on_failure(LapsedError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
 
     def _beat(self) -> None:
-        while not self._closing.wait(min(self._lease_s / 4, 5.0)):
+        while not self._closing.wait(heartbeat_s(self._lease_s)):
             self._renew()
+
+
+def heartbeat_s(lease_s: float) -> float:
+    """How often a lease of that length is renewed."""
+    return min(lease_s / 4, 5.0)

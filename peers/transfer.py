@@ -1,7 +1,7 @@
 """A whole state from one worker to one that joins: vectors in chunks through the giver's state hash.
 
 The giver writes the chunks and, last, what they mean; the joiner polls for that last field, checks every size
-and sum, and loads. Fields carry the joiner's incarnation in their name, so two joiners never mix.
+and sum, and loads. Fields carry the token of the wish in their name, so neither two joiners nor two attempts mix.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ POLL_S = 0.05
 State = dict[str, np.ndarray]
 
 
-def fields_of(arrays: State, meta: dict[str, Any], joiner: str) -> dict[str, Buffer]:
+def fields_of(arrays: State, meta: dict[str, Any], token: str) -> dict[str, Buffer]:
     """A state as fields of the state hash, the one that completes it last.
 
     Args:
         arrays: vectors by name; copied, as float32.
         meta: a small map that goes with them.
-        joiner: the incarnation it is for.
+        token: of the wish that it answers.
     """
     fields: dict[str, Buffer] = {}
     sums = {}
@@ -39,8 +39,8 @@ def fields_of(arrays: State, meta: dict[str, Any], joiner: str) -> dict[str, Buf
         raw = memoryview(np.array(array, dtype="<f4").ravel()).cast("B")
         sums[name] = [len(raw), zlib.crc32(raw)]
         for index, start in enumerate(range(0, len(raw), CHUNK_BYTES)):
-            fields[f"{joiner}:{name}:{index}"] = raw[start : start + CHUNK_BYTES]
-    return fields | {f"{joiner}:meta": msgpack.packb({**meta, "arrays": sums})}
+            fields[f"{token}:{name}:{index}"] = raw[start : start + CHUNK_BYTES]
+    return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}
 
 
 def give(bus: Bus, fields: dict[str, Buffer], ttl_s: float) -> None:
@@ -50,21 +50,29 @@ def give(bus: Bus, fields: dict[str, Buffer], ttl_s: float) -> None:
 
 
 def take(
-    bus: Bus, giver: int, incarnation: str, timeout_s: float, check: Callable[[], None]
+    bus: Bus,
+    giver: int,
+    incarnation: str,
+    token: str,
+    sizes: dict[str, int],
+    timeout_s: float,
+    check: Callable[[], None],
 ) -> tuple[State, dict[str, Any]]:
     """Wait for a state and read it.
 
     Args:
         bus: the joiner's door.
         giver, incarnation: who gives it.
+        token: of the wish.
+        sizes: number of values of every vector that must come, by name; nothing else is read.
         timeout_s: how long to wait.
         check: called between two looks; raises what failed elsewhere.
 
     Raises:
         StalledError: nothing came in time.
-        MessageError: what came is damaged.
+        MessageError: what came is damaged or of another layout.
     """
-    deadline, name = time.monotonic() + timeout_s, f"{bus.incarnation}:meta"
+    deadline, name = time.monotonic() + timeout_s, f"{token}:meta"
     while True:
         check()
         found = bus.get_state(giver, incarnation, [name])
@@ -74,11 +82,17 @@ def take(
             raise StalledError(f"worker {giver} has not sent its state")
         time.sleep(POLL_S)
     meta = decode_fields(found[name])
+    try:
+        sums = {array: (int(size_bytes), int(checksum)) for array, (size_bytes, checksum) in meta.pop("arrays").items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise MessageError("malformed", f"the state of worker {giver} does not say what it holds") from None
+    if {array: size_bytes for array, (size_bytes, _) in sums.items()} != {k: 4 * n for k, n in sizes.items()}:
+        raise MessageError("layout", f"the state of worker {giver} has other vectors than this worker")
     arrays = {}
-    for array, (size_bytes, checksum) in meta.pop("arrays").items():
+    for array, (size_bytes, checksum) in sums.items():
         raw = bytearray()
         for index in range(-(-size_bytes // CHUNK_BYTES)):
-            key = f"{bus.incarnation}:{array}:{index}"
+            key = f"{token}:{array}:{index}"
             raw += bus.get_state(giver, incarnation, [key]).get(key, b"")
         if len(raw) != size_bytes or zlib.crc32(raw) != checksum:
             raise MessageError("checksum", f"the state {array} of worker {giver} is damaged")

@@ -28,8 +28,10 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         incarnation: one life of a worker process.
         host, pid, birth: which process that is; birth tells a reused pid apart.
-        phase: waiting (for all peers), ready (has seen them), joining (a running group), training.
+        phase: waiting (for all peers), ready (has seen them), joining (a running group), training, leaving.
         step: the newest step that it has finished.
+        since: the step at which it began, or joined, the line of training that it is on.
+        beat: counts renewals, so that who looks twice sees that it is alive.
         seen: worker -> incarnation of the peers with which it started.
     """
 
@@ -40,6 +42,8 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     birth: str
     phase: str = "waiting"
     step: int = 0
+    since: int = 0
+    beat: int = 0
     seen: dict[int, str] = {}
 
 
@@ -53,6 +57,53 @@ class Entry(NamedTuple):
     header: Buffer
     payload: Buffer
     is_direct: bool = False
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a peer's stream has been applied.
+
+    Attributes:
+        incarnation: the life of the peer that said it.
+        rounds: per section of the schedule, the newest round applied.
+        sequences: per section, the number of that round's last entry in the stream; 0 where none is known.
+    """
+
+    incarnation: str
+    rounds: tuple[int, ...]
+    sequences: tuple[int, ...]
+
+    @property
+    def sequence(self) -> int:
+        """Everything after this entry may still be needed."""
+        return min(self.sequences)
+
+    @property
+    def complete(self) -> int:
+        """The newest round up to which everything has been applied."""
+        return min(self.rounds) + len(self.rounds) - 1
+
+    def advanced(self, incarnation: str, section: int, round: int, sequence: int) -> Cursor:
+        """The cursor after a contribution has been applied; numbers of an earlier life mean nothing."""
+        sequences = self.sequences if incarnation == self.incarnation else (0,) * len(self.rounds)
+        return Cursor(
+            incarnation,
+            tuple(round if k == section else old for k, old in enumerate(self.rounds)),
+            tuple(sequence if k == section else old for k, old in enumerate(sequences)),
+        )
+
+    def to_plain(self) -> list:
+        return [self.incarnation, list(self.rounds), list(self.sequences)]
+
+    @classmethod
+    def from_plain(cls, plain: list) -> Cursor:
+        """The inverse of `to_plain`.
+
+        Raises:
+            ValueError, TypeError: it is no cursor.
+        """
+        incarnation, rounds, sequences = plain
+        return cls(str(incarnation), tuple(map(int, rounds)), tuple(map(int, sequences)))
 
 
 @dataclass

@@ -5,7 +5,7 @@ sum of the last p gradients, and a running vector that is zeroed slice by slice 
 same thing with one copy instead of p.
 
 `Accumulator` keeps what arrived, per sender and round, until the main thread takes it. Nothing is
-added into a shared array by two threads, and a take is atomic: a contribution is applied exactly
+added into a shared array by two threads, and a take is atomic: a contribution is taken exactly
 once, never before its round, and always summed in worker order, so that synchronous runs repeat
 bit by bit.
 """
@@ -86,15 +86,3 @@ class Accumulator:
         """Whether anything waits for a section."""
         with self._lock:
             return any(section.start <= item.slice.start < section.stop for item in self._waiting)
-
-    def first(self, sender: int) -> int | None:
-        """The oldest round of a sender that waits, None if none does."""
-        with self._lock:
-            return min((item.round for item in self._waiting if item.sender == sender), default=None)
-
-    def discard(self, sender: int, through: int) -> int:
-        """Forget what `sender` said up to a round (a loaded state holds it already); returns how many."""
-        with self._lock:
-            kept = [item for item in self._waiting if item.sender != sender or item.round > through]
-            count, self._waiting = len(self._waiting) - len(kept), kept
-        return count

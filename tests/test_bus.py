@@ -156,15 +156,20 @@ def test_leases_are_exclusive_renewed_and_released(open_buses):
     with pytest.raises(DuplicateError, match="already running on h as process 1"):
         twin.claim(lease(twin), 20, lambda old: False)
     assert second.leases(0)[0].incarnation == "a0"
-    assert first.renew(lease(first, step=7), 20)
+    assert first.renew(lease(first, step=7), 20) == "held"
     assert second.leases(0)[0].step == 7
     replaced = twin.claim(lease(twin), 20, lambda old: True)
     assert replaced.incarnation == "a0"
-    assert not first.renew(lease(first), 20), "the number has been taken over"
+    assert first.renew(lease(first), 20) == "taken"
     first.release()
     assert second.leases(0)[0].incarnation == "twin0", "a lease is released by its owner only"
     twin.release()
     assert second.leases(0)[0] is None
+    assert twin.renew(lease(twin), 20, may_restore=False) == "lapsed"
+    assert second.leases(0)[0] is None
+    assert twin.renew(lease(twin), 20) == "restored"
+    assert second.leases(0)[0].incarnation == "twin0"
+    assert twin.claim(lease(twin), 20, lambda old: False).incarnation == "twin0", "a claim may be said twice"
 
 
 def test_a_lease_expires(open_buses):

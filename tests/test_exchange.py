@@ -163,7 +163,7 @@ def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
 
 def test_states_are_averaged_over_the_members():
     layout = make_layout(10, state_size=3)
-    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, state_every=1, lease_s=20))
+    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, cut_periods=(1,), lease_s=20))
 
     def job(worker, exchange):
         exchange.exchange(np.zeros(10, dtype=np.float32))

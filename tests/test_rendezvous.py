@@ -10,7 +10,7 @@ import threading
 import msgspec
 import pytest
 
-from peers.errors import AbsentError, DisagreementError, DuplicateError
+from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedError
 from peers.memory_bus import MemoryHub
 from peers.rendezvous import Rendezvous, is_dead, process_birth, this_host
 from peers.topology import complete
@@ -56,11 +56,11 @@ def dead_process():
     return child.pid
 
 
-def leave_a_dead_lease(town, number, phase="training", seen=None, host=None):
+def leave_a_dead_lease(town, number, phase="training", seen=None, host=None, since=0):
     """What a worker that was killed leaves behind: a lease that has not expired yet."""
     bus = town.hub.bus(number, complete(number, town.workers), f"ghost{number}")
     bus.claim(
-        Lease(number, f"ghost{number}", host or this_host(), dead_process(), "1", phase, 40, seen or {}),
+        Lease(number, f"ghost{number}", host or this_host(), dead_process(), "1", phase, 40, since, 0, seen or {}),
         60,
         lambda old: False,
     )
@@ -85,7 +85,7 @@ def test_a_step_that_not_all_have_is_refused(town):
         with pytest.raises(DisagreementError, match="checkpoints of steps"):
             come(meeting, steps)
 
-    in_threads([lambda: refused(first, [60]), lambda: come(second)])
+    in_threads([lambda: refused(first, [60]), lambda: refused(second, [])])
 
 
 def test_workers_that_train_something_else_name_the_key(town):
@@ -154,6 +154,50 @@ def test_who_replaces_its_own_lease_replays_what_can_still_be_read(town):
     leave_a_dead_lease(town, 1)
     start = come(town.worker(1), [20, 40], {0: ("old0", 3)})
     assert (start.kind, start.step) == ("replay", 40)
+
+
+def test_a_checkpoint_of_an_older_line_is_not_replayed(town):
+    """Its worker died, joined again, and died before its next checkpoint: the old line is not the run's."""
+    running = start_training(town, 0, {1: "ghost1"})
+    running._bus.publish([(b"h", b"x")] * 5)
+    leave_a_dead_lease(town, 1, since=35)
+    assert come(town.worker(1), [20, 30], {0: ("old0", 3)}).kind == "join"
+
+
+def test_who_had_said_goodbye_does_not_replay(town):
+    running = start_training(town, 0, {1: "ghost1"})
+    running._bus.publish([(b"h", b"x")] * 5)
+    leave_a_dead_lease(town, 1, phase="leaving")
+    assert come(town.worker(1), [20, 40], {0: ("old0", 3)}).kind == "join"
+
+
+def test_who_comes_when_the_run_is_ending_is_told(town):
+    start_training(town, 0, {1: "ghost1"})._update(phase="leaving")
+    with pytest.raises(AbsentError, match="worker 1 came too late: worker 0 is ending the run"):
+        come(town.worker(1, timeout_s=0.3))
+
+
+def test_a_dead_lease_of_another_host_is_nobody_to_join(town):
+    """Both hosts died and start again at once: each sees the other's old lease, which nobody renews."""
+    ghost = town.hub.bus(1, (0,), "ghost1")
+    ghost.claim(Lease(1, "ghost1", "elsewhere", 1, "", "training", 40), 1.5, lambda old: False)
+    first, second = town.worker(0, timeout_s=5.0), town.worker(1, timeout_s=5.0)
+    starts = in_threads([lambda: come(first), lambda: come(second)])
+    assert [start.kind for start in starts] == ["together"] * 2
+
+
+def test_a_worker_that_was_away_for_longer_than_its_lease_has_lapsed(town):
+    failures, failed = [], threading.Event()
+    town.fail = lambda error: (failures.append(error), failed.set())
+    meeting = town.worker(0, lease_s=1.0)
+    meeting.claim([])
+    with town.hub.changed:
+        # As after a freeze: the lease is gone, and nothing was renewed for longer than it lasts.
+        meeting._renewed_at -= 10.0
+        town.hub.leases.clear()
+    assert failed.wait(10)
+    assert isinstance(failures[0], LapsedError)
+    assert not town.hub.leases
 
 
 @pytest.mark.parametrize(

@@ -208,11 +208,12 @@ def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, s
 
 @both
 def test_a_run_that_was_killed_as_a_whole_goes_on_over_the_same_redis(make, undisturbed, settings):
-    """One dies before it has saved step 8, the other perhaps after: they go on from a step that both have."""
+    """One dies before it has saved step 8, the other perhaps later: they go on from a step that both have."""
     run = make(settings)
     lives = [run.start(0, script={8: "kill"}), run.start(1)]
     assert lives[0].end() == -signal.SIGKILL
-    wait_for(lambda: run.step(1) >= 8, "worker 1 to wait in step 9")
+    # Whether what worker 0 said in step 8 had left it, nobody knows.
+    wait_for(lambda: run.step(1) >= 7, "worker 1 to wait for worker 0")
     lives[1].kill()
     lives = [run.start(n, "--resume", "latest") for n in (0, 1)]
     ends(lives)

@@ -13,7 +13,7 @@ from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.message import encode_fields, encode_vector
 from peers.pool import SerialPool
-from peers.types import Entry, Slice
+from peers.types import Cursor, Entry, Slice
 from peers.window import Accumulator, Contribution, GradientWindow
 from tests.fleets import in_threads, make_layout
 
@@ -109,7 +109,7 @@ def test_dropping_and_leaving_end_a_wait_and_are_said_once():
     gate.drop(2, "its lease has expired")
     gate.drop(2, "its lease has expired")
     assert gate.wait(1) == ()
-    assert len(lines) == 1 and "worker 2 is dropped" in lines[0]
+    assert [lines[0], "worker 2 is dropped" in lines[1]] == ["worker 1 has said goodbye", True] and len(lines) == 2
 
 
 def test_the_first_failure_ends_every_wait():
@@ -130,13 +130,30 @@ def test_the_earliest_wish_to_stop_counts():
     assert gate.stop_at == 7
 
 
-def test_states_of_old_rounds_are_forgotten():
+def test_states_are_kept_until_their_round_is_past():
     gate, _ = make_gate()
     for round in range(10):
-        gate.put_state(1, round, np.zeros(1))
-        gate.put_state(2, round, np.zeros(1))
+        gate.put_state(1, round, np.full(1, round))
+        gate.put_state(2, round, np.full(1, round))
+    assert {peer: values[0] for peer, values in gate.wait_states(0).items()} == {1: 0, 2: 0}
     assert sorted(gate.wait_states(9)) == [1, 2]
-    assert len(gate._states) == 8
+    gate.put_state(1, 5, np.zeros(1))
+    assert not gate._states, "nothing is kept of a round that is past"
+
+
+def test_without_a_bound_the_newest_states_are_taken_and_nobody_is_awaited():
+    gate, _ = make_gate(slack=None)
+    gate.put_state(1, 3, np.full(1, 3))
+    gate.put_state(1, 7, np.full(1, 7))
+    assert {peer: values[0] for peer, values in gate.wait_states(5).items()} == {1: 7}
+
+
+def test_a_state_is_not_awaited_from_who_was_admitted_with_its_round():
+    gate, _ = make_gate()
+    gate.drop(1, "gone")
+    gate.admit(1, 4)
+    gate.put_state(2, 4, np.zeros(1))
+    assert sorted(gate.wait_states(4)) == [2]
 
 
 def contribution(sender, round, start=0, stop=4):
@@ -151,8 +168,9 @@ def test_nothing_from_the_future_or_of_another_section_is_taken():
     taken = accumulator.take(2, Slice(0, 4))
     assert [(item.sender, item.round) for item in taken] == [(1, 1), (1, 2), (2, 1)]
     assert accumulator.take(2, Slice(0, 4)) == []
-    assert accumulator.discard(1, 5) == 1
-    assert not accumulator.has(Slice(4, 8)) and accumulator.has(Slice(0, 4))
+    assert accumulator.has(Slice(4, 8)) and accumulator.has(Slice(0, 4))
+    accumulator.take(3, Slice(0, 4))
+    assert accumulator.has(Slice(4, 8)) and not accumulator.has(Slice(0, 4))
 
 
 def test_takes_and_adds_from_many_threads_lose_and_double_nothing():
@@ -186,8 +204,8 @@ def test_a_window_lets_everything_leave_once():
 class Mailbox:
     """An inbox with what it feeds, and a sender's entries."""
 
-    def __init__(self, size=10, slack=0):
-        self.layout = make_layout(size, state_size=2)
+    def __init__(self, size=10, slack=0, sections=None):
+        self.layout = make_layout(size, state_size=2, sections=sections)
         self.accumulator = Accumulator()
         self.gate, self.lines = make_gate(slack)
         self.inbox = Inbox(0, self.layout, self.accumulator, self.gate)
@@ -210,7 +228,7 @@ class Mailbox:
 
 def test_a_round_said_again_after_a_restart_is_not_applied_twice():
     box = Mailbox()
-    box.inbox.expect_after(1, "a", 0)
+    box.inbox.expect_after(1, Cursor("a", (0,), (0,)))
     for round in (1, 2, 3):
         box.say(1, "part", round)
     box.say(1, "hello", 1, {"is_joining": False, "is_replaying": True}, life="b")
@@ -223,7 +241,7 @@ def test_a_round_said_again_after_a_restart_is_not_applied_twice():
 
 def test_rounds_that_were_gone_before_they_were_read_are_counted():
     box = Mailbox()
-    box.inbox.expect_after(1, "a", 0)
+    box.inbox.expect_after(1, Cursor("a", (0,), (0,)))
     box.say(1, "part", 1)
     box.say(1, "part", 5, skip=3)
     assert box.taken() == [(1, 1), (1, 5)]
@@ -235,9 +253,9 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
     box.say(2, "part", 1)
     box.say(1, "hello", 0, {"is_joining": True, "is_replaying": False}, life="b")
     assert box.gate.members() == (2,)
-    box.say(1, "want", 0, {}, life="b", is_direct=True)
-    assert box.inbox.take_wishes() == {1: "b"} and box.inbox.take_wishes() == {}
-    box.say(2, "admit", 6, {"worker": 1})
+    box.say(1, "want", 0, {"token": "t"}, life="b", is_direct=True)
+    assert box.inbox.take_wishes() == {1: ("b", "t")} and box.inbox.take_wishes() == {}
+    box.say(2, "admit", 6, {"worker": 1, "life": "b"})
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
     box.say(1, "hello", 6, {"is_joining": False, "is_replaying": False}, life="b")
     box.say(1, "part", 7, life="b")
@@ -252,7 +270,11 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
         ("admit", {}),
         ("admit", {"worker": "x"}),
         ("admit", {"worker": 99}),
-        ("admit", {"worker": [1]}),
+        ("admit", {"worker": [1], "life": "b"}),
+        ("admit", {"worker": float("inf"), "life": "b"}),
+        ("want", {}),
+        ("want", {"token": 3}),
+        ("want", {"token": "x" * 100}),
     ],
 )
 def test_fields_that_make_no_sense_are_counted(kind, fields):
@@ -260,6 +282,24 @@ def test_fields_that_make_no_sense_are_counted(kind, fields):
     box.say(1, kind, 3, fields)
     assert box.inbox.dropped() == {"malformed": 1}
     assert box.gate.members() == (1, 2)
+
+
+def test_a_wish_to_join_that_is_read_after_it_was_granted_drops_nobody():
+    box = Mailbox()
+    box.say(2, "admit", 6, {"worker": 1, "life": "b"})
+    box.say(1, "hello", 0, {"is_joining": True, "is_replaying": False}, life="b")
+    box.say(1, "hello", 6, {"is_joining": False, "is_replaying": False}, life="b")
+    assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
+    assert not any("dropped" in line for line in box.lines)
+
+
+def test_sections_are_counted_apart():
+    box = Mailbox(sections=[Slice(5, 10), Slice(0, 5)])
+    box.inbox.expect_after(1, Cursor("a", (3, 2), (7, 5)))
+    for round in (3, 4, 5, 6, 9):
+        box.say(1, "part", round)
+    assert box.taken() == [(1, 4), (1, 5), (1, 6), (1, 9)]
+    assert box.inbox.dropped() == {"replayed": 1, "overrun": 1}
 
 
 def test_goodbye_and_states_and_stops_reach_the_gate():

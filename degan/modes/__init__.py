@@ -23,12 +23,12 @@ Load = Callable[[int], tuple[Arrays, dict[str, Any]]]
 class Mode(Protocol):
     """How one worker trains, step by step. Called by the worker's loop, from the main thread only."""
 
-    def begin(self, checkpoints: list[int], followed: dict[int, tuple[str, int]], load: Load) -> int:
+    def begin(self, checkpoints: list[int], saved: dict[str, Any], load: Load) -> int:
         """Find the peers and load what is agreed on; returns the step after which training goes on.
 
         Args:
             checkpoints: steps that could be resumed from, newest last; empty for a fresh start.
-            followed: what the newest of them says of the peers' streams (from `state`).
+            saved: the values that the mode put into the newest of them (from `state`).
             load: see `Load`.
         """
 

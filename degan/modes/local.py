@@ -25,7 +25,7 @@ class Local:
         self._sections = pair.sections(settings.mode.updates)
         self._stop_at: int | None = None
 
-    def begin(self, checkpoints, followed, load) -> int:
+    def begin(self, checkpoints, saved, load) -> int:
         if checkpoints:
             load(checkpoints[-1])
         return checkpoints[-1] if checkpoints else 0

@@ -4,9 +4,11 @@
     -> collect the peers' windows -> Adam on (own + collected), as mean or sum -> moving average of G
 
 What always holds: replicas start from the same weights; each gradient of each worker reaches each
-live peer exactly once, at most p - 1 + slack steps late; with one worker it is the local mode; with
-parts 1, slack 0, the raw codec and the mean it is one process that averages the workers' gradients,
-bit for bit. A checkpoint is a synchronous step (everyone is awaited), so it has nothing in flight.
+live peer exactly once, at most p - 1 + slack steps late (with slack null: whenever it comes); with
+one worker it is the local mode; with parts 1, slack 0, the raw codec and the mean it is one process
+that averages the workers' gradients, bit for bit. Under a bound a checkpoint is a synchronous step
+(everyone is awaited), so it has nothing in flight; with slack null nobody is awaited, and a run that
+is resumed as a whole loses what was.
 
 With `updates: alternating` a step has two rounds: the discriminators' gradients are exchanged and
 applied first, then the generators', taken against the updated discriminators.
@@ -31,14 +33,14 @@ from config.settings import Experiment
 from degan.pair import GanPair
 from peers.bus import Bus
 from peers.codec import CODECS
-from peers.errors import StalledError
+from peers.errors import BusError, MessageError, StalledError
 from peers.exchange import Exchange, Rules
 from peers.message import VERSION, Layout
 from peers.partition import Schedule
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
 from peers.topology import complete
-from peers.types import Slice
+from peers.types import Cursor, Slice
 
 
 def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> RedisBus:
@@ -116,7 +118,7 @@ class PartialExchange:
             slack=mode.slack,
             reduce=mode.reduce,
             keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
-            state_every=min(every, default=0),
+            cut_periods=tuple(every),
             lease_s=settings.bus.lease_s,
             stall_timeout_s=settings.bus.stall_timeout_s,
             finish_timeout_s=settings.bus.finish_timeout_s,
@@ -138,19 +140,25 @@ class PartialExchange:
         if self._exchange is not None:
             self._exchange.gate.fail(error)
 
-    def begin(self, checkpoints, followed, load) -> int:
+    def begin(self, checkpoints, saved, load) -> int:
         rounds = self._layout.schedule.rounds_per_step
+        cursors = {int(peer): Cursor.from_plain(plain) for peer, plain in saved.get("followed", {}).items()}
+        followed = {peer: (cursor.incarnation, cursor.sequence) for peer, cursor in cursors.items()}
         self._rendezvous.claim(checkpoints)
         while True:
             start = self._rendezvous.meet(checkpoints, followed)
             self._exchange = Exchange(self._bus, self._layout, self._pair.size, self._rules, self._say)
             if start.kind == "join":
+                sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
                 try:
-                    last = self._exchange.start(start, 0, self._take_state)
-                except StalledError as error:
+                    last = self._exchange.start(start, 0, sizes, self._pair.load_vectors)
+                except (StalledError, BusError, MessageError) as error:
+                    if error is self._failure:
+                        raise
                     self._say(f"{error}; looking for the others again")
                     self._exchange.close()
                     continue
+                self._rendezvous.joined(last // rounds)
             else:
                 if start.step:
                     self._exchange.load_state(*load(start.step))
@@ -158,12 +166,8 @@ class PartialExchange:
             if self._failure is not None:
                 raise self._failure
             step = last // rounds
-            self._rendezvous.progress(step)
             self._say_how(start, step)
             return step
-
-    def _take_state(self, arrays, values) -> None:
-        self._pair.load_vectors(arrays, values)
 
     def _say_how(self, start: Start, step: int) -> None:
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
@@ -185,10 +189,12 @@ class PartialExchange:
         self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
 
     def finish(self) -> None:
+        self._rendezvous.leaving()
         for section, combined in self._exchange.finish():
             self._pair.apply(section, combined)
 
     def leave(self, is_together: bool) -> None:
+        self._rendezvous.leaving()
         self._exchange.leave(is_resumable=is_together)
 
     def ask_to_stop(self, step: int) -> None:

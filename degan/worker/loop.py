@@ -133,14 +133,10 @@ class Loop:
         return step
 
     def _begin(self) -> int:
-        followed = {}
+        saved: dict[str, Any] = {}
         if self._resume_from:
-            newest = self._checkpoints.load(self._resume_from[-1])
-            followed = {
-                int(peer): (incarnation, sequence)
-                for peer, (_, incarnation, sequence) in newest.values["mode"].get("followed", {}).items()
-            }
-        step = self._mode.begin(self._resume_from, followed, self._load)
+            saved = self._checkpoints.load(self._resume_from[-1]).values["mode"]
+        step = self._mode.begin(self._resume_from, saved, self._load)
         self._journal.forget_after(step)
         self._checkpoints.forget_after(step)
         self._signals.has_begun = True
