@@ -209,11 +209,11 @@ class GanPair:
         return {name: to_numpy(tensor).copy() for name, tensor in found.items()}
 
     def counters(self) -> dict[str, int]:
-        """The optimisers' and the average's step counts."""
+        """The step counts of the optimisers, the average and BatchNorm."""
         counts = {"applied": self._applied}
         for name, flat, adam in self._named():
             counts[name] = int(adam.state[flat.values]["step"]) if flat.values in adam.state else 0
-        return counts
+        return counts | {name: int(buffer) for name, buffer in self._whole_buffers()}
 
     def load_vectors(self, vectors: dict[str, np.ndarray], counters: dict[str, int]) -> None:
         """The inverse of `vectors` and `counters`.
@@ -229,6 +229,8 @@ class GanPair:
         self.ema.values.data.copy_(tensors["ema"])
         self.load_statistics(tensors["statistics"].numpy())
         self._applied = int(counters["applied"])
+        for name, buffer in self._whole_buffers():
+            buffer.fill_(int(counters[name]))
         for name, flat, adam in self._named():
             flat.values.data.copy_(tensors[name])
             if counters[name]:
@@ -250,6 +252,12 @@ class GanPair:
         self._latents.set_state(state["latents"])
         self._mixing.set_state(state["mixing"])
         torch.random.set_rng_state(state["global"])
+
+    def _whole_buffers(self):
+        for prefix, flat in self._all():
+            for name, buffer in flat.module.named_buffers():
+                if not buffer.is_floating_point():
+                    yield f"{prefix}.{name}", buffer
 
     def _all(self):
         return (("generator", self.generator), ("discriminator", self.discriminator), ("ema", self.ema))

@@ -52,7 +52,7 @@ class Start:
 
 
 def process_birth(pid: int) -> str:
-    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where the system does not say."""
+    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where that is not known."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -59,8 +59,8 @@ class Run:
 def make(tmp_path, redis_url):
     runs = []
 
-    def new(settings: tuple[str, ...]) -> Run:
-        runs.append(Run(tmp_path, redis_url, settings))
+    def new(settings: tuple[str, ...], workers: int = 2) -> Run:
+        runs.append(Run(tmp_path, redis_url, settings, workers))
         return runs[-1]
 
     yield new
@@ -181,6 +181,40 @@ def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_p
     ends([survivor, again])
     assert "joins at step" in again.text
     assert "worker 1 takes part from round" in survivor.text
+    assert same(run.weights(0, 400), run.weights(1, 400))
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [(SIMULTANEOUS, 1500), ((*ALTERNATING, "mode.parts=1"), 1500), ((*NORMALISED, "mode.parts=1"), 400)],
+    ids=["simultaneous", "alternating", "normalised"],
+)
+def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):
+    """Nobody waits for it, and from the round at which it is admitted all three apply the same."""
+    every = ("bus.lease_s=1", f"run.steps={steps}", "run.checkpoint_every=50")
+    run = make((*settings, *every), workers=3)
+    others = [run.start(0), run.start(2)]
+    assert run.start(1, script={60: "kill"}).end() == -signal.SIGKILL
+    others[0].until("worker 1 is dropped from the bound")
+    again = run.start(1, "--resume", "latest")
+    ends([*others, again])
+    assert "joins at step" in again.text
+    assert same(run.weights(0, steps), run.weights(1, steps)) and same(run.weights(0, steps), run.weights(2, steps))
+
+
+def test_a_frozen_worker_finds_its_lease_gone_and_joins_again(make, tmp_path):
+    run, gate = make((*SIMULTANEOUS, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
+    survivor, frozen = run.start(0, script={150: f"hold:{gate}"}), run.start(1)
+    wait_for(lambda: run.step(1) >= 20, "the run to get going")
+    frozen.signal(signal.SIGSTOP)
+    survivor.until("worker 1 is dropped from the bound")
+    wait_for(lambda: run.step(0) >= 150, "the survivor to go on alone")
+    frozen.signal(signal.SIGCONT)
+    frozen.until("joining them again")
+    frozen.until("asking worker 0 for its state")
+    survivor.until("worker 1 was started again")
+    gate.touch()
+    ends([survivor, frozen])
     assert same(run.weights(0, 400), run.weights(1, 400))
 
 

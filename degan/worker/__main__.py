@@ -47,7 +47,10 @@ def main(argv: list[str]) -> int:
         if arguments.number is None:
             say(f"this is worker {number}, from {source}")
         out = Path(arguments.out or Path("runs") / settings.name)
-        return _run(settings, number, out, arguments.resume, arguments.dry_run)
+        code = _live(settings, number, out, arguments.resume, arguments.dry_run)
+        while code is None:
+            code = _live(settings, number, out, "latest", False)
+        return code
     except UsageError as error:
         print(f"degan.worker: {error}", file=sys.stderr)
         return 2
@@ -56,13 +59,14 @@ def main(argv: list[str]) -> int:
         return 0
 
 
-def _run(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int:
+def _live(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int | None:
+    """One life of the worker: an exit code, or None if it was away for so long that it has to begin another."""
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
     from degan.checkpoints import Checkpoints
     from degan.worker.loop import Loop, Signals
     from degan.worker.objects import Objects
-    from peers.errors import PeersError, SetupError
+    from peers.errors import LapsedError, PeersError, SetupError
 
     objects = Objects.build(settings, number)
     if is_dry:
@@ -75,15 +79,19 @@ def _run(settings: config.Experiment, number: int, out: Path, resume: str | None
     checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
-    lock = _lock_folder(folder, number)
     signals, mode = Signals(), None
+    # Before the pid is written: whoever reads it there may send us a signal.
     signals.install()
+    lock = _lock_folder(folder, number)
     try:
         mode = modes.build(settings, number, objects.pair, objects.facts, say)
         Loop(objects, mode, out, checkpoints, steps, signals, say).run()
         return 0
     except SetupError as error:
         raise UsageError(str(error)) from None
+    except LapsedError as error:
+        say(f"{error}; the others went on, joining them again")
+        return None
     except PeersError as error:
         print(f"degan.worker: worker {number} failed: {error}", file=sys.stderr)
         return 1
