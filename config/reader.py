@@ -237,6 +237,13 @@ def _nearest(word: Any, known: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
+# What a person should read where a text has a pattern.
+_PATTERNS = {
+    "name": "1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or a digit",
+    "device": "auto, cpu, cuda or cuda:N",
+}
+
+
 def _readable(message: str) -> str:
     """msgspec says "Expected `int` >= 1 - at `$.mode.parts`"; we say "mode.parts: expected int >= 1"."""
     problem, _, where = message.partition(" - at ")
@@ -245,6 +252,9 @@ def _readable(message: str) -> str:
     if missing:
         return f"{f'{path}.' if path else ''}{missing[1]}: missing"
     problem = problem.replace("`", "")
+    problem, pattern, _ = problem.partition(" matching regex ")
+    if pattern:
+        problem = f"Expected {_PATTERNS.get(path, 'another text')}"
     return f"{path or 'settings'}: {problem[:1].lower()}{problem[1:]}"
 
 

@@ -107,8 +107,8 @@ WRONG = {
     "connect_timeout_s: .inf": "connect_timeout_s: expected float <= ",
     "bus: {lease_s: .inf}": "bus.lease_s: expected float <= ",
     "bus: {lease_s: 0.5}": "bus.lease_s: expected float >= 1",
-    "device: gpu": "device: expected str matching",
-    'device: "cpu\\n"': "device: expected str matching",
+    "device: gpu": "device: expected auto, cpu, cuda or cuda:N",
+    'device: "cpu\\n"': "device: expected auto, cpu, cuda or cuda:N",
     "peers: 0": "peers: expected int >= 1",
     "peers: []": "peers: empty; ",
     "peers: [localhost:6379]": "peers[0]: 'localhost:6379' is no Redis URL; write redis://host:6379",
@@ -124,9 +124,9 @@ def test_a_setting_that_does_not_fit(write, line):
 
 
 REPLACED = {
-    "name: a b": "name: expected str matching",
-    "name: ..": "name: expected str matching",
-    'name: "a\\n"': "name: expected str matching",
+    "name: a b": "name: expected 1 to 64 letters",
+    "name: ..": "name: expected 1 to 64 letters",
+    'name: "a\\n"': "name: expected 1 to 64 letters",
     "name: 5": "name: expected str, got int",
     "data: {}": "data.name: missing",
     "data: {name: mnits}": "data.name: unknown value 'mnits'; did you mean 'mnist'?",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision import datasets
 
 from config.settings import Data
 from degan.data.files import locked
@@ -26,17 +25,24 @@ _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "
 
 @dataclass(frozen=True)
 class _Set:
-    reader: type
+    reader: str
     folder: str
     files: tuple[str, ...]
 
 
 _SETS = {
-    "mnist": _Set(datasets.MNIST, "MNIST/raw", _IDX),
-    "fashion-mnist": _Set(datasets.FashionMNIST, "FashionMNIST/raw", _IDX),
-    "cifar10": _Set(datasets.CIFAR10, "cifar-10-batches-py", _BATCHES),
+    "mnist": _Set("MNIST", "MNIST/raw", _IDX),
+    "fashion-mnist": _Set("FashionMNIST", "FashionMNIST/raw", _IDX),
+    "cifar10": _Set("CIFAR10", "cifar-10-batches-py", _BATCHES),
 }
 NAMES = tuple(_SETS)
+
+
+def _reader(chosen: _Set) -> type:
+    # Here, so that the other data sets need not wait for torchvision to load.
+    from torchvision import datasets
+
+    return getattr(datasets, chosen.reader)
 
 
 def prepare(data: Data) -> None:
@@ -71,7 +77,7 @@ def read(data: Data, part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
             # CIFAR-10's files are pickles made by an old numpy, which a new one remarks on; torchvision
             # checks their MD5 before it opens them.
             warnings.simplefilter("ignore")
-            found = chosen.reader(str(root), train=part == "train", download=False)
+            found = _reader(chosen)(str(root), train=part == "train", download=False)
     except Exception as error:  # whatever a damaged file makes torchvision raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -112,7 +118,7 @@ def _download(data: Data, root: Path) -> None:
     chosen = _SETS[data.name]
     try:
         with tempfile.TemporaryDirectory(prefix=".degan-download-", dir=root) as temporary:
-            chosen.reader(temporary, train=True, download=True)
+            _reader(chosen)(temporary, train=True, download=True)
             target = root / chosen.folder
             target.mkdir(parents=True, exist_ok=True)
             for name in chosen.files:
