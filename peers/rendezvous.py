@@ -32,6 +32,8 @@ from peers.message import decode_fields
 from peers.types import Lease
 
 POLL_S = 0.05
+# Before we refuse, the peers need a moment to see our lease, so that they too can say what is wrong.
+SEEN_S = 1.0
 
 
 @dataclass
@@ -196,6 +198,7 @@ class Rendezvous:
                 if all(lease.seen.get(self._bus.worker) == self._bus.incarnation for lease in there.values()):
                     step = max(set(checkpoints).intersection(*(agreeing[p][1] for p in peers)) | {0})
                     if step == 0 and (checkpoints or any(agreeing[p][1] for p in peers)):
+                        time.sleep(SEEN_S)
                         raise DisagreementError(
                             f"worker {self._bus.worker} has checkpoints of steps {checkpoints or 'none'}, but "
                             + ", ".join(f"worker {p} of {agreeing[p][1] or 'none'}" for p in peers)
@@ -266,8 +269,7 @@ class Rendezvous:
         mine = self._agreed
         different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
         if different:
-            # The peer needs a moment to see our lease, so that it too can say what differs.
-            time.sleep(20 * POLL_S)
+            time.sleep(SEEN_S)
             named = "; ".join(f"{key} is {mine.get(key)!r} here and {theirs.get(key)!r} there" for key in different[:3])
             raise DisagreementError(
                 f"worker {self._bus.worker} and worker {peer} ({lease.host.split('/', 1)[0]}, process {lease.pid}) "
