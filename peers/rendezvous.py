@@ -33,7 +33,7 @@ from peers.types import Lease
 
 POLL_S = 0.05
 # Before we refuse, the peers need a moment to see our lease, so that they too can say what is wrong.
-SEEN_S = 1.0
+SEEN_S = 2.0
 
 
 @dataclass
