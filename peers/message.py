@@ -6,6 +6,16 @@ chunks and the exact size of each payload that a header may announce, and refuse
 before it allocates. An `Assembler` puts one sender's entries together again; the entries of one
 sender come in order, so it holds at most one unfinished message of a stream.
 
+| kind    | carries | says |
+| ------- | ------- | ---- |
+| part    | vector  | a slice of what has gathered, of this round |
+| state   | vector  | my averaged buffers, as they stand after this round |
+| hello   | map     | I am here: I begin after this round, ask to join, or replay |
+| want    | map     | (to one peer) give me your state, under this token |
+| admit   | map     | the worker that I gave my state to takes part after this round |
+| stop    | map     | let us all stop after this step |
+| goodbye | map     | this was my last round |
+
 Nothing from the wire is unpickled, evaluated, imported or used as a path.
 """
 

@@ -103,6 +103,9 @@ class Loop:
             self._show(0)
         self._log_mark = (step, self._trained_s, self._mode.stats()["wait_s"])
         has_asked = False
+        if self._mode.is_stopping(step):
+            # Joined a run that is stopping at this very step.
+            return self._stop(step, is_together=True)
         while step < steps:
             if self._signals.is_together and not has_asked:
                 self._mode.ask_to_stop(step)
