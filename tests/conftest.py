@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under nohup children would inherit that a hang-up is ignored, and the launcher honours that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 
