@@ -6,12 +6,15 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Under nohup children would inherit that a hang-up is ignored, and the launcher honours that.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 
 from tests import servers
+
+
+def pytest_configure():
+    """Under nohup children would inherit that a hang-up is ignored, and the launcher honours that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
