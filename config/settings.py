@@ -141,10 +141,14 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
 
 
 class Bus(Settings):
-    """How the workers hold together. Times in seconds, sizes in bytes."""
+    """How the workers hold together. Times in seconds, sizes in bytes.
+
+    Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
+    of an undisturbed run, and else 64 MiB.
+    """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
-    replay_bytes: Natural = 64 * 1024 * 1024
+    replay_bytes: Natural | None = None
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 600.0

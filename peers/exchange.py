@@ -123,7 +123,7 @@ class Exchange:
         self._say_hello(is_joining, start.kind == "replay")
         if is_joining:
             self._join(start, sizes, load)
-        elif start.kind == "together":
+        elif start.kind == "together" or not self._taken:
             nowhere = (0,) * len(newest)
             self._taken = {peer: Cursor(life, newest, nowhere) for peer, life in start.incarnations.items()}
         for peer, cursor in self._taken.items():

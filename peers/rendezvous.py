@@ -186,8 +186,10 @@ class Rendezvous:
             running = {p: x for p, x in there.items() if x.phase == "training" and self._is_beating(x)}
             strangers = {p: x for p, x in running.items() if x.seen.get(self._bus.worker) != self._bus.incarnation}
             if self._can_replay(checkpoints, followed, strangers, peers):
-                self._update(phase="training", step=checkpoints[-1], since=self._replaced.since)
-                return Start("replay", checkpoints[-1], {p: lease.incarnation for p, lease in strangers.items()})
+                step = checkpoints[-1] if checkpoints else 0
+                seen = {peer: lease.incarnation for peer, lease in strangers.items()}
+                self._update(phase="training", step=step, since=self._replaced.since, seen=seen)
+                return Start("replay", step, seen)
             if strangers:
                 helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))
                 self._update(phase="joining", step=0)
@@ -288,9 +290,12 @@ class Rendezvous:
         self, checkpoints: list[int], followed: dict, strangers: dict[int, Lease], peers: list[int]
     ) -> bool:
         old = self._replaced
-        if old is None or old.phase != "training" or not checkpoints or checkpoints[-1] < old.since:
+        if old is None or old.phase != "training" or (checkpoints[-1] if checkpoints else 0) < old.since:
             return False
-        return bool(followed) and all(
+        if not checkpoints:
+            # From the very beginning, if those with whom we began are still in that life.
+            followed = {peer: (life, 0) for peer, life in old.seen.items()}
+        return all(
             peer in strangers
             and followed.get(peer, ("",))[0] == strangers[peer].incarnation
             and self._bus.holds(peer, *followed[peer])

@@ -158,12 +158,28 @@ def test_replay_past_many_cuts(make):
     assert "replays at step 8" in again.text
 
 
-def test_a_worker_joins_at_a_cut(make):
-    """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
-    run = make(CUTS)
+def test_a_worker_killed_before_its_first_checkpoint_replays_from_the_beginning(make, undisturbed):
+    run = make(SIMULTANEOUS)
     survivor = run.start(0)
     assert run.start(1, script={3: "kill"}).end() == -signal.SIGKILL
     again = run.start(1, "--resume", "latest")
+    ends([survivor, again])
+    assert "nothing to resume" in again.text and "replays at step 0" in again.text
+    expected = undisturbed(SIMULTANEOUS)
+    assert same(run.weights(0), expected[0]) and same(run.weights(1), expected[1])
+
+
+def test_a_worker_joins_at_a_cut(make, tmp_path):
+    """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
+    run, gate = make((*CUTS, "bus.lease_s=1")), tmp_path / "go on"
+    survivor = run.start(0, script={6: f"hold:{gate}"})
+    assert run.start(1, script={3: "kill"}).end() == -signal.SIGKILL
+    survivor.until("worker 1 is dropped from the bound")
+    wait_for(lambda: run.step(0) >= 6, "the survivor to go on alone")
+    again = run.start(1, "--resume", "latest")
+    again.until("asking worker 0 for its state")
+    survivor.until("worker 1 was started again")
+    gate.touch()
     ends([survivor, again])
     assert "nothing to resume" in again.text and "joins at step" in again.text
 

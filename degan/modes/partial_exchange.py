@@ -78,7 +78,10 @@ def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) ->
     else:
         needed = (2 * mode.slack + 3) * rounds_per_step + mode.parts * rounds_per_step
     replay = every * rounds_per_step + needed if every else 0
-    return max(needed, min(replay, settings.bus.replay_bytes // max(1, round_bytes)))
+    budget_bytes = settings.bus.replay_bytes
+    if budget_bytes is None:
+        budget_bytes = (512 if mode.slack == 0 else 64) * 2**20
+    return max(needed, min(replay, budget_bytes // max(1, round_bytes)))
 
 
 class PartialExchange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -76,7 +77,10 @@ class Objects:
         torch.manual_seed(spawn_seed(settings.seed, "global", worker))
 
         counts = class_counts(source.labels, parts, len(source.classes)).tolist()
-        facts: dict[str, Any] = {"data (classes)": list(source.classes)}
+        # A digest where the names are many: what the workers compare has to stay small.
+        names = list(source.classes)
+        many = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        facts: dict[str, Any] = {"data (classes)": names if len(names) <= 20 else f"{len(names)} of sha256 {many}"}
         if isinstance(settings.data.split, Own):
             # What the other hosts hold is theirs to know.
             counts = [row if number == worker else [] for number, row in enumerate(counts)]
