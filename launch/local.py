@@ -105,7 +105,7 @@ def _prepare(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts
             raise UsageError(f"preparing the data took longer than {plan.limits.prepare_s:.0f} s and was stopped")
         lines = _lines(errors)
     if process.returncode == 2 and lines:
-        raise UsageError(lines[-1])
+        raise UsageError(lines[-1].removeprefix("degan: "))
     if process.returncode != 0:
         how = processes.how_it_ended(process.returncode)
         raise UsageError("\n  ".join([f"preparing the data failed ({how}); its last lines:", *lines[-TAIL_LINES:]]))

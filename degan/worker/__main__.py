@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -105,6 +106,7 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
         if mode is not None:
             mode.close()
         lock.close()
+        _tidy(folder)
 
 
 def _lock_folder(folder: Path, number: int) -> IO[str]:
@@ -127,6 +129,15 @@ def _lock_folder(folder: Path, number: int) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def _tidy(folder: Path) -> None:
+    """A life that was refused before it wrote anything leaves nothing behind."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["pid"]:
+            (folder / "pid").unlink()
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _prepare_folder(folder: Path) -> None:
