@@ -106,11 +106,15 @@ class Checkpoints:
 
     def _is_whole(self, step: int) -> bool:
         try:
-            read(self.folder / f"{step:06d}")
+            read_manifest(self.folder / f"{step:06d}")
             return True
         except UsageError as error:
             self._say(f"passing over a damaged checkpoint: {error}")
             return False
+
+    def values(self, step: int) -> dict[str, Any]:
+        """The values of the checkpoint of a step, without its tensors. Raises as `read_manifest`."""
+        return read_manifest(self.folder / f"{step:06d}")["values"]
 
     def load(self, step: int) -> Checkpoint:
         """Read the checkpoint of a step. Raises as `read`."""

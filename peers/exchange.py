@@ -295,7 +295,7 @@ class Exchange:
         schedule = self._layout.schedule
         self._flush()
         last = self._round
-        self._publish_fields("goodbye", last, {"is_finished": True})
+        self._publish_fields("goodbye", last, {})
         try:
             self.gate.until(
                 lambda: not self.gate.unfinished(last),
@@ -321,7 +321,7 @@ class Exchange:
         """
         if not is_resumable:
             self._flush()
-        self._publish_fields("goodbye", self._round, {"is_finished": False})
+        self._publish_fields("goodbye", self._round, {})
         self._pool.drain(self._rules.finish_timeout_s)
 
     def _flush(self) -> None:

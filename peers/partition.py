@@ -56,10 +56,6 @@ class Schedule:
         """The step, counted from 1, to which a round belongs."""
         return (round - 1) // len(self.sections) + 1
 
-    def last_round(self, step: int) -> int:
-        """The round with which a step ends; 0 before the first."""
-        return step * len(self.sections)
-
     def section(self, round: int) -> Slice:
         """The piece of the vector that a round updates."""
         return self.sections[(round - 1) % len(self.sections)]

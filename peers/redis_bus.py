@@ -130,6 +130,8 @@ class RedisBus:
         self._sequences: dict[str, int] = {}
         self._cursors: dict[int, dict[str, tuple[str, int]]] = {}
         self._lock = threading.Lock()
+        # Numbers must reach Redis in order, whichever thread publishes.
+        self._appending = threading.Lock()
         self._followed = threading.Event()
         self._closing = threading.Event()
 
@@ -150,6 +152,10 @@ class RedisBus:
 
     def _append(self, key: str, entries: Sequence[tuple[bytes, Buffer]]) -> None:
         """XADD with explicit ids, pipelined; adding again what is there already is refused by Redis."""
+        with self._appending:
+            self._append_in_order(key, entries)
+
+    def _append_in_order(self, key: str, entries: Sequence[tuple[bytes, Buffer]]) -> None:
         batch, size = [], 0
         for header, payload in entries:
             sequence = self._sequences.get(key, 0) + 1

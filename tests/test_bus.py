@@ -144,9 +144,13 @@ def test_receive_waits_for_what_comes(open_buses):
 def test_publishing_from_several_threads_loses_nothing(open_buses):
     writer, reader = open_buses(2)
     reader.follow(0, "a0")
-    in_threads([lambda k=k: [writer.send(1, [(b"h", b"%d" % k)])] for k in range(1)])
-    in_threads([lambda: [writer.publish([(b"h", b"x")]) for _ in range(50)]])
-    assert [e.sequence for e in read(reader, 51) if not e.is_direct] == list(range(1, 51))
+    jobs = [lambda k=k: [writer.publish([(b"h", b"%d-%d" % (k, n))]) for n in range(25)] for k in range(4)]
+    in_threads([*jobs, lambda: [writer.send(1, [(b"h", b"direct")]) for _ in range(25)]])
+    entries = read(reader, 125)
+    said = [bytes(e.payload) for e in entries if not e.is_direct]
+    assert [e.sequence for e in entries if not e.is_direct] == list(range(1, 101))
+    assert sorted(said) == sorted(b"%d-%d" % (k, n) for k in range(4) for n in range(25))
+    assert [e.sequence for e in entries if e.is_direct] == list(range(1, 26))
 
 
 def test_leases_are_exclusive_renewed_and_released(open_buses):

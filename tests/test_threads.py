@@ -307,6 +307,6 @@ def test_goodbye_and_states_and_stops_reach_the_gate():
     box.say(1, "state", 4)
     box.say(2, "state", 4)
     assert {peer: list(values) for peer, values in box.gate.wait_states(4).items()} == {1: [4, 4], 2: [4, 4]}
-    box.say(1, "goodbye", 4, {"is_finished": True})
+    box.say(1, "goodbye", 4, {})
     box.say(2, "stop", 9, {})
     assert box.gate.members() == (2,) and box.gate.stop_at == 9

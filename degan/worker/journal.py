@@ -31,14 +31,15 @@ class Journal:
         self._metrics = run / "metrics.jsonl"
 
     def forget_after(self, step: int) -> None:
-        """Drop our lines of steps after `step`, which are about to be lived again."""
-        for path, is_ours in ((self._stats, lambda line: True),):
-            if not path.exists():
-                continue
-            kept = [line for line in read_lines(path) if line.get("step", 0) <= step or not is_ours(line)]
-            temporary = path.with_suffix(".tmp")
+        """Drop our stats of steps after `step`, which are about to be lived again.
+
+        metrics.jsonl is everybody's, so nothing is taken out of it; its readers take a step's last line.
+        """
+        if self._stats.exists():
+            kept = [line for line in read_lines(self._stats) if line.get("step", 0) <= step]
+            temporary = self._stats.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            os.replace(temporary, self._stats)
 
     def stats(self, line: dict[str, Any]) -> None:
         _append(self._stats, line)

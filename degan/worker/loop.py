@@ -138,7 +138,7 @@ class Loop:
     def _begin(self) -> int:
         saved: dict[str, Any] = {}
         if self._resume_from:
-            saved = self._checkpoints.load(self._resume_from[-1]).values["mode"]
+            saved = self._checkpoints.values(self._resume_from[-1])["mode"]
         step = self._mode.begin(self._resume_from, saved, self._load)
         self._journal.forget_after(step)
         self._checkpoints.forget_after(step)
