@@ -1,44 +1,57 @@
-"""How float32 values become bytes on the wire, and back.
+"""The codecs by name: exact, two kinds of half precision, and those that send far less.
 
-A codec works on one chunk at a time and knows the exact number of bytes a chunk takes, so a
-receiver checks the size before it allocates. Chunks hold at most `CHUNK_BYTES`: Redis moves
-entries of 0.25 to 1 MiB fastest, and fakeredis' server breaks on far larger replies.
+| name     | bytes a value | what it drops |
+| -------- | ------------- | ------------- |
+| raw      | 4             | nothing |
+| float16  | 2             | all but 11 bits; what is beyond 65,504 |
+| bfloat16 | 2             | all but 8 bits |
+| int8     | 1.004         | what is finer than 1/127 of the largest of 1,024 values |
+| topk     | 6 x fraction  | all but the largest values |
+| sign     | 0.129         | all but the signs and the mean size of 1,024 values |
+
+What a lossy codec drops is not lost: `peers.lossy` sends it later.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
+from peers.coding import CHUNK_BYTES, Codec, as_bytes
+from peers.quantised import Int8, Sign
+from peers.sparse import TopK
 from peers.types import Buffer
 
-CHUNK_BYTES = 256 * 1024
+# Writes the values of `source` into `target`: float32 to or from float16, or to or from bfloat16, which
+# numpy lacks and uint16 stands for. Rounds to nearest even; what is too large may become infinite, and no
+# number any NaN.
+Cast = Callable[[np.ndarray, np.ndarray], None]
+
+BFLOAT16 = np.dtype("<u2")
 
 
-class Codec(Protocol):
-    """One way to write float32 values.
-
-    Attributes:
-        is_exact: decode(encode(x)) is x, bit for bit.
-        chunk_values: how many values a full chunk holds.
-    """
-
-    name: str
-    is_exact: bool
-    chunk_values: int
-
-    def encoded_bytes(self, count: int) -> int:
-        """Bytes that `count` values take."""
-
-    def encode(self, values: np.ndarray) -> Buffer:
-        """Write float32 (count,); the result may be a view of `values`."""
-
-    def decode(self, payload: Buffer, out: np.ndarray) -> None:
-        """Read into float32 (count,); the payload has been checked to be `encoded_bytes(count)` long."""
+def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
+    """The `Cast` that needs nothing else. Slow to float16 and back: numpy converts one value at a time."""
+    if target.dtype == BFLOAT16:
+        bits = source.view(np.uint32)
+        rounded = bits >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        np.copyto(target, rounded, casting="unsafe")
+        # The sum runs over for some NaN, and would make it a zero.
+        if np.isnan(source.max(initial=0)):
+            target[np.isnan(source)] = 0x7FC0
+    elif source.dtype == BFLOAT16:
+        np.left_shift(source, np.uint32(16), out=target.view(np.uint32))
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(target, source, casting="same_kind")
 
 
-class Raw:
+class Raw(Codec):
     """float32, little-endian: four bytes a value, exact."""
 
     name = "raw"
@@ -49,52 +62,70 @@ class Raw:
         return 4 * count
 
     def encode(self, values: np.ndarray) -> Buffer:
-        return memoryview(np.ascontiguousarray(values, dtype="<f4")).cast("B")
+        return as_bytes(np.ascontiguousarray(values, dtype="<f4"))
 
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
         out[:] = np.frombuffer(payload, dtype="<f4")
 
 
-class Float16:
-    """IEEE half precision, rounded to nearest even; what is too large is cut to the largest finite value."""
+class Half(Codec):
+    """Two bytes a value, rounded to nearest even; a finite value that is too large is cut to the largest finite one.
 
-    name = "float16"
-    is_exact = False
+    Args:
+        name: float16 or bfloat16 (the upper half of a float32: its range with 8 bits of precision).
+        cast: does the conversion; the result does not depend on which cast it is.
+    """
+
     chunk_values = CHUNK_BYTES // 2
-    largest = float(np.finfo(np.float16).max)
+
+    def __init__(self, name: str, cast: Cast = numpy_cast):
+        self.name = name
+        self._cast = cast
+        self._dtype, self._infinity, self._nan = {
+            "float16": (np.dtype("<f2"), 0x7C00, 0x7E00),
+            "bfloat16": (BFLOAT16, 0x7F80, 0x7FC0),
+        }[name]
 
     def encoded_bytes(self, count: int) -> int:
         return 2 * count
 
     def encode(self, values: np.ndarray) -> Buffer:
-        return memoryview(np.clip(values, -self.largest, self.largest).astype("<f2")).cast("B")
+        written = np.empty(values.size, dtype=self._dtype)
+        self._cast(values, written)
+        bits = written.view("<u2")
+        # Looking for what is not finite (the largest codes of either sign) costs less than clipping every value.
+        if bits.max(initial=0) >= 0x8000 | self._infinity or bits.view("<i2").max(initial=0) >= self._infinity:
+            bits[(bits & 0x7FFF == self._infinity) & np.isfinite(values)] -= 1
+            bits[np.isnan(values)] = self._nan
+        return as_bytes(written)
 
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
-        out[:] = np.frombuffer(payload, dtype="<f2")
+        self._cast(np.frombuffer(payload, dtype=self._dtype), out)
 
 
-class Bfloat16:
-    """The upper half of a float32, rounded to nearest even: float32's range with 8 bits of precision."""
+def build(name: str, fraction: float = 0.01, rounding: str = "nearest", cast: Cast = numpy_cast) -> Codec:
+    """A codec by its name.
 
-    name = "bfloat16"
-    is_exact = False
-    chunk_values = CHUNK_BYTES // 2
+    Args:
+        fraction: of the values that topk sends, in (0, 1].
+        rounding: of int8, "nearest" (half to even) or "stochastic" (unbiased).
+        cast: for float16 and bfloat16, when there is a faster one than numpy's.
 
-    def encoded_bytes(self, count: int) -> int:
-        return 2 * count
+    Raises:
+        ValueError: there is no such codec, fraction or rounding.
+    """
+    if name == "raw":
+        return Raw()
+    if name in ("float16", "bfloat16"):
+        return Half(name, cast)
+    if name == "int8":
+        return Int8(rounding)
+    if name == "topk":
+        return TopK(fraction)
+    if name == "sign":
+        return Sign()
+    raise ValueError(f"unknown codec {name!r}; there are {', '.join(NAMES)}")
 
-    def encode(self, values: np.ndarray) -> Buffer:
-        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-        # Rounding up may not carry a finite value into infinity, nor a NaN's payload into its sign.
-        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        exponent = bits & np.uint32(0x7F800000)
-        rounded = np.where(exponent == 0x7F800000, bits | ((bits & 0xFFFF) != 0) * np.uint32(0x400000), bits + half)
-        overflown = (exponent != 0x7F800000) & ((rounded & np.uint32(0x7F800000)) == 0x7F800000)
-        rounded = np.where(overflown, bits, rounded)
-        return memoryview((rounded >> np.uint32(16)).astype("<u2")).cast("B")
 
-    def decode(self, payload: Buffer, out: np.ndarray) -> None:
-        out[:] = (np.frombuffer(payload, dtype="<u2").astype("<u4") << np.uint32(16)).view("<f4")
-
-
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Float16(), Bfloat16())}
+NAMES = ("raw", "float16", "bfloat16", "int8", "topk", "sign")
+CODECS: dict[str, Codec] = {name: build(name) for name in NAMES}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peers.codec import Codec
+from peers.coding import Codec
 from peers.types import Buffer, Slice
 
 
@@ -31,12 +31,7 @@ class ErrorFeedback:
         """Write float32 (chunk.size,), which belongs at `chunk` of the vector; `values` may be changed."""
         if self._kept is None:
             return self.codec.encode(values)
-        kept = self._kept[chunk.start : chunk.stop]
-        values += kept
-        payload = self.codec.encode(values)
-        self.codec.decode(payload, kept)
-        np.subtract(values, kept, out=kept)
-        return payload
+        return self.codec.encode_and_keep(values, self._kept[chunk.start : chunk.stop])
 
     def state(self) -> np.ndarray:
         """What has been dropped and not yet sent again, float32 (size,) or (0,) for an exact codec."""

@@ -8,15 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers.codec import CHUNK_BYTES, CODECS
+from peers.codec import CHUNK_BYTES
 from peers.errors import MessageError
-from peers.lossy import ErrorFeedback
 from peers.message import Assembler, decode_fields, encode_fields, encode_vector
 from peers.partition import balanced
 from peers.types import Entry, Slice
 from tests.fleets import make_layout
-
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def entries(pairs, start=1):
@@ -31,49 +28,6 @@ def test_parts_are_balanced_to_one_element(size, parts, offset):
     assert (pieces[0].start, pieces[-1].stop) == (offset, offset + size)
     sizes = [piece.size for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("name", CODECS)
-@given(values=st.lists(FINITE, max_size=50))
-def test_codecs_state_their_size_and_stay_close(name, values):
-    codec, values = CODECS[name], np.array(values, dtype=np.float32)
-    payload = codec.encode(values)
-    assert memoryview(payload).nbytes == codec.encoded_bytes(len(values))
-    assert codec.encoded_bytes(codec.chunk_values) <= CHUNK_BYTES
-    out = np.empty_like(values)
-    codec.decode(payload, out)
-    assert np.isfinite(out).all()
-    if codec.is_exact:
-        np.testing.assert_array_equal(out, values)
-    elif name == "float16":
-        clipped = np.clip(values, -65504, 65504)
-        assert (np.abs(out - clipped) <= np.maximum(np.abs(clipped) * 2**-11, 2**-25)).all()
-    else:
-        # Half of the last of 8 bits, or a whole one where rounding up would have left the finite range.
-        assert (np.abs(out.astype(np.float64) - values) <= np.maximum(np.abs(values) * 2.0**-8, 1e-40)).all()
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_codecs_keep_what_is_not_finite_not_finite(name):
-    values = np.array([np.nan, 1.0], dtype=np.float32)
-    out = np.empty_like(values)
-    CODECS[name].decode(CODECS[name].encode(values), out)
-    assert np.isnan(out[0]) and out[1] == 1.0
-
-
-@pytest.mark.parametrize("name", CODECS)
-@given(steps=st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5), min_size=1, max_size=8))
-def test_error_feedback_loses_nothing(name, steps):
-    lossy = ErrorFeedback(CODECS[name], 5)
-    delivered, produced = np.zeros(5), np.zeros(5)
-    for step in steps:
-        values = np.array(step, dtype=np.float32)
-        produced += values
-        out = np.empty(5, dtype=np.float32)
-        CODECS[name].decode(lossy.encode(Slice(0, 5), values.copy()), out)
-        delivered += out
-    kept = lossy.state() if lossy.state().size else np.zeros(5)
-    np.testing.assert_allclose(delivered + kept, produced, rtol=1e-5, atol=0.05)
 
 
 @settings(deadline=None, max_examples=30)
