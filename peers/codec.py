@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.coding import CHUNK_BYTES, Codec, as_bytes
+from peers.coding import CHUNK_BYTES, Codec, as_bytes, forget_what_is_not_finite
 from peers.quantised import Int8, Sign
 from peers.sparse import TopK
 from peers.types import Buffer
@@ -64,6 +64,12 @@ class Raw(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return as_bytes(np.ascontiguousarray(values, dtype="<f4"))
 
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(values, kept, out=values)
+        kept[:] = 0
+        return self.encode(values)
+
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
         out[:] = np.frombuffer(payload, dtype="<f4")
 
@@ -90,14 +96,29 @@ class Half(Codec):
         return 2 * count
 
     def encode(self, values: np.ndarray) -> Buffer:
+        return as_bytes(self._write(values)[0])
+
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(values, kept, out=values)
+            written, is_finite = self._write(values)
+            self._cast(written, kept)
+            np.subtract(values, kept, out=kept)
+        if not is_finite:
+            forget_what_is_not_finite(kept)
+        return as_bytes(written)
+
+    def _write(self, values: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The halves, and whether all are finite."""
         written = np.empty(values.size, dtype=self._dtype)
         self._cast(values, written)
         bits = written.view("<u2")
         # Looking for what is not finite (the largest codes of either sign) costs less than clipping every value.
-        if bits.max(initial=0) >= 0x8000 | self._infinity or bits.view("<i2").max(initial=0) >= self._infinity:
+        is_finite = bits.max(initial=0) < 0x8000 | self._infinity and bits.view("<i2").max(initial=0) < self._infinity
+        if not is_finite:
             bits[(bits & 0x7FFF == self._infinity) & np.isfinite(values)] -= 1
             bits[np.isnan(values)] = self._nan
-        return as_bytes(written)
+        return written, bool(is_finite)
 
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
         self._cast(np.frombuffer(payload, dtype=self._dtype), out)

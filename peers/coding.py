@@ -47,6 +47,7 @@ class Codec(abc.ABC):
             MessageError: no encoder writes this; `out` is as it was.
         """
 
+    @abc.abstractmethod
     def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
         """Write the sum of `values` and `kept`, and leave in `kept` what of it the receiver will not get.
 
@@ -55,13 +56,6 @@ class Codec(abc.ABC):
         Args:
             values, kept: float32 (count,); both are changed.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.add(values, kept, out=values)
-            payload = self.encode(values)
-            self.decode(payload, kept)
-            np.subtract(values, kept, out=kept)
-        forget_what_is_not_finite(kept)
-        return payload
 
 
 def forget_what_is_not_finite(kept: np.ndarray) -> None:

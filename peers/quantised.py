@@ -22,6 +22,10 @@ ROUNDINGS = ("nearest", "stochastic")
 _SMALLEST = np.finfo(np.float32).tiny
 
 
+# The eight factors that a byte of signs stands for, (256, 8); a set bit is a minus.
+SIGNS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), np.float32(-1), np.float32(1))
+
+
 def blocks_of(count: int) -> int:
     """Blocks that `count` values take; the last may be short."""
     return -(-count // BLOCK)
@@ -91,8 +95,7 @@ class Int8(Codec):
                 scales[~np.isfinite(largest)] = np.nan
                 # A block so small that a step is not a normal number: all of it waits until it has grown.
                 scales[scales < _SMALLEST] = 0
-            steps = np.where(scales > 0, 1 / scales, np.float32(0))
-            spread(np.multiply, values, steps, codes)
+            spread(np.multiply, values, np.where(scales > 0, 1 / scales, np.float32(0)), codes)
             if np.isnan(scales).any():
                 is_bad = np.repeat(np.isnan(scales), BLOCK)[: values.size]
                 codes[is_bad] = 0
@@ -161,8 +164,12 @@ class Sign(Codec):
 
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
         blocks = blocks_of(out.size)
-        scales = np.frombuffer(payload, dtype="<u4", count=blocks)
-        signs = np.unpackbits(np.frombuffer(payload, dtype=np.uint8, offset=4 * blocks), count=out.size)
-        bits = out.view(np.uint32)
-        np.left_shift(signs, np.uint32(31), out=bits)
-        spread(np.bitwise_xor, bits, scales, bits)
+        scales = np.frombuffer(payload, dtype="<f4", count=blocks)
+        signs = np.frombuffer(payload, dtype=np.uint8, offset=4 * blocks)
+        whole = out.size // 8
+        # The eight signs of a byte at once, from a table.
+        np.take(SIGNS, signs[:whole], axis=0, out=out[: 8 * whole].reshape(whole, 8), mode="clip")
+        if out.size % 8:
+            out[8 * whole :] = SIGNS[signs[whole], : out.size % 8]
+        with np.errstate(invalid="ignore"):
+            spread(np.multiply, out, scales, out)

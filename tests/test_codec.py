@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degan.casts import torch_cast
-from peers.codec import CHUNK_BYTES, CODECS, build
+from peers import checksum as checksums
+from peers.checksum import checksum
+from peers.codec import CHUNK_BYTES, CODECS, NAMES, build
+from peers.errors import MessageError
+from peers.lossy import ErrorFeedback
+from peers.types import Slice
 
 FLOAT32 = np.finfo(np.float32)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -74,6 +80,7 @@ def allowed_error(name, codec, values):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@settings(deadline=None)
 @given(values=vectors())
 def test_codecs_state_their_size_and_stay_close(name, values):
     codec = VARIANTS[name]
@@ -103,3 +110,215 @@ def test_a_full_chunk_fits(name):
     assert codec.encoded_bytes(codec.chunk_values) <= CHUNK_BYTES
     assert codec.encoded_bytes(0) == 0
     assert np.corrcoef(values, roundtrip(codec, values))[0, 1] > 0.2
+
+
+def test_a_codec_that_there_is_not_is_refused():
+    assert tuple(CODECS) == NAMES
+    assert all(codec.name == name for name, codec in CODECS.items())
+    for name, wrong in (
+        ("int4", {}),
+        ("int8", {"rounding": "up"}),
+        ("topk", {"fraction": 0.0}),
+        ("topk", {"fraction": 2}),
+    ):
+        with pytest.raises(ValueError, match=str(next(iter(wrong.values()), name))):
+            build(name, **wrong)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_not_finite_stays_visible(name, bad):
+    codec = VARIANTS[name]
+    values = np.ones(2100, dtype=np.float32)
+    values[1500] = bad
+    out = roundtrip(codec, values)
+    if codec.name in ("int8", "sign"):
+        assert np.isnan(out[1024:2048]).all(), "a block that cannot be trusted is no number as a whole"
+        out[1024:2048] = 1
+    else:
+        np.testing.assert_array_equal(out[1500], bad)
+        out[1500] = 1
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@settings(deadline=None)
+@given(values=vectors(max_size=200, elements=st.floats(width=32)))
+def test_what_is_not_finite_is_sent_and_not_kept(name, values):
+    codec, whole = LOSSY[name], Slice(0, values.size)
+    lossy = ErrorFeedback(codec, values.size)
+    out = np.empty_like(values)
+    codec.decode(lossy.encode(whole, values.copy()), out)
+    assert np.isfinite(out).all() == np.isfinite(values).all()
+    assert np.isfinite(lossy.state()).all()
+    codec.decode(lossy.encode(whole, np.zeros_like(values)), out)
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(deadline=None)
+@given(steps=st.lists(vectors(max_size=200, elements=st.floats(-(2.0**99), 2.0**99, width=32)), min_size=1, max_size=8))
+def test_error_feedback_loses_nothing(name, steps):
+    codec, size = VARIANTS[name], max(step.size for step in steps)
+    lossy, whole = ErrorFeedback(codec, size), Slice(0, size)
+    delivered, produced, allowed = np.zeros(size), np.zeros(size), np.zeros(size)
+    kept = np.zeros(size, dtype=np.float32)
+    for step in steps:
+        values = np.zeros(size, dtype=np.float32)
+        values[: step.size] = np.clip(step, -(2.0**99), 2.0**99)
+        produced += values
+        total, out = values.copy() if codec.is_exact else values + kept, np.empty_like(values)
+        payload = bytes(lossy.encode(whole, values))
+        assert payload == bytes(codec.encode(total)), "what is kept is added, and nothing else"
+        codec.decode(payload, out)
+        delivered += out
+        kept = lossy.state() if lossy.state().size else np.zeros_like(kept)
+        # One rounding when what is kept is added, one when what is sent is taken away.
+        allowed += (np.abs(total.astype(np.float64)) + np.abs(kept)) * 2.0**-24
+    assert (np.abs(delivered + kept - produced) <= allowed * 1.001).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_run_continues_from_the_state_of_error_feedback(name):
+    values = np.random.default_rng(1).standard_normal((2, 3000)).astype(np.float32)
+    whole, first, second = Slice(0, 3000), ErrorFeedback(LOSSY[name], 3000), ErrorFeedback(LOSSY[name], 3000)
+    first.encode(whole, values[0].copy())
+    second.load_state(first.state())
+    assert bytes(first.encode(whole, values[1].copy())) == bytes(second.encode(whole, values[1].copy()))
+    np.testing.assert_array_equal(first.state(), second.state())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-4, 4).filter(bool), min_size=1, max_size=20), st.sampled_from([0.01, 0.2, 0.5, 1.0]))
+def test_topk_sends_every_position_in_the_end(gradient, fraction):
+    codec, gradient = build("topk", fraction=fraction), np.array(gradient, dtype=np.float32)
+    size, produced = gradient.size, np.abs(gradient).sum()
+    sent = codec.encoded_bytes(size) // 6
+    # Sending the largest takes at least the share sent / size of all that is kept, so that is what it settles at.
+    bound = produced * (size / sent - 1)
+    rounds = int(bound + produced) + 1
+    lossy, whole = ErrorFeedback(codec, size), Slice(0, size)
+    delivered, out, is_sent = np.zeros(size), np.empty_like(gradient), np.zeros(size, dtype=bool)
+    for _ in range(rounds):
+        codec.decode(lossy.encode(whole, gradient.copy()), out)
+        delivered += out
+        is_sent |= out != 0
+        assert np.abs(lossy.state()).sum() <= bound
+    assert is_sent.all()
+    np.testing.assert_array_equal(delivered + lossy.state(), rounds * gradient)
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "few", "falling", "in step", "bad"])
+@pytest.mark.parametrize("fraction", [0.0001, 0.01, 0.3])
+def test_topk_is_exact_on_whole_chunks(kind, fraction):
+    codec, rng = build("topk", fraction=fraction), np.random.default_rng(2)
+    values = rng.standard_normal(codec.chunk_values).astype(np.float32)
+    if kind == "equal":
+        values = np.sign(values)
+    elif kind == "few":
+        values[rng.random(values.size) < 0.999] = 0
+    elif kind == "falling":
+        values = np.sort(values)
+    elif kind == "in step":
+        # All that is large where the sample looks, and nowhere else.
+        values[::17] *= 1e6
+    elif kind == "bad":
+        values[::3] = np.nan
+    count = codec.encoded_bytes(values.size) // 6
+    order = np.lexsort((np.arange(values.size), -np.where(np.isnan(values), np.inf, np.abs(values))))
+    expected = np.zeros_like(values)
+    expected[order[:count]] = values[order[:count]]
+    np.testing.assert_array_equal(roundtrip(codec, values), expected)
+
+
+@pytest.mark.parametrize("positions", [[1, 1, 2], [2, 1, 3], [0, 1, 100], [0, 1, 65535], [65535, 0, 1]])
+def test_topk_refuses_positions_that_no_encoder_writes(positions):
+    codec, out = build("topk", fraction=0.03), np.full(100, 7, dtype=np.float32)
+    payload = np.ones(3, dtype="<f4").tobytes() + np.array(positions, dtype="<u2").tobytes()
+    assert len(payload) == codec.encoded_bytes(100)
+    with pytest.raises(MessageError) as caught:
+        codec.decode(payload, out)
+    assert caught.value.reason == "malformed"
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(deadline=None)
+@given(count=st.integers(0, 3000), seed=st.integers(0, 2**32), ones=st.booleans(), start=st.binary(max_size=64))
+def test_any_payload_of_the_right_size_is_read_or_refused(name, count, seed, ones, start):
+    codec, out = VARIANTS[name], np.zeros(count, dtype=np.float32)
+    size_bytes = codec.encoded_bytes(count)
+    payload = start + (b"\xff" * size_bytes if ones else np.random.default_rng(seed).bytes(size_bytes))
+    try:
+        codec.decode(payload[:size_bytes], out)
+    except MessageError as error:
+        assert codec.name == "topk" and error.reason == "malformed"
+    else:
+        assert out.shape == (count,)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=100), st.integers(0, 2**32))
+def test_a_cast_changes_nothing_but_the_time(name, bits, seed):
+    numpys, torchs = build(name), build(name, cast=torch_cast)
+    rng = np.random.default_rng(seed)
+    # All sorts of bits, which are no numbers and subnormal at times, and those around both halves' largest values.
+    near = np.array([65504.0, 65519.0, 65520.0, 3.38953e38, 3.3961775e38], dtype=np.float32).view(np.uint32)
+    many = np.concatenate(
+        [np.array(bits, dtype=np.uint32), near, near | 0x80000000, rng.integers(0, 2**32, 300, np.uint32)]
+    )
+    many[-100:] &= 0x807FFFFF  # Subnormal.
+    values = many.view(np.float32)
+    assert bytes(numpys.encode(values)) == bytes(torchs.encode(values))
+    kept = rng.standard_normal((1, values.size)).astype(np.float32).repeat(2, axis=0)
+    assert bytes(numpys.encode_and_keep(values.copy(), kept[0])) == bytes(
+        torchs.encode_and_keep(values.copy(), kept[1])
+    )
+    np.testing.assert_array_equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_every_half_is_read_the_same_by_both_casts(name):
+    payload, outs = np.arange(2**16, dtype="<u2").tobytes(), np.zeros((2, 2**16), dtype=np.float32)
+    build(name).decode(payload, outs[0])
+    build(name, cast=torch_cast).decode(payload, outs[1])
+    np.testing.assert_array_equal(outs[0], outs[1])
+    is_number = ~np.isnan(outs[0])
+    np.testing.assert_array_equal(np.signbit(outs[0])[is_number], np.signbit(outs[1])[is_number])
+    # What is a half already is written as it was.
+    written = np.frombuffer(build(name).encode(outs[0]), dtype="<u2")
+    np.testing.assert_array_equal(written[is_number], np.arange(2**16)[is_number])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.01, 0.25, 0.5, -0.75, 63.9, -126.6])
+def test_stochastic_rounding_is_unbiased_and_repeats(value):
+    codec = VARIANTS["int8 stochastic"]
+    values = np.full((255, 1024), value, dtype=np.float32)
+    values[:, 0] = 127
+    out = roundtrip(codec, values.ravel())
+    np.testing.assert_array_equal(out, roundtrip(build("int8", rounding="stochastic"), values.ravel().copy()))
+    rest = out.reshape(255, 1024)[:, 1:].astype(np.float64)
+    assert set(np.rint(np.unique(rest))) <= {np.floor(value), np.ceil(value)}
+    share = value - np.floor(value)
+    assert abs(rest.mean() - value) <= 5 * math.sqrt(share * (1 - share) / rest.size) + 2e-4
+    if share:
+        # And no pattern: neighbours are up or down independently.
+        is_up = (rest > value) - share
+        assert abs((is_up[:, 1:] * is_up[:, :-1]).mean()) <= 5 * share * (1 - share) / math.sqrt(rest.size)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=9000))
+def test_the_checksum_is_that_of_zlib(payload):
+    assert checksum(payload) == zlib.crc32(payload)
+    whole = np.frombuffer(payload, dtype=np.uint8).copy()
+    for view in (memoryview(payload), whole.data, whole[len(payload) // 3 :].data, memoryview(bytearray(payload))):
+        assert checksum(view) == zlib.crc32(view)
+    floats = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert checksum(memoryview(floats)) == zlib.crc32(floats.tobytes())
+
+
+def test_the_checksum_is_the_fast_one_where_it_is_installed():
+    pytest.importorskip("zlib_ng")
+    assert "zlib_ng" in checksums.crc32.__module__
