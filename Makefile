@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check slow clean
+.PHONY: help demo test check slow bench clean
 
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
 	@echo "make test    all tests but the slow ones"
 	@echo "make check   formatting, lint, import contracts, and make test"
 	@echo "make slow    the tests that take minutes"
+	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 15 minutes)"
 	@echo "make clean   take away what the others made (the virtual environment and $(RUN))"
 
 # torch and torchvision come together, so that their versions fit.
@@ -43,6 +44,13 @@ check: $(VENV)/ready
 slow: $(VENV)/ready
 	@echo "== the tests that take minutes"
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
+
+# All of them, also after one that missed a bar; thin_wire needs root, and says so.
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,bench]'
+	@missed=""; for name in exchange overhead thin_wire scaling; do \
+		echo "== benchmark $$name"; $(BIN)/python tests/bench/$$name.py || missed="$$missed $$name"; \
+	done; test -z "$$missed" || { echo "== not kept:$$missed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
