@@ -125,7 +125,11 @@ def test_a_codec_that_there_is_not_is_refused():
             build(name, **wrong)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+# Infinities, and the NaN with the lowest and the highest bits: rounding may neither end nor overturn them.
+BAD = np.array([0x7F800000, 0xFF800000, 0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
+
+
+@pytest.mark.parametrize("bad", BAD.view(np.float32), ids=map(hex, BAD))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_is_not_finite_stays_visible(name, bad):
     codec = VARIANTS[name]
@@ -153,6 +157,16 @@ def test_what_is_not_finite_is_sent_and_not_kept(name, values):
     assert np.isfinite(lossy.state()).all()
     codec.decode(lossy.encode(whole, np.zeros_like(values)), out)
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_much_that_is_not_finite_does_not_poison_what_is_kept(name, bad):
+    values = np.linspace(-1, 1, 3000, dtype=np.float32)
+    values[::2] = bad
+    lossy = ErrorFeedback(LOSSY[name], 3000)
+    lossy.encode(Slice(0, 3000), values)
+    assert np.isfinite(lossy.state()).all()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
