@@ -266,6 +266,12 @@ def _check_together(experiment: Experiment) -> None:
     for index, url in enumerate(urls):
         if not re.match(r"^(redis|rediss|unix)://", url):
             raise SettingsError(f"peers[{index}]: {url!r} is no Redis URL; write redis://host:6379")
+    mode = experiment.mode
+    if getattr(mode, "carry", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
+        raise SettingsError(
+            f"mode.codec: {mode.codec} carries differences, and with slack: null the workers agree on nothing that "
+            "they could be differences to; give a slack, or use float16, bfloat16 or raw"
+        )
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:
         if not split.groups or not all(split.groups):

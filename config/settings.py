@@ -129,13 +129,15 @@ class Local(Settings, tag_field="name", tag="local"):
 
 
 class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
-    """DEGAN and Ako: one of `parts` slices of the gathered gradient is published in each step."""
+    """DEGAN and Ako: one of `parts` slices of the gathered gradient, or of the weights, is published in each step."""
 
-    parts: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    parts: Annotated[int, msgspec.Meta(ge=1, le=1024)] | Literal["auto"] = 4
     slack: Natural | None = 2
-    codec: Literal["raw", "float16", "bfloat16"] = "float16"
-    carry: Literal["gradients"] = "gradients"
-    remote: Literal["lump"] = "lump"
+    codec: Literal["raw", "float16", "bfloat16", "int8", "topk", "sign"] = "float16"
+    topk_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    carry: Literal["gradients", "parameters"] = "gradients"
+    remote: Literal["lump", "hold"] = "lump"
     reduce: Literal["mean", "sum"] = "mean"
     updates: Updates = "simultaneous"
 

@@ -1,8 +1,9 @@
 """The GAN pair: a generator and a discriminator, their optimisers, and the generator's moving average.
 
-`GanPair` owns the weights; `gradients` and `apply` are the door through which training goes, so what
-happens between the two (nothing, or an exchange with peers) is the mode's business. The vector is the
-generator's parameters followed by the discriminator's, each flattened in module order.
+`GanPair` owns the weights; `gradients`, `apply` and `average` are the door through which training goes, so
+what happens between them (nothing, or an exchange with peers) is the mode's business. The vector is the
+generator's parameters followed by the discriminator's, each flattened in module order; both networks and
+their gradients live in one such vector each, so that an exchange on the CPU copies nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from config.settings import Experiment
 from degan import losses, models
-from degan.vector import Flat, to_numpy
+from degan.vector import Flat, count, to_numpy
 
 State = dict[str, torch.Tensor]
 
@@ -49,8 +50,14 @@ class GanPair:
             generator, discriminator = models.build(settings.model, self.sample_shape)
         # The average starts as the generator itself. It is copied before the views are made.
         average = copy.deepcopy(generator)
-        self.generator = Flat(generator.to(device))
-        self.discriminator = Flat(discriminator.to(device))
+        sizes = [count(generator), count(discriminator)]
+        self._values, self._gradient = (torch.zeros(sum(sizes), device=device) for _ in range(2))
+        self.generator, self.discriminator = (
+            Flat(module.to(device), values, gradient)
+            for module, values, gradient in zip(
+                (generator, discriminator), self._values.split(sizes), self._gradient.split(sizes), strict=True
+            )
+        )
         self.ema = Flat(average.to(device).eval().requires_grad_(True))
         self.latent = settings.model.latent
         optimiser = settings.optimiser
@@ -93,7 +100,8 @@ class GanPair:
                 which goes on with the fakes of the discriminator's.
 
         Returns:
-            float32 (section's size,), and the losses by name.
+            float32 (section's size,), and the losses by name. On the CPU it is the gradient itself, not a copy:
+            it is the caller's until the next call.
         """
         has_generator, has_discriminator = section[0] == 0, section[1] == self.size
         found = {}
@@ -104,23 +112,28 @@ class GanPair:
         if has_generator:
             found["g_loss"] = self._generator_gradient(self._fake)
             self._fake = None
-        pieces = [flat.gradient for flat, wanted in self._wanted(has_generator, has_discriminator) if wanted]
-        return to_numpy(torch.cat(pieces)) if len(pieces) > 1 else to_numpy(pieces[0]).copy(), found
+        return to_numpy(self._gradient[section[0] : section[1]]), found
 
     def apply(self, section: Section, gradient: np.ndarray) -> None:
-        """One Adam step with a gradient of a section, float32 (section's size,); then the moving average of G."""
-        has_generator, has_discriminator = section[0] == 0, section[1] == self.size
-        offset = 0
-        for adam, (flat, wanted) in zip(self._adams, self._wanted(has_generator, has_discriminator), strict=True):
+        """One Adam step with a gradient of a section, float32 (section's size,)."""
+        mine = self._gradient[section[0] : section[1]]
+        theirs = torch.from_numpy(gradient)
+        # What `gradients` gave out and got back changed is in its place already.
+        if theirs.data_ptr() != mine.data_ptr():
+            mine.copy_(theirs)
+        for adam, wanted in zip(self._adams, (section[0] == 0, section[1] == self.size), strict=True):
             if wanted:
-                flat.gradient.copy_(torch.from_numpy(gradient[offset : offset + flat.size]))
                 adam.step()
-                offset += flat.size
-        if has_generator:
-            self._average()
 
-    def _wanted(self, has_generator: bool, has_discriminator: bool):
-        return ((self.generator, has_generator), (self.discriminator, has_discriminator))
+    def parameters(self, section: Section) -> np.ndarray:
+        """The weights of a section, float32 (section's size,); on the CPU the weights themselves, not a copy."""
+        return to_numpy(self._values[section[0] : section[1]])
+
+    def load_parameters(self, section: Section, values: np.ndarray) -> None:
+        """Put weights of a section in their place, float32 (section's size,)."""
+        mine, theirs = self._values[section[0] : section[1]], torch.from_numpy(values)
+        if theirs.data_ptr() != mine.data_ptr():
+            mine.copy_(theirs)
 
     def _draw(self, count: int) -> torch.Tensor:
         return torch.randn(count, self.latent, generator=self._latents).to(self.device)
@@ -148,8 +161,13 @@ class GanPair:
         return float(loss.detach())
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """Moving average of G's weights and running statistics, with the decay warmed up over the first steps."""
+    def average(self, section: Section) -> None:
+        """After a section is what it is to be: the moving average of G, if G is in it.
+
+        Weights and running statistics, with the decay warmed up over the first steps.
+        """
+        if section[0]:
+            return
         self._applied += 1
         decay = min(self.settings.optimiser.ema_decay, (1 + self._applied) / (10 + self._applied))
         self.ema.values.data.lerp_(self.generator.values.data, 1 - decay)

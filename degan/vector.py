@@ -17,6 +17,8 @@ class Flat:
 
     Args:
         module: its parameters are replaced in place; move it to its device before.
+        values, gradient: float32 (parameters,) memory to live in, for several modules in one vector; its own
+            where not given.
 
     Attributes:
         values: float32 (parameters,), a leaf whose `.grad` collects the module's gradients.
@@ -24,11 +26,12 @@ class Flat:
         buffers: float32 (buffers,): BatchNorm's running means and variances, in module order.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, values: torch.Tensor | None = None, gradient: torch.Tensor | None = None):
         self.module = module
         parameters = [p for p in module.parameters() if p.requires_grad]
-        self.values = nn.Parameter(torch.cat([p.detach().reshape(-1).float() for p in parameters]))
-        self.gradient = torch.zeros_like(self.values, requires_grad=False)
+        first = torch.cat([p.detach().reshape(-1).float() for p in parameters])
+        self.values = nn.Parameter(first if values is None else values.copy_(first))
+        self.gradient = torch.zeros_like(first) if gradient is None else gradient.zero_()
         self.values.grad = self.gradient
         offset = 0
         for parameter in parameters:
@@ -62,6 +65,11 @@ class Flat:
         """Whether backward passes leave this module's gradients alone."""
         for parameter in self._parameters:
             parameter.requires_grad_(not is_frozen)
+
+
+def count(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

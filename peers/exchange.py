@@ -1,15 +1,17 @@
-"""Partial exchange: a round is offered, awaited, collected. Threads stay below this door.
+"""The exchange of a vector: a round is offered, awaited, collected. Threads stay below this door.
 
-    gradient of step t -> push, offer(t) -> wait until every member's clock >= t - slack -> collect
+    values of round t -> offer(t): copy out one part -> wait until every member's clock >= t - slack -> collect
 
-What always holds (conservation): everything pushed leaves exactly once; what a lossy codec drops
-stays behind as error feedback; so after `finish`, for every worker, delivered + kept = produced.
-With slack 0 every worker applies exactly the rounds up to t, summed in worker order, and the run
-is bit-reproducible.
+What leaves and how it enters is the carry's business (`peers.gradients`, `peers.parameters`); this file has
+the rounds, the threads, the bound, and how a worker begins, joins, helps others to join, and ends. The main
+thread copies out and sums up; encoding, publishing, reading and decoding run beside it.
 
-Sources: Ako (SoCC 2016, section 3) for partial gradients, Ho et al. (NIPS 2013) for the bound. The
-released DEGAN reads and swaps its inbox without a lock, which loses and doubles gradients; here a
-contribution has one owner at any time.
+With slack 0 every worker applies exactly the rounds up to t, summed in worker order, and the run is
+bit-reproducible.
+
+Sources: Ako (SoCC 2016, section 3) for partial exchange, Ho et al. (NIPS 2013) for the bound. The released
+DEGAN reads and swaps its inbox without a lock, which loses and doubles gradients; here a contribution has
+one owner at any time.
 """
 
 from __future__ import annotations
@@ -23,21 +25,26 @@ from typing import Any
 import numpy as np
 
 from peers import transfer
+from peers.auto import AutoParts
 from peers.bus import Bus
+from peers.carry import Carry, Leaving
 from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
 from peers.gate import ClockGate, failed
+from peers.gradients import GradientCarry
 from peers.inbox import Inbox
-from peers.lossy import ErrorFeedback
-from peers.message import MAX_ROUND, Layout, encode_fields, encode_vector
+from peers.message import Layout, encode_fields, encode_vector
+from peers.parameters import ParameterCarry
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
 from peers.transfer import State
 from peers.types import Cursor, Slice
-from peers.window import Accumulator, Contribution, GradientWindow
+from peers.window import Accumulator, Contribution
 
 OUT = ("out",)
+# Vectors of the carry travel beside the caller's own to a joiner.
+CARRIED = "carry."
 
 Load = Callable[[State, dict[str, Any]], None]
 
@@ -48,7 +55,9 @@ class Rules:
 
     Attributes:
         slack: the staleness bound in steps; None for none.
-        reduce: mean (of the members) or sum.
+        carry: gradients or parameters.
+        remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
+        reduce: for gradients: mean (of the members) or sum.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
@@ -56,6 +65,8 @@ class Rules:
     """
 
     slack: int | None = 2
+    carry: str = "gradients"
+    remote: str = "lump"
     reduce: str = "mean"
     keep_rounds: int = 64
     cut_periods: tuple[int, ...] = ()
@@ -70,35 +81,59 @@ class Exchange:
 
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
-        layout: what all workers agree on.
-        size: number of values in the vector.
-        rules: bound, reduction and patience.
+        layout: what all workers agree on; with more than one number of parts these are found by themselves.
+        initial: the vector with which everyone begins, float32 (size,); only a carry of parameters looks at it.
+        rules: what is carried, bound, reduction and patience.
         say: called with one line for a person.
+
+    Attributes:
+        gate: where the main thread waits.
+        wait_s: seconds that it has waited for the peers.
+        exchange_s: seconds of its own work on the exchange: copy out, sum up, copy in.
     """
 
-    def __init__(self, bus: Bus, layout: Layout, size: int, rules: Rules, say: Callable[[str], None]):
+    def __init__(self, bus: Bus, layout: Layout, initial: np.ndarray, rules: Rules, say: Callable[[str], None]):
         self._bus, self._layout, self._rules, self._say = bus, layout, rules, say
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
+        self._schedule = layout.schedule
         rounds = layout.schedule.rounds_per_step
         slack = None if rules.slack is None else rules.slack * rounds
         self.gate = ClockGate(SspClock(self._peers, slack), rules.stall_timeout_s, say)
-        self._window = GradientWindow(size)
-        self._lossy = ErrorFeedback(layout.codec, size)
+        self._auto = AutoParts(rules.slack) if layout.parts else None
+        self._carry = self._make_carry(initial, slack)
         self._accumulator = Accumulator()
-        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate)
+        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto)
         self._pool = SerialPool(rules.pool_threads, lambda error: self.gate.fail(failed(error, "exchanging")))
         self._pumps: list[Pump] = []
         # States that were given to joiners: until when they stay, and their fields.
         self._given: list[tuple[float, list[str]]] = []
         self._round = 0
+        # Number of our outbox's newest entry before each of the last rounds; a joiner may have to read them.
+        self._before: dict[int, int] = {}
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
-        self.wait_s = 0.0
+        self.wait_s = self.exchange_s = 0.0
         self._staleness: list[int] = []
+        self._meter = (0.0, 0.0)
+        self._computed_s, self._left_at = 0.0, time.monotonic()
         keep = rules.keep_rounds
         states = sum(keep // (period * rounds) + 2 for period in rules.cut_periods)
         self.outbox_entries = keep * layout.entries_per_round() + states * layout.entries_per_state() + 16
         bus.configure(self.outbox_entries, layout.largest_payload_bytes())
+
+    def _make_carry(self, initial: np.ndarray, slack: int | None) -> Carry:
+        rules, worker = self._rules, self._bus.worker
+        if rules.carry == "parameters":
+            return ParameterCarry(worker, self._layout, initial, slack, rules.keep_rounds)
+        return GradientCarry(
+            worker,
+            self._layout,
+            initial.size,
+            is_bounded=slack is not None,
+            is_held=rules.remote == "hold",
+            is_mean=rules.reduce == "mean",
+            peers=self._peers,
+        )
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -118,8 +153,9 @@ class Exchange:
             StalledError, BusError, MessageError: for a join, the helper's state did not come; meet again.
         """
         self._round = round
-        newest = self._layout.schedule.newest_rounds(round)
+        newest = self._schedule.newest_rounds(round)
         is_joining = start.kind == "join"
+        self._carry.begin(round)
         self._say_hello(is_joining, start.kind == "replay")
         if is_joining:
             self._join(start, sizes, load)
@@ -149,15 +185,20 @@ class Exchange:
         self._say(f"the others are training; asking worker {helper} for its state")
         want = encode_fields(self._layout, "want", 0, {"token": token})
         self._pool.submit(OUT, lambda: self._bus.send(helper, want))
+        sizes = sizes | {CARRIED + name: size for name, size in self._carry.shared_sizes().items()}
         vectors, meta = transfer.take(self._bus, helper, life, token, sizes, self._rules.lease_s + 5, self.gate.check)
         try:
-            self._round = int(meta["round"])
-            newest = self._layout.schedule.newest_rounds(self._round)
+            self._round, applied = int(meta["round"]), int(meta["applied"])
+            # What the helper had not applied, of itself too, is read and applied here.
+            newest = self._schedule.newest_rounds(applied)
             self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in meta["cursors"].items()}
             self._taken.pop(self._bus.worker, None)
             self._taken[helper] = Cursor(life, newest, (int(meta["sequence"]),) * len(newest))
             if meta["stop_at"] is not None:
                 self.gate.stop(int(meta["stop_at"]))
+            self._load_parts(meta)
+            carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
+            self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
             load(vectors, meta["values"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
@@ -174,12 +215,17 @@ class Exchange:
             self._pool.submit(OUT, lambda names=names: self._bus.delete_state(names))
         for peer, (life, token) in self._inbox.take_wishes().items():
             vectors, values = make_state()
+            carried, small = self._carry.shared()
+            vectors |= {CARRIED + name: vector for name, vector in carried.items()}
             members = self.gate.members()
             meta = {
                 "round": self._round,
+                "applied": self._carry.applied(self._round),
                 "values": values,
+                "carry": small,
                 "stop_at": self.gate.stop_at,
                 "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
+                **self._parts_plain(),
             }
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
             self._publish_fields("admit", self._round, {"worker": peer, "life": life})
@@ -188,74 +234,110 @@ class Exchange:
             self._pool.submit(OUT, lambda v=vectors, m=meta, t=token: self._give(v, m, t))
 
     def _give(self, vectors: State, meta: dict, token: str) -> None:
-        """On the pool, right after `admit`: the joiner reads our stream from there."""
-        fields = transfer.fields_of(vectors, {**meta, "sequence": self._bus.sequence}, token)
+        """On the pool, right after `admit`: the joiner reads our stream from what it has not applied."""
+        sequence = self._before.get(meta["applied"] + 1, self._bus.sequence)
+        fields = transfer.fields_of(vectors, {**meta, "sequence": sequence}, token)
         self._given.append((time.monotonic() + 2 * self._rules.lease_s, list(fields)))
         transfer.give(self._bus, fields, self._rules.lease_s)
 
     # --- one round ----------------------------------------------------------------------------
 
-    def exchange(self, gradient: np.ndarray, is_cut: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """One round: publish a part of what has gathered, take what came, return the combined gradient.
+    def exchange(self, values: np.ndarray, is_cut: Callable[[], bool] = lambda: False) -> np.ndarray:
+        """One round: publish a part of the values, take what came, change the values by it.
 
         Args:
-            gradient: float32 (section.size,) of the next round's section; not kept.
+            values: float32 (section.size,) of the next round's section: the gradient, or the parameters after
+                this worker's own step. Changed in place.
             is_cut: asked once the bound is passed; True waits for every member to be at this very round, so
                 that a checkpoint taken now has nothing in flight.
 
         Returns:
-            float32 (section.size,): own gradient and what the peers' windows brought, as mean or sum.
+            `values`: own gradient and what came of the peers', as mean or sum; or the parameters, nearer to
+            everyone's.
         """
+        began, waited_s = time.monotonic(), self.wait_s
+        self._computed_s += began - self._left_at
         self._round += 1
-        round, schedule = self._round, self._layout.schedule
-        section = schedule.section(round)
-        self._window.push(section, gradient)
-        self._offer(round)
+        round = self._round
+        section = self._schedule.section(round)
+        self._offer(round, section, values)
+        values = self._collect(*self._await(round, is_cut), section, values)
+        if self._auto is not None and self._schedule.section_index(round) == self._schedule.rounds_per_step - 1:
+            self._judge_parts(self._schedule.step(round))
+        self._left_at = time.monotonic()
+        self.exchange_s += self._left_at - began - (self.wait_s - waited_s)
+        return values
+
+    def _offer(self, round: int, section: Slice, values: np.ndarray) -> None:
+        leaving = self._carry.offer(round, section, self._schedule.slice(round), values)
+        extras = {}
+        if self._auto is not None:
+            extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
+            self._auto.note(self._bus.worker, round, self._auto.wish)
+        self._pool.submit(OUT, lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
+
+    def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
+        entries = self._carry.encode(leaving, extras)
+        self.gate.touch()
+        self._before[leaving.round] = self._bus.sequence
+        self._before.pop(leaving.round - self._rules.keep_rounds, None)
+        self._bus.publish(entries)
+
+    def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
+        """Wait under the bound; returns the round through which to collect and how many share a mean."""
         started = time.monotonic()
         sharers = self.gate.wait(round)
-        if self._rules.slack is not None and is_cut():
+        is_synchronous = self._rules.slack is not None and is_cut()
+        if is_synchronous:
             sharers = self.gate.wait(round, slack=0)
+        through = self._carry.through(round, is_synchronous)
+        self._await_own(through)
         self.wait_s += time.monotonic() - started
-        return self._reduce(self._collect(round, section, gradient), sharers)
+        return through, len(sharers)
 
-    def _reduce(self, total: np.ndarray, sharers: tuple[int, ...]) -> np.ndarray:
-        if self._rules.reduce == "mean":
-            total /= np.float32(1 + len(sharers))
-        return total
+    def _await_own(self, through: int) -> None:
+        self.gate.until(lambda: self._carry.is_ready(through), lambda: f"our own round {through} to be encoded")
 
-    def _offer(self, round: int) -> None:
-        drained = self._window.drain(self._layout.schedule.slice(round))
-        self._pool.submit(OUT, lambda: self._publish_part(round, drained), self._rules.stall_timeout_s)
-
-    def _publish_part(self, round: int, values: np.ndarray) -> None:
-        self._bus.publish(encode_vector(self._layout, "part", round, values, self._lossy))
-
-    def _collect(self, round: int, section: Slice, own: np.ndarray | None) -> np.ndarray:
-        """The sum of our own gradient and everything that came, in worker order."""
+    def _collect(self, through: int, sharers: int, section: Slice, values: np.ndarray) -> np.ndarray:
         self.gate.check()
-        combined = np.zeros(section.size, dtype=np.float32)
-        is_own_added = own is None
-        # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
-        through = MAX_ROUND if self._rules.slack is None else round
-        for item in self._accumulator.take(through, section):
-            if not is_own_added and item.sender > self._bus.worker:
-                combined += own
-                is_own_added = True
-            start = item.slice.start - section.start
-            combined[start : start + item.slice.size] += item.values
-            self._staleness.append(max(0, round - item.round) // self._layout.schedule.rounds_per_step)
+        items = self._accumulator.take(through, section)
+        for item in items:
+            self._staleness.append(max(0, self._round - item.round) // self._schedule.rounds_per_step)
             self._note_taken(item)
-        if not is_own_added:
-            combined += own
-        return combined
+        return self._carry.collect(through, section, values, items, sharers)
 
     def _note_taken(self, item: Contribution) -> None:
-        schedule = self._layout.schedule
-        newest = schedule.newest_rounds(item.round - 1)
+        newest = self._schedule.newest_rounds(item.round - 1)
         cursor = self._taken.get(item.sender) or Cursor(item.incarnation, newest, (0,) * len(newest))
         self._taken[item.sender] = cursor.advanced(
-            item.incarnation, schedule.section_index(item.round), item.round, item.last_sequence
+            item.incarnation, self._schedule.section_index(item.round), item.round, item.last_sequence
         )
+
+    def _judge_parts(self, step: int) -> None:
+        """Measure the step that ends here, and change the number of parts where all workers do."""
+        read_s, publish_s = getattr(self._bus, "read_busy_s", 0.0), getattr(self._bus, "publish_busy_s", 0.0)
+        busy_s = max(read_s - self._meter[0], publish_s - self._meter[1])
+        self._meter = (read_s, publish_s)
+        self._auto.measure(self._schedule, self._computed_s, busy_s)
+        self._computed_s = 0.0
+        schedule = self._auto.decide(self._schedule, step)
+        if schedule is not self._schedule:
+            self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
+            self._carry.reschedule(schedule)
+            self._schedule = schedule
+
+    def _parts_plain(self) -> dict[str, Any]:
+        wishes = [] if self._auto is None else self._auto.to_plain()
+        return {"parts": [self._schedule.parts, self._schedule.since], "wishes": wishes}
+
+    def _load_parts(self, plain: dict[str, Any]) -> None:
+        if self._auto is not None:
+            parts, since = map(int, plain["parts"])
+            if parts not in self._layout.parts:
+                raise ValueError(f"{parts} parts are no choice")
+            self._schedule = self._schedule.changed(parts, since)
+            self._carry.reschedule(self._schedule)
+            self._auto.load_plain(plain["wishes"])
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """The mean over the members of small vectors that belong to this round (BatchNorm statistics).
@@ -266,7 +348,8 @@ class Exchange:
         if not values.size:
             return values
         copy, round = values.copy(), self._round
-        self._pool.submit(OUT, lambda: self._bus.publish(encode_vector(self._layout, "state", round, copy)))
+        whole = Slice(0, copy.size)
+        self._pool.submit(OUT, lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
         started = time.monotonic()
         states = self.gate.wait_states(round)
         self.wait_s += time.monotonic() - started
@@ -284,16 +367,21 @@ class Exchange:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def finish(self) -> list[tuple[Slice, np.ndarray]]:
-        """Send what is left in the window, take what is left of the peers': a combined gradient a section.
-
-        Sections for which nothing was left are not in the list.
+    def finish(self, values_of: Callable[[Slice], np.ndarray]) -> list[tuple[Slice, np.ndarray]]:
+        """Send what is left, take what is left of the peers': what is still to be applied, or loaded, per section.
 
         Waits for the members to finish as well, at most `finish_timeout_s`; what did not come by then is
         counted as `unfinished`.
+
+        Args:
+            values_of: the values of a section as they stand: zeros for gradients, or the parameters; float32
+                (section.size,), changed in place.
+
+        Returns:
+            Per section its values; those for which nothing was left are not in the list.
         """
-        schedule = self._layout.schedule
-        self._flush()
+        sections = {section: values_of(section) for section in self._schedule.sections}
+        self._flush(sections)
         last = self._round
         self._publish_fields("goodbye", last, {})
         try:
@@ -306,10 +394,12 @@ class Exchange:
             self._say(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
         self._pool.drain(self._rules.finish_timeout_s)
-        sharers, left = self.gate.sharers(last), []
-        for section in schedule.sections:
-            if self._accumulator.has(section):
-                left.append((section, self._reduce(self._collect(last, section, None), sharers)))
+        sharers, left = len(self.gate.sharers(last)), []
+        for section, values in sections.items():
+            has_any = self._accumulator.has(section)
+            self._collect(self._carry.through(last, True), sharers, section, values)
+            if self._carry.rest(section, values, sharers) or has_any:
+                left.append((section, values))
         return left
 
     def leave(self, is_resumable: bool = False) -> None:
@@ -319,17 +409,17 @@ class Exchange:
             is_resumable: all stop together and go on from here, so the window stays as it is; otherwise what
                 is left in it is sent, because the peers go on without us.
         """
-        if not is_resumable:
-            self._flush()
+        if not is_resumable and self._rules.carry == "gradients":
+            self._flush({section: np.zeros(section.size, np.float32) for section in self._schedule.sections})
         self._publish_fields("goodbye", self._round, {})
         self._pool.drain(self._rules.finish_timeout_s)
 
-    def _flush(self) -> None:
-        """Publish every part that has not left since it was last pushed to."""
-        schedule = self._layout.schedule
-        for _ in range((schedule.parts - 1) * schedule.rounds_per_step):
+    def _flush(self, sections: dict[Slice, np.ndarray]) -> None:
+        """Publish every part that may still have something."""
+        for _ in range(self._carry.begin_flush() * self._schedule.rounds_per_step):
             self._round += 1
-            self._offer(self._round)
+            section = self._schedule.section(self._round)
+            self._offer(self._round, section, sections[section])
 
     def close(self) -> None:
         """Stop the pumps and the pool; the bus is the caller's to close."""
@@ -354,17 +444,18 @@ class Exchange:
         if not self._pool.drain(self._rules.stall_timeout_s, OUT):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
+        arrays, values = self._carry.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
-        return {"window": self._window.state(), "kept": self._lossy.state()}, {"followed": followed}
+        return arrays, {"followed": followed, "carry": values, **self._parts_plain()}
 
     def load_state(self, arrays: State, values: dict) -> None:
         """The inverse of `state`; before `start`."""
-        self._window.load_state(arrays["window"])
-        self._lossy.load_state(arrays["kept"])
+        self._load_parts(values)
+        self._carry.load_state(arrays, values["carry"])
         self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in values["followed"].items()}
 
     def stats(self) -> dict[str, Any]:
-        """Since the last call: staleness in steps; since the start: bytes and what was not applied."""
+        """Since the last call: staleness in steps; now: parts; since the start: bytes, seconds, what was dropped."""
         staleness, self._staleness = self._staleness, []
         return {
             "sent_bytes": self._bus.sent_bytes,
@@ -372,5 +463,8 @@ class Exchange:
             "staleness_mean": sum(staleness) / len(staleness) if staleness else 0.0,
             "staleness_max": max(staleness, default=0),
             "live_peers": len(self.gate.members()),
-            "dropped": self._inbox.dropped(),
+            "parts": self._schedule.parts,
+            "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            "wait_s": self.wait_s,
+            "exchange_s": self.exchange_s,
         }

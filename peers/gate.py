@@ -93,6 +93,11 @@ class ClockGate:
             self.stop_at = step if self.stop_at is None else min(self.stop_at, step)
             self._changed.notify_all()
 
+    def touch(self) -> None:
+        """Something that a wait may be for has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
     def fail(self, error: BaseException) -> None:
         """End every wait, now and later, with the first failure of any thread."""
         with self._changed:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
+from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
 from peers.message import Assembler, Layout
@@ -37,10 +38,19 @@ class Inbox:
         layout: what every message must fit.
         accumulator: takes the contributions.
         gate: takes clocks, membership, states and stop wishes.
+        wishes: takes what the peers say of the number of parts; None where that is fixed.
     """
 
-    def __init__(self, worker: int, layout: Layout, accumulator: Accumulator, gate: ClockGate):
+    def __init__(
+        self,
+        worker: int,
+        layout: Layout,
+        accumulator: Accumulator,
+        gate: ClockGate,
+        wishes: AutoParts | None = None,
+    ):
         self._worker = worker
+        self._parts = wishes
         self._layout = layout
         self._accumulator = accumulator
         self._gate = gate
@@ -143,7 +153,16 @@ class Inbox:
         if message.round > newest + between:
             self.count("overrun", (message.round - newest) // between - 1)
         contribution = Contribution(
-            entry.sender, entry.incarnation, message.round, message.slice, message.values, message.last_sequence
+            entry.sender,
+            entry.incarnation,
+            message.round,
+            message.slice,
+            message.values,
+            message.last_sequence,
+            message.extras,
+            message.is_whole,
         )
         self._accumulator.add(contribution)
+        if self._parts is not None and "w" in message.extras:
+            self._parts.note(entry.sender, message.round, message.extras["w"])
         self._gate.note(entry.sender, message.round)

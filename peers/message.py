@@ -8,7 +8,7 @@ sender come in order, so it holds at most one unfinished message of a stream.
 
 | kind    | carries | says |
 | ------- | ------- | ---- |
-| part    | vector  | a slice of what has gathered, of this round |
+| part    | vector  | a slice of what has gathered, or of the parameters, of this round |
 | state   | vector  | my averaged buffers, as they stand after this round |
 | hello   | map     | I am here: I begin after this round, ask to join, or replay |
 | want    | map     | (to one peer) give me your state, under this token |
@@ -21,19 +21,20 @@ Nothing from the wire is unpickled, evaluated, imported or used as a path.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgpack
 import msgspec
 import numpy as np
 
+from peers.checksum import checksum
 from peers.codec import CODECS, Codec
 from peers.errors import MessageError
-from peers.lossy import ErrorFeedback
-from peers.partition import Schedule
+from peers.partition import Schedule, balanced
 from peers.types import Buffer, Entry, Message, Slice
 
 VERSION = 1
@@ -45,8 +46,15 @@ VECTOR_KINDS = ("part", "state")
 FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop")
 
 
+Write = Callable[[Slice, np.ndarray], Buffer]
+
+
 class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A stream entry's header; the design's section 4 has the meaning of the keys."""
+    """A stream entry's header; the design's section 4 has the meaning of the keys.
+
+    `x` of a part's first chunk, where the rules have a use for it: `s` how many steps gathered it, `b` the
+    checksum of the values that it is a difference to, `p` the number of parts in force, `w` the one wished for.
+    """
 
     v: int
     k: str
@@ -70,27 +78,51 @@ class Layout:
     """What every worker of a run must agree on to understand the others.
 
     Attributes:
-        schedule: which slice travels in which round.
+        schedule: which slice travels in which round, at the start.
         codec: of the parts; states are always raw.
         state_size: number of values in a `state` message (averaged buffers).
         fingerprint: 8 bytes over the vector layout and the settings that must agree.
+        parts: the numbers of parts that may be in force in the course of a run; empty if only the schedule's.
+        may_be_whole: whether a part may also come raw, as values that are no difference to anything.
     """
 
     schedule: Schedule
     codec: Codec
     state_size: int
     fingerprint: bytes
+    parts: tuple[int, ...] = ()
+    may_be_whole: bool = False
 
-    def slice_of(self, kind: str, round: int) -> Slice:
-        """The slice that a message of this kind and round must cover."""
-        return self.schedule.slice(round) if kind == "part" else Slice(0, self.state_size)
+    def allows(self, kind: str, round: int, whole: Slice) -> bool:
+        """Whether a message of this kind and round may cover that slice."""
+        if kind == "state":
+            return whole == Slice(0, self.state_size)
+        if not self.parts:
+            return whole == self.schedule.slice(round)
+        return whole in self._slices[self.schedule.section_index(round)]
 
-    def codec_of(self, kind: str) -> Codec:
-        return self.codec if kind == "part" else CODECS["raw"]
+    @cached_property
+    def _slices(self) -> list[frozenset[Slice]]:
+        return [
+            frozenset(piece for parts in self.parts for piece in balanced(section, parts))
+            for section in self.schedule.sections
+        ]
+
+    @property
+    def largest(self) -> Slice:
+        """The largest slice that a part may cover."""
+        return self.schedule.changed(min(self.parts), 0).largest if self.parts else self.schedule.largest
+
+    def codecs(self, kind: str) -> tuple[Codec, ...]:
+        """The codecs that a message of this kind may use, the usual one first."""
+        raw = CODECS["raw"]
+        if kind == "state":
+            return (raw,)
+        return (self.codec, raw) if self.may_be_whole and self.codec.name != "raw" else (self.codec,)
 
     def entries_per_round(self) -> int:
         """The most entries that one `part` message takes."""
-        return len(list(chunks(self.schedule.largest, self.codec)))
+        return max(len(list(chunks(self.largest, codec))) for codec in self.codecs("part"))
 
     def entries_per_state(self) -> int:
         """Entries of one `state` message; 0 where there are no buffers."""
@@ -99,7 +131,8 @@ class Layout:
     def largest_payload_bytes(self) -> int:
         """The largest payload of any entry, for sizing reads."""
         sizes = [MAX_FIELDS_BYTES // 16]
-        for size, codec in ((self.schedule.largest.size, self.codec), (self.state_size, CODECS["raw"])):
+        for size, kind in ((self.largest.size, "part"), (self.state_size, "state")):
+            codec = self.codecs(kind)[0]
             sizes.append(codec.encoded_bytes(min(size, codec.chunk_values)))
         return max(sizes)
 
@@ -111,20 +144,30 @@ def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
 
 
 def encode_vector(
-    layout: Layout, kind: str, round: int, values: np.ndarray, lossy: ErrorFeedback | None = None
+    layout: Layout,
+    kind: str,
+    round: int,
+    whole: Slice,
+    values: np.ndarray,
+    codec: Codec | None = None,
+    write: Write | None = None,
+    extras: dict[str, float] | None = None,
 ) -> list[tuple[bytes, Buffer]]:
     """A vector message as (header, payload) entries.
 
     Args:
-        values: float32 (slice.size,); changed in place where `lossy` adds what it kept.
-        lossy: error feedback for parts; without it the codec is used as it is.
+        whole: the slice that it covers.
+        values: float32 (whole.size,); `write` may change them in place. Payloads may be views of them.
+        codec: one of `layout.codecs(kind)`; the usual one unless said otherwise.
+        write: writes one chunk (its slice and its values) with the codec; for error feedback.
+        extras: small numbers for the first header.
     """
-    whole, codec = layout.slice_of(kind, round), layout.codec_of(kind)
+    codec = codec or layout.codecs(kind)[0]
     pieces = list(chunks(whole, codec))
     entries = []
     for index, piece in enumerate(pieces):
         part = values[piece.start - whole.start : piece.stop - whole.start]
-        payload = lossy.encode(piece, part) if lossy else codec.encode(part)
+        payload = write(piece, part) if write else codec.encode(part)
         header = Header(
             v=VERSION,
             k=kind,
@@ -134,11 +177,22 @@ def encode_vector(
             a=whole.start,
             b=whole.stop,
             f=layout.fingerprint,
-            z=zlib.crc32(payload),
+            z=checksum(payload),
             c=codec.name,
+            x=extras if extras and index == 0 else {},
         )
         entries.append((_encode_header(header), payload))
     return entries
+
+
+def decode_vector(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> np.ndarray:
+    """What a reader makes of our own entries, float32 (size,)."""
+    found, start = np.empty(size, dtype=np.float32), 0
+    for _, payload in entries:
+        stop = min(size, start + codec.chunk_values)
+        codec.decode(payload, found[start:stop])
+        start = stop
+    return found
 
 
 def encode_fields(layout: Layout, kind: str, round: int, fields: dict[str, Any]) -> list[tuple[bytes, Buffer]]:
@@ -150,9 +204,7 @@ def encode_fields(layout: Layout, kind: str, round: int, fields: dict[str, Any])
     payload = msgpack.packb(fields)
     if len(payload) > MAX_FIELDS_BYTES:
         raise ValueError(f"a {kind} of {len(payload)} bytes does not fit in {MAX_FIELDS_BYTES}")
-    header = Header(
-        v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, z=zlib.crc32(payload), c="map"
-    )
+    header = Header(v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, z=checksum(payload), c="map")
     return [(_encode_header(header), payload)]
 
 
@@ -184,6 +236,7 @@ class Assembler:
         self._layout = layout
         self._partial: Message | None = None
         self._pieces: list[Slice] = []
+        self._codec: Codec = layout.codec
         self._next = 0
 
     def feed(self, entry: Entry) -> Message | None:
@@ -209,8 +262,7 @@ class Assembler:
         partial = self._partial
         if partial is None or (partial.kind, partial.round) != (header.k, header.r) or header.i != self._next:
             raise MessageError("incomplete", f"chunk {header.i} of {header.k} {header.r} without those before it")
-        piece, whole = self._pieces[header.i], partial.slice
-        codec = self._layout.codec_of(header.k)
+        piece, whole, codec = self._pieces[header.i], partial.slice, self._codec
         if len(entry.payload) != codec.encoded_bytes(piece.size):
             expected = codec.encoded_bytes(piece.size)
             raise MessageError("malformed", f"{len(entry.payload)} bytes where {codec.name} needs {expected}")
@@ -235,18 +287,24 @@ class Assembler:
             raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
         if not 0 <= header.r < MAX_ROUND:
             raise MessageError("malformed", f"round {header.r}")
-        if header.z != zlib.crc32(entry.payload):
+        if header.z != checksum(entry.payload):
             raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
         return header
 
     def _begin(self, header: Header) -> None:
         if header.k == "part" and header.r < 1:
             raise MessageError("malformed", "parts begin with round 1")
-        whole, codec = self._layout.slice_of(header.k, header.r), self._layout.codec_of(header.k)
-        pieces = list(chunks(whole, codec))
-        if (header.a, header.b, header.n, header.c) != (whole.start, whole.stop, len(pieces), codec.name):
-            came = f"{header.c} [{header.a}, {header.b}) in {header.n}"
-            expected = f"{codec.name} [{whole.start}, {whole.stop}) in {len(pieces)}"
-            raise MessageError("layout", f"{header.k} {header.r} is {came}, expected {expected}")
-        self._pieces, self._next = pieces, 0
-        self._partial = Message(header.k, header.r, whole, np.empty(whole.size, dtype=np.float32))
+        whole = Slice(header.a, header.b)
+        codec = next((codec for codec in self._layout.codecs(header.k) if codec.name == header.c), None)
+        # The layout has checked the slice before anything of its size is computed or allocated.
+        pieces = list(chunks(whole, codec)) if codec and self._layout.allows(header.k, header.r, whole) else []
+        if not pieces or header.n != len(pieces):
+            came = f"{header.c[:32]} [{header.a}, {header.b}) in {header.n}"
+            raise MessageError("layout", f"{header.k} {header.r} is {came}, which does not fit here")
+        if not all(math.isfinite(value) for value in header.x.values()):
+            raise MessageError("malformed", "a header with a number that is none")
+        self._pieces, self._codec, self._next = pieces, codec, 0
+        values = np.empty(whole.size, dtype=np.float32)
+        # Raw instead of the usual codec says that the values stand for themselves.
+        is_whole = codec.name != self._layout.codec.name
+        self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=is_whole)

@@ -29,18 +29,20 @@ def balanced(whole: Slice, parts: int) -> list[Slice]:
 
 
 class Schedule:
-    """Rounds, counted from 1, to steps, sections and slices. Pure.
+    """Rounds, counted from 1, to steps, sections and slices. Pure and unchanging.
 
     Args:
         sections: the pieces of the vector that get a round each in a step, in that order.
         parts: how many parts each section is cut into.
+        since: the step after which this schedule holds; its first part leaves in the next one.
     """
 
-    def __init__(self, sections: list[Slice], parts: int):
+    def __init__(self, sections: list[Slice], parts: int, since: int = 0):
         if not sections:
             raise ValueError("a schedule needs at least one section")
         self.sections = list(sections)
         self.parts = parts
+        self.since = since
         self._slices = [balanced(section, parts) for section in sections]
 
     @property
@@ -70,4 +72,12 @@ class Schedule:
 
     def slice(self, round: int) -> Slice:
         """The part that every worker publishes in a round."""
-        return self._slices[(round - 1) % len(self.sections)][(self.step(round) - 1) % self.parts]
+        return self.slices(round)[(self.step(round) - self.since - 1) % self.parts]
+
+    def slices(self, round: int) -> list[Slice]:
+        """All parts of the section that a round updates."""
+        return self._slices[(round - 1) % len(self.sections)]
+
+    def changed(self, parts: int, since: int) -> Schedule:
+        """The same sections in other parts, from the step after `since` on."""
+        return Schedule(self.sections, parts, since)

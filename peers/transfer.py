@@ -7,7 +7,6 @@ and sum, and loads. Fields carry the token of the wish in their name, so neither
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgpack
 import numpy as np
 
 from peers.bus import Bus
+from peers.checksum import checksum
 from peers.errors import MessageError, StalledError
 from peers.message import decode_fields
 from peers.types import Buffer
@@ -37,7 +37,7 @@ def fields_of(arrays: State, meta: dict[str, Any], token: str) -> dict[str, Buff
     sums = {}
     for name, array in arrays.items():
         raw = memoryview(np.array(array, dtype="<f4").ravel()).cast("B")
-        sums[name] = [len(raw), zlib.crc32(raw)]
+        sums[name] = [len(raw), checksum(raw)]
         for index, start in enumerate(range(0, len(raw), CHUNK_BYTES)):
             fields[f"{token}:{name}:{index}"] = raw[start : start + CHUNK_BYTES]
     return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}
@@ -89,12 +89,12 @@ def take(
     if {array: size_bytes for array, (size_bytes, _) in sums.items()} != {k: 4 * n for k, n in sizes.items()}:
         raise MessageError("layout", f"the state of worker {giver} has other vectors than this worker")
     arrays = {}
-    for array, (size_bytes, checksum) in sums.items():
+    for array, (size_bytes, expected) in sums.items():
         raw = bytearray()
         for index in range(-(-size_bytes // CHUNK_BYTES)):
             key = f"{token}:{array}:{index}"
             raw += bus.get_state(giver, incarnation, [key]).get(key, b"")
-        if len(raw) != size_bytes or zlib.crc32(raw) != checksum:
+        if len(raw) != size_bytes or checksum(raw) != expected:
             raise MessageError("checksum", f"the state {array} of worker {giver} is damaged")
         arrays[array] = np.frombuffer(bytes(raw), dtype="<f4")
     return arrays, meta

@@ -114,6 +114,8 @@ class Message:
         values: float32 (slice.size,) for the kinds that carry a vector, else None.
         fields: the map of the kinds that carry one, else empty.
         last_sequence: number of the message's last entry in its stream.
+        extras: small numbers that go with a vector.
+        is_whole: the vector's values stand for themselves where others are differences.
     """
 
     kind: str
@@ -122,3 +124,5 @@ class Message:
     values: np.ndarray | None = None
     fields: dict = field(default_factory=dict)
     last_sequence: int = 0
+    extras: dict[str, float] = field(default_factory=dict)
+    is_whole: bool = False

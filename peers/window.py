@@ -13,7 +13,7 @@ bit by bit.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,16 +29,29 @@ class GradientWindow:
 
     def __init__(self, size: int):
         self._values = np.zeros(size, dtype=np.float32)
+        # With one part everything leaves at once, and nothing need be gathered.
+        self._is_dirty = False
 
-    def push(self, section: Slice, gradient: np.ndarray) -> None:
-        """Gather float32 (section.size,)."""
-        self._values[section.start : section.stop] += gradient
+    def pass_through(self, section: Slice, part: Slice, gradient: np.ndarray) -> np.ndarray:
+        """Gather a gradient and take out what has gathered for one part, in one pass over memory.
 
-    def drain(self, part: Slice) -> np.ndarray:
-        """Take out what has gathered for a part, float32 (part.size,); it is zero afterwards."""
+        Args:
+            section: where the gradient belongs.
+            part: the piece of the section that leaves.
+            gradient: float32 (section.size,); not changed, not kept.
+
+        Returns:
+            float32 (part.size,), the caller's own; the window is zero there afterwards.
+        """
+        leaving = gradient[part.start - section.start : part.stop - section.start]
         view = self._values[part.start : part.stop]
-        taken = view.copy()
-        view[:] = 0
+        taken = np.add(view, leaving) if self._is_dirty else leaving.copy()
+        if self._is_dirty:
+            view[:] = 0
+        if part != section:
+            self._is_dirty = True
+            self._values[section.start : part.start] += gradient[: part.start - section.start]
+            self._values[part.stop : section.stop] += gradient[part.stop - section.start :]
         return taken
 
     def state(self) -> np.ndarray:
@@ -47,11 +60,12 @@ class GradientWindow:
 
     def load_state(self, values: np.ndarray) -> None:
         self._values[:] = values
+        self._is_dirty = bool(values.any())
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one sender published for one round."""
+    """What one sender published for one round; `values` are the taker's to change. See `Message` for the rest."""
 
     sender: int
     incarnation: str
@@ -59,6 +73,8 @@ class Contribution:
     slice: Slice
     values: np.ndarray
     last_sequence: int
+    extras: dict[str, float] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 class Accumulator:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
 from peers.codec import CODECS
 from peers.exchange import Exchange, Rules
@@ -46,10 +47,16 @@ def in_threads(jobs: list[Callable[[], object]], timeout_s: float = HANG_S) -> l
 
 
 def make_layout(
-    size: int, parts: int = 1, codec: str = "raw", state_size: int = 0, sections: list[Slice] | None = None
+    size: int,
+    parts: int | str = 1,
+    codec: str = "raw",
+    state_size: int = 0,
+    sections: list[Slice] | None = None,
+    may_be_whole: bool = False,
 ) -> Layout:
-    schedule = Schedule(sections or [Slice(0, size)], parts)
-    return Layout(schedule, CODECS[codec], state_size, b"testtest")
+    is_auto = parts == "auto"
+    schedule = Schedule(sections or [Slice(0, size)], FIRST if is_auto else parts)
+    return Layout(schedule, CODECS[codec], state_size, b"testtest", CHOICES if is_auto else (), may_be_whole)
 
 
 def memory_buses(workers: int) -> list[Bus]:
@@ -69,16 +76,19 @@ class Fleet:
 
     Args:
         buses: one a worker.
-        layout, size, rules: as of `Exchange`.
+        layout, rules: as of `Exchange`.
+        size: number of values in the vector.
+        initial: the vector with which everyone begins; zeros where not given.
     """
 
-    def __init__(self, buses: list[Bus], layout: Layout, size: int, rules: Rules):
+    def __init__(self, buses: list[Bus], layout: Layout, size: int, rules: Rules, initial: np.ndarray | None = None):
         self.buses, self.layout, self.size, self.rules = buses, layout, size, rules
         self.lines: list[str] = []
         self.rendezvous = [
             Rendezvous(bus, {"layout": size}, rules.lease_s, 20.0, self.lines.append, self._fail) for bus in buses
         ]
-        self.exchanges: list[Exchange] = [Exchange(bus, layout, size, rules, self.lines.append) for bus in buses]
+        first = np.zeros(size, dtype=np.float32) if initial is None else initial
+        self.exchanges: list[Exchange] = [Exchange(bus, layout, first, rules, self.lines.append) for bus in buses]
         self.failures: list[BaseException] = []
 
     def _fail(self, error: BaseException) -> None:

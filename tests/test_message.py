@@ -42,7 +42,7 @@ def test_a_message_survives_its_chunks(size, parts, codec, round):
     piece = layout.schedule.slice(round)
     values = np.arange(piece.size, dtype=np.float32) % 2048
     assembler, whole = Assembler(layout), None
-    parts_sent = entries(encode_vector(layout, "part", round, values.copy()))
+    parts_sent = entries(encode_vector(layout, "part", round, piece, values.copy()))
     assert len(parts_sent) <= layout.entries_per_round()
     for entry in parts_sent:
         assert len(entry.payload) <= min(CHUNK_BYTES, layout.largest_payload_bytes())
@@ -91,11 +91,14 @@ def mutate(entry, **changes):
         ({"extra": 1}, "malformed"),
         ({"k": ...}, "malformed"),
         ({"x": {"a": "text"}}, "malformed"),
+        ({"x": {"a": float("nan")}}, "malformed"),
+        ({"n": 0}, "layout"),
+        ({"a": -5, "b": 5}, "layout"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(changes, reason):
     layout = make_layout(10)
-    entry = entries(encode_vector(layout, "part", 1, np.ones(10, dtype=np.float32)))[0]
+    entry = entries(encode_vector(layout, "part", 1, Slice(0, 10), np.ones(10, dtype=np.float32)))[0]
     assembler = Assembler(layout)
     with pytest.raises(MessageError) as caught:
         assembler.feed(mutate(entry, **changes))
@@ -105,7 +108,7 @@ def test_a_header_that_does_not_fit_is_refused(changes, reason):
 
 def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
     layout = make_layout(150_000)
-    sent = entries(encode_vector(layout, "part", 1, np.ones(150_000, dtype=np.float32)))
+    sent = entries(encode_vector(layout, "part", 1, Slice(0, 150_000), np.ones(150_000, dtype=np.float32)))
     assert len(sent) == 3
     damaged = bytearray(sent[0].payload)
     damaged[5] ^= 1

@@ -104,6 +104,7 @@ def one_process(settings, workers, steps):
                 total += gradient
             for pair in pairs:
                 pair.apply(section, total / np.float32(workers))
+                pair.average(section)
     return pairs
 
 

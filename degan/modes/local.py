@@ -35,6 +35,7 @@ class Local:
         for section in self._sections:
             gradient, some = self._pair.gradients(section, real)
             self._pair.apply(section, gradient)
+            self._pair.average(section)
             found.update(some)
         return found
 
@@ -68,6 +69,7 @@ class Local:
             "live_peers": 0,
             "dropped": {},
             "wait_s": 0.0,
+            "exchange_s": 0.0,
         }
 
     def close(self) -> None:

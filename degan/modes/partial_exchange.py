@@ -26,13 +26,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import numpy as np
 import torch
 
 import config
 from config.settings import Experiment
+from degan.casts import torch_cast
 from degan.pair import GanPair
 from peers.bus import Bus
-from peers.codec import CODECS
+from peers.auto import CHOICES, FIRST
+from peers.codec import build
 from peers.errors import BusError, MessageError, StalledError
 from peers.exchange import Exchange, Rules
 from peers.message import VERSION, Layout
@@ -76,7 +79,8 @@ def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) ->
     if mode.slack is None:
         needed = settings.bus.unbounded_backlog * rounds_per_step
     else:
-        needed = (2 * mode.slack + 3) * rounds_per_step + mode.parts * rounds_per_step
+        parts = CHOICES[-1] if mode.parts == "auto" else mode.parts
+        needed = (2 * mode.slack + 3) * rounds_per_step + parts * rounds_per_step
     replay = every * rounds_per_step + needed if every else 0
     budget_bytes = settings.bus.replay_bytes
     if budget_bytes is None:
@@ -101,8 +105,10 @@ class PartialExchange:
         self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
         mode = settings.mode
         self._sections = pair.sections(mode.updates)
-        schedule = Schedule([Slice(*section) for section in self._sections], mode.parts)
-        codec = CODECS[mode.codec]
+        self._carries_parameters = mode.carry == "parameters"
+        is_auto = mode.parts == "auto"
+        schedule = Schedule([Slice(*section) for section in self._sections], FIRST if is_auto else mode.parts)
+        codec = build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)
         self._agreed = config.agreed(settings) | {
             **facts,
             "protocol": VERSION,
@@ -114,11 +120,15 @@ class PartialExchange:
             codec=codec,
             state_size=pair.statistics().size,
             fingerprint=hashlib.blake2b(msgpack.packb(sorted(self._agreed.items())), digest_size=8).digest(),
+            parts=CHOICES if is_auto else (),
+            may_be_whole=self._carries_parameters,
         )
-        round_bytes = codec.encoded_bytes(schedule.largest.size)
+        round_bytes = codec.encoded_bytes(self._layout.largest.size)
         every = [n for n in (settings.checkpoint_every, settings.run.evaluate_every, settings.run.snapshot_every) if n]
         self._rules = Rules(
             slack=mode.slack,
+            carry=mode.carry,
+            remote=mode.remote,
             reduce=mode.reduce,
             keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
             cut_periods=tuple(every),
@@ -150,7 +160,8 @@ class PartialExchange:
         self._rendezvous.claim(checkpoints)
         while True:
             start = self._rendezvous.meet(checkpoints, followed)
-            self._exchange = Exchange(self._bus, self._layout, self._pair.size, self._rules, self._say)
+            initial = self._pair.parameters((0, self._pair.size))
+            self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._say)
             if start.kind == "join":
                 sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
                 try:
@@ -181,20 +192,34 @@ class PartialExchange:
         found = {}
         for section in self._sections:
             gradient, some = self._pair.gradients(section, real)
-            combined = self._exchange.exchange(gradient, lambda: is_cut or self.is_stopping(step))
-            self._pair.apply(section, combined)
+            if self._carries_parameters:
+                self._pair.apply(section, gradient)
+                together = self._exchange.exchange(self._pair.parameters(section), lambda: self._is_cut(step, is_cut))
+                self._pair.load_parameters(section, together)
+            else:
+                combined = self._exchange.exchange(gradient, lambda: self._is_cut(step, is_cut))
+                self._pair.apply(section, combined)
+            self._pair.average(section)
             found.update(some)
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
         self._rendezvous.progress(step)
         return found
+
+    def _is_cut(self, step: int, is_cut: bool) -> bool:
+        return is_cut or self.is_stopping(step)
 
     def settle(self) -> None:
         self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
 
     def finish(self) -> None:
         self._rendezvous.leaving()
-        for section, combined in self._exchange.finish():
+        if self._carries_parameters:
+            for section, together in self._exchange.finish(self._pair.parameters):
+                self._pair.load_parameters(section, together)
+            return
+        for section, combined in self._exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
             self._pair.apply(section, combined)
+            self._pair.average(section)
 
     def leave(self, is_together: bool) -> None:
         self._rendezvous.leaving()
@@ -214,7 +239,7 @@ class PartialExchange:
         return self._exchange.state()
 
     def stats(self) -> dict[str, Any]:
-        return {**self._exchange.stats(), "wait_s": self._exchange.wait_s}
+        return self._exchange.stats()
 
     def close(self) -> None:
         try:

@@ -89,7 +89,7 @@ class Loop:
         self._latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "grid"))
         self._grid_latents = torch.randn(GRID_COLUMNS**2, objects.pair.latent, generator=self._latents)
         self._losses: list[dict[str, float]] = []
-        self._log_mark = (0, 0.0, 0.0)
+        self._log_mark: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
     def run(self) -> int:
         """Train; returns the step that was reached.
@@ -101,7 +101,7 @@ class Loop:
         steps = self._settings.run.steps
         if step == 0:
             self._show(0)
-        self._log_mark = (step, self._trained_s, self._mode.stats()["wait_s"])
+        self._log_mark = (step, self._trained_s, self._spent(self._mode.stats()))
         has_asked = False
         if self._mode.is_stopping(step):
             # Joined a run that is stopping at this very step.
@@ -175,9 +175,9 @@ class Loop:
 
     def _log(self, step: int) -> None:
         stats = self._mode.stats()
-        since, since_s, waited_s = self._log_mark
+        since, since_s, spent_s = self._log_mark
         count = max(1, step - since)
-        wait_s = stats.pop("wait_s")
+        spent = self._spent(stats)
         losses = {name: sum(line[name] for line in self._losses) / len(self._losses) for name in self._losses[0]}
         self._journal.stats(
             {
@@ -186,12 +186,17 @@ class Loop:
                 "images": step * self._settings.data.batch_size,
                 **losses,
                 "step_s": (self._trained_s - since_s) / count,
-                "wait_s": (wait_s - waited_s) / count,
                 **stats,
+                **{name: (spent[name] - spent_s[name]) / count for name in spent},
             }
         )
         self._losses = []
-        self._log_mark = (step, self._trained_s, wait_s)
+        self._log_mark = (step, self._trained_s, spent)
+
+    @staticmethod
+    def _spent(stats: dict[str, Any]) -> dict[str, float]:
+        """The mode's seconds since the start: waiting for peers, and the main thread's share of the exchange."""
+        return {name: stats[name] for name in ("wait_s", "exchange_s")}
 
     def _show(self, step: int) -> None:
         """Evaluate and draw, where it is due."""

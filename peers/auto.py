@@ -1,0 +1,108 @@
+"""`parts: auto`: the fewest parts with which publishing and reading fit into the time of a step.
+
+Each worker measures how long its steps compute and how long its wire is busy, and writes the number of
+parts that would suit it (its wish) into the header of every part that it sends. Every so many steps,
+where a cycle of parts is complete so that nothing waits longer for its turn, all workers look at the
+wishes of one and the same past round, which the staleness bound has made them all have, and the largest
+wins: the slowest wire decides, everyone decides alike, and nobody had to ask.
+
+What always holds: with equal members two workers change to the same number after the same step. A part
+says in its header which slice it is, so that a worker that decided otherwise (a member was dropped in
+that very round) is still understood, until the next decision makes them alike again.
+
+Without a bound (slack None) there is no such common round; each looks at the newest wishes it has seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from peers.partition import Schedule
+
+CHOICES = (1, 2, 4, 8, 16, 32, 64)
+# Neither so few that a slow wire blocks the first steps for minutes, nor so many that nothing is learned of it.
+FIRST = 8
+EARLY_STEPS, EVERY_STEPS = 16, 50
+# How much of a step the wire may be busy, and how much room it must have left before parts become fewer.
+SHARE, ROOM = 0.8, 1.3
+
+
+class AutoParts:
+    """Measures, wishes and decides; knows no wire. `note` may be called from any thread.
+
+    Args:
+        slack: the staleness bound in steps, None for none.
+    """
+
+    def __init__(self, slack: int | None):
+        self._slack = slack
+        self._lock = threading.Lock()
+        # Round -> worker -> wish.
+        self._wishes: dict[int, dict[int, int]] = {}
+        self._computed_s = self._busy_s = 0.0
+        self._steps = 0
+        self._wish = FIRST
+
+    def measure(self, schedule: Schedule, computed_s: float, busy_s: float) -> None:
+        """One step of ours: seconds of work on it, and seconds in which the busier way of the wire was busy."""
+        self._steps += 1
+        self._computed_s += computed_s
+        self._busy_s += busy_s
+        needed = schedule.parts * self._busy_s / max(SHARE * self._computed_s, 1e-9)
+        wish = _smallest(needed)
+        if wish < schedule.parts:
+            wish = min(schedule.parts, _smallest(ROOM * needed))
+        self._wish = wish
+
+    @property
+    def wish(self) -> int:
+        """The number of parts that would suit us, as far as we have measured."""
+        return self._wish
+
+    def note(self, worker: int, round: int, wish: float) -> None:
+        """A worker's wish, as the header of a round has it; what is no choice is taken for the nearest above."""
+        with self._lock:
+            self._wishes.setdefault(round, {})[worker] = _smallest(wish)
+
+    def decide(self, schedule: Schedule, step: int) -> Schedule:
+        """After a step: the schedule that holds from the next one on; the same one if nothing changes."""
+        if not self._is_due(schedule, step - schedule.since):
+            return schedule
+        with self._lock:
+            if self._slack is None:
+                newest = {worker: wish for _, said in sorted(self._wishes.items()) for worker, wish in said.items()}
+                self._wishes = {0: newest}
+            else:
+                at = (step - self._slack) * schedule.rounds_per_step
+                newest = self._wishes.get(at, {})
+                self._wishes = {round: said for round, said in self._wishes.items() if round > at}
+        self._computed_s = self._busy_s = 0.0
+        parts = max(newest.values(), default=schedule.parts)
+        return schedule if parts == schedule.parts else schedule.changed(parts, step)
+
+    def _is_due(self, schedule: Schedule, steps: int) -> bool:
+        # Only where a cycle of parts ends; and the wishes looked at must be of this schedule.
+        early, every = (
+            -(-max(least, (self._slack or 0) + 1) // schedule.parts) * schedule.parts
+            for least in (EARLY_STEPS, EVERY_STEPS)
+        )
+        return steps % every == 0 or not schedule.since and steps == early
+
+    def to_plain(self) -> list:
+        """The wishes that are still to be looked at, for a checkpoint or a joiner."""
+        with self._lock:
+            return [[round, worker, wish] for round, said in self._wishes.items() for worker, wish in said.items()]
+
+    def load_plain(self, plain: list[Any]) -> None:
+        """The inverse of `to_plain`.
+
+        Raises:
+            ValueError, TypeError: it is none.
+        """
+        for round, worker, wish in plain:
+            self.note(int(worker), int(round), float(wish))
+
+
+def _smallest(needed: float) -> int:
+    return next((choice for choice in CHOICES if choice >= needed), CHOICES[-1])

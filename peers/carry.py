@@ -1,0 +1,101 @@
+"""What is carried: the door between an exchange and the rule by which values leave and enter.
+
+`gradients` and `parameters` are the two rules. A carry knows vectors, slices and codecs; it knows no bus
+and starts no thread, but `encode` is called from the pool, in the order of the rounds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from peers.partition import Schedule
+from peers.types import Buffer, Slice
+from peers.window import Contribution
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What leaves in a round: a slice and its values, float32 (part.size,), the carry's own until it is encoded."""
+
+    round: int
+    part: Slice
+    values: np.ndarray
+    extras: dict[str, float]
+    is_whole: bool = False
+
+
+class Carry(Protocol):
+    """One rule.
+
+    Attributes:
+        counts: what was not applied as it should have been, by reason.
+    """
+
+    counts: Counter[str]
+
+    def begin(self, round: int) -> None:
+        """A line of training begins, or goes on from a checkpoint, after this round."""
+
+    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
+        """Copy out what leaves in a round; `values` is float32 (section.size,)."""
+
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+        """As entries, with small numbers of the exchange's own for the header. Called from the pool."""
+
+    def through(self, round: int, is_synchronous: bool) -> int:
+        """The newest round that is to be applied in this one."""
+
+    def is_ready(self, through: int) -> bool:
+        """Whether all of our own that applying those rounds needs has been encoded."""
+
+    def collect(
+        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
+    ) -> np.ndarray:
+        """Apply what came.
+
+        Args:
+            through: see `through`.
+            section: what this round updates.
+            values: float32 (section.size,); changed in place.
+            items: the peers' contributions, in worker and round order, ours to change.
+            sharers: how many peers share a mean.
+
+        Returns:
+            `values`.
+        """
+
+    def reschedule(self, schedule: Schedule) -> None:
+        """The parts are others from now on."""
+
+    def begin_flush(self) -> int:
+        """After the last step: how many more steps' rounds must be published until everything has left."""
+
+    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
+        """After the flush has been collected: add what is still held back; returns whether there was any."""
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """For a checkpoint."""
+
+    def load_state(self, arrays: State, values: dict[str, Any]) -> None: ...
+
+    def shared_sizes(self) -> dict[str, int]:
+        """Number of values of the vectors that a joiner takes over, by name."""
+
+    def shared(self) -> tuple[State, dict[str, Any]]:
+        """Those vectors, copied, and small values."""
+
+    def applied(self, round: int) -> int:
+        """After `round` was collected: the newest round up to which contributions have been applied."""
+
+    def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
+        """Stand where a helper stood after `round`, when it had applied what came up to `applied`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it does not fit.
+        """

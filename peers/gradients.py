@@ -1,0 +1,176 @@
+"""Carrying gradients: each reaches every peer exactly once, in parts, as a lump or spread over steps.
+
+    offer: window += gradient, one part of it leaves        collect: gradient + what came, mean or sum
+
+What always holds (conservation): everything pushed into the window leaves exactly once; what a lossy
+codec drops stays behind as error feedback; so after the flush, delivered + kept = produced.
+
+Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN code is `lump` and `sum`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from peers.carry import Leaving, State
+from peers.held import Held
+from peers.lossy import ErrorFeedback
+from peers.message import MAX_ROUND, Layout, encode_vector
+from peers.partition import Schedule
+from peers.types import Buffer, Slice
+from peers.window import Contribution, GradientWindow
+
+MAX_SPAN = 1 << 20
+
+
+class GradientCarry:
+    """See `peers.carry.Carry`.
+
+    Args:
+        worker: our number; a sum goes in worker order, so that every worker gets the same.
+        layout: what all workers agree on.
+        size: number of values in the vector.
+        is_bounded: whether there is a staleness bound.
+        is_held: spread lumps over the steps that they took to gather; else apply them at once.
+        is_mean: divide by the number of workers that share; else sum.
+        peers: of whom a joiner may be given lumps.
+    """
+
+    def __init__(
+        self,
+        worker: int,
+        layout: Layout,
+        size: int,
+        is_bounded: bool,
+        is_held: bool,
+        is_mean: bool,
+        peers: tuple[int, ...] = (),
+    ):
+        self.counts: Counter[str] = Counter()
+        self._worker, self._layout, self._size = worker, layout, size
+        self._is_bounded, self._is_mean, self._peers = is_bounded, is_mean, peers
+        self._window = GradientWindow(size)
+        self._lossy = ErrorFeedback(layout.codec, size)
+        self._held = Held(size) if is_held else None
+        self._schedule = layout.schedule
+        # Per slice the step in which it last left, so that a lump can say how many steps it spans.
+        self._left_at: dict[Slice, int] = {}
+        self._since = self._newest = 0
+
+    def begin(self, round: int) -> None:
+        self._since, self._newest = self._schedule.step(round), round
+
+    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
+        self._newest = round
+        taken = self._window.pass_through(section, part, values)
+        return Leaving(round, part, taken, self._span(round, part))
+
+    def _span(self, round: int, part: Slice) -> dict[str, float]:
+        if self._held is None:
+            return {}
+        step = self._schedule.step(round)
+        span = step - self._left_at.get(part, self._since)
+        self._left_at[part] = step
+        return {"s": float(max(1, span))}
+
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+        write = None if self._layout.codec.is_exact else self._lossy.encode
+        extras = leaving.extras | extras
+        return encode_vector(
+            self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
+        )
+
+    def through(self, round: int, is_synchronous: bool) -> int:
+        # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
+        return round if self._is_bounded else MAX_ROUND
+
+    def is_ready(self, through: int) -> bool:
+        return True
+
+    def collect(
+        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
+    ) -> np.ndarray:
+        if self._held is not None:
+            for item in items:
+                steps = int(min(max(item.extras.get("s", 1.0), 1.0), MAX_SPAN))
+                self._held.add(item.sender, item.slice, item.values, steps)
+            self._held.give_out(section, values)
+        elif all(item.slice == section for item in items) and len({item.sender for item in items}) == len(items):
+            sum_in_order(self._worker, values, items)
+        else:
+            for item in items:
+                values[item.slice.start - section.start : item.slice.stop - section.start] += item.values
+        return self._shared(values, sharers)
+
+    def _shared(self, values: np.ndarray, sharers: int) -> np.ndarray:
+        if self._is_mean and sharers:
+            values /= np.float32(1 + sharers)
+        return values
+
+    def reschedule(self, schedule: Schedule) -> None:
+        # What has gathered since its slice last left is now in slices of another cut; the mean is near enough.
+        if self._left_at:
+            self._since = schedule.since - (self._schedule.parts - 1) // 2
+        self._left_at.clear()
+        self._schedule = schedule
+
+    def begin_flush(self) -> int:
+        # Every part but the one that left last; right after a change of parts every one.
+        parts = self._schedule.parts
+        return parts - (self._schedule.step(self._newest) - self._schedule.since >= parts)
+
+    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
+        found = self._held is not None and self._held.give_all(section, values)
+        self._shared(values, sharers)
+        return found
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        arrays = {"window": self._window.state(), "kept": self._lossy.state()}
+        values: dict[str, Any] = {"left_at": [[*part, step] for part, step in self._left_at.items()]}
+        if self._held is not None:
+            rates, values["held"] = self._held.state()
+            arrays |= {f"held.{peer}": rate for peer, rate in rates.items()}
+        return arrays, values
+
+    def load_state(self, arrays: State, values: dict[str, Any]) -> None:
+        self._window.load_state(arrays["window"])
+        self._lossy.load_state(arrays["kept"])
+        self._left_at = {Slice(start, stop): step for start, stop, step in values.get("left_at", ())}
+        self._load_held(arrays, values.get("held", []))
+
+    def shared_sizes(self) -> dict[str, int]:
+        peers = () if self._held is None else (*self._peers, self._worker)
+        return {f"held.{peer}": self._size for peer in peers}
+
+    def applied(self, round: int) -> int:
+        return round
+
+    def shared(self) -> tuple[State, dict[str, Any]]:
+        if self._held is None:
+            return {}, {}
+        rates, left = self._held.state()
+        nothing = np.zeros(self._size, dtype=np.float32)
+        return {name: rates.get(int(name[5:]), nothing) for name in self.shared_sizes()}, {"held": left}
+
+    def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
+        self.begin(round)
+        self._load_held(arrays, values.get("held", []))
+
+    def _load_held(self, arrays: State, left: list) -> None:
+        if self._held is not None:
+            self._held.load_state({int(n[5:]): array for n, array in arrays.items() if n.startswith("held.")}, left)
+
+
+def sum_in_order(worker: int, own: np.ndarray, items: list[Contribution]) -> None:
+    """own += all the others, added in worker order without a copy; the items' values are used as scratch."""
+    terms = sorted([(item.sender, item.values) for item in items] + [(worker, own)], key=lambda term: term[0])
+    total = terms[0][1]
+    for _, term in terms[1:]:
+        target = own if term is own or total is own else total
+        np.add(total, term, out=target)
+        total = target

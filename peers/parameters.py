@@ -1,0 +1,250 @@
+"""Carrying parameters: part k of the weights becomes the average of what the live workers published for it.
+
+    offer: what I have there, as a difference to what was last agreed (the reference), through the codec
+    collect, `slack` rounds later:   mine += average of published - what I published then
+                                     reference += average of the published differences
+
+So local progress since is kept, and replicas cannot drift apart. The delay is the bound itself, not
+whatever the wire happened to need: every worker applies round t - slack in round t, so a run repeats bit by
+bit under any slack, and all have the same reference when they encode.
+
+What always holds: an application moves the workers' weights towards each other and leaves their mean where
+it is, because the corrections of all workers add up to zero, whatever the codec dropped: that stays in the
+worker's own weights and goes out with the next difference (error feedback by construction). After the
+flush, in which every part is sent whole, all live workers hold the same weights: the mean (agreement).
+
+The checksum of the reference travels with each part. Workers whose references differ (they saw a dying
+peer's last words differently) all notice, and send that part whole the next time, which mends it. An exact
+codec needs no reference and sends the weights themselves.
+
+Without a bound (slack None) there is no round at which all apply; each contribution is applied when it has
+come, against what was published here for the same round: `mine += (theirs - mine then) / n`. With a codec
+for the weights themselves (raw, float16, bfloat16) that leaves the mean in place as well.
+
+Sources: Douillard et al., "Streaming DiLoCo", 2025 (one fragment at a time, with overlap); Wang et al.,
+"SlowMo"/"Overlap Local-SGD", 2020 (the pull-back with delay); Koloskova et al., "CHOCO-SGD", ICML 2019 and
+Karimireddy et al., ICML 2019 (compressed differences with what was dropped kept at home).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peers.carry import Leaving, State
+from peers.checksum import checksum
+from peers.codec import CODECS
+from peers.message import Layout, decode_vector, encode_vector
+from peers.partition import Schedule
+from peers.types import Buffer, Slice
+from peers.window import Contribution
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the others read of ours in a round: float32 (part.size,), as they decode it."""
+
+    part: Slice
+    values: np.ndarray
+    base: float
+    is_whole: bool
+
+
+class ParameterCarry:
+    """See `peers.carry.Carry`.
+
+    Args:
+        worker: our number.
+        layout: what all workers agree on.
+        initial: the weights with which everyone begins, float32 (size,); copied.
+        lag: the staleness bound in rounds, None for none.
+        backlog: without a bound, how many rounds of our own are remembered.
+    """
+
+    def __init__(self, worker: int, layout: Layout, initial: np.ndarray, lag: int | None, backlog: int = 64):
+        self.counts: Counter[str] = Counter()
+        self._worker, self._layout, self._lag, self._backlog = worker, layout, lag, backlog
+        self._schedule = layout.schedule
+        has_reference = lag is not None and not layout.codec.is_exact
+        self._reference = initial.astype(np.float32, copy=True) if has_reference else None
+        self._lock = threading.Lock()
+        self._published: dict[int, _Published] = {}
+        self._newest = self._applied = 0
+        self._encoded = 0
+        # Slices whose references differ somewhere, and the round in which a slice was last mended.
+        self._broken: set[Slice] = set()
+        self._mended: dict[Slice, int] = {}
+        self._is_flushing = False
+        # Whose replica this one was, up to which round: it stands in for ours in the rounds before.
+        self._origin: tuple[int, int] | None = None
+
+    def begin(self, round: int) -> None:
+        self._newest = self._encoded = self._applied = round
+
+    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
+        self._newest = round
+        here = values[part.start - section.start : part.stop - section.start]
+        if self._reference is None:
+            return Leaving(round, part, here.copy(), {}, is_whole=self._is_flushing)
+        is_whole = self._is_flushing or any(_overlap(part, broken) for broken in self._broken)
+        if is_whole:
+            self._broken = {broken for broken in self._broken if not _overlap(part, broken)}
+            return Leaving(round, part, here.copy(), {}, is_whole=True)
+        # Here and not in the pool: the reference is the main thread's.
+        reference = self._reference[part.start : part.stop]
+        base = float(checksum(memoryview(reference).cast("B")))
+        return Leaving(round, part, here - reference, {"b": base})
+
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+        codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
+        entries = encode_vector(
+            self._layout,
+            "part",
+            leaving.round,
+            leaving.part,
+            leaving.values,
+            codec=codec,
+            extras=leaving.extras | extras,
+        )
+        read = leaving.values if codec.is_exact else decode_vector(entries, codec, leaving.part.size)
+        with self._lock:
+            base = leaving.extras.get("b", 0.0)
+            self._published[leaving.round] = _Published(leaving.part, read, base, leaving.is_whole)
+            self._encoded = leaving.round
+            if self._lag is None:
+                self._published.pop(leaving.round - self._backlog, None)
+        return entries
+
+    def through(self, round: int, is_synchronous: bool) -> int:
+        if self._lag is None:
+            # The pool may be behind; what is not encoded yet waits for the next round.
+            return self._encoded
+        return round if is_synchronous else round - self._lag
+
+    def is_ready(self, through: int) -> bool:
+        return self._encoded >= min(through, self._newest)
+
+    def collect(
+        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
+    ) -> np.ndarray:
+        if self._lag is None and not self._is_flushing:
+            self._apply_singly(section, values, items, sharers)
+            return values
+        with self._lock:
+            mine = [r for r in self._published if r <= through and self._schedule.section(r) == section]
+            published = {round: self._published.pop(round) for round in sorted(mine)}
+        for round in sorted(published.keys() | {item.round for item in items}):
+            self._apply(round, section, values, published.get(round), [item for item in items if item.round == round])
+        self._applied = max(self._applied, through)
+        return values
+
+    def _apply(
+        self, round: int, section: Slice, values: np.ndarray, mine: _Published | None, items: list[Contribution]
+    ) -> None:
+        found = [(item.sender, item) for item in items]
+        if mine is not None:
+            found.append((self._worker, mine))
+        elif self._origin is not None and round <= self._origin[1]:
+            # We were that worker then; what it published is what our weights had.
+            same = next((item for item in items if item.sender == self._origin[0]), None)
+            mine = same and _Published(same.slice, same.values, same.extras.get("b", 0.0), same.is_whole)
+        if mine is None:
+            self.counts["late"] += len(items)
+            return
+        part = mine.part
+        terms = []
+        for sender, one in sorted(found, key=lambda pair: pair[0]):
+            if isinstance(one, Contribution) and one.slice != part:
+                self.counts["misaligned"] += 1
+                continue
+            is_other = not one.is_whole and isinstance(one, Contribution) and one.extras.get("b", 0.0) != mine.base
+            if self._reference is not None and is_other and not mine.is_whole and round > self._mended.get(part, 0):
+                self.counts["diverged"] += 1
+                self._broken.add(part)
+            terms.append((one.values, one.is_whole))
+        here = values[part.start - section.start : part.stop - section.start]
+        reference = None if self._reference is None else self._reference[part.start : part.stop]
+        if reference is None or all(is_whole for _, is_whole in terms):
+            average = _mean([term for term, _ in terms])
+            if reference is not None:
+                reference[:] = average
+                self._mended[part] = self._newest
+            if round == self._newest or self._is_flushing and mine.is_whole:
+                # Nothing has changed since it was published: agree to the last bit.
+                here[:] = average
+            else:
+                here += average - mine.values
+            return
+        changes = [term - reference if is_whole else term for term, is_whole in terms]
+        own = mine.values - reference if mine.is_whole else mine.values
+        average = _mean(changes)
+        reference += average
+        average -= own
+        here += average
+
+    def _apply_singly(self, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
+        for item in items:
+            with self._lock:
+                mine = self._published.get(item.round)
+            if mine is None or mine.part != item.slice:
+                self.counts["late" if mine is None else "misaligned"] += 1
+                continue
+            here = values[item.slice.start - section.start : item.slice.stop - section.start]
+            here += (item.values - mine.values) / np.float32(1 + max(1, sharers))
+
+    def reschedule(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def begin_flush(self) -> int:
+        """Every part once more, whole, so that all end alike."""
+        self._is_flushing = True
+        return self._schedule.parts
+
+    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
+        return True
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """At a cut everything published has been applied, so the reference is all there is."""
+        return self._reference_state(), {"broken": [list(part) for part in self._broken]}
+
+    def load_state(self, arrays: State, values: dict[str, Any]) -> None:
+        if self._reference is not None:
+            self._reference[:] = arrays["reference"]
+        self._broken = {Slice(*part) for part in values.get("broken", ())}
+
+    def shared_sizes(self) -> dict[str, int]:
+        return {} if self._reference is None else {"reference": self._reference.size}
+
+    def applied(self, round: int) -> int:
+        return round if self._lag is None else max(self._applied, round - self._lag)
+
+    def shared(self) -> tuple[State, dict[str, Any]]:
+        return self.state()
+
+    def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
+        self.load_state(arrays, values)
+        self._newest = self._encoded = round
+        self._applied = applied
+        self._origin = (helper, round)
+
+    def _reference_state(self) -> State:
+        return {} if self._reference is None else {"reference": self._reference.copy()}
+
+
+def _mean(terms: list[np.ndarray]) -> np.ndarray:
+    """In the order given, so that every worker gets the same."""
+    total = terms[0].copy() if len(terms) == 1 else terms[0] + terms[1]
+    for term in terms[2:]:
+        total += term
+    total /= np.float32(len(terms))
+    return total
+
+
+def _overlap(one: Slice, other: Slice) -> bool:
+    return one.start < other.stop and other.start < one.stop
