@@ -10,7 +10,7 @@ contract suite runs on both (tests/test_bus.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from peers.types import Buffer, Entry, Lease
@@ -24,6 +24,9 @@ class Bus(Protocol):
         servers: for each server followed, the peers that live on it.
         sent_bytes, received_bytes: payload and header bytes so far.
         sequence: number of the newest entry of my outbox.
+        publish_busy_s: seconds spent in appending so far, from the first byte sent to the last answer.
+        read_busy_s: seconds so far in which a reply of at least one server was coming in, from its first byte to
+            its last; waiting for something to be said does not count. 0 where nothing has to travel.
     """
 
     worker: int
@@ -32,18 +35,22 @@ class Bus(Protocol):
     sent_bytes: int
     received_bytes: int
     sequence: int
+    publish_busy_s: float
+    read_busy_s: float
 
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         """Set how many entries an outbox keeps, and the largest payload, by which reads are sized."""
 
-    def publish(self, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         """Append to my outbox, which everyone reads.
+
+        Entries may be made while earlier ones travel; a payload may not change before this returns.
 
         Raises:
             BusError: my node's Redis did not take it in time.
         """
 
-    def send(self, peer: int, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def send(self, peer: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         """Append to my stream for one peer. Raises as `publish`."""
 
     def follow(self, peer: int, incarnation: str, after: int = 0) -> None:
@@ -54,6 +61,8 @@ class Bus(Protocol):
 
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
         """What the followed peers on one server have said since the last call; waits for something.
+
+        The payloads are views: memory is taken again when the entries are let go of.
 
         Raises:
             BusError: the server does not answer; the next call tries again.

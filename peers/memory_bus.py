@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from peers.errors import BusError, DuplicateError
 from peers.types import Buffer, Entry, Lease
@@ -44,6 +44,7 @@ class MemoryBus:
         self.worker, self.incarnation = worker, incarnation
         self.servers = (tuple(peers),) if peers else ()
         self.sent_bytes = self.received_bytes = 0
+        self.publish_busy_s = self.read_busy_s = 0.0
         self._hub = hub
         self._peers = tuple(peers)
         self._max_entries = 1 << 20
@@ -58,13 +59,14 @@ class MemoryBus:
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         self._max_entries = max_entries
 
-    def publish(self, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         self._append(TO_ALL, entries)
 
-    def send(self, peer: int, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def send(self, peer: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         self._append(peer, entries)
 
-    def _append(self, channel: int, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def _append(self, channel: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
+        entries = list(entries)
         with self._hub.changed:
             if self._is_closed:
                 raise BusError("the bus is closed")

@@ -1,89 +1,34 @@
-"""The bus on Redis Streams: the only file of this package that speaks Redis.
+"""The bus on Redis Streams: which commands are said to whom, and what is done when a server is away.
 
-Every client option is set here, once, because redis-py's defaults changed from one major version
-to the next: RESP2, no retries inside the client (`_insist` is the only place that retries), reads
-that block for at most a second, and a socket timeout on everything. Plain XREAD with private
-cursors: no consumer groups (every peer needs every message), no pub/sub (it forgets), no Lua.
+Plain XREAD with private cursors: no consumer groups (every peer needs every message), no pub/sub (it
+forgets), no Lua. `_insist` is the only place that retries. XADD and XREAD, which carry the vectors, go
+over links by `resp`, which copies nothing; everything small goes by redis-py.
 """
 
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from peers.errors import BusError, DuplicateError, UnreachableError
+from peers.errors import BusError, DuplicateError
 from peers.keys import Keys
+from peers.redis_client import BLOCK_S, address, connect, open_link, split_socket
+from peers.resp import Busy, Connection, ReplyError, bulks, command
 from peers.types import Buffer, Entry, Lease
 
-BLOCK_S = 1.0
-SOCKET_TIMEOUT_S = BLOCK_S + 3.0
-REPLY_BYTES = 2 * 1024 * 1024
-PIPELINE_BYTES = 2 * 1024 * 1024
+REPLY_BYTES = 1024 * 1024
+# How much is gathered for one system call while more is being made.
+SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
 _encode_lease = msgspec.msgpack.Encoder().encode
 _lease_decoder = msgspec.msgpack.Decoder(Lease)
-
-
-def address(url: str) -> str:
-    """A Redis URL without its password, for people to read."""
-    parts = urlsplit(url)
-    return parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-
-
-def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> redis.Redis:
-    """A client that has answered PING.
-
-    Raises:
-        UnreachableError: no answer within `timeout_s`, or one that waiting will not mend; the message
-            has host, port and reason.
-    """
-    try:
-        client = redis.Redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=SOCKET_TIMEOUT_S,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_timeout=False,
-            health_check_interval=0,
-        )
-    except (ValueError, TypeError) as error:
-        shown = re.sub(r"//[^@/]*@", "//", url)
-        raise UnreachableError(f"{shown!r} is no Redis URL: {error}") from None
-    # XREAD's reply as it comes: parsing it into dictionaries costs more than reading it.
-    client.set_response_callback("XREAD", lambda reply, **options: reply)
-    deadline, has_said = time.monotonic() + timeout_s, False
-    while True:
-        try:
-            client.ping()
-            return client
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            client.close()
-            raise UnreachableError(f"Redis at {address(url)} refuses us: {error}") from None
-        except redis.RedisError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            if time.monotonic() >= deadline:
-                client.close()
-                raise UnreachableError(
-                    f"no Redis answers at {address(url)} ({reason}) after {timeout_s:g} s; "
-                    "start a redis-server there, or mend `peers`"
-                ) from None
-            if not has_said:
-                say(f"no Redis answers at {address(url)} yet ({reason}); trying for {timeout_s:g} s")
-                has_said = True
-            time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
 
 class RedisBus:
@@ -116,16 +61,24 @@ class RedisBus:
         self._keys = Keys(run)
         self._patience_s = patience_s
         self._say = say
+        own_far, own_near = split_socket(urls[worker])
         by_url: dict[str, list[int]] = {}
         for peer in peers:
-            by_url.setdefault(urls[peer], []).append(peer)
+            far, _ = split_socket(urls[peer])
+            # Who shares our node's Redis is as near as we are.
+            by_url.setdefault(own_near if far == own_far else far, []).append(peer)
         self.servers = tuple(tuple(group) for group in by_url.values())
         deadline = time.monotonic() + connect_timeout_s
-        self._own = connect(urls[worker], connect_timeout_s, say)
+        self._own = connect(own_near, connect_timeout_s, say)
         # Reading blocks, so each followed server gets a client of its own, even our own node's.
         self._readers = [connect(url, max(0.0, deadline - time.monotonic()), say) for url in by_url]
         self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
         self._addresses = [address(url) for url in by_url]
+        # For the vectors: to our own node, and to each server followed; made when they are needed.
+        self._appender: Connection | None = None
+        self._links: list[Connection | None] = [None] * len(self._readers)
+        self._reading = [threading.Lock() for _ in self._readers]
+        self._read_busy, self._publish_busy = Busy(), Busy()
         self._max_entries, self._entry_bytes = 1024, REPLY_BYTES
         self._sequences: dict[str, int] = {}
         self._cursors: dict[int, dict[str, tuple[str, int]]] = {}
@@ -139,52 +92,73 @@ class RedisBus:
     def sequence(self) -> int:
         return self._sequences.get(self._keys.out(self.worker, self.incarnation), 0)
 
+    @property
+    def publish_busy_s(self) -> float:
+        return self._publish_busy.total_s
+
+    @property
+    def read_busy_s(self) -> float:
+        return self._read_busy.total_s
+
     def configure(self, max_entries: int, entry_bytes: int) -> None:
         self._max_entries, self._entry_bytes = max_entries, max(1, entry_bytes)
 
     # --- publishing ---------------------------------------------------------------------------
 
-    def publish(self, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         self._append(self._keys.out(self.worker, self.incarnation), entries)
 
-    def send(self, peer: int, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def send(self, peer: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         self._append(self._keys.direct(self.worker, self.incarnation, peer), entries)
 
-    def _append(self, key: str, entries: Sequence[tuple[bytes, Buffer]]) -> None:
+    def _append(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         """XADD with explicit ids, pipelined; adding again what is there already is refused by Redis."""
         with self._appending:
-            self._append_in_order(key, entries)
+            try:
+                self._append_in_order(key, entries)
+            except BaseException:
+                # Answers may still be on their way.
+                self._hang_up()
+                raise
 
-    def _append_in_order(self, key: str, entries: Sequence[tuple[bytes, Buffer]]) -> None:
-        batch, size = [], 0
+    def _append_in_order(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
+        is_new = key not in self._sequences
+        name, batch = key.encode(), _Batch()
         for header, payload in entries:
             sequence = self._sequences.get(key, 0) + 1
             self._sequences[key] = sequence
-            batch.append(
-                ("XADD", key, "MAXLEN", self._max_entries, b"%d-0" % sequence, b"h", header, b"d", _as_bytes(payload))
-            )
-            size += len(header) + len(payload)
+            head = bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries, b"%d-0" % sequence, b"h", header, b"d")
+            batch.add(b"*9\r\n%b$%d\r\n" % (head, len(payload)), payload, b"\r\n")
             self.sent_bytes += len(header) + len(payload)
-            if size >= PIPELINE_BYTES:
-                self._add_batch(batch)
-                batch, size = [], 0
-        if self._sequences[key] == len(entries):
-            batch.append(("EXPIRE", key, KEEP_S))
-        self._add_batch(batch)
+            if batch.waiting_bytes >= SEND_BYTES:
+                self._insist(lambda: self._deliver(batch, is_last=False), "publish")
+        if is_new:
+            batch.add(command(b"EXPIRE", name, b"%d" % KEEP_S))
+        self._insist(lambda: self._deliver(batch, is_last=True), "publish")
 
-    def _add_batch(self, batch: list[tuple]) -> None:
-        if not batch:
-            return
+    def _deliver(self, batch: _Batch, is_last: bool) -> None:
+        """Send what has not been sent on this connection; at last await the answers."""
+        with self._publish_busy:
+            try:
+                if self._appender is None:
+                    batch.sent = 0
+                    self._appender = open_link(self._own, 64 * 1024)
+                self._appender.send(batch.pieces[batch.sent :])
+                batch.sent = len(batch.pieces)
+                batch.waiting_bytes = 0
+                answers = [self._appender.read() for _ in range(batch.commands if is_last else 0)]
+            except OSError as error:
+                self._hang_up()
+                raise redis.ConnectionError(f"{type(error).__name__}: {error}") from None
+        for answer in answers:
+            if isinstance(answer, ReplyError) and "equal or smaller" not in str(answer):
+                batch.sent = 0
+                raise redis.ResponseError(str(answer))
 
-        def add() -> None:
-            pipeline = self._own.pipeline(transaction=False)
-            for command in batch:
-                pipeline.execute_command(*command)
-            for reply in pipeline.execute(raise_on_error=False):
-                if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
-                    raise reply
-
-        self._insist(add, "publish")
+    def _hang_up(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
 
     def _insist(self, action: Callable, what: str):
         """Try again with jittered back-off while our own node is away, up to the patience."""
@@ -236,22 +210,21 @@ class RedisBus:
             return []
         count = max(1, REPLY_BYTES // (self._entry_bytes * len(cursors)))
         block_ms = max(1, int(min(timeout_s, BLOCK_S) * 1000))
-        ids = [b"%d-0" % after for _, _, after in cursors.values()]
-        try:
-            reply = self._readers[server].execute_command(
-                "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *cursors, *ids
-            )
-        except redis.RedisError as error:
-            raise BusError(f"Redis at {self._addresses[server]}: {error}") from None
+        request = command(
+            *(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS"),
+            *(name.encode() for name in cursors),
+            *(b"%d-0" % after for _, _, after in cursors.values()),
+        )
         entries = []
-        for key, items in reply or ():
-            name = key.decode()
+        for key, items in self._ask(server, request) or ():
+            name = bytes(key).decode()
             peer, incarnation, after = cursors[name]
+            is_direct = name != self._keys.out(peer, incarnation)
             for item_id, fields in items:
-                sequence = _number(item_id)
-                values = dict(zip(fields[::2], fields[1::2], strict=True))
-                header, payload = values.get(b"h", b""), values.get(b"d", b"")
-                is_direct = name != self._keys.out(peer, incarnation)
+                sequence = _number(bytes(item_id))
+                values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
+                # The header is small and is kept; the payload stays where the socket has put it.
+                header, payload = bytes(values.get(b"h", b"")), values.get(b"d", b"")
                 entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, header, payload, is_direct))
                 after = sequence
                 self.received_bytes += len(header) + len(payload)
@@ -259,6 +232,24 @@ class RedisBus:
                 if name in self._cursors.get(peer, {}):
                     self._cursors[peer][name] = (incarnation, after)
         return entries
+
+    def _ask(self, server: int, request: bytes) -> list | None:
+        """XREAD's reply as it comes."""
+        with self._reading[server]:
+            try:
+                if self._links[server] is None:
+                    self._links[server] = open_link(self._readers[server], REPLY_BYTES * 2, self._read_busy)
+                self._links[server].send([request])
+                reply = self._links[server].read()
+                if not isinstance(reply, ReplyError):
+                    return reply
+                error: Exception = reply
+            except (OSError, redis.RedisError) as failure:
+                error = failure
+            if self._links[server] is not None:
+                self._links[server].close()
+                self._links[server] = None
+        raise BusError(f"Redis at {self._addresses[server]}: {error}") from None
 
     # --- leases and states --------------------------------------------------------------------
 
@@ -343,9 +334,26 @@ class RedisBus:
     def close(self) -> None:
         self._closing.set()
         self._followed.set()
+        self._hang_up()
+        for link in self._links:
+            if link is not None:
+                link.close()
         for client in (self._own, *self._readers):
             client.close()
             client.connection_pool.disconnect()
+
+
+class _Batch:
+    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again."""
+
+    def __init__(self):
+        self.pieces: list[Buffer] = []
+        self.commands = self.sent = self.waiting_bytes = 0
+
+    def add(self, *pieces: Buffer) -> None:
+        self.pieces += pieces
+        self.commands += 1
+        self.waiting_bytes += sum(map(len, pieces))
 
 
 def _as_bytes(value: Buffer) -> Buffer:

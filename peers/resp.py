@@ -1,0 +1,245 @@
+"""Redis' wire protocol (RESP2) for bulk data: what is sent and what is received is never copied in this process.
+
+Sending gathers small headers and the callers' buffers in one system call. Receiving fills a large buffer, and the
+bytes of a reply are views into it. A buffer is used again when no view of it is left, and not before: Python itself
+keeps count, because a bytearray that somebody looks at refuses to change its size.
+
+Everything that a server says is checked before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from peers.types import Buffer
+
+MAX_BULK_BYTES = 64 * 1024 * 1024
+MAX_REPLY_BYTES = 4 * MAX_BULK_BYTES
+MAX_ITEMS = 1 << 20
+MAX_DEPTH = 8
+MAX_LINE_BYTES = 64 * 1024
+# Linux takes 1024 pieces in one call.
+MAX_PIECES = 1000
+KEPT_BUFFERS = 8
+
+
+class ReplyError(Exception):
+    """The server refuses a command; the text is its error line, code first."""
+
+
+class ProtocolError(ConnectionError):
+    """What came is no RESP2, or is absurdly large; nothing more can be read from this connection."""
+
+
+class Busy:
+    """Seconds in which at least one of several threads was at it.
+
+    Args:
+        now: seconds, monotonic.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now = now
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = self._total_s = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._active:
+                self._since = self._now()
+            self._active += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._active -= 1
+            if not self._active:
+                self._total_s += self._now() - self._since
+
+    @property
+    def total_s(self) -> float:
+        """So far, what is going on now included."""
+        with self._lock:
+            return self._total_s + (self._now() - self._since if self._active else 0.0)
+
+
+def command(*arguments: Buffer) -> bytes:
+    """A whole command in one piece, for small arguments."""
+    return b"*%d\r\n" % len(arguments) + bulks(*arguments)
+
+
+def bulks(*arguments: Buffer) -> bytes:
+    """Arguments of a command."""
+    return b"".join(b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments)
+
+
+class Replies:
+    """Reads one reply after the other.
+
+    Bulk strings come as memoryviews, which stay as they are for as long as somebody holds them; arrays as lists,
+    nil as None, an error inside or instead of a reply as a `ReplyError` that is returned and not raised.
+
+    Args:
+        receive_into: as of a socket: waits for something, writes it, returns how much; 0 at the end.
+        buffer_bytes: size of a buffer; a reply that needs more gets a larger one.
+        busy: is entered while a reply comes in, from its first byte to its last.
+    """
+
+    def __init__(self, receive_into: Callable[[memoryview], int], buffer_bytes: int, busy: Busy | None = None):
+        self._receive_into = receive_into
+        self._buffer_bytes = buffer_bytes
+        self._busy = busy or Busy()
+        self._buffers: list[bytearray] = []
+        self._buffer = bytearray()
+        self._view = memoryview(self._buffer)
+        # The bytes from `_at` to `_end` have come and have not been read.
+        self._at = self._end = 0
+        self._left_bytes = 0
+
+    def read(self) -> Any:
+        """The next reply.
+
+        Raises:
+            ProtocolError, ConnectionError, OSError: this connection is of no use any more.
+        """
+        if self._at == self._end:
+            self._move(self._buffer_bytes)
+            self._fill(1)
+        self._left_bytes = MAX_REPLY_BYTES
+        with self._busy:
+            return self._value(MAX_DEPTH)
+
+    def _value(self, depth: int) -> Any:
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            size = self._length(rest, MAX_BULK_BYTES)
+            if size < 0:
+                return None
+            self._left_bytes -= size
+            if self._left_bytes < 0:
+                raise ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+            self._fill(size + 2)
+            start = self._at
+            self._at = start + size + 2
+            if self._buffer[start + size : self._at] != b"\r\n":
+                raise ProtocolError("a bulk string that does not end where it should")
+            return self._view[start : start + size]
+        if kind == b"*":
+            size = self._length(rest, MAX_ITEMS)
+            if not depth:
+                raise ProtocolError("arrays in arrays without end")
+            return None if size < 0 else [self._value(depth - 1) for _ in range(size)]
+        if kind == b":":
+            return self._length(rest, 2**63)
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            return ReplyError(rest.decode(errors="replace"))
+        raise ProtocolError(f"no RESP2: {line[:32]!r}")
+
+    def _length(self, text: bytes, limit: int) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ProtocolError(f"no number: {text[:32]!r}") from None
+        if not -1 <= value <= limit:
+            raise ProtocolError(f"{value} is beyond {limit}")
+        return value
+
+    def _line(self) -> bytes:
+        searched = 0
+        while True:
+            found = self._buffer.find(b"\r\n", self._at + searched, self._end)
+            if found >= 0:
+                line = bytes(self._view[self._at : found])
+                self._at = found + 2
+                return line
+            # The last byte may be the first half of the line's end.
+            searched = max(0, self._end - self._at - 1)
+            if searched > MAX_LINE_BYTES:
+                raise ProtocolError("a line without end")
+            self._fill(self._end - self._at + 1)
+
+    def _fill(self, size: int) -> None:
+        """Wait until so many bytes have come that have not been read."""
+        while self._end - self._at < size:
+            if self._at + size > len(self._buffer):
+                self._move(size)
+            received = self._receive_into(self._view[self._end :])
+            if not received:
+                raise ConnectionError("the server has closed the connection")
+            self._end += received
+
+    def _move(self, size: int) -> None:
+        """Go on in a buffer that nobody looks at and that has room for `size` bytes; take unread bytes along."""
+        count, old = self._end - self._at, self._buffer
+        self._view.release()
+        fresh = self._free(size, old if count else None)
+        fresh[:count] = old[self._at : self._end]
+        self._buffer, self._view, self._at, self._end = fresh, memoryview(fresh), 0, count
+
+    def _free(self, size: int, but: bytearray | None) -> bytearray:
+        for buffer in self._buffers:
+            if buffer is not but and len(buffer) >= size and _is_unseen(buffer):
+                return buffer
+        buffer = bytearray(max(size, self._buffer_bytes))
+        self._buffers.append(buffer)
+        del self._buffers[:-KEPT_BUFFERS]
+        return buffer
+
+
+def _is_unseen(buffer: bytearray) -> bool:
+    """Whether no view of a buffer is left."""
+    try:
+        last = buffer.pop()
+    except BufferError:
+        return False
+    buffer.append(last)
+    return True
+
+
+class Connection:
+    """A connected socket that speaks RESP2.
+
+    Args:
+        socket: connected, and allowed to do what it is asked; with a timeout. Closed by `close`.
+        buffer_bytes, busy: as of `Replies`.
+    """
+
+    def __init__(self, socket: socket.socket, buffer_bytes: int, busy: Busy | None = None):
+        self._socket = socket
+        self._replies = Replies(socket.recv_into, buffer_bytes, busy)
+        self.read = self._replies.read
+
+    def send(self, pieces: Iterable[Buffer]) -> None:
+        """Send buffers one after the other, as they lie in memory.
+
+        Raises:
+            OSError: nothing more can be sent on this connection.
+        """
+        views = [memoryview(piece) for piece in pieces if len(piece)]
+        first = 0
+        while first < len(views):
+            try:
+                sent = self._socket.sendmsg(views[first : first + MAX_PIECES])
+            except (NotImplementedError, AttributeError):
+                # TLS copies everything anyway, to encrypt it.
+                self._socket.sendall(views[first])
+                sent = len(views[first])
+            while first < len(views) and sent >= len(views[first]):
+                sent -= len(views[first])
+                first += 1
+            if sent:
+                views[first] = views[first][sent:]
+
+    def close(self) -> None:
+        """End the connection; whoever waits for a reply gets an error."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()

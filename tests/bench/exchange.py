@@ -1,0 +1,230 @@
+"""Benchmark of the wire: a full exchange between two workers, against its rivals and its limit, in the same run.
+
+Two worker processes, each with its own redis-server on loopback; a round is over when every worker has the whole
+vector of the other (degan's: and the mean of both). Every method runs in blocks, the blocks of all methods take
+turns, a block's figure is the median of its rounds, and a ratio is the median of the ratios of blocks of one turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import redis
+import torch
+
+from peers.codec import CODECS
+from peers.exchange import Exchange
+from peers.message import Layout
+from peers.partition import Schedule
+from peers.redis_bus import RedisBus
+from peers.rendezvous import Rendezvous
+from peers.rules import Rules
+from peers.types import Slice
+from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq
+from tests.bench.table import finish, show
+from tests.servers import free_port, redis_server
+
+VALUES = 4_240_320  # DEGAN's model.
+KEEP_ROUNDS = 8
+BARE_COUNT = 4
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+CODEC_NAMES = ("raw", "float16", "bfloat16", "int8", "topk", "sign")
+RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
+
+
+class Degan:
+    """The exchange as `degan.modes.partial_exchange` builds it, with a gradient that costs nothing."""
+
+    def __init__(self, rank: int, urls: list[str], run: str, codec: str, values: int):
+        self.values = values
+        self._gradient = np.random.default_rng(rank).standard_normal(values, np.float32) * np.float32(1e-3)
+        self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank])
+        layout = Layout(Schedule([Slice(0, values)], 1), CODECS[codec], 0, b"benchmrk")
+        rules = Rules(slack=0, keep_rounds=KEEP_ROUNDS)
+        self._rendezvous = Rendezvous(self._bus, {"codec": codec}, rules.lease_s, 30.0, _silent, _silent)
+        self._rendezvous.claim([])
+        start = self._rendezvous.meet([], {})
+        self._exchange = Exchange(self._bus, layout, values, rules, _silent)
+        self._exchange.start(start, 0)
+
+    def round(self) -> None:
+        self._exchange.exchange(self._gradient)
+
+    def close(self) -> None:
+        self._exchange.finish()
+        self._exchange.close()
+        self._rendezvous.close()
+        self._bus.close()
+
+
+def _silent(_: object) -> None:
+    pass
+
+
+def _open(method: str, rank: int, urls: list[str], ports: list[int], values: int, run: str) -> Rival:
+    if method == "bare socket":
+        entries = KEEP_ROUNDS * -(-4 * values // (256 * 1024))
+        return BareSocket(rank, urls, values, entries, BARE_COUNT)
+    if method.startswith("gloo"):
+        return Gloo(rank, ports[0], values, method.endswith("reduce"))
+    if method.startswith("zeromq"):
+        return ZeroMq(rank, (ports[0], ports[1]), values)
+    return Degan(rank, urls, run, method.removeprefix("degan "), values)
+
+
+def _work(rank: int, urls: list[str], values: int, pipe: Connection) -> None:
+    """A worker process: opens a method, warms it up, runs rounds when told, and says how long each took."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError):
+        while True:
+            method, run, ports, warm, rounds = pipe.recv()
+            rival = _open(method, rank, urls, ports, values, run)
+            for _ in range(warm):
+                rival.round()
+            pipe.send("warm")
+            pipe.recv()
+            times = [time.perf_counter()]
+            for _ in range(rounds):
+                rival.round()
+                times.append(time.perf_counter())
+            pipe.send([after - before for before, after in zip(times[:-1], times[1:], strict=True)])
+            pipe.recv()
+            rival.close()
+            pipe.send("closed")
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds that a process has computed so far, in all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+
+
+class Pair:
+    """Two worker processes and their two servers."""
+
+    def __init__(self, urls: list[str], values: int):
+        self.urls = urls
+        context = multiprocessing.get_context("spawn")
+        self._clients = [redis.Redis.from_url(url) for url in urls]
+        self._pipes, self._workers = [], []
+        for rank in range(2):
+            here, there = context.Pipe()
+            worker = context.Process(target=_work, args=(rank, urls, values, there), daemon=True)
+            worker.start()
+            there.close()
+            self._pipes.append(here)
+            self._workers.append(worker)
+        self._pids = [worker.pid for worker in self._workers]
+        self._pids += [client.info("server")["process_id"] for client in self._clients]
+        self._blocks = 0
+
+    def block(self, method: str, warm: int, rounds: int) -> tuple[float, float]:
+        """Median seconds a round, and CPU seconds a round of both workers and both servers."""
+        for client in self._clients:
+            client.flushall()
+        self._blocks += 1
+        ports = [free_port(), free_port()]
+        self._tell((method, f"bench{self._blocks}", ports, warm, rounds))
+        self._hear()
+        before = sum(map(cpu_s, self._pids))
+        self._tell("go")
+        times = self._hear()
+        used_s = sum(map(cpu_s, self._pids)) - before
+        self._tell("close")
+        self._hear()
+        return statistics.median(max(both) for both in zip(*times, strict=True)), used_s / rounds
+
+    def _tell(self, what: object) -> None:
+        for pipe in self._pipes:
+            pipe.send(what)
+
+    def _hear(self) -> list:
+        heard = []
+        for pipe in self._pipes:
+            if not pipe.poll(120):
+                raise TimeoutError("a worker of the benchmark does not answer")
+            heard.append(pipe.recv())
+        return heard
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for worker in self._workers:
+            worker.join(10)
+            if worker.is_alive():
+                worker.kill()
+        for client in self._clients:
+            client.close()
+
+
+def _ratio(results: dict[str, list[tuple[float, float]]], one: str, other: str, index: int = 0) -> float:
+    """The median over the turns of one method's figure to another's in the same turn."""
+    return statistics.median(a[index] / b[index] for a, b in zip(results[one], results[other], strict=True))
+
+
+def _bars(results: dict[str, list[tuple[float, float]]]) -> list[tuple[str, float, float, bool]]:
+    wanted = [
+        ("raw / zeromq pickle", "degan raw", "zeromq pickle", 0, 1.0),
+        ("raw / gloo all_gather", "degan raw", "gloo all_gather", 0, 1.0),
+        ("raw / bare socket", "degan raw", "bare socket", 0, 1.35),
+        ("float16 / raw", "degan float16", "degan raw", 0, 0.75),
+        ("float16 / raw, CPU", "degan float16", "degan raw", 1, 1.0),
+    ]
+    bars = []
+    for label, one, other, index, limit in wanted:
+        if one in results and other in results:
+            value = _ratio(results, one, other, index)
+            bars.append((label, round(value, 3), limit, value <= limit))
+    return bars
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--values", type=int, default=VALUES, help="float32 values of the vector")
+    parser.add_argument("--turns", type=int, default=7, help="blocks of every method")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of a block")
+    parser.add_argument("--only", nargs="*", default=[], help="methods whose name contains one of these")
+    options = parser.parse_args(arguments)
+    methods = [f"degan {name}" for name in CODEC_NAMES if name in CODECS] + list(RIVALS)
+    methods = [m for m in methods if not options.only or any(word in m for word in options.only)]
+    results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    with redis_server() as first, redis_server() as second:
+        pair = Pair([first, second], options.values)
+        try:
+            for _ in range(options.turns):
+                for method in methods:
+                    # The outbox is full after so many rounds: from then on Redis gives room back as it takes.
+                    results[method].append(pair.block(method, KEEP_ROUNDS + 2, options.rounds))
+        finally:
+            pair.close()
+    rows = [_row(method, figures, options.values) for method, figures in results.items()]
+    show(f"A full exchange of {options.values:,} float32 between two workers", rows)
+    figures = {m: {"ms": t, "cpu_ms": c} for m, t, c in ((r["method"], r["ms a round"], r["CPU ms"]) for r in rows)}
+    return finish("exchange", _bars(results), {"values": options.values, "methods": figures})
+
+
+def _row(method: str, figures: list[tuple[float, float]], values: int) -> dict[str, object]:
+    round_s = statistics.median(time_s for time_s, _ in figures)
+    return {
+        "method": method,
+        "ms a round": round(1e3 * round_s, 2),
+        "lowest": round(1e3 * min(time_s for time_s, _ in figures), 2),
+        # What float32 the gradient would have taken: a codec delivers the same values in fewer bytes.
+        "MB/s delivered": round(4 * values / round_s / 1e6),
+        "CPU ms": round(1e3 * statistics.median(used_s for _, used_s in figures), 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
