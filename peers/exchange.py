@@ -16,64 +16,33 @@ one owner at any time.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from peers import transfer
 from peers.auto import AutoParts
 from peers.bus import Bus
-from peers.carry import Carry, Leaving
+from peers.carry import Leaving
 from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
 from peers.gate import ClockGate, failed
-from peers.gradients import GradientCarry
 from peers.inbox import Inbox
+from peers.joining import OUT, Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
-from peers.parameters import ParameterCarry
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
+from peers.rules import Rules, make_carry
 from peers.transfer import State
 from peers.types import Cursor, Slice
 from peers.window import Accumulator, Contribution
 
-OUT = ("out",)
 # Vectors of the carry travel beside the caller's own to a joiner.
 CARRIED = "carry."
 
 Load = Callable[[State, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How an exchange behaves. Times in seconds.
-
-    Attributes:
-        slack: the staleness bound in steps; None for none.
-        carry: gradients or parameters.
-        remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
-        reduce: for gradients: mean (of the members) or sum.
-        keep_rounds: how many rounds an outbox keeps for those who lag or replay.
-        cut_periods: steps between the `state` messages, for sizing the outbox.
-        lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
-        pool_threads: threads that decode, accumulate, encode and publish.
-    """
-
-    slack: int | None = 2
-    carry: str = "gradients"
-    remote: str = "lump"
-    reduce: str = "mean"
-    keep_rounds: int = 64
-    cut_periods: tuple[int, ...] = ()
-    lease_s: float = 30.0
-    stall_timeout_s: float = 600.0
-    finish_timeout_s: float = 60.0
-    pool_threads: int = 2
 
 
 class Exchange:
@@ -96,44 +65,23 @@ class Exchange:
         self._bus, self._layout, self._rules, self._say = bus, layout, rules, say
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self._schedule = layout.schedule
-        rounds = layout.schedule.rounds_per_step
-        slack = None if rules.slack is None else rules.slack * rounds
+        slack = rules.slack_rounds(layout.schedule.rounds_per_step)
         self.gate = ClockGate(SspClock(self._peers, slack), rules.stall_timeout_s, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
-        self._carry = self._make_carry(initial, slack)
+        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial)
         self._accumulator = Accumulator()
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto)
         self._pool = SerialPool(rules.pool_threads, lambda error: self.gate.fail(failed(error, "exchanging")))
         self._pumps: list[Pump] = []
-        # States that were given to joiners: until when they stay, and their fields.
-        self._given: list[tuple[float, list[str]]] = []
+        self._giver = Giver(bus, layout, self._pool, self._inbox, self.gate, rules.lease_s)
         self._round = 0
-        # Number of our outbox's newest entry before each of the last rounds; a joiner may have to read them.
-        self._before: dict[int, int] = {}
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
         self.wait_s = self.exchange_s = 0.0
         self._staleness: list[int] = []
         self._meter = (0.0, 0.0)
         self._computed_s, self._left_at = 0.0, time.monotonic()
-        keep = rules.keep_rounds
-        states = sum(keep // (period * rounds) + 2 for period in rules.cut_periods)
-        self.outbox_entries = keep * layout.entries_per_round() + states * layout.entries_per_state() + 16
-        bus.configure(self.outbox_entries, layout.largest_payload_bytes())
-
-    def _make_carry(self, initial: np.ndarray, slack: int | None) -> Carry:
-        rules, worker = self._rules, self._bus.worker
-        if rules.carry == "parameters":
-            return ParameterCarry(worker, self._layout, initial, slack, rules.keep_rounds)
-        return GradientCarry(
-            worker,
-            self._layout,
-            initial.size,
-            is_bounded=slack is not None,
-            is_held=rules.remote == "hold",
-            is_mean=rules.reduce == "mean",
-            peers=self._peers,
-        )
+        bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -180,13 +128,11 @@ class Exchange:
 
     def _join(self, start: Start, sizes: dict[str, int], load: Load) -> None:
         """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
-        helper, token = start.helper, os.urandom(8).hex()
-        life = start.incarnations[helper]
+        helper, life = start.helper, start.incarnations[start.helper]
         self._say(f"the others are training; asking worker {helper} for its state")
-        want = encode_fields(self._layout, "want", 0, {"token": token})
-        self._pool.submit(OUT, lambda: self._bus.send(helper, want))
         sizes = sizes | {CARRIED + name: size for name, size in self._carry.shared_sizes().items()}
-        vectors, meta = transfer.take(self._bus, helper, life, token, sizes, self._rules.lease_s + 5, self.gate.check)
+        patience_s = self._rules.lease_s + 5
+        vectors, meta = ask(self._bus, self._layout, self._pool, self.gate, (helper, life), sizes, patience_s)
         try:
             self._round, applied = int(meta["round"]), int(meta["applied"])
             # What the helper had not applied, of itself too, is read and applied here.
@@ -210,15 +156,12 @@ class Exchange:
         Args:
             make_state: returns float32 vectors by name, which are ours to keep, and a small map of values.
         """
-        while self._given and time.monotonic() >= self._given[0][0]:
-            _, names = self._given.pop(0)
-            self._pool.submit(OUT, lambda names=names: self._bus.delete_state(names))
-        for peer, (life, token) in self._inbox.take_wishes().items():
+
+        def make(peer: int) -> tuple[State, dict]:
             vectors, values = make_state()
             carried, small = self._carry.shared()
-            vectors |= {CARRIED + name: vector for name, vector in carried.items()}
             members = self.gate.members()
-            meta = {
+            return vectors | {CARRIED + name: vector for name, vector in carried.items()}, {
                 "round": self._round,
                 "applied": self._carry.applied(self._round),
                 "values": values,
@@ -227,18 +170,8 @@ class Exchange:
                 "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
                 **self._parts_plain(),
             }
-            # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._publish_fields("admit", self._round, {"worker": peer, "life": life})
-            self._inbox.note_admitted(peer, life)
-            self.gate.admit(peer, self._round)
-            self._pool.submit(OUT, lambda v=vectors, m=meta, t=token: self._give(v, m, t))
 
-    def _give(self, vectors: State, meta: dict, token: str) -> None:
-        """On the pool, right after `admit`: the joiner reads our stream from what it has not applied."""
-        sequence = self._before.get(meta["applied"] + 1, self._bus.sequence)
-        fields = transfer.fields_of(vectors, {**meta, "sequence": sequence}, token)
-        self._given.append((time.monotonic() + 2 * self._rules.lease_s, list(fields)))
-        transfer.give(self._bus, fields, self._rules.lease_s)
+        self._giver.serve(self._round, make)
 
     # --- one round ----------------------------------------------------------------------------
 
@@ -279,8 +212,7 @@ class Exchange:
     def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
         entries = self._carry.encode(leaving, extras)
         self.gate.touch()
-        self._before[leaving.round] = self._bus.sequence
-        self._before.pop(leaving.round - self._rules.keep_rounds, None)
+        self._giver.note(leaving.round, self._rules.keep_rounds)
         self._bus.publish(entries)
 
     def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
@@ -315,7 +247,7 @@ class Exchange:
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
-        read_s, publish_s = getattr(self._bus, "read_busy_s", 0.0), getattr(self._bus, "publish_busy_s", 0.0)
+        read_s, publish_s = self._bus.read_busy_s, self._bus.publish_busy_s
         busy_s = max(read_s - self._meter[0], publish_s - self._meter[1])
         self._meter = (read_s, publish_s)
         self._auto.measure(self._schedule, self._computed_s, busy_s)
@@ -354,10 +286,7 @@ class Exchange:
         states = self.gate.wait_states(round)
         self.wait_s += time.monotonic() - started
         states[self._bus.worker] = copy
-        total = np.zeros_like(copy)
-        for worker in sorted(states):
-            total += states[worker]
-        return total / np.float32(len(states))
+        return sum(states[worker] for worker in sorted(states)) / np.float32(len(states))
 
     def ask_to_stop(self, step: int) -> None:
         """All workers stop together after the first step that everyone can still reach."""

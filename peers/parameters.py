@@ -145,9 +145,9 @@ class ParameterCarry:
     def _apply(
         self, round: int, section: Slice, values: np.ndarray, mine: _Published | None, items: list[Contribution]
     ) -> None:
-        found = [(item.sender, item) for item in items]
+        found = {item.sender: item for item in items}
         if mine is not None:
-            found.append((self._worker, mine))
+            found[self._worker] = mine
         elif self._origin is not None and round <= self._origin[1]:
             # We were that worker then; what it published is what our weights had.
             same = next((item for item in items if item.sender == self._origin[0]), None)
@@ -157,7 +157,7 @@ class ParameterCarry:
             return
         part = mine.part
         terms = []
-        for sender, one in sorted(found, key=lambda pair: pair[0]):
+        for one in (found[worker] for worker in sorted(found)):
             if isinstance(one, Contribution) and one.slice != part:
                 self.counts["misaligned"] += 1
                 continue

@@ -10,12 +10,13 @@ import numpy as np
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
 from peers.codec import CODECS
-from peers.exchange import Exchange, Rules
+from peers.exchange import Exchange
 from peers.memory_bus import MemoryHub
 from peers.message import Layout
 from peers.partition import Schedule
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
+from peers.rules import Rules
 from peers.topology import complete
 from peers.types import Slice
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peers.codec import CODECS
-from peers.exchange import Rules
 from peers.partition import Schedule
+from peers.rules import Rules
 from peers.types import Slice
 from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses
 

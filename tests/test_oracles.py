@@ -72,9 +72,18 @@ def train_fleet(settings, buses, steps, settle=True):
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-@pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "raw"), (4, 2, "float16")])
-def test_one_worker_is_the_local_mode(updates, parts, slack, codec):
-    settings = experiment(1, updates, parts=parts, slack=slack, codec=codec)
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"parts": 1, "slack": 0, "codec": "raw"},
+        {"parts": 4, "slack": 2, "codec": "float16"},
+        {"parts": "auto", "slack": 2, "codec": "topk", "remote": "hold"},
+        {"parts": 1, "slack": 0, "codec": "raw", "carry": "parameters"},
+        {"parts": 4, "slack": 2, "codec": "raw", "carry": "parameters"},
+    ],
+)
+def test_one_worker_is_the_local_mode(updates, block):
+    settings = experiment(1, updates, **block)
     (exchanged,) = train_fleet(settings, memory_buses(1), 6)
     local_settings = config.build(
         {
@@ -127,6 +136,42 @@ def test_synchronous_exchange_is_one_process_that_averages(request, updates, bac
     for pair in reference:
         expected += pair.statistics()
     np.testing.assert_array_equal(pairs[0].statistics(), expected / np.float32(workers))
+
+
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_synchronous_parameters_are_one_process_that_averages_weights(request, updates, backend):
+    workers, steps = 3, 5
+    settings = experiment(workers, updates, carry="parameters", parts=1, slack=0, codec="raw")
+    if backend == "memory":
+        buses = memory_buses(workers)
+    else:
+        buses = redis_buses(workers, request.getfixturevalue("redis_url"), f"oracle{next(RUNS)}")
+    pairs = train_fleet(settings, buses, steps)
+    reference = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
+    data = [batches(worker, steps) for worker in range(workers)]
+    for step in range(steps):
+        for section in reference[0].sections(updates):
+            for worker, pair in enumerate(reference):
+                pair.apply(section, pair.gradients(section, data[worker][step])[0])
+            total = np.zeros(section[1] - section[0], dtype=np.float32)
+            for pair in reference:
+                total += pair.parameters(section)
+            for pair in reference:
+                pair.load_parameters(section, total / np.float32(workers))
+                pair.average(section)
+    for pair, expected in zip(pairs, reference, strict=True):
+        assert_equal(final(pair), final(expected), but=("running",))
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+def test_one_step_of_held_lumps_is_the_lumps(codec):
+    """With one part a lump spans one step, so holding it changes nothing but the order of a sum."""
+    finals = []
+    for remote in ("lump", "hold"):
+        settings = experiment(2, parts=1, slack=0, codec=codec, remote=remote)
+        finals.append(final(train_fleet(settings, memory_buses(2), 4)[1]))
+    assert_equal(*finals)
 
 
 def test_parts_and_slack_still_apply_every_gradient():

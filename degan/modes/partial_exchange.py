@@ -1,14 +1,22 @@
-"""Partial gradient exchange (DEGAN, Ako): every worker trains its own replica on everybody's gradients.
+"""Partial exchange (DEGAN, Ako): every worker trains its own replica, and one part of it travels in each step.
+
+`carry: gradients`
 
     gradient of step t -> push into the window -> publish part t mod p -> wait under the SSP bound
     -> collect the peers' windows -> Adam on (own + collected), as mean or sum -> moving average of G
 
+`carry: parameters`
+
+    gradient of step t -> Adam on it -> publish part t mod p of the weights -> wait under the SSP bound
+    -> move the part of step t - slack to the average of what all published then -> moving average of G
+
 What always holds: replicas start from the same weights; each gradient of each worker reaches each
 live peer exactly once, at most p - 1 + slack steps late (with slack null: whenever it comes); with
 one worker it is the local mode; with parts 1, slack 0, the raw codec and the mean it is one process
-that averages the workers' gradients, bit for bit. Under a bound a checkpoint is a synchronous step
-(everyone is awaited), so it has nothing in flight; with slack null nobody is awaited, and a run that
-is resumed as a whole loses what was.
+that averages the workers' gradients (or their weights), bit for bit. Under a bound a checkpoint is a
+synchronous step (everyone is awaited), so it has nothing in flight; with slack null nobody is awaited,
+and a run that is resumed as a whole loses what was. Parameters repeat bit by bit under any slack, and
+after the last step all workers have the same.
 
 With `updates: alternating` a step has two rounds: the discriminators' gradients are exchanged and
 applied first, then the generators', taken against the updated discriminators.
@@ -33,15 +41,16 @@ import config
 from config.settings import Experiment
 from degan.casts import torch_cast
 from degan.pair import GanPair
-from peers.bus import Bus
 from peers.auto import CHOICES, FIRST
+from peers.bus import Bus
 from peers.codec import build
 from peers.errors import BusError, MessageError, StalledError
-from peers.exchange import Exchange, Rules
+from peers.exchange import Exchange
 from peers.message import VERSION, Layout
 from peers.partition import Schedule
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
+from peers.rules import Rules
 from peers.topology import complete
 from peers.types import Cursor, Slice
 
@@ -139,7 +148,7 @@ class PartialExchange:
         )
         budget = self._rules.keep_rounds * round_bytes / 2**20
         say(
-            f"{pair.size:,} values in {mode.parts} parts of {round_bytes / 1024:,.0f} KiB; "
+            f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
             f"the outbox keeps {self._rules.keep_rounds} rounds, at most {budget:,.1f} MiB on this node's Redis"
         )
         self._exchange: Exchange | None = None

@@ -76,7 +76,7 @@ def worker(options: argparse.Namespace) -> None:
     bus = RedisBus("scaling", options.worker, options.urls, os.urandom(6).hex(), peers, DEADLINE_S, DEADLINE_S)
     failures: list[BaseException] = []
     meeting = Rendezvous(bus, {"size": size}, rules.lease_s, DEADLINE_S, print, failures.append)
-    exchange = Exchange(bus, layout, size, rules, print)
+    exchange = Exchange(bus, layout, np.zeros(size, dtype=np.float32), rules, print)
     try:
         meeting.claim([])
         exchange.start(meeting.meet([], {}), 0)
@@ -101,7 +101,7 @@ def worker(options: argparse.Namespace) -> None:
             "is_whole": not exchange.stats()["dropped"] and not failures,
             "has_torch": "torch" in sys.modules,
         }
-        exchange.finish()
+        exchange.finish(lambda section: np.zeros(section.size, dtype=np.float32))
         meeting.leaving()
         temporary = Path(f"{options.out}.tmp")
         temporary.write_text(json.dumps(found))

@@ -1,0 +1,65 @@
+"""How an exchange behaves, and the carry that the rules ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from peers.carry import Carry
+from peers.gradients import GradientCarry
+from peers.message import Layout
+from peers.parameters import ParameterCarry
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an exchange behaves. Times in seconds.
+
+    Attributes:
+        slack: the staleness bound in steps; None for none.
+        carry: gradients or parameters.
+        remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
+        reduce: for gradients: mean (of the members) or sum.
+        keep_rounds: how many rounds an outbox keeps for those who lag or replay.
+        cut_periods: steps between the `state` messages, for sizing the outbox.
+        lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
+        pool_threads: threads that decode, accumulate, encode and publish.
+    """
+
+    slack: int | None = 2
+    carry: str = "gradients"
+    remote: str = "lump"
+    reduce: str = "mean"
+    keep_rounds: int = 64
+    cut_periods: tuple[int, ...] = ()
+    lease_s: float = 30.0
+    stall_timeout_s: float = 600.0
+    finish_timeout_s: float = 60.0
+    pool_threads: int = 2
+
+    def slack_rounds(self, rounds_per_step: int) -> int | None:
+        """The bound in rounds."""
+        return None if self.slack is None else self.slack * rounds_per_step
+
+    def outbox_entries(self, layout: Layout) -> int:
+        """How many entries an outbox must keep."""
+        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
+        states = sum(self.keep_rounds // rounds + 2 for rounds in period_rounds)
+        return self.keep_rounds * layout.entries_per_round() + states * layout.entries_per_state() + 16
+
+
+def make_carry(rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout, initial: np.ndarray) -> Carry:
+    """What is carried, for one worker; see `peers.exchange.Exchange` for the arguments."""
+    slack = rules.slack_rounds(layout.schedule.rounds_per_step)
+    if rules.carry == "parameters":
+        return ParameterCarry(worker, layout, initial, slack, rules.keep_rounds)
+    return GradientCarry(
+        worker,
+        layout,
+        initial.size,
+        is_bounded=slack is not None,
+        is_held=rules.remote == "hold",
+        is_mean=rules.reduce == "mean",
+        peers=peers,
+    )
