@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check slow bench clean
+.PHONY: help demo test check slow bench quality clean
 
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   formatting, lint, import contracts, and make test"
 	@echo "make slow    the tests that take minutes"
 	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 15 minutes)"
+	@echo "make quality the pictures' quality for the bytes sent (hours; stop it and start it again as you like)"
 	@echo "make clean   take away what the others made (the virtual environment and $(RUN))"
 
 # torch and torchvision come together, so that their versions fit.
@@ -51,6 +52,10 @@ bench: $(VENV)/ready
 	@missed=""; for name in exchange overhead thin_wire scaling; do \
 		echo "== benchmark $$name"; $(BIN)/python tests/bench/$$name.py || missed="$$missed $$name"; \
 	done; test -z "$$missed" || { echo "== not kept:$$missed"; exit 1; }
+
+quality: $(VENV)/ready
+	@echo "== quality for the bytes sent, on MNIST; DEGAN_TEST_DATA names the folder that holds MNIST/raw"
+	$(BIN)/python tests/bench/quality.py
 
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

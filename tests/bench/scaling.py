@@ -8,8 +8,9 @@ Beyond what one machine can run there is a model, fitted to what was measured an
 
     sent bytes = s                received bytes = r (n - 1)
     CPU time = c0 + c1 (n - 1)    threads = t0 + servers followed
+    RSS = m0 + m1 servers followed
 
-all of one worker and one round.
+bytes and time of one worker and one round.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def main() -> int:
     processes.end_tidily()
     counts = sorted(options.workers)
     kept: dict[tuple[int, int], list[dict]] = {}
-    # The last two are for the threads alone: several servers, as on several hosts.
+    # The last two are for threads and memory alone: several servers, as on several hosts.
     plans = [(count, min(options.servers, count)) for count in counts] + [(4, 2), (4, 4)]
     for repeat in range(options.repeats):
         for count, servers in plans:
@@ -233,8 +234,11 @@ def main() -> int:
         line |= {f"off at {count}": f"{residual:+.1%}" for count, residual in zip(counts, residuals, strict=True)}
         models_rows.append(line)
     show("the model, fitted to the above: what it predicts, and how far it is off where it was measured", models_rows)
+    several = [point for (count, _), point in points.items() if count == 4]
+    rss = np.polyfit([point["followed"] for point in several], [point["rss_mib"] for point in several], 1)
     most = PREDICTED[-1]
     print(f"  threads = {threads:g} + servers followed: with a Redis each, {threads + most - 1:g} at n = {most}")
+    print(f"  RSS MiB = {rss[1]:.3g} + {rss[0]:.2g} a server followed: with a Redis each, {rss @ (most - 1, 1):.3g}")
 
     even_sent = spread([point["sent_bytes"] for point in swept])
     even_received = spread([p["received_bytes"] / (n - 1) for n, p in zip(counts, swept, strict=True)])
@@ -245,7 +249,10 @@ def main() -> int:
         ("threads beyond the model", beyond, 0, beyond <= 0),
     ]
     about = {"values": options.values, "parts": options.parts, "slack": options.slack, "servers": options.servers}
-    model = {line.pop("of a worker and round"): line for line in models_rows} | {"threads": threads}
+    model = {line.pop("of a worker and round"): line for line in models_rows} | {
+        "threads": threads,
+        "rss_mib": rss.tolist()[::-1],
+    }
     return finish("scaling", bars, {**about, "points": rows, "model": model})
 
 

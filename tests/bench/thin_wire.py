@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16, help="of dcgan")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--parts", default="8", help="a number or auto")
+    parser.add_argument("--parts", default="auto", help="a number, or auto")
     parser.add_argument("--slack", default="2")
     parser.add_argument("--codec", default="float16")
     parser.add_argument("--mbit", type=float, nargs="+", default=list(KEPT), help="rates of the links")
