@@ -272,6 +272,10 @@ def _check_together(experiment: Experiment) -> None:
             f"mode.codec: {mode.codec} carries differences, and with slack: null the workers agree on nothing that "
             "they could be differences to; give a slack, or use float16, bfloat16 or raw"
         )
+    if getattr(mode, "carry", "") == "gradients" and mode.slack is None and mode.own == "published":
+        raise SettingsError(
+            "mode.own: published applies what all have published by the bound; give mode.slack a number"
+        )
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:
         if not split.groups or not all(split.groups):

@@ -138,6 +138,7 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     rounding: Literal["nearest", "stochastic"] = "nearest"
     carry: Literal["gradients", "parameters"] = "gradients"
     remote: Literal["lump", "hold"] = "lump"
+    own: Literal["fresh", "published"] = "fresh"
     reduce: Literal["mean", "sum"] = "mean"
     updates: Updates = "simultaneous"
 

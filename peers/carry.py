@@ -6,6 +6,7 @@ and starts no thread, but `encode` is called from the pool, in the order of the 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,51 @@ class Leaving:
     values: np.ndarray
     extras: dict[str, float]
     is_whole: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the others read of ours in a round: float32 (part.size,), as they decode it."""
+
+    part: Slice
+    values: np.ndarray
+    extras: dict[str, float]
+    is_whole: bool = False
+
+
+class Outgoing:
+    """What of ours has been encoded and not been applied by ourselves. Thread-safe: the pool adds, the main thread takes.
+
+    Args:
+        backlog: how many rounds are remembered at most.
+    """
+
+    def __init__(self, backlog: int | None = None):
+        self._lock = threading.Lock()
+        self._published: dict[int, Published] = {}
+        self._backlog = backlog
+        self.newest = 0
+
+    def add(self, round: int, published: Published) -> None:
+        with self._lock:
+            self._published[round] = published
+            self.newest = round
+            if self._backlog is not None:
+                self._published.pop(round - self._backlog, None)
+
+    def get(self, round: int) -> Published | None:
+        with self._lock:
+            return self._published.get(round)
+
+    def take(self, through: int, section: Slice) -> dict[int, Published]:
+        """Remove and return what belongs to a section up to a round."""
+        with self._lock:
+            due = [
+                round
+                for round, one in self._published.items()
+                if round <= through and section.start <= one.part.start < section.stop
+            ]
+            return {round: self._published.pop(round) for round in due}
 
 
 class Carry(Protocol):

@@ -239,11 +239,12 @@ class Exchange:
         return self._carry.collect(through, section, values, items, sharers)
 
     def _note_taken(self, item: Contribution) -> None:
-        newest = self._schedule.newest_rounds(item.round - 1)
-        cursor = self._taken.get(item.sender) or Cursor(item.incarnation, newest, (0,) * len(newest))
-        self._taken[item.sender] = cursor.advanced(
-            item.incarnation, self._schedule.section_index(item.round), item.round, item.last_sequence
-        )
+        section = self._schedule.section_index(item.round)
+        cursor = self._taken.get(item.sender)
+        if cursor is None:
+            newest = self._schedule.newest_rounds(item.round - 1)
+            cursor = Cursor(item.incarnation, newest, (0,) * len(newest))
+        self._taken[item.sender] = cursor.advanced(item.incarnation, section, item.round, item.last_sequence)
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""

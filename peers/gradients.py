@@ -2,6 +2,11 @@
 
     offer: window += gradient, one part of it leaves        collect: gradient + what came, mean or sum
 
+With `own: fresh` a worker's own gradient enters at once and in full, those of the others when they come, as in
+the sources. With `own: published` it enters as the others read it and when they do: everyone applies the same
+messages in the same rounds (round t - slack in round t), so the replicas stay alike bit by bit under any parts,
+slack and codec, and a run repeats; the price is that a worker's own gradient is as old as everyone's.
+
 What always holds (conservation): everything pushed into the window leaves exactly once; what a lossy
 codec drops stays behind as error feedback; so after the flush, delivered + kept = produced.
 
@@ -15,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from peers.carry import Leaving, State
+from peers.carry import Leaving, Outgoing, Published, State
 from peers.held import Held
 from peers.lossy import ErrorFeedback
-from peers.message import MAX_ROUND, Layout, encode_vector
+from peers.message import MAX_ROUND, Layout, decode_vector, encode_vector
 from peers.partition import Schedule
 from peers.types import Buffer, Slice
 from peers.window import Contribution, GradientWindow
@@ -33,9 +38,10 @@ class GradientCarry:
         worker: our number; a sum goes in worker order, so that every worker gets the same.
         layout: what all workers agree on.
         size: number of values in the vector.
-        is_bounded: whether there is a staleness bound.
+        lag: the staleness bound in rounds, None for none.
         is_held: spread lumps over the steps that they took to gather; else apply them at once.
         is_mean: divide by the number of workers that share; else sum.
+        is_published: our own gradient enters as and when the others' do; needs a bound.
         peers: of whom a joiner may be given lumps.
     """
 
@@ -44,24 +50,28 @@ class GradientCarry:
         worker: int,
         layout: Layout,
         size: int,
-        is_bounded: bool,
+        lag: int | None,
         is_held: bool,
         is_mean: bool,
+        is_published: bool = False,
         peers: tuple[int, ...] = (),
     ):
         self.counts: Counter[str] = Counter()
         self._worker, self._layout, self._size = worker, layout, size
-        self._is_bounded, self._is_mean, self._peers = is_bounded, is_mean, peers
+        self._lag, self._is_mean, self._is_published, self._peers = lag, is_mean, is_published, peers
+        self._outgoing = Outgoing()
+        self._has_applied = False
         self._window = GradientWindow(size)
         self._lossy = ErrorFeedback(layout.codec, size)
         self._held = Held(size) if is_held else None
         self._schedule = layout.schedule
         # Per slice the step in which it last left, so that a lump can say how many steps it spans.
         self._left_at: dict[Slice, int] = {}
-        self._since = self._newest = 0
+        self._since = self._newest = self._applied = 0
 
     def begin(self, round: int) -> None:
-        self._since, self._newest = self._schedule.step(round), round
+        self._since = self._schedule.step(round)
+        self._newest = self._applied = self._outgoing.newest = round
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
@@ -79,24 +89,32 @@ class GradientCarry:
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
         write = None if self._layout.codec.is_exact else self._lossy.encode
         extras = leaving.extras | extras
-        return encode_vector(
+        entries = encode_vector(
             self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
         )
+        if self._is_published:
+            codec = self._layout.codec
+            read = leaving.values if codec.is_exact else decode_vector(entries, codec, leaving.part.size)
+            self._outgoing.add(leaving.round, Published(leaving.part, read, extras))
+        return entries
 
     def through(self, round: int, is_synchronous: bool) -> int:
         # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
-        return round if self._is_bounded else MAX_ROUND
+        if self._lag is None:
+            return MAX_ROUND
+        return round - self._lag if self._is_published and not is_synchronous else round
 
     def is_ready(self, through: int) -> bool:
-        return True
+        return not self._is_published or self._outgoing.newest >= min(through, self._newest)
 
     def collect(
         self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
     ) -> np.ndarray:
+        if self._is_published:
+            return self._collect_alike(through, section, values, items)
         if self._held is not None:
             for item in items:
-                steps = int(min(max(item.extras.get("s", 1.0), 1.0), MAX_SPAN))
-                self._held.add(item.sender, item.slice, item.values, steps)
+                self._held.add(item.sender, item.slice, item.values, _span(item.extras))
             self._held.give_out(section, values)
         elif all(item.slice == section for item in items) and len({item.sender for item in items}) == len(items):
             sum_in_order(self._worker, values, items)
@@ -104,6 +122,27 @@ class GradientCarry:
             for item in items:
                 values[item.slice.start - section.start : item.slice.stop - section.start] += item.values
         return self._shared(values, sharers)
+
+    def _collect_alike(self, through: int, section: Slice, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
+        """Round by round what everyone published, ourselves included, in worker order."""
+        mine = self._outgoing.take(through, section)
+        values[:] = 0
+        rounds = sorted(mine.keys() | {item.round for item in items})
+        self._has_applied = bool(rounds)
+        for round in rounds:
+            terms = [(item.sender, item.slice, item.values, item.extras) for item in items if item.round == round]
+            if round in mine:
+                terms.append((self._worker, mine[round].part, mine[round].values, mine[round].extras))
+            share = np.float32(1 / len(terms) if self._is_mean else 1)
+            for sender, part, term, extras in sorted(terms, key=lambda term: term[0]):
+                if self._held is not None:
+                    self._held.add(sender, part, term * share, _span(extras))
+                else:
+                    values[part.start - section.start : part.stop - section.start] += term * share
+        if self._held is not None:
+            self._held.give_out(section, values)
+        self._applied = max(self._applied, through)
+        return values
 
     def _shared(self, values: np.ndarray, sharers: int) -> np.ndarray:
         if self._is_mean and sharers:
@@ -123,8 +162,11 @@ class GradientCarry:
         return parts - (self._schedule.step(self._newest) - self._schedule.since >= parts)
 
     def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
-        found = self._held is not None and self._held.give_all(section, values)
-        self._shared(values, sharers)
+        if self._held is None:
+            return self._has_applied
+        rest = np.zeros_like(values)
+        found = self._held.give_all(section, rest) or self._has_applied
+        values += rest if self._is_published else self._shared(rest, sharers)
         return found
 
     # --- state --------------------------------------------------------------------------------
@@ -148,6 +190,8 @@ class GradientCarry:
         return {f"held.{peer}": self._size for peer in peers}
 
     def applied(self, round: int) -> int:
+        if self._is_published and self._lag is not None:
+            return max(self._applied, round - self._lag)
         return round
 
     def shared(self) -> tuple[State, dict[str, Any]]:
@@ -159,11 +203,17 @@ class GradientCarry:
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
         self.begin(round)
+        self._applied = applied
         self._load_held(arrays, values.get("held", []))
 
     def _load_held(self, arrays: State, left: list) -> None:
         if self._held is not None:
             self._held.load_state({int(n[5:]): array for n, array in arrays.items() if n.startswith("held.")}, left)
+
+
+def _span(extras: dict[str, float]) -> int:
+    """How many steps a lump took to gather, as its header says."""
+    return int(min(max(extras.get("s", 1.0), 1.0), MAX_SPAN))
 
 
 def sum_in_order(worker: int, own: np.ndarray, items: list[Contribution]) -> None:

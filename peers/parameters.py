@@ -28,30 +28,18 @@ Karimireddy et al., ICML 2019 (compressed differences with what was dropped kept
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from peers.carry import Leaving, State
+from peers.carry import Leaving, Outgoing, Published, State
 from peers.checksum import checksum
 from peers.codec import CODECS
 from peers.message import Layout, decode_vector, encode_vector
 from peers.partition import Schedule
 from peers.types import Buffer, Slice
 from peers.window import Contribution
-
-
-@dataclass(frozen=True)
-class _Published:
-    """What the others read of ours in a round: float32 (part.size,), as they decode it."""
-
-    part: Slice
-    values: np.ndarray
-    base: float
-    is_whole: bool
 
 
 class ParameterCarry:
@@ -67,14 +55,12 @@ class ParameterCarry:
 
     def __init__(self, worker: int, layout: Layout, initial: np.ndarray, lag: int | None, backlog: int = 64):
         self.counts: Counter[str] = Counter()
-        self._worker, self._layout, self._lag, self._backlog = worker, layout, lag, backlog
+        self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
         has_reference = lag is not None and not layout.codec.is_exact
         self._reference = initial.astype(np.float32, copy=True) if has_reference else None
-        self._lock = threading.Lock()
-        self._published: dict[int, _Published] = {}
+        self._outgoing = Outgoing(backlog if lag is None else None)
         self._newest = self._applied = 0
-        self._encoded = 0
         # Slices whose references differ somewhere, and the round in which a slice was last mended.
         self._broken: set[Slice] = set()
         self._mended: dict[Slice, int] = {}
@@ -83,7 +69,7 @@ class ParameterCarry:
         self._origin: tuple[int, int] | None = None
 
     def begin(self, round: int) -> None:
-        self._newest = self._encoded = self._applied = round
+        self._newest = self._outgoing.newest = self._applied = round
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
@@ -111,22 +97,17 @@ class ParameterCarry:
             extras=leaving.extras | extras,
         )
         read = leaving.values if codec.is_exact else decode_vector(entries, codec, leaving.part.size)
-        with self._lock:
-            base = leaving.extras.get("b", 0.0)
-            self._published[leaving.round] = _Published(leaving.part, read, base, leaving.is_whole)
-            self._encoded = leaving.round
-            if self._lag is None:
-                self._published.pop(leaving.round - self._backlog, None)
+        self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole))
         return entries
 
     def through(self, round: int, is_synchronous: bool) -> int:
         if self._lag is None:
             # The pool may be behind; what is not encoded yet waits for the next round.
-            return self._encoded
+            return self._outgoing.newest
         return round if is_synchronous else round - self._lag
 
     def is_ready(self, through: int) -> bool:
-        return self._encoded >= min(through, self._newest)
+        return self._outgoing.newest >= min(through, self._newest)
 
     def collect(
         self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
@@ -134,16 +115,14 @@ class ParameterCarry:
         if self._lag is None and not self._is_flushing:
             self._apply_singly(section, values, items, sharers)
             return values
-        with self._lock:
-            mine = [r for r in self._published if r <= through and self._schedule.section(r) == section]
-            published = {round: self._published.pop(round) for round in sorted(mine)}
+        published = self._outgoing.take(through, section)
         for round in sorted(published.keys() | {item.round for item in items}):
             self._apply(round, section, values, published.get(round), [item for item in items if item.round == round])
         self._applied = max(self._applied, through)
         return values
 
     def _apply(
-        self, round: int, section: Slice, values: np.ndarray, mine: _Published | None, items: list[Contribution]
+        self, round: int, section: Slice, values: np.ndarray, mine: Published | None, items: list[Contribution]
     ) -> None:
         found = {item.sender: item for item in items}
         if mine is not None:
@@ -151,7 +130,7 @@ class ParameterCarry:
         elif self._origin is not None and round <= self._origin[1]:
             # We were that worker then; what it published is what our weights had.
             same = next((item for item in items if item.sender == self._origin[0]), None)
-            mine = same and _Published(same.slice, same.values, same.extras.get("b", 0.0), same.is_whole)
+            mine = same and Published(same.slice, same.values, same.extras, same.is_whole)
         if mine is None:
             self.counts["late"] += len(items)
             return
@@ -161,7 +140,9 @@ class ParameterCarry:
             if isinstance(one, Contribution) and one.slice != part:
                 self.counts["misaligned"] += 1
                 continue
-            is_other = not one.is_whole and isinstance(one, Contribution) and one.extras.get("b", 0.0) != mine.base
+            is_other = (
+                not one.is_whole and isinstance(one, Contribution) and one.extras.get("b") != mine.extras.get("b")
+            )
             if self._reference is not None and is_other and not mine.is_whole and round > self._mended.get(part, 0):
                 self.counts["diverged"] += 1
                 self._broken.add(part)
@@ -188,8 +169,7 @@ class ParameterCarry:
 
     def _apply_singly(self, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
         for item in items:
-            with self._lock:
-                mine = self._published.get(item.round)
+            mine = self._outgoing.get(item.round)
             if mine is None or mine.part != item.slice:
                 self.counts["late" if mine is None else "misaligned"] += 1
                 continue
@@ -229,7 +209,7 @@ class ParameterCarry:
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
         self.load_state(arrays, values)
-        self._newest = self._encoded = round
+        self._newest = self._outgoing.newest = round
         self._applied = applied
         self._origin = (helper, round)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -40,7 +40,7 @@ def split_socket(url: str) -> tuple[str, str]:
     database = parts.path.strip("/")
     query = ({"db": database} if database else {}) | query
     login, at, _ = parts.netloc.rpartition("@")
-    return far, urlunsplit(("unix", login + at, path, urlencode(query), ""))
+    return far, f"unix://{login}{at}{quote(path)}" + ("?" + urlencode(query) if query else "")
 
 
 def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> redis.Redis:

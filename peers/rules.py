@@ -20,6 +20,7 @@ class Rules:
         slack: the staleness bound in steps; None for none.
         carry: gradients or parameters.
         remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
+        own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
         reduce: for gradients: mean (of the members) or sum.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         cut_periods: steps between the `state` messages, for sizing the outbox.
@@ -30,6 +31,7 @@ class Rules:
     slack: int | None = 2
     carry: str = "gradients"
     remote: str = "lump"
+    own: str = "fresh"
     reduce: str = "mean"
     keep_rounds: int = 64
     cut_periods: tuple[int, ...] = ()
@@ -58,8 +60,9 @@ def make_carry(rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout
         worker,
         layout,
         initial.size,
-        is_bounded=slack is not None,
+        lag=slack,
         is_held=rules.remote == "hold",
         is_mean=rules.reduce == "mean",
+        is_published=rules.own == "published",
         peers=peers,
     )

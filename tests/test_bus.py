@@ -7,10 +7,12 @@ import threading
 import time
 
 import pytest
+import redis
 
 from peers.errors import BusError, DuplicateError, UnreachableError
 from peers.memory_bus import MemoryHub
-from peers.redis_bus import RedisBus, address, connect
+from peers.redis_bus import RedisBus
+from peers.redis_client import address, connect, split_socket
 from peers.topology import complete
 from peers.types import Lease
 from tests.fleets import in_threads
@@ -231,6 +233,115 @@ def test_every_key_has_a_lifetime(redis_url):
         client.close()
     finally:
         bus.close()
+
+
+def test_what_is_held_of_a_reply_is_not_overwritten_by_the_next(open_buses):
+    writer, reader = open_buses(2)
+    for bus in (writer, reader):
+        bus.configure(1000, 100_000)
+    reader.follow(0, "a0")
+    payloads = [bytes([k]) * 100_000 for k in range(60)]
+    writer.publish((b"h", payload) for payload in payloads)
+    assert [bytes(entry.payload) for entry in read(reader, 60)] == payloads
+
+
+def test_entries_may_be_made_while_earlier_ones_travel(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, "a0")
+
+    def make():
+        for k in range(30):
+            yield b"%d" % k, memoryview(bytearray(100_000))
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        writer.publish(make())
+    sequence = writer.sequence
+    writer.publish([(b"h", b"after it")])
+    assert writer.sequence == sequence + 1
+    entries = read(reader, sequence + 1)
+    assert bytes(entries[-1].payload) == b"after it"
+
+
+def test_the_meters_count_what_travels_and_not_what_is_awaited(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, "a0")
+    assert reader.receive(0, 0.3) == []
+    assert reader.read_busy_s < 0.1 and writer.publish_busy_s == 0.0
+    writer.publish([(b"h", bytes(250_000))] * 20)
+    read(reader, 20)
+    if isinstance(writer, RedisBus):
+        assert reader.read_busy_s > 0.0 and writer.publish_busy_s > 0.0
+    else:
+        assert reader.read_busy_s == writer.publish_busy_s == 0.0
+
+
+def test_a_connection_that_breaks_is_made_anew(redis_url):
+    writer = RedisBus("broken", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    reader = RedisBus("broken", 1, [redis_url] * 2, "a1", [0], 10, 5)
+    try:
+        reader.follow(0, "a0")
+        client = connect(redis_url, 5)
+        for k in range(3):
+            writer.publish([(b"h", b"%d" % k)])
+            entries = read(reader, 1)
+            assert [(e.sequence, e.is_contiguous, bytes(e.payload)) for e in entries] == [(k + 1, True, b"%d" % k)]
+            client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(BusError, match="127.0.0.1"):
+                reader.receive(0, 0.1)
+        client.close()
+    finally:
+        writer.close()
+        reader.close()
+
+
+def test_what_the_server_refuses_is_an_error_with_its_words():
+    with redis_server() as url:
+        writer = RedisBus("refused", 0, [url] * 2, "a0", [1], 10, patience_s=0.2)
+        reader = RedisBus("refused", 1, [url] * 2, "a1", [0], 10, 5)
+        reader.follow(0, "a0")
+        client = connect(url, 5)
+        key = "degan:refused:0:a0:out"
+        client.set(key, "no stream")
+        with pytest.raises(BusError, match="worker 0 cannot publish.*WRONGTYPE"):
+            writer.publish([(b"h", b"1")])
+        with pytest.raises(BusError, match="WRONGTYPE"):
+            reader.receive(0, 0.1)
+        client.delete(key)
+        writer.publish([(b"h", b"2")])
+        assert [bytes(e.payload) for e in read(reader, 1)] == [b"2"]
+        client.config_set("maxmemory", "1")
+        with pytest.raises(BusError, match="worker 0 cannot publish.*OOM"):
+            writer.publish([(b"h", b"3")])
+        for bus in (writer, reader, client):
+            bus.close()
+
+
+def test_a_worker_reaches_its_own_node_by_a_unix_socket(tmp_path):
+    """`?socket=PATH` in a node's URL is for the worker of that node; everybody else connects by TCP."""
+    path, port = tmp_path / "redis.sock", free_port()
+    with redis_server(port, ("--unixsocket", str(path))):
+        url = f"redis://127.0.0.1:{port}/3?socket={path}"
+        far = f"redis://127.0.0.1:{port}/3"
+        assert split_socket(url) == (far, f"unix://{path}?db=3")
+        assert split_socket(far) == (far, far)
+        assert split_socket(f"redis://me:pw@h/0?socket={path}")[1] == f"unix://me:pw@{path}?db=0"
+        writer = RedisBus("near", 0, [url, far], "a0", [1], 10, 5)
+        reader = RedisBus("near", 1, [url, far], "a1", [0], 10, 5)
+        reader.follow(0, "a0")
+        writer.publish([(b"h", bytes(300_000))])
+        assert len(read(reader, 1)[0].payload) == 300_000
+        assert writer._own.connection_pool.connection_class is redis.UnixDomainSocketConnection
+        assert reader._readers[0].connection_pool.connection_class is redis.Connection
+        both = RedisBus("near", 2, [url, far, url], "a2", [0], 10, 5)
+        assert both._readers[0].connection_pool.connection_class is redis.UnixDomainSocketConnection
+        for bus in (writer, reader, both):
+            bus.close()
+        alone = RedisBus("near", 0, [f"unix://{path}"], "b0", [], 10, 5)
+        alone.publish([(b"h", b"x")])
+        alone.close()
+    with pytest.raises(UnreachableError, match=f"{path}.*No such file"):
+        RedisBus("near", 0, [url], "a0", [], 0.2, 5)
 
 
 def test_an_absent_redis_is_named_with_host_port_and_reason():

@@ -31,11 +31,11 @@ def halves(size, alternating):
     return [Slice(half, size), Slice(0, half)] if alternating else [Slice(0, size)]
 
 
-def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, slack=0, codec="raw"):
-    """Run a fleet that carries gradients; returns what each worker produced, was given, and keeps back."""
+def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, slack=0, codec="raw", own="fresh"):
+    """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
     workers, sections = len(buses), halves(size, alternating)
     layout = make_layout(size, parts, codec, 0, sections)
-    fleet = Fleet(buses, layout, size, Rules(slack=slack, remote=remote, reduce="sum", **PATIENT))
+    fleet = Fleet(buses, layout, size, Rules(slack=slack, remote=remote, own=own, reduce="sum", **PATIENT))
     produced = np.zeros((workers, size), dtype=np.float64)
     delivered = np.zeros((workers, size), dtype=np.float64)
 
@@ -51,7 +51,9 @@ def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, sl
                 if delays[(worker + step) % len(delays)]:
                     pause.wait(delays[(worker + step) % len(delays)] / 1000)
                 combined = exchange.exchange(gradient.copy())
-                delivered[worker, section.start : section.stop] += combined - gradient
+                if own == "fresh":
+                    combined = combined - gradient
+                delivered[worker, section.start : section.stop] += combined
         assert slack is None or exchange.stats()["staleness_max"] <= slack
         for section, combined in exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
             delivered[worker, section.start : section.stop] += combined
@@ -67,11 +69,11 @@ def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, sl
     return produced, delivered, np.array(kept)
 
 
-def check_conserved(produced, delivered, kept, exact):
+def check_conserved(produced, delivered, kept, exact, own="fresh"):
     workers = len(produced)
     for worker in range(workers):
-        others = [w for w in range(workers) if w != worker]
-        expected = (produced[others] - kept[others]).sum(axis=0)
+        of = [w for w in range(workers) if w != worker or own == "published"]
+        expected = (produced[of] - kept[of]).sum(axis=0)
         if exact:
             np.testing.assert_array_equal(delivered[worker], expected)
         else:
@@ -89,11 +91,38 @@ def check_conserved(produced, delivered, kept, exact):
     steps=st.integers(1, 20),
     alternating=st.booleans(),
     delays=DELAYS,
+    own=st.sampled_from(["fresh", "published"]),
 )
-def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, remote, steps, alternating, delays):
+def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, remote, steps, alternating, delays, own):
+    assume(slack is not None or own == "fresh")
     buses = memory_buses(workers)
-    result = conserve(buses, size, steps, alternating, delays, remote, parts, slack, codec)
-    check_conserved(*result, exact=codec == "raw" and remote == "lump")
+    result = conserve(buses, size, steps, alternating, delays, remote, parts, slack, codec, own)
+    check_conserved(*result, exact=codec == "raw" and remote == "lump", own=own)
+
+
+@pytest.mark.parametrize("remote", ["lump", "hold"])
+@pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "sign"), (4, 2, "int8"), (3, 1, "topk"), (1, 3, "raw")])
+def test_what_is_published_is_applied_alike_by_all(remote, parts, slack, codec):
+    """With `own: published` every worker is given the same in every round, whatever is lost on the way."""
+    fleet = Fleet(
+        memory_buses(3),
+        make_layout(40, parts, codec),
+        40,
+        Rules(slack=slack, remote=remote, own="published", **PATIENT),
+    )
+
+    def job(worker, exchange):
+        rng, pause, given = np.random.default_rng(worker), threading.Event(), []
+        for step in range(1, 15):
+            pause.wait(rng.integers(0, 3) / 1000)
+            gradient = rng.standard_normal(40).astype(np.float32)
+            given.append(exchange.exchange(gradient, lambda step=step: step in (7, 14)).copy())
+        return [*given, *(rest for _, rest in exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)))]
+
+    first, *others = fleet.run(job)
+    assert any(round.any() for round in first)
+    for other in others:
+        np.testing.assert_array_equal(np.array(other), np.array(first))
 
 
 def agree(buses, size, steps, alternating, delays, parts=1, slack=0, codec="raw"):

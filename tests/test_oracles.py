@@ -78,6 +78,7 @@ def train_fleet(settings, buses, steps, settle=True):
         {"parts": 1, "slack": 0, "codec": "raw"},
         {"parts": 4, "slack": 2, "codec": "float16"},
         {"parts": "auto", "slack": 2, "codec": "topk", "remote": "hold"},
+        {"parts": 1, "slack": 0, "codec": "raw", "own": "published"},
         {"parts": 1, "slack": 0, "codec": "raw", "carry": "parameters"},
         {"parts": 4, "slack": 2, "codec": "raw", "carry": "parameters"},
     ],
@@ -172,6 +173,21 @@ def test_one_step_of_held_lumps_is_the_lumps(codec):
         settings = experiment(2, parts=1, slack=0, codec=codec, remote=remote)
         finals.append(final(train_fleet(settings, memory_buses(2), 4)[1]))
     assert_equal(*finals)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"parts": 1, "slack": 0, "codec": "sign"},
+        {"parts": 4, "slack": 2, "codec": "int8", "remote": "hold"},
+        {"parts": 2, "slack": 1, "codec": "topk", "updates": "alternating"},
+    ],
+)
+def test_replicas_stay_alike_where_everyone_applies_what_was_published(block):
+    settings = experiment(3, own="published", **block)
+    pairs = train_fleet(settings, memory_buses(3), 6)
+    for pair in pairs[1:]:
+        assert_equal(final(pair), final(pairs[0]))
 
 
 def test_parts_and_slack_still_apply_every_gradient():

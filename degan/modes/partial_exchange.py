@@ -138,6 +138,7 @@ class PartialExchange:
             slack=mode.slack,
             carry=mode.carry,
             remote=mode.remote,
+            own=mode.own,
             reduce=mode.reduce,
             keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
             cut_periods=tuple(every),

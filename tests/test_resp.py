@@ -1,0 +1,202 @@
+"""The lean Redis connection: any split of the stream reads the same, nothing that is held is overwritten."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peers import resp
+from peers.resp import Busy, Connection, ProtocolError, Replies, ReplyError, bulks, command
+
+# A reply as Python values: bytes is a bulk string, a list an array, None nil.
+bulk_strings = st.one_of(st.binary(max_size=64), st.binary(min_size=200, max_size=400))
+values = st.recursive(
+    st.one_of(bulk_strings, st.integers(0, 2**40), st.none()), lambda inner: st.lists(inner, max_size=4), max_leaves=20
+)
+
+
+def written(value) -> bytes:
+    if value is None:
+        return b"$-1\r\n"
+    if isinstance(value, int):
+        return b":%d\r\n" % value
+    if isinstance(value, bytes):
+        return bulks(value)
+    return b"*%d\r\n" % len(value) + b"".join(map(written, value))
+
+
+def plain(value):
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return bytes(value) if isinstance(value, memoryview) else value
+
+
+class Pieces:
+    """A socket that hands out a stream in given pieces."""
+
+    def __init__(self, stream: bytes, sizes: list[int]):
+        self._stream, self._sizes = stream, sizes
+
+    def receive_into(self, view: memoryview) -> int:
+        size = min(self._sizes.pop(0) if self._sizes else 1 << 20, len(view), len(self._stream))
+        view[:size] = self._stream[:size]
+        self._stream = self._stream[size:]
+        return size
+
+
+@settings(deadline=None)
+@given(st.lists(values, min_size=1, max_size=5), st.lists(st.integers(1, 90), max_size=200), st.integers(1, 512))
+def test_any_split_of_the_stream_and_any_buffer_give_the_same_and_keep_it(said, sizes, buffer_bytes):
+    pieces = Pieces(b"".join(map(written, said)), sizes)
+    replies = Replies(pieces.receive_into, buffer_bytes)
+    heard = [replies.read() for _ in said]
+    # Looked at only when all has come: what is held has not been overwritten by what came later.
+    assert [plain(value) for value in heard] == said
+
+
+def test_a_buffer_is_used_again_when_nobody_looks_at_it_and_not_before():
+    reply = bulks(b"x" * 1000)
+    replies = Replies(Pieces(reply * 50, [len(reply)] * 50).receive_into, 2000)
+    held = replies.read()
+    for _ in range(20):
+        assert replies.read() == b"x" * 1000
+    assert len(replies._buffers) == 2, "one is held, the other was enough for all the rest"
+    assert held == b"x" * 1000
+    several = [replies.read() for _ in range(15)]
+    assert len(replies._buffers) == resp.KEPT_BUFFERS, "how many are kept is bounded"
+    assert all(view == b"x" * 1000 for view in several)
+
+
+def test_errors_are_values_and_nonsense_ends_the_connection():
+    stream = b"*2\r\n-ERR of one\r\n:7\r\n-LOADING not yet\r\n*-1\r\n+OK\r\n"
+    replies = Replies(Pieces(stream, []).receive_into, 64)
+    inside, seven = replies.read()
+    assert isinstance(inside, ReplyError) and str(inside) == "ERR of one" and seven == 7
+    loading = replies.read()
+    assert isinstance(loading, ReplyError) and str(loading).startswith("LOADING")
+    assert replies.read() is None
+    assert replies.read() == b"OK"
+    with pytest.raises(ConnectionError, match="closed"):
+        replies.read()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"$99999999999\r\n",
+        b"*99999999\r\n",
+        b"$-2\r\n",
+        b"$x\r\n",
+        b"!what\r\n",
+        b"$2\r\nabcd",
+        b"*1\r\n" * 50,
+        b"*5\r\n" + b"$67108864\r\n" * 5,
+        b"+" + b"a" * 200_000,
+    ],
+)
+def test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken(stream):
+    class Endless(Pieces):
+        def receive_into(self, view):
+            assert len(view) <= resp.MAX_BULK_BYTES + 4096
+            return super().receive_into(view)
+
+    replies = Replies(Endless(stream, []).receive_into, 1024)
+    with pytest.raises(ConnectionError):
+        replies.read()
+    assert sum(map(len, replies._buffers)) <= resp.MAX_BULK_BYTES + 4096
+
+
+def test_a_reply_has_a_largest_size(monkeypatch):
+    monkeypatch.setattr(resp, "MAX_REPLY_BYTES", 1000)
+    replies = Replies(Pieces(written([b"x" * 600, b"x" * 600]), []).receive_into, 64)
+    with pytest.raises(ProtocolError, match="more than 1000 bytes"):
+        replies.read()
+
+
+class Sluggish:
+    """A socket that takes a few bytes at a time; without scatter-gather where it stands for TLS."""
+
+    def __init__(self, at_once: int, has_sendmsg: bool):
+        self.taken, self.calls, self._at_once, self._has_sendmsg = b"", 0, at_once, has_sendmsg
+
+    def sendmsg(self, views):
+        if not self._has_sendmsg:
+            raise NotImplementedError("sendmsg not allowed")
+        assert len(views) <= resp.MAX_PIECES
+        self.calls += 1
+        self.taken += b"".join(views)[: self._at_once]
+        return min(self._at_once, sum(map(len, views)))
+
+    def sendall(self, view):
+        self.taken += bytes(view)
+
+    def recv_into(self, view):
+        return 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=50), max_size=60), st.integers(1, 70), st.booleans())
+def test_what_a_socket_takes_bit_by_bit_arrives_whole_and_in_order(pieces, at_once, has_sendmsg):
+    sluggish = Sluggish(at_once, has_sendmsg)
+    Connection(sluggish, 64).send(pieces)
+    assert sluggish.taken == b"".join(pieces)
+
+
+def test_more_pieces_than_one_call_takes():
+    sluggish = Sluggish(1 << 30, True)
+    Connection(sluggish, 64).send([b"%d," % k for k in range(2500)])
+    assert sluggish.taken == b"".join(b"%d," % k for k in range(2500))
+    assert sluggish.calls == 3
+
+
+def test_large_pieces_over_a_real_socket():
+    here, there = socket.socketpair()
+    here.settimeout(10)
+    there.settimeout(10)
+    payload = bytes(range(256)) * 20_000
+    sender, receiver = Connection(here, 64), Connection(there, 1024)
+    thread = threading.Thread(target=sender.send, args=([b"*2\r\n", bulks(b"h"), bulks(payload)],))
+    thread.start()
+    try:
+        assert [bytes(part) for part in receiver.read()] == [b"h", payload]
+    finally:
+        thread.join()
+        sender.close()
+        with pytest.raises(ConnectionError):
+            receiver.read()
+        receiver.close()
+
+
+def test_a_command_is_an_array_of_bulk_strings():
+    assert command(b"XADD", b"k", b"") == b"*3\r\n$4\r\nXADD\r\n$1\r\nk\r\n$0\r\n\r\n"
+
+
+def test_busy_is_the_union_over_threads():
+    now = [0.0]
+    busy = Busy(lambda: now[0])
+    with busy:
+        now[0] = 1.0
+        with busy:
+            now[0] = 2.0
+        now[0] = 3.0
+        assert busy.total_s == 3.0
+    now[0] = 10.0
+    with busy:
+        now[0] = 11.0
+    assert busy.total_s == 4.0
+
+
+def test_waiting_for_a_reply_is_not_busy():
+    now, stream = [0.0], Pieces(bulks(b"x" * 100), [1, 50, 57])
+
+    def slowly(view):
+        now[0] += 1.0
+        return stream.receive_into(view)
+
+    busy = Busy(lambda: now[0])
+    Replies(slowly, 256, busy).read()
+    assert busy.total_s == 2.0, "from the first byte, which came after a second, to the last"
