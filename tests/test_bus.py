@@ -340,8 +340,8 @@ def test_a_worker_reaches_its_own_node_by_a_unix_socket(tmp_path):
         alone = RedisBus("near", 0, [f"unix://{path}"], "b0", [], 10, 5)
         alone.publish([(b"h", b"x")])
         alone.close()
-    with pytest.raises(UnreachableError, match=f"{path}.*No such file"):
-        RedisBus("near", 0, [url], "a0", [], 0.2, 5)
+    with pytest.raises(UnreachableError, match=f"{path}.none.*No such file"):
+        RedisBus("near", 0, [f"{url}.none"], "a0", [], 0.2, 5)
 
 
 def test_an_absent_redis_is_named_with_host_port_and_reason():

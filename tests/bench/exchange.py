@@ -23,7 +23,8 @@ import numpy as np
 import redis
 import torch
 
-from peers.codec import CODECS
+from degan.casts import torch_cast
+from peers.codec import NAMES, build
 from peers.exchange import Exchange
 from peers.message import Layout
 from peers.partition import Schedule
@@ -39,7 +40,6 @@ VALUES = 4_240_320  # DEGAN's model.
 KEEP_ROUNDS = 8
 BARE_COUNT = 4
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-CODEC_NAMES = ("raw", "float16", "bfloat16", "int8", "topk", "sign")
 RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
 
 
@@ -50,19 +50,19 @@ class Degan:
         self.values = values
         self._gradient = np.random.default_rng(rank).standard_normal(values, np.float32) * np.float32(1e-3)
         self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank])
-        layout = Layout(Schedule([Slice(0, values)], 1), CODECS[codec], 0, b"benchmrk")
+        layout = Layout(Schedule([Slice(0, values)], 1), build(codec, cast=torch_cast), 0, b"benchmrk")
         rules = Rules(slack=0, keep_rounds=KEEP_ROUNDS)
         self._rendezvous = Rendezvous(self._bus, {"codec": codec}, rules.lease_s, 30.0, _silent, _silent)
         self._rendezvous.claim([])
         start = self._rendezvous.meet([], {})
-        self._exchange = Exchange(self._bus, layout, values, rules, _silent)
+        self._exchange = Exchange(self._bus, layout, np.zeros(values, np.float32), rules, _silent)
         self._exchange.start(start, 0)
 
     def round(self) -> None:
         self._exchange.exchange(self._gradient)
 
     def close(self) -> None:
-        self._exchange.finish()
+        self._exchange.finish(lambda section: np.zeros(section.size, np.float32))
         self._exchange.close()
         self._rendezvous.close()
         self._bus.close()
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20, help="rounds of a block")
     parser.add_argument("--only", nargs="*", default=[], help="methods whose name contains one of these")
     options = parser.parse_args(arguments)
-    methods = [f"degan {name}" for name in CODEC_NAMES if name in CODECS] + list(RIVALS)
+    methods = [f"degan {name}" for name in NAMES] + list(RIVALS)
     methods = [m for m in methods if not options.only or any(word in m for word in options.only)]
     results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
     with redis_server() as first, redis_server() as second:
