@@ -155,7 +155,6 @@ class Bus(Settings):
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 600.0
-    pool_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
 
 
 class Run(Settings):

@@ -25,7 +25,7 @@ CHOICES = (1, 2, 4, 8, 16, 32, 64)
 FIRST = 8
 EARLY_STEPS, EVERY_STEPS = 16, 50
 # How much of a step the wire may be busy, and how much room it must have left before parts become fewer.
-SHARE, ROOM = 0.8, 1.3
+SHARE, ROOM = 0.8, 2.0
 
 
 class AutoParts:

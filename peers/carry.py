@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +43,9 @@ class Published:
 
 
 class Outgoing:
-    """What of ours has been encoded and not been applied by ourselves. Thread-safe: the pool adds, the main thread takes.
+    """What of ours has been encoded and not been applied by ourselves.
+
+    Thread-safe: the pool adds, the main thread takes.
 
     Args:
         backlog: how many rounds are remembered at most.
@@ -91,7 +94,7 @@ class Carry(Protocol):
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         """Copy out what leaves in a round; `values` is float32 (section.size,)."""
 
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         """As entries, with small numbers of the exchange's own for the header. Called from the pool."""
 
     def through(self, round: int, is_synchronous: bool) -> int:

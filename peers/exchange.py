@@ -71,14 +71,14 @@ class Exchange:
         self._carry = make_carry(rules, bus.worker, self._peers, layout, initial)
         self._accumulator = Accumulator()
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto)
-        self._pool = SerialPool(rules.pool_threads, lambda error: self.gate.fail(failed(error, "exchanging")))
+        # One thread, which keeps what is published in order; the pumps decode what they read.
+        self._pool = SerialPool(1, lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._giver = Giver(bus, layout, self._pool, self._inbox, self.gate, rules.lease_s)
         self._round = 0
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
-        self.wait_s = self.exchange_s = 0.0
-        self._staleness: list[int] = []
+        self.wait_s, self.exchange_s, self._staleness = 0.0, 0.0, []
         self._meter = (0.0, 0.0)
         self._computed_s, self._left_at = 0.0, time.monotonic()
         bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
@@ -116,7 +116,7 @@ class Exchange:
             self.gate.admit(peer, cursor.complete)
         known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
         for server in range(len(self._bus.servers)):
-            pump = Pump(self._bus, server, self._pool, self._inbox, self.gate, self._rules.lease_s, known, self._say)
+            pump = Pump(self._bus, server, self._inbox, self.gate, self._rules.lease_s, known, self._say)
             self._pumps.append(pump)
             pump.start()
         if is_joining:

@@ -16,6 +16,7 @@ Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,17 @@ class GradientCarry:
         self._left_at[part] = step
         return {"s": float(max(1, span))}
 
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         write = None if self._layout.codec.is_exact else self._lossy.encode
         extras = leaving.extras | extras
         entries = encode_vector(
             self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
         )
         if self._is_published:
-            codec = self._layout.codec
-            read = leaving.values if codec.is_exact else decode_vector(entries, codec, leaving.part.size)
+            codec, read = self._layout.codec, leaving.values
+            if not codec.is_exact:
+                entries = list(entries)
+                read = decode_vector(entries, codec, leaving.part.size)
             self._outgoing.add(leaving.round, Published(leaving.part, read, extras))
         return entries
 

@@ -152,8 +152,8 @@ def encode_vector(
     codec: Codec | None = None,
     write: Write | None = None,
     extras: dict[str, float] | None = None,
-) -> list[tuple[bytes, Buffer]]:
-    """A vector message as (header, payload) entries.
+) -> Iterator[tuple[bytes, Buffer]]:
+    """A vector message as (header, payload) entries, made one by one so that one leaves while the next is made.
 
     Args:
         whole: the slice that it covers.
@@ -164,7 +164,6 @@ def encode_vector(
     """
     codec = codec or layout.codecs(kind)[0]
     pieces = list(chunks(whole, codec))
-    entries = []
     for index, piece in enumerate(pieces):
         part = values[piece.start - whole.start : piece.stop - whole.start]
         payload = write(piece, part) if write else codec.encode(part)
@@ -181,8 +180,7 @@ def encode_vector(
             c=codec.name,
             x=extras if extras and index == 0 else {},
         )
-        entries.append((_encode_header(header), payload))
-    return entries
+        yield _encode_header(header), payload
 
 
 def decode_vector(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> np.ndarray:

@@ -29,6 +29,7 @@ Karimireddy et al., ICML 2019 (compressed differences with what was dropped kept
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class ParameterCarry:
         base = float(checksum(memoryview(reference).cast("B")))
         return Leaving(round, part, here - reference, {"b": base})
 
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> list[tuple[bytes, Buffer]]:
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
         entries = encode_vector(
             self._layout,
@@ -96,7 +97,10 @@ class ParameterCarry:
             codec=codec,
             extras=leaving.extras | extras,
         )
-        read = leaving.values if codec.is_exact else decode_vector(entries, codec, leaving.part.size)
+        read = leaving.values
+        if not codec.is_exact:
+            entries = list(entries)
+            read = decode_vector(entries, codec, leaving.part.size)
         self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole))
         return entries
 

@@ -14,7 +14,6 @@ from peers.bus import Bus
 from peers.errors import BusError, PeersError
 from peers.gate import ClockGate, failed
 from peers.inbox import Inbox
-from peers.pool import SerialPool
 from peers.rendezvous import heartbeat_s
 from peers.types import Entry, Lease
 
@@ -31,7 +30,6 @@ class Pump:
 
     Args:
         bus, server: whom to read.
-        pool: not used by a pump any more.
         inbox: where entries go, in order per sender.
         gate: is told who is gone, who is back, and what failed.
         lease_s: how long a lease lasts.
@@ -43,7 +41,6 @@ class Pump:
         self,
         bus: Bus,
         server: int,
-        pool: SerialPool,
         inbox: Inbox,
         gate: ClockGate,
         lease_s: float,

@@ -238,7 +238,9 @@ class RedisBus:
         with self._reading[server]:
             try:
                 if self._links[server] is None:
-                    self._links[server] = open_link(self._readers[server], REPLY_BYTES * 2, self._read_busy)
+                    # Room for a few entries of ours, of a size that the configuration knows.
+                    room = min(2 * REPLY_BYTES, max(64 * 1024, 8 * self._entry_bytes))
+                    self._links[server] = open_link(self._readers[server], room, self._read_busy)
                 self._links[server].send([request])
                 reply = self._links[server].read()
                 if not isinstance(reply, ReplyError):

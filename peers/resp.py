@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,10 @@ MAX_LINE_BYTES = 64 * 1024
 # Linux takes 1024 pieces in one call.
 MAX_PIECES = 1000
 KEPT_BUFFERS = 8
+WHOLE_BYTES = 8 * 1024
+
+# Under a name that an argument does not hide.
+_Socket = socket.socket
 
 
 class ReplyError(Exception):
@@ -85,12 +90,13 @@ class Replies:
     nil as None, an error inside or instead of a reply as a `ReplyError` that is returned and not raised.
 
     Args:
-        receive_into: as of a socket: waits for something, writes it, returns how much; 0 at the end.
+        receive_into: waits for something, writes it, returns how much; 0 at the end. Its second argument says how
+            much is needed: it may wait for that, and for no more, before it returns.
         buffer_bytes: size of a buffer; a reply that needs more gets a larger one.
         busy: is entered while a reply comes in, from its first byte to its last.
     """
 
-    def __init__(self, receive_into: Callable[[memoryview], int], buffer_bytes: int, busy: Busy | None = None):
+    def __init__(self, receive_into: Callable[[memoryview, int], int], buffer_bytes: int, busy: Busy | None = None):
         self._receive_into = receive_into
         self._buffer_bytes = buffer_bytes
         self._busy = busy or Busy()
@@ -171,7 +177,7 @@ class Replies:
         while self._end - self._at < size:
             if self._at + size > len(self._buffer):
                 self._move(size)
-            received = self._receive_into(self._view[self._end :])
+            received = self._receive_into(self._view[self._end :], size - (self._end - self._at))
             if not received:
                 raise ConnectionError("the server has closed the connection")
             self._end += received
@@ -204,6 +210,16 @@ def _is_unseen(buffer: bytearray) -> bool:
     return True
 
 
+def _let_the_kernel_wait(connected: socket.socket) -> None:
+    """The same timeout, kept by the kernel: Python's own would poll before each call and forbid waiting for all."""
+    timeout_s = connected.gettimeout()
+    if timeout_s:
+        packed = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
+        connected.settimeout(None)
+
+
 class Connection:
     """A connected socket that speaks RESP2.
 
@@ -214,8 +230,20 @@ class Connection:
 
     def __init__(self, socket: socket.socket, buffer_bytes: int, busy: Busy | None = None):
         self._socket = socket
-        self._replies = Replies(socket.recv_into, buffer_bytes, busy)
+        self._is_plain = type(socket) is _Socket
+        if self._is_plain:
+            _let_the_kernel_wait(socket)
+        self._replies = Replies(self._receive_into, buffer_bytes, busy)
         self.read = self._replies.read
+
+    def _receive_into(self, view: memoryview, needed: int) -> int:
+        try:
+            if self._is_plain and needed >= WHOLE_BYTES:
+                # One call for a bulk string, in however many packets it comes: every return takes Python's lock.
+                return self._socket.recv_into(view, needed, socket.MSG_WAITALL)
+            return self._socket.recv_into(view)
+        except BlockingIOError:
+            raise TimeoutError("no answer in time") from None
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         """Send buffers one after the other, as they lie in memory.
@@ -228,6 +256,8 @@ class Connection:
         while first < len(views):
             try:
                 sent = self._socket.sendmsg(views[first : first + MAX_PIECES])
+            except BlockingIOError:
+                raise TimeoutError("nothing more is taken") from None
             except (NotImplementedError, AttributeError):
                 # TLS copies everything anyway, to encrypt it.
                 self._socket.sendall(views[first])

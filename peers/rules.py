@@ -25,7 +25,6 @@ class Rules:
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
-        pool_threads: threads that decode, accumulate, encode and publish.
     """
 
     slack: int | None = 2
@@ -38,7 +37,6 @@ class Rules:
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
     finish_timeout_s: float = 60.0
-    pool_threads: int = 2
 
     def slack_rounds(self, rounds_per_step: int) -> int | None:
         """The bound in rounds."""

@@ -41,7 +41,7 @@ class Pieces:
     def __init__(self, stream: bytes, sizes: list[int]):
         self._stream, self._sizes = stream, sizes
 
-    def receive_into(self, view: memoryview) -> int:
+    def receive_into(self, view: memoryview, needed: int) -> int:
         size = min(self._sizes.pop(0) if self._sizes else 1 << 20, len(view), len(self._stream))
         view[:size] = self._stream[:size]
         self._stream = self._stream[size:]
@@ -100,9 +100,9 @@ def test_errors_are_values_and_nonsense_ends_the_connection():
 )
 def test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken(stream):
     class Endless(Pieces):
-        def receive_into(self, view):
+        def receive_into(self, view, needed):
             assert len(view) <= resp.MAX_BULK_BYTES + 4096
-            return super().receive_into(view)
+            return super().receive_into(view, needed)
 
     replies = Replies(Endless(stream, []).receive_into, 1024)
     with pytest.raises(ConnectionError):
@@ -193,9 +193,9 @@ def test_busy_is_the_union_over_threads():
 def test_waiting_for_a_reply_is_not_busy():
     now, stream = [0.0], Pieces(bulks(b"x" * 100), [1, 50, 57])
 
-    def slowly(view):
+    def slowly(view, needed):
         now[0] += 1.0
-        return stream.receive_into(view)
+        return stream.receive_into(view, needed)
 
     busy = Busy(lambda: now[0])
     Replies(slowly, 256, busy).read()

@@ -145,7 +145,6 @@ class PartialExchange:
             lease_s=settings.bus.lease_s,
             stall_timeout_s=settings.bus.stall_timeout_s,
             finish_timeout_s=settings.bus.finish_timeout_s,
-            pool_threads=settings.bus.pool_threads,
         )
         budget = self._rules.keep_rounds * round_bytes / 2**20
         say(
