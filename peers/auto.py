@@ -41,14 +41,17 @@ class AutoParts:
         # Round -> worker -> wish.
         self._wishes: dict[int, dict[int, int]] = {}
         self._computed_s = self._busy_s = 0.0
-        self._steps = 0
+        self._before = (0.0, 0.0, 0.0)
         self._wish = FIRST
 
-    def measure(self, schedule: Schedule, computed_s: float, busy_s: float) -> None:
-        """One step of ours: seconds of work on it, and seconds in which the busier way of the wire was busy."""
-        self._steps += 1
+    def measure(self, schedule: Schedule, computed_s: float, read_s: float, publish_s: float) -> None:
+        """After a step: seconds since the start of our own work, and in which reading and publishing were busy."""
+        now = (computed_s, read_s, publish_s)
+        computed_s, *busy_s = (after - before for after, before in zip(now, self._before, strict=True))
+        self._before = now
         self._computed_s += computed_s
-        self._busy_s += busy_s
+        # They go on at the same time, so the busier way counts.
+        self._busy_s += max(busy_s)
         needed = schedule.parts * self._busy_s / max(SHARE * self._computed_s, 1e-9)
         wish = _smallest(needed)
         if wish < schedule.parts:

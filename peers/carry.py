@@ -84,8 +84,10 @@ class Carry(Protocol):
 
     Attributes:
         counts: what was not applied as it should have been, by reason.
+        keeps_leaving: whether it looks at what left after that has been published.
     """
 
+    keeps_leaving: bool
     counts: Counter[str]
 
     def begin(self, round: int) -> None:

@@ -35,6 +35,7 @@ from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
+from peers.spares import Spares
 from peers.transfer import State
 from peers.types import Cursor, Slice
 from peers.window import Accumulator, Contribution
@@ -68,9 +69,10 @@ class Exchange:
         slack = rules.slack_rounds(layout.schedule.rounds_per_step)
         self.gate = ClockGate(SspClock(self._peers, slack), rules.stall_timeout_s, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
-        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial)
+        self._spares = Spares(2 * len(self._peers) + 4)
+        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares)
         self._accumulator = Accumulator()
-        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto)
+        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares)
         # One thread, which keeps what is published in order; the pumps decode what they read.
         self._pool = SerialPool(1, lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
@@ -79,7 +81,6 @@ class Exchange:
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
         self.wait_s, self.exchange_s, self._staleness = 0.0, 0.0, []
-        self._meter = (0.0, 0.0)
         self._computed_s, self._left_at = 0.0, time.monotonic()
         bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
 
@@ -214,6 +215,8 @@ class Exchange:
         self.gate.touch()
         self._giver.note(leaving.round, self._rules.keep_rounds)
         self._bus.publish(entries)
+        if not self._carry.keeps_leaving:
+            self._spares.give(leaving.values)
 
     def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
         """Wait under the bound; returns the round through which to collect and how many share a mean."""
@@ -236,7 +239,10 @@ class Exchange:
         for item in items:
             self._staleness.append(max(0, self._round - item.round) // self._schedule.rounds_per_step)
             self._note_taken(item)
-        return self._carry.collect(through, section, values, items, sharers)
+        values = self._carry.collect(through, section, values, items, sharers)
+        for item in items:
+            self._spares.give(item.values)
+        return values
 
     def _note_taken(self, item: Contribution) -> None:
         section = self._schedule.section_index(item.round)
@@ -248,11 +254,7 @@ class Exchange:
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
-        read_s, publish_s = self._bus.read_busy_s, self._bus.publish_busy_s
-        busy_s = max(read_s - self._meter[0], publish_s - self._meter[1])
-        self._meter = (read_s, publish_s)
-        self._auto.measure(self._schedule, self._computed_s, busy_s)
-        self._computed_s = 0.0
+        self._auto.measure(self._schedule, self._computed_s, self._bus.read_busy_s, self._bus.publish_busy_s)
         schedule = self._auto.decide(self._schedule, step)
         if schedule is not self._schedule:
             self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
@@ -280,8 +282,7 @@ class Exchange:
         """
         if not values.size:
             return values
-        copy, round = values.copy(), self._round
-        whole = Slice(0, copy.size)
+        copy, round, whole = values.copy(), self._round, Slice(0, values.size)
         self._pool.submit(OUT, lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
         started = time.monotonic()
         states = self.gate.wait_states(round)

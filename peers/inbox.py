@@ -16,6 +16,7 @@ from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
 from peers.message import Assembler, Layout
+from peers.spares import Spares
 from peers.types import Cursor, Entry, Message
 from peers.window import Accumulator, Contribution
 
@@ -39,6 +40,7 @@ class Inbox:
         accumulator: takes the contributions.
         gate: takes clocks, membership, states and stop wishes.
         wishes: takes what the peers say of the number of parts; None where that is fixed.
+        spares: where the arrays of messages come from.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Inbox:
         accumulator: Accumulator,
         gate: ClockGate,
         wishes: AutoParts | None = None,
+        spares: Spares | None = None,
     ):
+        self._spares = spares
         self._worker = worker
         self._parts = wishes
         self._layout = layout
@@ -92,7 +96,7 @@ class Inbox:
                 sender.incarnation, sender.assemblers = entry.incarnation, {}
             assembler = sender.assemblers.get(entry.is_direct)
             if assembler is None or not entry.is_contiguous:
-                assembler = sender.assemblers[entry.is_direct] = Assembler(self._layout)
+                assembler = sender.assemblers[entry.is_direct] = Assembler(self._layout, self._spares)
         try:
             message = assembler.feed(entry)
         except MessageError as error:

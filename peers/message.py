@@ -35,6 +35,7 @@ from peers.checksum import checksum
 from peers.codec import CODECS, Codec
 from peers.errors import MessageError
 from peers.partition import Schedule, balanced
+from peers.spares import Spares
 from peers.types import Buffer, Entry, Message, Slice
 
 VERSION = 1
@@ -228,10 +229,12 @@ class Assembler:
 
     Args:
         layout: what this worker expects of everyone.
+        spares: where the arrays of messages come from.
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, spares: Spares | None = None):
         self._layout = layout
+        self._spares = spares or Spares()
         self._partial: Message | None = None
         self._pieces: list[Slice] = []
         self._codec: Codec = layout.codec
@@ -302,7 +305,7 @@ class Assembler:
         if not all(math.isfinite(value) for value in header.x.values()):
             raise MessageError("malformed", "a header with a number that is none")
         self._pieces, self._codec, self._next = pieces, codec, 0
-        values = np.empty(whole.size, dtype=np.float32)
+        values = self._spares.take(whole.size)
         # Raw instead of the usual codec says that the values stand for themselves.
         is_whole = codec.name != self._layout.codec.name
         self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=is_whole)

@@ -39,6 +39,7 @@ from peers.checksum import checksum
 from peers.codec import CODECS
 from peers.message import Layout, decode_vector, encode_vector
 from peers.partition import Schedule
+from peers.spares import Spares
 from peers.types import Buffer, Slice
 from peers.window import Contribution
 
@@ -52,10 +53,22 @@ class ParameterCarry:
         initial: the weights with which everyone begins, float32 (size,); copied.
         lag: the staleness bound in rounds, None for none.
         backlog: without a bound, how many rounds of our own are remembered.
+        spares: where what leaves is written.
     """
 
-    def __init__(self, worker: int, layout: Layout, initial: np.ndarray, lag: int | None, backlog: int = 64):
+    def __init__(
+        self,
+        worker: int,
+        layout: Layout,
+        initial: np.ndarray,
+        lag: int | None,
+        backlog: int = 64,
+        spares: Spares | None = None,
+    ):
+        self._spares = spares or Spares()
         self.counts: Counter[str] = Counter()
+        # What an exact codec writes is what the others read.
+        self.keeps_leaving = layout.codec.is_exact
         self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
         has_reference = lag is not None and not layout.codec.is_exact
@@ -75,16 +88,20 @@ class ParameterCarry:
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
         here = values[part.start - section.start : part.stop - section.start]
+        leaving = self._spares.take(part.size)
         if self._reference is None:
-            return Leaving(round, part, here.copy(), {}, is_whole=self._is_flushing)
+            leaving[:] = here
+            return Leaving(round, part, leaving, {}, is_whole=self._is_flushing)
         is_whole = self._is_flushing or any(_overlap(part, broken) for broken in self._broken)
         if is_whole:
             self._broken = {broken for broken in self._broken if not _overlap(part, broken)}
-            return Leaving(round, part, here.copy(), {}, is_whole=True)
+            leaving[:] = here
+            return Leaving(round, part, leaving, {}, is_whole=True)
         # Here and not in the pool: the reference is the main thread's.
         reference = self._reference[part.start : part.stop]
         base = float(checksum(memoryview(reference).cast("B")))
-        return Leaving(round, part, here - reference, {"b": base})
+        np.subtract(here, reference, out=leaving)
+        return Leaving(round, part, leaving, {"b": base})
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
@@ -98,7 +115,9 @@ class ParameterCarry:
             extras=leaving.extras | extras,
         )
         read = leaving.values
-        if not codec.is_exact:
+        if leaving.is_whole and not self.keeps_leaving:
+            read = leaving.values.copy()
+        elif not codec.is_exact:
             entries = list(entries)
             read = decode_vector(entries, codec, leaving.part.size)
         self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole))

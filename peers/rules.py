@@ -10,6 +10,7 @@ from peers.carry import Carry
 from peers.gradients import GradientCarry
 from peers.message import Layout
 from peers.parameters import ParameterCarry
+from peers.spares import Spares
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Rules:
         return self.keep_rounds * layout.entries_per_round() + states * layout.entries_per_state() + 16
 
 
-def make_carry(rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout, initial: np.ndarray) -> Carry:
+def make_carry(
+    rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout, initial: np.ndarray, spares: Spares
+) -> Carry:
     """What is carried, for one worker; see `peers.exchange.Exchange` for the arguments."""
     slack = rules.slack_rounds(layout.schedule.rounds_per_step)
     if rules.carry == "parameters":
-        return ParameterCarry(worker, layout, initial, slack, rules.keep_rounds)
+        return ParameterCarry(worker, layout, initial, slack, rules.keep_rounds, spares)
     return GradientCarry(
         worker,
         layout,
@@ -63,4 +66,5 @@ def make_carry(rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout
         is_mean=rules.reduce == "mean",
         is_published=rules.own == "published",
         peers=peers,
+        spares=spares,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from peers.spares import Spares
 from peers.types import Slice
 
 
@@ -25,9 +26,11 @@ class GradientWindow:
 
     Args:
         size: number of values in the vector.
+        spares: where what leaves is written.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, spares: Spares | None = None):
+        self._spares = spares or Spares()
         self._values = np.zeros(size, dtype=np.float32)
         # With one part everything leaves at once, and nothing need be gathered.
         self._is_dirty = False
@@ -45,9 +48,12 @@ class GradientWindow:
         """
         leaving = gradient[part.start - section.start : part.stop - section.start]
         view = self._values[part.start : part.stop]
-        taken = np.add(view, leaving) if self._is_dirty else leaving.copy()
+        taken = self._spares.take(part.size)
         if self._is_dirty:
+            np.add(view, leaving, out=taken)
             view[:] = 0
+        else:
+            taken[:] = leaving
         if part != section:
             self._is_dirty = True
             self._values[section.start : part.start] += gradient[: part.start - section.start]

@@ -22,6 +22,9 @@ ALTERNATING = (*SYNC, "mode.parts=3", "mode.updates=alternating")
 NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
 # Held lumps have to be saved with the rest.
 HELD = ("mode.slack=0", "mode.codec=int8", "mode.parts=3", "mode.remote=hold")
+# Everyone applies what everyone has published.
+PUBLISHED = ("mode.slack=0", "mode.codec=sign", "mode.own=published")
+PUBLISHED_LATER = ("mode.slack=2", "mode.codec=int8", "mode.parts=2", "mode.own=published", "mode.remote=hold")
 # The delay is the bound, so that parameters repeat under any.
 PARAMETERS = ("mode.carry=parameters", "mode.slack=2", "mode.codec=int8", "mode.parts=3")
 PARAMETERS_ALTERNATING = ("mode.carry=parameters", "mode.slack=1", "mode.codec=topk", "mode.updates=alternating")
@@ -106,10 +109,14 @@ def check(run: Run, expected: list[dict]) -> None:
         assert same(run.weights(number), expected[number]), f"worker {number} has other weights"
 
 
+# A stop is a synchronous step wherever it falls; only with slack 0 every other one is, too.
 both = pytest.mark.parametrize(
+    "settings", [SIMULTANEOUS, ALTERNATING, HELD, PUBLISHED], ids=["simultaneous", "alternating", "held", "published"]
+)
+any_bound = pytest.mark.parametrize(
     "settings",
-    [SIMULTANEOUS, ALTERNATING, HELD, PARAMETERS, PARAMETERS_ALTERNATING],
-    ids=["simultaneous", "alternating", "held", "parameters", "parameters-alternating"],
+    [SIMULTANEOUS, ALTERNATING, HELD, PUBLISHED_LATER, PARAMETERS, PARAMETERS_ALTERNATING],
+    ids=["simultaneous", "alternating", "held", "published", "parameters", "parameters-alternating"],
 )
 
 
@@ -138,7 +145,7 @@ def test_both_workers_end_alike_with_parameters(undisturbed, settings):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-@both
+@any_bound
 def test_a_killed_worker_goes_on_from_its_checkpoint(make, undisturbed, settings, victim):
     run = make(settings)
     survivor = run.start(1 - victim)
@@ -206,8 +213,8 @@ def test_a_worker_joins_at_a_cut(make, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [SIMULTANEOUS, HELD, PARAMETERS, PARAMETERS_ALTERNATING, (*PARAMETERS, "mode.parts=auto")],
-    ids=["simultaneous", "held", "parameters", "parameters-alternating", "parameters-auto"],
+    [SIMULTANEOUS, HELD, PUBLISHED_LATER, PARAMETERS, PARAMETERS_ALTERNATING, (*PARAMETERS, "mode.parts=auto")],
+    ids=["simultaneous", "held", "published", "parameters", "parameters-alternating", "parameters-auto"],
 )
 def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_path, settings):
     run, gate = make((*settings, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
@@ -285,7 +292,7 @@ def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, s
     check(run, undisturbed(settings))
 
 
-@both
+@any_bound
 def test_a_run_that_was_killed_as_a_whole_goes_on_over_the_same_redis(make, undisturbed, settings):
     """One dies before it has saved step 8, the other perhaps later: they go on from a step that both have."""
     run = make(settings)
