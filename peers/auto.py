@@ -92,19 +92,23 @@ class AutoParts:
         )
         return steps % every == 0 or not schedule.since and steps == early
 
-    def to_plain(self) -> list:
-        """The wishes that are still to be looked at, for a checkpoint or a joiner."""
+    def to_plain(self, schedule: Schedule) -> dict[str, Any]:
+        """The schedule in force, and the wishes that are still to be looked at, for a checkpoint or a joiner."""
         with self._lock:
-            return [[round, worker, wish] for round, said in self._wishes.items() for worker, wish in said.items()]
+            wishes = [[round, worker, wish] for round, said in self._wishes.items() for worker, wish in said.items()]
+        return {"parts": schedule.parts, "since": schedule.since, "wishes": wishes}
 
-    def load_plain(self, plain: list[Any]) -> None:
+    def load_plain(self, plain: dict[str, Any], schedule: Schedule) -> Schedule:
         """The inverse of `to_plain`.
 
         Raises:
-            ValueError, TypeError: it is none.
+            KeyError, ValueError, TypeError: it is none.
         """
-        for round, worker, wish in plain:
+        for round, worker, wish in plain["wishes"]:
             self.note(int(worker), int(round), float(wish))
+        if plain["parts"] not in CHOICES:
+            raise ValueError(f"{plain['parts']} parts are no choice")
+        return schedule.changed(plain["parts"], int(plain["since"]))
 
 
 def _smallest(needed: float) -> int:

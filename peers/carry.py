@@ -23,13 +23,19 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Leaving:
-    """What leaves in a round: a slice and its values, float32 (part.size,), the carry's own until it is encoded."""
+    """What leaves in a round: a slice and its values, float32 (part.size,).
+
+    Attributes:
+        is_whole: they stand for themselves where others are differences.
+        is_lent: they are the caller's, who may not change them before they have been published.
+    """
 
     round: int
     part: Slice
     values: np.ndarray
     extras: dict[str, float]
     is_whole: bool = False
+    is_lent: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Raw(Codec):
 
     def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
         with np.errstate(over="ignore", invalid="ignore"):
-            np.add(values, kept, out=values)
+            values = np.add(values, kept)
         kept[:] = 0
         return self.encode(values)
 
@@ -98,12 +98,13 @@ class Half(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return as_bytes(self._write(values)[0])
 
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
+        scratch = np.empty_like(kept) if scratch is None else scratch
         with np.errstate(over="ignore", invalid="ignore"):
-            np.add(values, kept, out=values)
-            written, is_finite = self._write(values)
-            self._cast(written, kept)
-            np.subtract(values, kept, out=kept)
+            np.add(values, kept, out=kept)
+            written, is_finite = self._write(kept)
+            self._cast(written, scratch)
+            np.subtract(kept, scratch, out=kept)
         if not is_finite:
             forget_what_is_not_finite(kept)
         return as_bytes(written)

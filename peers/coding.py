@@ -48,13 +48,14 @@ class Codec(abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
         """Write the sum of `values` and `kept`, and leave in `kept` what of it the receiver will not get.
 
         What is not finite is sent, so that it is seen, and not kept, so that it is not sent for ever.
 
         Args:
-            values, kept: float32 (count,); both are changed.
+            values, kept: float32 (count,); only `kept` is changed.
+            scratch: float32 (count,) with anything in it, if there is some: memory made anew costs page faults.
         """
 
 

@@ -31,6 +31,7 @@ from peers.gate import ClockGate, failed
 from peers.inbox import Inbox
 from peers.joining import OUT, Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
+from peers.partition import Schedule
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.rendezvous import Start
@@ -77,7 +78,8 @@ class Exchange:
         self._pool = SerialPool(1, lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._giver = Giver(bus, layout, self._pool, self._inbox, self.gate, rules.lease_s)
-        self._round = 0
+        # Our newest round; and the one whose values the caller has lent, until they have been published.
+        self._round = self._lent = 0
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
         self.wait_s, self.exchange_s, self._staleness = 0.0, 0.0, []
@@ -143,7 +145,7 @@ class Exchange:
             self._taken[helper] = Cursor(life, newest, (int(meta["sequence"]),) * len(newest))
             if meta["stop_at"] is not None:
                 self.gate.stop(int(meta["stop_at"]))
-            self._load_parts(meta)
+            self._load_parts(meta["parts"])
             carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
             self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
             load(vectors, meta["values"])
@@ -169,7 +171,7 @@ class Exchange:
                 "carry": small,
                 "stop_at": self.gate.stop_at,
                 "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
-                **self._parts_plain(),
+                "parts": self._parts_plain(),
             }
 
         self._giver.serve(self._round, make)
@@ -177,17 +179,13 @@ class Exchange:
     # --- one round ----------------------------------------------------------------------------
 
     def exchange(self, values: np.ndarray, is_cut: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """One round: publish a part of the values, take what came, change the values by it.
+        """One round: publish a part of the values, take what came, change the values by it and return them.
 
         Args:
             values: float32 (section.size,) of the next round's section: the gradient, or the parameters after
                 this worker's own step. Changed in place.
             is_cut: asked once the bound is passed; True waits for every member to be at this very round, so
                 that a checkpoint taken now has nothing in flight.
-
-        Returns:
-            `values`: own gradient and what came of the peers', as mean or sum; or the parameters, nearer to
-            everyone's.
         """
         began, waited_s = time.monotonic(), self.wait_s
         self._computed_s += began - self._left_at
@@ -208,6 +206,7 @@ class Exchange:
         if self._auto is not None:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
             self._auto.note(self._bus.worker, round, self._auto.wish)
+        self._lent = round if leaving.is_lent else 0
         self._pool.submit(OUT, lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
 
     def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
@@ -215,7 +214,10 @@ class Exchange:
         self.gate.touch()
         self._giver.note(leaving.round, self._rules.keep_rounds)
         self._bus.publish(entries)
-        if not self._carry.keeps_leaving:
+        if leaving.is_lent:
+            self._lent = 0
+            self.gate.touch()
+        elif not self._carry.keeps_leaving:
             self._spares.give(leaving.values)
 
     def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
@@ -231,7 +233,10 @@ class Exchange:
         return through, len(sharers)
 
     def _await_own(self, through: int) -> None:
-        self.gate.until(lambda: self._carry.is_ready(through), lambda: f"our own round {through} to be encoded")
+        self.gate.until(
+            lambda: not self._lent and self._carry.is_ready(through),
+            lambda: f"our own round {self._round} to be published",
+        )
 
     def _collect(self, through: int, sharers: int, section: Slice, values: np.ndarray) -> np.ndarray:
         self.gate.check()
@@ -258,21 +263,18 @@ class Exchange:
         schedule = self._auto.decide(self._schedule, step)
         if schedule is not self._schedule:
             self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
-            self._carry.reschedule(schedule)
-            self._schedule = schedule
+            self._reschedule(schedule)
+
+    def _reschedule(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._carry.reschedule(schedule)
 
     def _parts_plain(self) -> dict[str, Any]:
-        wishes = [] if self._auto is None else self._auto.to_plain()
-        return {"parts": [self._schedule.parts, self._schedule.since], "wishes": wishes}
+        return {} if self._auto is None else self._auto.to_plain(self._schedule)
 
     def _load_parts(self, plain: dict[str, Any]) -> None:
         if self._auto is not None:
-            parts, since = map(int, plain["parts"])
-            if parts not in self._layout.parts:
-                raise ValueError(f"{parts} parts are no choice")
-            self._schedule = self._schedule.changed(parts, since)
-            self._carry.reschedule(self._schedule)
-            self._auto.load_plain(plain["wishes"])
+            self._reschedule(self._auto.load_plain(plain, self._schedule))
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """The mean over the members of small vectors that belong to this round (BatchNorm statistics).
@@ -299,17 +301,14 @@ class Exchange:
     # --- the end ------------------------------------------------------------------------------
 
     def finish(self, values_of: Callable[[Slice], np.ndarray]) -> list[tuple[Slice, np.ndarray]]:
-        """Send what is left, take what is left of the peers': what is still to be applied, or loaded, per section.
+        """Send what is left, take what is left of the peers'; returns what is still to be applied, or loaded.
 
         Waits for the members to finish as well, at most `finish_timeout_s`; what did not come by then is
-        counted as `unfinished`.
+        counted as `unfinished`. Sections for which nothing was left are not in the list.
 
         Args:
             values_of: the values of a section as they stand: zeros for gradients, or the parameters; float32
                 (section.size,), changed in place.
-
-        Returns:
-            Per section its values; those for which nothing was left are not in the list.
         """
         sections = {section: values_of(section) for section in self._schedule.sections}
         self._flush(sections)
@@ -377,11 +376,11 @@ class Exchange:
         self.gate.check()
         arrays, values = self._carry.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
-        return arrays, {"followed": followed, "carry": values, **self._parts_plain()}
+        return arrays, {"followed": followed, "carry": values, "parts": self._parts_plain()}
 
     def load_state(self, arrays: State, values: dict) -> None:
         """The inverse of `state`; before `start`."""
-        self._load_parts(values)
+        self._load_parts(values["parts"])
         self._carry.load_state(arrays, values["carry"])
         self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in values["followed"].items()}
 

@@ -82,8 +82,11 @@ class GradientCarry:
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
-        taken = self._window.pass_through(section, part, values)
-        return Leaving(round, part, taken, self._span(round, part))
+        extras = self._span(round, part)
+        if self._lag == 0 and part == section and not self._window.is_dirty:
+            # All of it leaves before the others' come in, so it need not be copied.
+            return Leaving(round, part, values, extras, is_lent=True)
+        return Leaving(round, part, self._window.pass_through(section, part, values), extras)
 
     def _span(self, round: int, part: Slice) -> dict[str, float]:
         if self._held is None:
@@ -101,7 +104,9 @@ class GradientCarry:
         )
         if self._is_published:
             codec, read = self._layout.codec, leaving.values
-            if not codec.is_exact:
+            if codec.is_exact:
+                read = read.copy() if leaving.is_lent else read
+            else:
                 entries = list(entries)
                 read = decode_vector(entries, codec, leaving.part.size)
             self._outgoing.add(leaving.round, Published(leaving.part, read, extras))

@@ -26,12 +26,13 @@ class ErrorFeedback:
     def __init__(self, codec: Codec, size: int):
         self.codec = codec
         self._kept = None if codec.is_exact else np.zeros(size, dtype=np.float32)
+        self._scratch = np.empty(0 if codec.is_exact else min(size, codec.chunk_values), dtype=np.float32)
 
     def encode(self, chunk: Slice, values: np.ndarray) -> Buffer:
-        """Write float32 (chunk.size,), which belongs at `chunk` of the vector; `values` may be changed."""
+        """Write float32 (chunk.size,), which belongs at `chunk` of the vector; `values` is not changed."""
         if self._kept is None:
             return self.codec.encode(values)
-        return self.codec.encode_and_keep(values, self._kept[chunk.start : chunk.stop])
+        return self.codec.encode_and_keep(values, self._kept[chunk.start : chunk.stop], self._scratch[: chunk.size])
 
     def state(self) -> np.ndarray:
         """What has been dropped and not yet sent again, float32 (size,) or (0,) for an exact codec."""

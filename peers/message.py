@@ -158,7 +158,7 @@ def encode_vector(
 
     Args:
         whole: the slice that it covers.
-        values: float32 (whole.size,); `write` may change them in place. Payloads may be views of them.
+        values: float32 (whole.size,); payloads may be views of them.
         codec: one of `layout.codecs(kind)`; the usual one unless said otherwise.
         write: writes one chunk (its slice and its values) with the codec; for error feedback.
         extras: small numbers for the first header.

@@ -66,9 +66,9 @@ class Int8(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return self._encode(values, np.empty_like(values))[0]
 
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
         with np.errstate(over="ignore", invalid="ignore"):
-            np.add(values, kept, out=values)
+            values = np.add(values, kept, out=scratch)
             payload, scales, is_bad = self._encode(values, kept)
             spread(np.multiply, kept, scales, kept)
             np.subtract(values, kept, out=kept)
@@ -134,9 +134,9 @@ class Sign(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return self._encode(values, np.empty_like(values))[0]
 
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
         with np.errstate(over="ignore", invalid="ignore"):
-            np.add(values, kept, out=values)
+            values = np.add(values, kept, out=scratch)
             payload, scales = self._encode(values, kept)
             self.decode(payload, kept)
             np.subtract(values, kept, out=kept)

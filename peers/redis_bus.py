@@ -21,7 +21,7 @@ from peers.redis_client import BLOCK_S, address, connect, open_link, split_socke
 from peers.resp import Busy, Connection, ReplyError, bulks, command
 from peers.types import Buffer, Entry, Lease
 
-REPLY_BYTES = 1024 * 1024
+REPLY_BYTES = 512 * 1024
 # How much is gathered for one system call while more is being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
@@ -208,7 +208,8 @@ class RedisBus:
             self._followed.wait(timeout_s)
             self._followed.clear()
             return []
-        count = max(1, REPLY_BYTES // (self._entry_bytes * len(cursors)))
+        # Of the two streams of a peer only its outbox has large entries.
+        count = max(1, REPLY_BYTES // (self._entry_bytes * max(1, len(cursors) // 2)))
         block_ms = max(1, int(min(timeout_s, BLOCK_S) * 1000))
         request = command(
             *(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS"),

@@ -50,7 +50,7 @@ class TopK(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return self._write(values, largest(values, self.sent(values.size)))
 
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
         with np.errstate(over="ignore", invalid="ignore"):
             np.add(values, kept, out=kept)
         positions = largest(kept, self.sent(kept.size))

@@ -27,13 +27,15 @@ class GradientWindow:
     Args:
         size: number of values in the vector.
         spares: where what leaves is written.
+
+    Attributes:
+        is_dirty: whether anything may have gathered; with one part everything leaves at once.
     """
 
     def __init__(self, size: int, spares: Spares | None = None):
         self._spares = spares or Spares()
         self._values = np.zeros(size, dtype=np.float32)
-        # With one part everything leaves at once, and nothing need be gathered.
-        self._is_dirty = False
+        self.is_dirty = False
 
     def pass_through(self, section: Slice, part: Slice, gradient: np.ndarray) -> np.ndarray:
         """Gather a gradient and take out what has gathered for one part, in one pass over memory.
@@ -49,13 +51,13 @@ class GradientWindow:
         leaving = gradient[part.start - section.start : part.stop - section.start]
         view = self._values[part.start : part.stop]
         taken = self._spares.take(part.size)
-        if self._is_dirty:
+        if self.is_dirty:
             np.add(view, leaving, out=taken)
             view[:] = 0
         else:
             taken[:] = leaving
         if part != section:
-            self._is_dirty = True
+            self.is_dirty = True
             self._values[section.start : part.start] += gradient[: part.start - section.start]
             self._values[part.stop : section.stop] += gradient[part.stop - section.start :]
         return taken
@@ -66,7 +68,7 @@ class GradientWindow:
 
     def load_state(self, values: np.ndarray) -> None:
         self._values[:] = values
-        self._is_dirty = bool(values.any())
+        self.is_dirty = bool(values.any())
 
 
 @dataclass(frozen=True)
