@@ -6,6 +6,10 @@ where a cycle of parts is complete so that nothing waits longer for its turn, al
 wishes of one and the same past round, which the staleness bound has made them all have, and the largest
 wins: the slowest wire decides, everyone decides alike, and nobody had to ask.
 
+A wire that is hardly used looks faster than it is: what a shaper lets pass in a burst is gone before a
+queue builds up. So parts become fewer by one halving at a time, and a number that has turned out too small
+is not tried again soon, each time for twice as long.
+
 What always holds: with equal members two workers change to the same number after the same step. A part
 says in its header which slice it is, so that a worker that decided otherwise (a member was dropped in
 that very round) is still understood, until the next decision makes them alike again.
@@ -25,7 +29,9 @@ CHOICES = (1, 2, 4, 8, 16, 32, 64)
 FIRST = 8
 EARLY_STEPS, EVERY_STEPS = 16, 50
 # How much of a step the wire may be busy, and how much room it must have left before parts become fewer.
-SHARE, ROOM = 0.8, 2.0
+SHARE, ROOM = 0.8, 1.5
+# How many steps a number that was too small is left alone, at first.
+REST_STEPS = 500
 
 
 class AutoParts:
@@ -43,6 +49,9 @@ class AutoParts:
         self._computed_s = self._busy_s = 0.0
         self._before = (0.0, 0.0, 0.0)
         self._wish = FIRST
+        self._steps = 0
+        # Per number of parts that was too small: until which step it is left alone, and for how long.
+        self._resting: dict[int, tuple[int, int]] = {}
 
     def measure(self, schedule: Schedule, computed_s: float, read_s: float, publish_s: float) -> None:
         """After a step: seconds since the start of our own work, and in which reading and publishing were busy."""
@@ -52,11 +61,15 @@ class AutoParts:
         self._computed_s += computed_s
         # They go on at the same time, so the busier way counts.
         self._busy_s += max(busy_s)
-        needed = schedule.parts * self._busy_s / max(SHARE * self._computed_s, 1e-9)
-        wish = _smallest(needed)
-        if wish < schedule.parts:
-            wish = min(schedule.parts, _smallest(ROOM * needed))
-        self._wish = wish
+        self._steps += 1
+        share = self._busy_s / max(SHARE * self._computed_s, 1e-9)
+        fewer = max(1, schedule.parts // 2)
+        if share > 1:
+            self._wish = _smallest(schedule.parts * share)
+        elif share * ROOM * schedule.parts <= fewer and self._resting.get(fewer, (0, 0))[0] <= self._steps:
+            self._wish = fewer
+        else:
+            self._wish = schedule.parts
 
     @property
     def wish(self) -> int:
@@ -82,6 +95,9 @@ class AutoParts:
                 self._wishes = {round: said for round, said in self._wishes.items() if round > at}
         self._computed_s = self._busy_s = 0.0
         parts = max(newest.values(), default=schedule.parts)
+        if parts > schedule.parts:
+            rest = 2 * self._resting.get(schedule.parts, (0, REST_STEPS // 2))[1]
+            self._resting[schedule.parts] = (self._steps + rest, rest)
         return schedule if parts == schedule.parts else schedule.changed(parts, step)
 
     def _is_due(self, schedule: Schedule, steps: int) -> bool:

@@ -10,6 +10,7 @@ Everything that a server says is checked before memory is taken for it.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -232,18 +233,42 @@ class Connection:
         self._socket = socket
         self._is_plain = type(socket) is _Socket
         if self._is_plain:
+            self._timeout_ms = int(1000 * (socket.gettimeout() or 1))
             _let_the_kernel_wait(socket)
+            self._poll = select.poll()
+            self._poll.register(socket, select.POLLIN)
         self._replies = Replies(self._receive_into, buffer_bytes, busy)
         self.read = self._replies.read
 
     def _receive_into(self, view: memoryview, needed: int) -> int:
         try:
-            if self._is_plain and needed >= WHOLE_BYTES:
-                # One call for a bulk string, in however many packets it comes: every return takes Python's lock.
-                return self._socket.recv_into(view, needed, socket.MSG_WAITALL)
-            return self._socket.recv_into(view)
+            if not self._is_plain or needed < WHOLE_BYTES:
+                return self._socket.recv_into(view)
+            received = self._receive_now(view, needed)
+            if received != needed:
+                self._await(needed - (received or 0))
+                received = (received or 0) + self._socket.recv_into(
+                    view[received or 0 :], needed - (received or 0), socket.MSG_WAITALL
+                )
+            return received
         except BlockingIOError:
             raise TimeoutError("no answer in time") from None
+
+    def _receive_now(self, view: memoryview, needed: int) -> int | None:
+        """What is there, at most `needed` bytes; None if nothing is."""
+        try:
+            return self._socket.recv_into(view, needed, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def _await(self, size: int) -> None:
+        """Sleep until so many bytes are there, or for the timeout: on a slow wire every packet would wake us.
+
+        Each wake takes the processor, and then Python's lock, from the thread that trains.
+        """
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        self._poll.poll(self._timeout_ms)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         """Send buffers one after the other, as they lie in memory.
