@@ -82,8 +82,8 @@ class Exchange:
         self._round = self._lent = 0
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
-        self.wait_s, self.exchange_s, self._staleness = 0.0, 0.0, []
-        self._computed_s, self._left_at = 0.0, time.monotonic()
+        self.wait_s = self.exchange_s = self._computed_s = 0.0
+        self._left_at, self._staleness = time.monotonic(), []
         bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning ----------------------------------------------------------------------------
@@ -126,8 +126,8 @@ class Exchange:
             self._say_hello(False, False)
         return self._round
 
-    def _say_hello(self, is_joining: bool, is_replaying: bool) -> None:
-        self._publish_fields("hello", self._round, {"is_joining": is_joining, "is_replaying": is_replaying})
+    def _say_hello(self, joining: bool, replaying: bool) -> None:
+        self._publish_fields("hello", self._round, {"is_joining": joining, "is_replaying": replaying})
 
     def _join(self, start: Start, sizes: dict[str, int], load: Load) -> None:
         """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
@@ -194,7 +194,7 @@ class Exchange:
         section = self._schedule.section(round)
         self._offer(round, section, values)
         values = self._collect(*self._await(round, is_cut), section, values)
-        if self._auto is not None and self._schedule.section_index(round) == self._schedule.rounds_per_step - 1:
+        if self._auto is not None and round % self._schedule.rounds_per_step == 0:
             self._judge_parts(self._schedule.step(round))
         self._left_at = time.monotonic()
         self.exchange_s += self._left_at - began - (self.wait_s - waited_s)
@@ -202,7 +202,7 @@ class Exchange:
 
     def _offer(self, round: int, section: Slice, values: np.ndarray) -> None:
         leaving = self._carry.offer(round, section, self._schedule.slice(round), values)
-        extras = {}
+        extras: dict[str, float] = {}
         if self._auto is not None:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
             self._auto.note(self._bus.worker, round, self._auto.wish)
@@ -259,9 +259,9 @@ class Exchange:
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
-        self._auto.measure(self._schedule, self._computed_s, self._bus.read_busy_s, self._bus.publish_busy_s)
-        schedule = self._auto.decide(self._schedule, step)
-        if schedule is not self._schedule:
+        bus = self._bus
+        self._auto.measure(self._schedule, self._computed_s, bus.read_busy_s, bus.publish_busy_s, time.monotonic())
+        if (schedule := self._auto.decide(self._schedule, step)) is not self._schedule:
             self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
             self._reschedule(schedule)
 
