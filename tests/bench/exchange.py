@@ -1,6 +1,7 @@
 """Benchmark of the wire: a full exchange between two workers, against its rivals and its limit, in the same run.
 
-Two worker processes, each with its own redis-server on loopback; a round is over when every worker has the whole
+Two worker processes, each with its own redis-server, on loopback (with --unix a worker writes to its own through
+a unix socket, and so does the bare socket). A round is over when every worker has the whole
 vector of the other (degan's: and the mean of both). Every method runs in blocks, the blocks of all methods take
 turns, a block's figure is the median of its rounds, and a ratio is the median of the ratios of blocks of one turn.
 """
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +31,7 @@ from peers.exchange import Exchange
 from peers.message import Layout
 from peers.partition import Schedule
 from peers.redis_bus import RedisBus
+from peers.redis_client import split_socket
 from peers.rendezvous import Rendezvous
 from peers.rules import Rules
 from peers.types import Slice
@@ -116,7 +119,7 @@ class Pair:
     def __init__(self, urls: list[str], values: int):
         self.urls = urls
         context = multiprocessing.get_context("spawn")
-        self._clients = [redis.Redis.from_url(url) for url in urls]
+        self._clients = [redis.Redis.from_url(split_socket(url)[0]) for url in urls]
         self._pipes, self._workers = [], []
         for rank in range(2):
             here, there = context.Pipe()
@@ -195,12 +198,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=7, help="blocks of every method")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of a block")
     parser.add_argument("--only", nargs="*", default=[], help="methods whose name contains one of these")
+    parser.add_argument("--unix", action="store_true", help="reach one's own Redis through a unix socket")
     options = parser.parse_args(arguments)
     methods = [f"degan {name}" for name in NAMES] + list(RIVALS)
     methods = [m for m in methods if not options.only or any(word in m for word in options.only)]
     results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
-    with redis_server() as first, redis_server() as second:
-        pair = Pair([first, second], options.values)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="degan-bench-"))
+        urls = []
+        for rank in range(2):
+            # With a unix socket each worker writes to its own node through it, and reads the other's over TCP.
+            path = f"{folder}/{rank}.sock"
+            url = stack.enter_context(redis_server(options=("--unixsocket", path) if options.unix else ()))
+            urls.append(f"{url}?socket={path}" if options.unix else url)
+        pair = Pair(urls, options.values)
         try:
             for _ in range(options.turns):
                 for method in methods:

@@ -58,22 +58,28 @@ def star() -> Iterator[Setting]:
     exchange = Setting.exchange
     for rule in RULES:
         yield exchange(rule, "float16", 4, 2)
+    # An eighth of an eighth, and as little of a sixteenth as whole bytes allow.
+    yield exchange("parameters", "int8", 16, 2)
+    yield exchange("parameters", "int8", 5, 0)
     for rule in ("parameters", "mean"):
         yield exchange(rule, "float16", 16, 2)
         yield exchange(rule, "int8", 4, 2)
         yield exchange(rule, "topk 1%", 4, 2)
-        yield exchange(rule, "int8", 8, 2)
-        yield exchange(rule, "int8", 16, 2)
         yield exchange(rule, "float16", 4, 0)
         yield exchange(rule, "float16", 4, 8)
         yield exchange(rule, "raw", 4, 2)
         # Everything in every step, but small.
         yield exchange(rule, "topk 1%", 1, 0)
-        yield exchange(rule, "sign", 1, 0)
-    yield exchange("parameters", "int8", 16, 0)
-    yield exchange("mean", "float16", "auto", 2)
+    yield exchange("parameters", "sign", 1, 0)
+    yield exchange("parameters", "raw", 1, 0)
+    yield exchange("alike", "sign", 1, 0)
+    yield exchange("alike", "int8", 1, 0)
+    yield exchange("alike", "float16", 1, 2)
+    yield exchange("mean", "float16", 1, 2)
     yield exchange("hold", "float16", 16, 2)
     yield exchange("sum", "float16", 16, 2)
+    yield exchange("mean", "float16", "auto", 2)
+    yield exchange("parameters", "float16", "auto", 2)
 
 
 def grid() -> Iterator[Setting]:

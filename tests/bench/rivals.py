@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 import zmq
 
+from peers.redis_client import split_socket
+
 CHUNK_BYTES = 256 * 1024
 FIRST_ID = 10**9  # Every id has ten digits, so that the length of a reply follows from its number of entries.
 
@@ -97,7 +99,10 @@ class BareSocket:
     """
 
     def __init__(self, rank: int, urls: list[str], values: int, max_entries: int, count: int):
-        self._writer, self._reader = _connected(urls[rank]), _connected(urls[1 - rank])
+        self._writer, self._reader = (
+            _connected(split_socket(urls[rank])[1]),
+            _connected(split_socket(urls[1 - rank])[0]),
+        )
         self._vector = memoryview(np.ones(values, np.float32)).cast("B")
         self._keys = [b"bare:%d" % k for k in (rank, 1 - rank)]
         self._chunks = [self._vector[at : at + CHUNK_BYTES] for at in range(0, 4 * values, CHUNK_BYTES)]
@@ -179,7 +184,11 @@ def _advance(pieces: list[memoryview], sent: int) -> None:
 
 def _connected(url: str) -> socket.socket:
     parts = urlsplit(url)
-    found = socket.create_connection((parts.hostname, parts.port))
+    if parts.scheme == "unix":
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(parts.path)
+    else:
+        found = socket.create_connection((parts.hostname, parts.port))
     with contextlib.suppress(OSError):
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     found.setblocking(False)
