@@ -136,7 +136,7 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     codec: Literal["raw", "float16", "bfloat16", "int8", "topk", "sign"] = "float16"
     topk_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    carry: Literal["gradients", "parameters"] = "gradients"
+    carry: Literal["gradients", "parameters"] = "parameters"
     remote: Literal["lump", "hold"] = "lump"
     own: Literal["fresh", "published"] = "fresh"
     reduce: Literal["mean", "sum"] = "mean"

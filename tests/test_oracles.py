@@ -17,7 +17,7 @@ BATCH, SHAPE = 8, (1, 32, 32)
 
 
 def experiment(workers, updates="simultaneous", model="dcgan", loss="non_saturating", **mode):
-    block = {"name": "partial_exchange", "updates": updates, **mode}
+    block = {"name": "partial_exchange", "carry": "gradients", "updates": updates, **mode}
     models = {"dcgan": {"name": "dcgan", "latent": 8, "width": 4}, "lsgan": {"name": "lsgan"}}
     return config.build(
         {

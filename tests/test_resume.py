@@ -16,15 +16,18 @@ from tests.workers import Worker, experiment, wait_for
 pytestmark = pytest.mark.timeout(120)
 
 STEPS = 12
-SYNC = ("mode.slack=0", "mode.codec=raw")
+SYNC = ("mode.carry=gradients", "mode.slack=0", "mode.codec=raw")
 SIMULTANEOUS = (*SYNC, "mode.parts=1")
 ALTERNATING = (*SYNC, "mode.parts=3", "mode.updates=alternating")
 NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
 # Held lumps have to be saved with the rest.
-HELD = ("mode.slack=0", "mode.codec=int8", "mode.parts=3", "mode.remote=hold")
+HELD = ("mode.carry=gradients", "mode.slack=0", "mode.codec=int8", "mode.parts=3", "mode.remote=hold")
 # Everyone applies what everyone has published.
-PUBLISHED = ("mode.slack=0", "mode.codec=sign", "mode.own=published")
-PUBLISHED_LATER = ("mode.slack=2", "mode.codec=int8", "mode.parts=2", "mode.own=published", "mode.remote=hold")
+PUBLISHED = ("mode.carry=gradients", "mode.slack=0", "mode.codec=sign", "mode.own=published")
+PUBLISHED_LATER = (
+    *("mode.carry=gradients", "mode.slack=2", "mode.codec=int8", "mode.parts=2"),
+    *("mode.own=published", "mode.remote=hold"),
+)
 # The delay is the bound, so that parameters repeat under any.
 PARAMETERS = ("mode.carry=parameters", "mode.slack=2", "mode.codec=int8", "mode.parts=3")
 PARAMETERS_ALTERNATING = ("mode.carry=parameters", "mode.slack=1", "mode.codec=topk", "mode.updates=alternating")

@@ -58,8 +58,9 @@ def star() -> Iterator[Setting]:
     exchange = Setting.exchange
     for rule in RULES:
         yield exchange(rule, "float16", 4, 2)
-    # An eighth of an eighth, and as little of a sixteenth as whole bytes allow.
+    # Far less than a sixteenth of the bytes, and almost that.
     yield exchange("parameters", "int8", 16, 2)
+    yield exchange("parameters", "int8", 5, 2)
     yield exchange("parameters", "int8", 5, 0)
     for rule in ("parameters", "mean"):
         yield exchange(rule, "float16", 16, 2)
