@@ -4,7 +4,10 @@
     collect, `slack` rounds later:   mine += average of published - what I published then
                                      reference += average of the published differences
 
-So local progress since is kept, and replicas cannot drift apart. The delay is the bound itself, not
+So local progress since is kept, and replicas cannot drift apart. Where a part is published again before its
+last average has come (slack at least as large as parts), what was published then lacks the corrections that
+have been made meanwhile; they are taken off, or the same difference would be corrected twice and more, and
+weights would swing up. The delay is the bound itself, not
 whatever the wire happened to need: every worker applies round t - slack in round t, so a run repeats bit by
 bit under any slack, and all have the same reference when they encode.
 
@@ -75,6 +78,10 @@ class ParameterCarry:
         self._reference = initial.astype(np.float32, copy=True) if has_reference else None
         self._outgoing = Outgoing(backlog if lag is None else None)
         self._newest = self._applied = 0
+        # Per round that has been published and not applied: our corrections of its slice since, and the reference's.
+        self._shifts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # The parts of the rounds that have left and have not been applied.
+        self._away: dict[int, Slice] = {}
         # Slices whose references differ somewhere, and the round in which a slice was last mended.
         self._broken: set[Slice] = set()
         self._mended: dict[Slice, int] = {}
@@ -87,6 +94,8 @@ class ParameterCarry:
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
+        if self._lag is not None:
+            self._away[round] = part
         here = values[part.start - section.start : part.stop - section.start]
         leaving = self._spares.take(part.size)
         if self._reference is None:
@@ -115,7 +124,8 @@ class ParameterCarry:
             extras=leaving.extras | extras,
         )
         read = leaving.values
-        if leaving.is_whole and not self.keeps_leaving:
+        if codec.is_exact and (self._lag is None or not self.keeps_leaving):
+            # They may be changed here, or be given back, while they are being sent.
             read = leaving.values.copy()
         elif not codec.is_exact:
             entries = list(entries)
@@ -147,6 +157,7 @@ class ParameterCarry:
     def _apply(
         self, round: int, section: Slice, values: np.ndarray, mine: Published | None, items: list[Contribution]
     ) -> None:
+        self._away.pop(round, None)
         found = {item.sender: item for item in items}
         if mine is not None:
             found[self._worker] = mine
@@ -178,17 +189,48 @@ class ParameterCarry:
                 reference[:] = average
                 self._mended[part] = self._newest
             if round == self._newest or self._is_flushing and mine.is_whole:
-                # Nothing has changed since it was published: agree to the last bit.
+                # We have done nothing to it since it was published: agree to the last bit.
                 here[:] = average
+                self._shifts.pop(round, None)
             else:
-                here += average - mine.values
+                self._correct(round, part, here, average - mine.values, None)
             return
         changes = [term - reference if is_whole else term for term, is_whole in terms]
         own = mine.values - reference if mine.is_whole else mine.values
         average = _mean(changes)
-        reference += average
-        average -= own
-        here += average
+        self._correct(round, part, here, average - own, average)
+
+    def _correct(self, round: int, part: Slice, here: np.ndarray, change: np.ndarray, move: np.ndarray | None) -> None:
+        """Change our weights of a part, and its reference, less what they have been changed since the round left.
+
+        Args:
+            here: our weights of the part, changed in place.
+            change: what is between them and the average, as published; float32 (part.size,).
+            move: the average of the published differences; None where the reference is as it should be.
+        """
+        shift = self._shifts.pop(round, None)
+        if shift is not None:
+            change -= shift[0]
+            if move is not None:
+                move -= shift[1]
+        here += change
+        if move is not None:
+            self._reference[part.start : part.stop] += move
+        for later in range(round + 1, self._newest + 1):
+            other = self._away.get(later)
+            if other is None or not _overlap(other, part):
+                continue
+            if later not in self._shifts:
+                nothing = np.zeros(other.size, np.float32)
+                self._shifts[later] = (nothing, nothing.copy())
+            start, stop = max(part.start, other.start), min(part.stop, other.stop)
+            mine, its = (
+                slice(start - part.start, stop - part.start),
+                slice(start - other.start, stop - other.start),
+            )
+            self._shifts[later][0][its] += change[mine]
+            if move is not None:
+                self._shifts[later][1][its] += move[mine]
 
     def _apply_singly(self, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
         for item in items:
@@ -197,7 +239,13 @@ class ParameterCarry:
                 self.counts["late" if mine is None else "misaligned"] += 1
                 continue
             here = values[item.slice.start - section.start : item.slice.stop - section.start]
-            here += (item.values - mine.values) / np.float32(1 + max(1, sharers))
+            change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
+            here += change
+            for later in range(item.round + 1, self._newest + 1):
+                # What was published since lacks this correction, as below the bound.
+                other = self._outgoing.get(later)
+                if other is not None and other.part == item.slice:
+                    np.add(other.values, change, out=other.values)
 
     def reschedule(self, schedule: Schedule) -> None:
         self._schedule = schedule

@@ -316,3 +316,25 @@ def test_schedule_covers_everything_once_in_parts_steps():
         seen[part.start : part.stop] += 1
     assert (seen == 1).all()
     assert [schedule.step(r) for r in (1, 2, 3, 8)] == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("codec", ["raw", "float16", "int8"])
+@pytest.mark.parametrize(("parts", "slack"), [(1, 0), (1, 2), (2, 5), (4, 2), (4, 8)])
+def test_what_differs_is_corrected_once_however_late(codec, parts, slack):
+    """Workers that begin apart and do nothing meet in their mean and stay there; no difference swings up."""
+    workers, size = 3, 24
+    layout = make_layout(size, parts, codec, may_be_whole=True)
+    first = np.zeros(size, dtype=np.float32)
+    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=slack, carry="parameters", **PATIENT), first)
+    apart = np.random.default_rng(1).standard_normal((workers, size)).astype(np.float32)
+
+    def job(worker, exchange):
+        mine, distances = apart[worker].copy(), []
+        for _ in range(10 * (slack + 1) + 4 * parts):
+            exchange.exchange(mine)
+            distances.append(np.abs(mine - apart.mean(axis=0)).max())
+        return distances
+
+    for distances in fleet.run(job):
+        assert max(distances) <= distances[0] * 1.01 + 1e-3
+        assert distances[-1] < 1e-3
