@@ -55,7 +55,7 @@ bench: $(VENV)/ready
 
 quality: $(VENV)/ready
 	@echo "== quality for the bytes sent, on MNIST; DEGAN_TEST_DATA names the folder that holds MNIST/raw"
-	$(BIN)/python tests/bench/quality.py
+	$(BIN)/python tests/bench/quality.py --budget-s 3600
 
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
