@@ -111,21 +111,26 @@ class Pump:
     def _watch(self, leases: Mapping[int, Lease | None]) -> None:
         for peer, lease in leases.items():
             if lease is None:
-                if time.monotonic() >= self._quiet_until:
+                if time.monotonic() >= self._quiet_until and peer not in self._is_absent:
+                    self._read_on()
                     self._drop(peer, "its lease has expired")
                 continue
             if self._known.get(peer) != lease.incarnation:
                 if peer in self._known:
                     self._say(f"worker {peer} was started again on {lease.host.split('/', 1)[0]}")
-                    for _ in range(LAST_READS):
-                        if not self._hand_on(self._bus.receive(self._server, 0.01)):
-                            break
+                    self._read_on()
                 self._known[peer] = lease.incarnation
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:
                 # The same life is back: it was the way to it that was cut.
                 self._gate.admit(peer, self._gate.clock(peer))
             self._is_absent.discard(peer)
+
+    def _read_on(self) -> None:
+        """Read what has been said until now: of a peer that is gone everyone is to have the same."""
+        for _ in range(LAST_READS):
+            if not self._hand_on(self._bus.receive(self._server, 0.01)):
+                break
 
     def _drop(self, peer: int, reason: str) -> None:
         """After everything that it has said has been read."""
