@@ -245,21 +245,20 @@ class Connection:
             if not self._is_plain or needed < WHOLE_BYTES:
                 return self._socket.recv_into(view)
             received = self._receive_now(view, needed)
-            if received != needed:
-                self._await(needed - (received or 0))
-                received = (received or 0) + self._socket.recv_into(
-                    view[received or 0 :], needed - (received or 0), socket.MSG_WAITALL
-                )
+            if received < needed:
+                left = needed - received
+                self._await(left)
+                received += self._socket.recv_into(view[received:], left, socket.MSG_WAITALL)
             return received
         except BlockingIOError:
             raise TimeoutError("no answer in time") from None
 
-    def _receive_now(self, view: memoryview, needed: int) -> int | None:
-        """What is there, at most `needed` bytes; None if nothing is."""
+    def _receive_now(self, view: memoryview, needed: int) -> int:
+        """How much was there, at most `needed` bytes."""
         try:
             return self._socket.recv_into(view, needed, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return None
+            return 0
 
     def _await(self, size: int) -> None:
         """Sleep until so many bytes are there, or for the timeout: on a slow wire every packet would wake us.

@@ -47,7 +47,9 @@ class Rules:
         """How many entries an outbox must keep."""
         period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
         states = sum(self.keep_rounds // rounds + 2 for rounds in period_rounds)
-        return self.keep_rounds * layout.entries_per_round() + states * layout.entries_per_state() + 16
+        # Where the parts find themselves a round may also be a small one of very many.
+        small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
+        return self.keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
 
 
 def make_carry(

@@ -88,7 +88,8 @@ def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) ->
     if mode.slack is None:
         needed = settings.bus.unbounded_backlog * rounds_per_step
     else:
-        parts = CHOICES[-1] if mode.parts == "auto" else mode.parts
+        # With many parts a round is small; `Rules.outbox_entries` has room for those.
+        parts = 1 if mode.parts == "auto" else mode.parts
         needed = (2 * mode.slack + 3) * rounds_per_step + parts * rounds_per_step
     replay = every * rounds_per_step + needed if every else 0
     budget_bytes = settings.bus.replay_bytes
