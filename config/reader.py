@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from config.errors import SettingsError, UsageError
-from config.settings import Experiment
+from config.settings import Experiment, Federated, MultiDiscriminator
 
 MAX_FILE_BYTES = 256 * 1024
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -276,6 +276,7 @@ def _check_together(experiment: Experiment) -> None:
         raise SettingsError(
             "mode.own: published applies what all have published by the bound; give mode.slack a number"
         )
+    _check_led(experiment)
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:
         if not split.groups or not all(split.groups):
@@ -288,3 +289,39 @@ def _check_together(experiment: Experiment) -> None:
     ring, mlp = experiment.data.name == "gaussian-ring", experiment.model.__struct_config__.tag == "mlp"
     if ring and not mlp:
         raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")
+
+
+def _check_led(experiment: Experiment) -> None:
+    """The modes with a leader."""
+    mode, workers = experiment.mode, experiment.workers
+    if not isinstance(mode, Federated | MultiDiscriminator):
+        return
+    leaders = mode.leaders
+    if isinstance(leaders, int) and leaders > workers:
+        raise SettingsError(f"mode.leaders: {leaders} leaders, but there are only {workers} workers")
+    if isinstance(leaders, list):
+        strangers = [leader for leader in leaders if leader >= workers]
+        if strangers:
+            raise SettingsError(f"mode.leaders: {strangers[0]} is no worker; there are 0 to {workers - 1}")
+        if not leaders or len(set(leaders)) < len(leaders):
+            raise SettingsError("mode.leaders: name at least one worker, and each only once")
+    if not mode.leader_trains and workers == 1:
+        raise SettingsError("mode.leader_trains: the only worker leads, so nobody would train; use more workers")
+    if mode.deadline.floor_s > mode.deadline.ceiling_s:
+        raise SettingsError("mode.deadline: floor_s is above ceiling_s")
+    if isinstance(mode, Federated):
+        if mode.cohort is not None and mode.cohort > workers - (not mode.leader_trains):
+            those = f"only {workers} workers" + ("" if mode.leader_trains else ", and the leader does not train")
+            raise SettingsError(f"mode.cohort: {mode.cohort} workers a round, but there are {those}")
+        wish = "weighting: kl" if mode.weighting == "kl" else ""
+        wish = "sampling: balanced" if mode.sampling == "balanced" else wish
+        if wish and not mode.share_histograms:
+            raise SettingsError(
+                f"mode.{wish} needs to know what classes each worker holds; set mode.share_histograms: true, "
+                "or use sampling: uniform with weighting: size or uniform"
+            )
+        return
+    if mode.swap_every and workers == 1:
+        raise SettingsError("mode.swap_every: one worker has nobody to swap its discriminator with; set it to 0")
+    if isinstance(mode.batches, int) and mode.batches > workers:
+        raise SettingsError(f"mode.batches: {mode.batches} batches for {workers} workers; nobody would look at some")

@@ -53,6 +53,23 @@ class Shards(Settings, tag_field="kind", tag="shards"):
     per_worker: Positive = 2
 
 
+class Fegan(Settings, tag_field="kind", tag="fegan"):
+    """FeGAN's: worker 0 holds all classes, worker r of n only int(ramp r / n) + 1, in unlike numbers.
+
+    Without a value `magic_num`, the most that a worker wants of a class, is half of the mean class.
+    """
+
+    magic_num: Annotated[int, msgspec.Meta(ge=1, le=10**9)] | None = None
+    ramp: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 200
+    min_samples: Positive = 10
+
+
+class Mixed(Settings, tag_field="kind", tag="mixed"):
+    """The fraction `even` is dealt out evenly at random, the rest in contiguous cuts in label order."""
+
+    even: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+
+
 class Own(Settings, tag_field="kind", tag="own"):
     """Nothing is cut: all that a worker finds at its `root` is its shard. For hosts that each hold their own data."""
 
@@ -63,7 +80,7 @@ class Data(Settings):
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]
     root: str | None = None
     download: bool = False
-    split: Iid | Classes | Dirichlet | Shards | Own = Iid()
+    split: Iid | Classes | Dirichlet | Shards | Fegan | Mixed | Own = Iid()
     batch_size: Positive = 32
 
 
@@ -102,8 +119,9 @@ class Degan(Settings, tag_field="name", tag="degan"):
 
 
 class Optimiser(Settings):
-    """Adam for both networks, and the decay of the generator's moving average."""
+    """Adam (or plain SGD) for both networks, and the decay of the generator's moving average."""
 
+    algorithm: Literal["adam", "sgd"] = "adam"
     generator_lr: Rate = 2e-4
     discriminator_lr: Rate = 2e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.999)
@@ -141,6 +159,68 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     own: Literal["fresh", "published"] = "fresh"
     reduce: Literal["mean", "sum"] = "mean"
     updates: Updates = "simultaneous"
+
+
+class Deadline(Settings):
+    """How long the answers of a round are awaited: from what recent rounds took, within these bounds."""
+
+    floor_s: Seconds = 10.0
+    ceiling_s: Seconds = 300.0
+
+
+class Stragglers(Settings):
+    """FeGAN's weak workers: a fraction of all, drawn by the seed, take fewer local steps."""
+
+    fraction: Fraction = 0.0
+    local_steps: Positive | Literal["half"] = "half"
+
+
+# Who leads: the first n workers, or these, in this order; without a value the first three.
+Leaders = Positive | list[Natural] | None
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Federated(Settings, tag_field="name", tag="federated"):
+    """FL-GAN and FeGAN: in each round a cohort trains the leader's model, which becomes their weighted mean.
+
+    A step of `run` is a round. `cohort` is a number of workers; without it, it is `fraction` of the live ones.
+    """
+
+    leaders: Leaders = None
+    leader_trains: bool = True
+    fraction: Share = 0.5
+    cohort: Positive | None = None
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    share_histograms: bool = True
+    local_steps: Positive = 50
+    order: Literal["generator_first", "discriminator_first"] = "generator_first"
+    weighting: Literal["uniform", "size", "kl"] = "size"
+    scheme: Literal["exp", "linear", "dirac"] = "exp"
+    sign: Literal["divergent_less", "as_released"] = "divergent_less"
+    optimiser_state: Literal["keep", "reset", "average"] = "keep"
+    quorum: Share = 0.5
+    deadline: Deadline = Deadline()
+    codec: Literal["raw", "float16", "bfloat16"] = "raw"
+    stragglers: Stragglers = Stragglers()
+
+
+class MultiDiscriminator(Settings, tag_field="name", tag="multi_discriminator"):
+    """MD-GAN: one generator at the leader, a discriminator at each worker; a step of `run` is a generator update.
+
+    `swap_every` is in epochs, 0 for never; without a value 1 where there is somebody to swap with.
+    """
+
+    leaders: Leaders = None
+    leader_trains: bool = True
+    batches: Positive | Literal["log"] = 1
+    discriminator_steps: Positive = 1
+    swap_every: Weight | None = None
+    swap_optimiser: bool = True
+    state_every: Positive = 100
+    quorum: Share = 0.5
+    deadline: Deadline = Deadline()
+    codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
+    feedback_codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
 
 
 class Bus(Settings):
@@ -182,7 +262,7 @@ class Experiment(Settings, kw_only=True):
     loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein_gp"] = "non_saturating"
     regularisation: Regularisation = Regularisation()
     optimiser: Optimiser = Optimiser()
-    mode: Local | PartialExchange = PartialExchange()
+    mode: Local | PartialExchange | Federated | MultiDiscriminator = PartialExchange()
     bus: Bus = Bus()
     run: Run = Run()
 
