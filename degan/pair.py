@@ -60,18 +60,21 @@ class GanPair:
         )
         self.ema = Flat(average.to(device).eval().requires_grad_(True))
         self.latent = settings.model.latent
-        optimiser = settings.optimiser
-        self._adams = [
-            torch.optim.Adam([flat.values], lr=rate, betas=optimiser.betas)
-            for flat, rate in (
-                (self.generator, optimiser.generator_lr),
-                (self.discriminator, optimiser.discriminator_lr),
-            )
-        ]
+        self._optimisers = self._make_optimisers()
         self._latents = torch.Generator().manual_seed(spawn_seed(settings.seed, "latents", worker))
         self._mixing = torch.Generator(device=device).manual_seed(spawn_seed(settings.seed, "mixing", worker))
         self._applied = 0
         self._fake: torch.Tensor | None = None
+
+    def _make_optimisers(self) -> list[torch.optim.Optimizer]:
+        optimiser, made = self.settings.optimiser, []
+        rates = (self.generator, optimiser.generator_lr), (self.discriminator, optimiser.discriminator_lr)
+        for flat, rate in rates:
+            if optimiser.algorithm == "sgd":
+                made.append(torch.optim.SGD([flat.values], lr=rate))
+            else:
+                made.append(torch.optim.Adam([flat.values], lr=rate, betas=optimiser.betas))
+        return made
 
     # --- the vector ---------------------------------------------------------------------------
 
@@ -115,15 +118,15 @@ class GanPair:
         return to_numpy(self._gradient[section[0] : section[1]]), found
 
     def apply(self, section: Section, gradient: np.ndarray) -> None:
-        """One Adam step with a gradient of a section, float32 (section's size,)."""
+        """One step of the optimisers with a gradient of a section, float32 (section's size,)."""
         mine = self._gradient[section[0] : section[1]]
         theirs = torch.from_numpy(gradient)
         # What `gradients` gave out and got back changed is in its place already.
         if theirs.data_ptr() != mine.data_ptr():
             mine.copy_(theirs)
-        for adam, wanted in zip(self._adams, (section[0] == 0, section[1] == self.size), strict=True):
+        for optimiser, wanted in zip(self._optimisers, (section[0] == 0, section[1] == self.size), strict=True):
             if wanted:
-                adam.step()
+                optimiser.step()
 
     def parameters(self, section: Section) -> np.ndarray:
         """The weights of a section, float32 (section's size,); on the CPU the weights themselves, not a copy."""
@@ -161,17 +164,51 @@ class GanPair:
         return float(loss.detach())
 
     @torch.no_grad()
-    def average(self, section: Section) -> None:
+    def average(self, section: Section, steps: int = 1) -> None:
         """After a section is what it is to be: the moving average of G, if G is in it.
 
         Weights and running statistics, with the decay warmed up over the first steps.
+
+        Args:
+            steps: how many steps of an optimiser led here; they decay as much as one by one.
         """
         if section[0]:
             return
-        self._applied += 1
-        decay = min(self.settings.optimiser.ema_decay, (1 + self._applied) / (10 + self._applied))
+        decay = 1.0
+        for _ in range(steps):
+            self._applied += 1
+            decay *= min(self.settings.optimiser.ema_decay, (1 + self._applied) / (10 + self._applied))
         self.ema.values.data.lerp_(self.generator.values.data, 1 - decay)
         self.ema.buffers.lerp_(self.generator.buffers, 1 - decay)
+
+    # --- a step whose two networks are on different workers -----------------------------------
+
+    def make_fakes(self, batches: int, size: int) -> list[torch.Tensor]:
+        """`batches` times `size` samples of G in its training mode, (size, *sample_shape), with their graphs."""
+        return [self.generator.module(self._draw(size)) for _ in range(batches)]
+
+    def discriminator_step(self, real: torch.Tensor, fake: np.ndarray) -> float:
+        """One step of D's optimiser on these reals and fakes, both (batch, *sample_shape); returns the loss."""
+        loss = self._discriminator_gradient(real.to(self.device), torch.from_numpy(fake).to(self.device))
+        self._optimisers[1].step()
+        return loss
+
+    def feedback(self, fake: np.ndarray) -> tuple[np.ndarray, float]:
+        """The gradient of G's loss at generated samples, float32 like `fake`, and the loss. D is left as it is."""
+        samples = torch.from_numpy(fake).to(self.device).requires_grad_(True)
+        self.discriminator.freeze(True)
+        try:
+            loss = losses.generator_loss(self.settings.loss, self.discriminator.module(samples))
+            (gradient,) = torch.autograd.grad(loss, samples)
+        finally:
+            self.discriminator.freeze(False)
+        return to_numpy(gradient), float(loss.detach())
+
+    def generator_step(self, fakes: list[torch.Tensor], gradients: list[np.ndarray]) -> None:
+        """One step of G's optimiser: the gradients at its fakes, from `make_fakes`, propagated back through it."""
+        self.generator.clear_gradient()
+        torch.autograd.backward(fakes, [torch.from_numpy(g).to(self.device) for g in gradients])
+        self._optimisers[0].step()
 
     # --- what comes out -----------------------------------------------------------------------
 
@@ -216,6 +253,52 @@ class GanPair:
             flat.buffers.copy_(tensor[offset : offset + flat.buffers.numel()])
             offset += flat.buffers.numel()
 
+    def model(self, has_moments: bool = False) -> np.ndarray:
+        """All weights, then the running statistics of G and D, then the optimisers' moments if wanted; a copy."""
+        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_model(has_moments)])).copy()
+
+    def load_model(self, values: np.ndarray, has_moments: bool = False) -> None:
+        """The inverse of `model`."""
+        found, offset = torch.from_numpy(values), 0
+        for tensor in self._of_model(has_moments):
+            tensor.copy_(found[offset : offset + tensor.numel()])
+            offset += tensor.numel()
+
+    def _of_model(self, has_moments: bool) -> list[torch.Tensor]:
+        moments = self._moments() if has_moments else []
+        return [self._values, self.generator.buffers, self.discriminator.buffers, *moments]
+
+    def _moments(self) -> list[torch.Tensor]:
+        """Adam's, made where it has not taken a step yet; SGD has none."""
+        found = []
+        for _, flat, optimiser in self._named():
+            if self.settings.optimiser.algorithm == "adam":
+                if flat.values not in optimiser.state:
+                    moments = {name: torch.zeros_like(flat.values.data) for name in ("exp_avg", "exp_avg_sq")}
+                    optimiser.state[flat.values] = {"step": torch.tensor(0.0), **moments}
+                found += [optimiser.state[flat.values][name] for name in ("exp_avg", "exp_avg_sq")]
+        return found
+
+    def set_steps(self, steps: int) -> None:
+        """How many steps Adam's moments stand for."""
+        for moments in (optimiser.state.get(flat.values, {}) for _, flat, optimiser in self._named()):
+            if "step" in moments:
+                moments["step"] = torch.tensor(float(steps))
+
+    def reset_optimisers(self) -> None:
+        """As if no step had been taken."""
+        self._optimisers = self._make_optimisers()
+
+    def smooth(self) -> np.ndarray:
+        """G's moving average: its weights, then its running statistics; a copy."""
+        return to_numpy(torch.cat([self.ema.values.data, self.ema.buffers])).copy()
+
+    def load_smooth(self, values: np.ndarray) -> None:
+        """The inverse of `smooth`."""
+        found = torch.from_numpy(values)
+        self.ema.values.data.copy_(found[: self.ema.size])
+        self.ema.buffers.copy_(found[self.ema.size :])
+
     def vectors(self) -> dict[str, np.ndarray]:
         """All that training depends on and that workers share, as flat float32 vectors by name."""
         found = {"ema": self.ema.values, "statistics": torch.from_numpy(self.statistics())}
@@ -230,7 +313,7 @@ class GanPair:
         """The step counts of the optimisers, the average and BatchNorm."""
         counts = {"applied": self._applied}
         for name, flat, adam in self._named():
-            counts[name] = int(adam.state[flat.values]["step"]) if flat.values in adam.state else 0
+            counts[name] = int(adam.state.get(flat.values, {}).get("step", 0))
         return counts | {name: int(buffer) for name, buffer in self._whole_buffers()}
 
     def load_vectors(self, vectors: dict[str, np.ndarray], counters: dict[str, int]) -> None:
@@ -282,6 +365,6 @@ class GanPair:
 
     def _named(self):
         return (
-            ("generator", self.generator, self._adams[0]),
-            ("discriminator", self.discriminator, self._adams[1]),
+            ("generator", self.generator, self._optimisers[0]),
+            ("discriminator", self.discriminator, self._optimisers[1]),
         )

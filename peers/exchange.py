@@ -27,7 +27,7 @@ from peers.bus import Bus
 from peers.carry import Leaving
 from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
-from peers.gate import ClockGate, failed
+from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.joining import OUT, Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
@@ -39,6 +39,7 @@ from peers.rules import Rules, make_carry
 from peers.spares import Spares
 from peers.transfer import State
 from peers.types import Cursor, Slice
+from peers.waiting import failed
 from peers.window import Accumulator, Contribution
 
 # Vectors of the carry travel beside the caller's own to a joiner.

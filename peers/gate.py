@@ -1,25 +1,21 @@
 """Where the main thread waits: the staleness bound, and everything else that peers must say first.
 
 The gate guards the `SspClock` with a condition. Threads that receive call `note`, `admit`, `drop`
-and `leave`; the main thread calls `wait`. Waiting is never silent and never without a deadline:
-after a few seconds a line names who is awaited, and the first failure of any thread ends the wait.
+and `leave`; the main thread calls `wait`.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from peers.clock import SspClock
-from peers.errors import PeersError, StalledError
-
-SAY_AFTER_S = 5.0
+from peers.waiting import Waiting
 
 
-class ClockGate:
+class ClockGate(Waiting):
     """The clocks of the peers, the states they sent, and the round at which the run was told to stop.
 
     Args:
@@ -36,12 +32,8 @@ class ClockGate:
         say: Callable[[str], None] = lambda line: None,
         now: Callable[[], float] = time.monotonic,
     ):
+        super().__init__(stall_timeout_s, say, now)
         self._clock = clock
-        self._stall_timeout_s = stall_timeout_s
-        self._say = say
-        self._now = now
-        self._changed = threading.Condition(threading.RLock())
-        self._failure: BaseException | None = None
         self._states: dict[tuple[int, int], np.ndarray] = {}
         self._averaged = -1
         self.stop_at: int | None = None
@@ -93,23 +85,7 @@ class ClockGate:
             self.stop_at = step if self.stop_at is None else min(self.stop_at, step)
             self._changed.notify_all()
 
-    def touch(self) -> None:
-        """Something that a wait may be for has changed."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """End every wait, now and later, with the first failure of any thread."""
-        with self._changed:
-            self._failure = self._failure or error
-            self._changed.notify_all()
-
     # --- called by the main thread ------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raise the first failure of any thread."""
-        if self._failure is not None:
-            raise self._failure
 
     def is_member(self, peer: int) -> bool:
         with self._changed:
@@ -165,32 +141,3 @@ class ClockGate:
         """The peers that share the mean of `round`, as it stands."""
         with self._changed:
             return self._clock.contributors(round)
-
-    def until(
-        self,
-        is_done: Callable[[], bool],
-        describe: Callable[[], str],
-        timeout_s: float | None = None,
-    ) -> None:
-        """Wait for a condition; called with the gate's lock held. Raises as `wait`."""
-        start = self._now()
-        timeout_s = self._stall_timeout_s if timeout_s is None else timeout_s
-        next_line_s = SAY_AFTER_S
-        with self._changed:
-            while True:
-                if self._failure is not None:
-                    raise self._failure
-                if is_done():
-                    return
-                waited_s = self._now() - start
-                if waited_s >= timeout_s:
-                    raise StalledError(f"waited {waited_s:.0f} s for {describe()}")
-                if waited_s >= next_line_s:
-                    self._say(f"waiting for {describe()} since {waited_s:.0f} s")
-                    next_line_s *= 2
-                self._changed.wait(min(next_line_s - waited_s, timeout_s - waited_s, 1.0))
-
-
-def failed(error: BaseException, where: str) -> PeersError:
-    """Wrap what a thread raised, so that its message says where."""
-    return error if isinstance(error, PeersError) else PeersError(f"{where}: {type(error).__name__}: {error}")

@@ -16,6 +16,17 @@ sender come in order, so it holds at most one unfinished message of a stream.
 | stop    | map     | let us all stop after this step |
 | goodbye | map     | this was my last round |
 
+and in the modes with a leader, whose messages fit a `RoundLayout`:
+
+| kind        | carries | says |
+| ----------- | ------- | ---- |
+| round_start | map     | (from the leader) who does what in this round, and where what it needs lies |
+| round_end   | map     | (from the leader) what holds after this round, and where it lies |
+| result      | vector  | (to the leader) the model after my local steps |
+| batch       | vector  | (from the leader) generated samples |
+| feedback    | vector  | (to the leader) the loss's gradient at generated samples |
+| swap        | vector  | (to one peer) my discriminator |
+
 Nothing from the wire is unpickled, evaluated, imported or used as a path.
 """
 
@@ -43,8 +54,8 @@ MAX_FIELDS_BYTES = 64 * 1024
 MAX_ROUND = 2**48
 
 # Kinds that carry a vector, and kinds that carry a small map.
-VECTOR_KINDS = ("part", "state")
-FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop")
+VECTOR_KINDS = ("part", "state", "result", "batch", "feedback", "swap")
+FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop", "round_start", "round_end")
 
 
 Write = Callable[[Slice, np.ndarray], Buffer]
@@ -98,6 +109,8 @@ class Layout:
         """Whether a message of this kind and round may cover that slice."""
         if kind == "state":
             return whole == Slice(0, self.state_size)
+        if kind != "part":
+            return False
         if not self.parts:
             return whole == self.schedule.slice(round)
         return whole in self._slices[self.schedule.section_index(round)]
@@ -138,6 +151,43 @@ class Layout:
         return max(sizes)
 
 
+@dataclass(frozen=True)
+class RoundLayout:
+    """What every worker must agree on where a message is always a whole vector of its kind.
+
+    Attributes:
+        fingerprint: as of `Layout`.
+        kinds: for each kind of vector its number of values and its codec.
+    """
+
+    fingerprint: bytes
+    kinds: dict[str, tuple[int, Codec]]
+
+    codec = CODECS["raw"]
+
+    def allows(self, kind: str, round: int, whole: Slice) -> bool:
+        """Whether a message of this kind may cover that slice."""
+        return kind in self.kinds and whole == Slice(0, self.kinds[kind][0])
+
+    def codecs(self, kind: str) -> tuple[Codec, ...]:
+        return (self.kinds[kind][1],) if kind in self.kinds else ()
+
+    def entries(self, kind: str) -> int:
+        """Entries that one message of this kind takes."""
+        size, codec = self.kinds[kind]
+        return len(list(chunks(Slice(0, size), codec)))
+
+    def payload_bytes(self, kind: str) -> int:
+        """Payload of one message of this kind."""
+        size, codec = self.kinds[kind]
+        return sum(codec.encoded_bytes(piece.size) for piece in chunks(Slice(0, size), codec))
+
+    def largest_payload_bytes(self) -> int:
+        """The largest payload of any entry, for sizing reads."""
+        sizes = [codec.encoded_bytes(min(size, codec.chunk_values)) for size, codec in self.kinds.values()]
+        return max([MAX_FIELDS_BYTES // 16, *sizes])
+
+
 def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
     """The pieces in which a slice travels; an empty slice is one empty piece."""
     for start in range(whole.start, max(whole.stop, whole.start + 1), codec.chunk_values):
@@ -145,7 +195,7 @@ def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
 
 
 def encode_vector(
-    layout: Layout,
+    layout: Layout | RoundLayout,
     kind: str,
     round: int,
     whole: Slice,
@@ -194,7 +244,9 @@ def decode_vector(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) 
     return found
 
 
-def encode_fields(layout: Layout, kind: str, round: int, fields: dict[str, Any]) -> list[tuple[bytes, Buffer]]:
+def encode_fields(
+    layout: Layout | RoundLayout, kind: str, round: int, fields: dict[str, Any]
+) -> list[tuple[bytes, Buffer]]:
     """A message that is a small map, as one entry.
 
     Raises:
@@ -232,7 +284,7 @@ class Assembler:
         spares: where the arrays of messages come from.
     """
 
-    def __init__(self, layout: Layout, spares: Spares | None = None):
+    def __init__(self, layout: Layout | RoundLayout, spares: Spares | None = None):
         self._layout = layout
         self._spares = spares or Spares()
         self._partial: Message | None = None

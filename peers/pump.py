@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 
 from peers.bus import Bus
 from peers.errors import BusError, PeersError
-from peers.gate import ClockGate, failed
+from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.rendezvous import heartbeat_s
 from peers.types import Entry, Lease
+from peers.waiting import failed
 
 READ_S = 0.2
 LAST_READS = 64

@@ -45,12 +45,17 @@ class Start:
         step: the step of the checkpoint to load; 0 for the beginning. Without meaning for a join.
         incarnations: the peers that are there, and in which life.
         helper: the peer to ask for a state, for a join.
+        furthest, term: the newest step, and term, of the peers that train, for a join.
+        abouts: what the peers say of themselves.
     """
 
     kind: str
     step: int
     incarnations: dict[int, str] = field(default_factory=dict)
     helper: int | None = None
+    furthest: int = 0
+    term: int = 0
+    abouts: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def process_birth(pid: int) -> str:
@@ -99,6 +104,8 @@ class Rendezvous:
         timeout_s: how long absent peers are awaited.
         say: called with one line for a person.
         on_failure: called from the heartbeat thread when someone else holds our number.
+        about: what the peers should know of us; plain values.
+        may_replay: whether what was missed can be read again, so that a restart need not be a join.
     """
 
     def __init__(
@@ -109,8 +116,12 @@ class Rendezvous:
         timeout_s: float,
         say: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
+        about: dict[str, Any] | None = None,
+        may_replay: bool = True,
     ):
         self._bus = bus
+        self._about, self._may_replay = about or {}, may_replay
+        self._abouts: dict[int, dict[str, Any]] = {}
         self._agreed = agreed
         self._lease_s, self._timeout_s = lease_s, timeout_s
         self._say = say
@@ -137,7 +148,7 @@ class Rendezvous:
         Raises:
             DuplicateError: the number is in use.
         """
-        self._hello = msgpack.packb({"agreed": self._agreed, "checkpoints": checkpoints})
+        self._hello = msgpack.packb({"agreed": self._agreed, "checkpoints": checkpoints, "about": self._about})
         self._bus.put_state({"hello": self._hello}, self._lease_s)
         deadline, has_said = time.monotonic() + self._lease_s + 1, False
         while True:
@@ -193,7 +204,10 @@ class Rendezvous:
             if strangers:
                 helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))
                 self._update(phase="joining", step=0)
-                return Start("join", 0, {p: lease.incarnation for p, lease in there.items()}, helper)
+                furthest = max(lease.step for lease in strangers.values())
+                term = max(lease.term for lease in strangers.values())
+                seen = {p: lease.incarnation for p, lease in there.items()}
+                return Start("join", 0, seen, helper, furthest, term, self._abouts)
             elif len(there) == len(peers):
                 seen = {peer: lease.incarnation for peer, lease in there.items()}
                 self._update(phase="ready", seen=seen)
@@ -207,7 +221,7 @@ class Rendezvous:
                             + "; start all with --resume and a step that all have, or all without"
                         )
                     self._update(phase="training", step=step, since=step)
-                    return Start("together", step, seen)
+                    return Start("together", step, seen, abouts=self._abouts)
             now = time.monotonic()
             missing = [peer for peer in peers if leases.get(peer) is None]
             if now >= deadline:
@@ -233,6 +247,10 @@ class Rendezvous:
     def joined(self, step: int) -> None:
         """Say in the lease that we have taken a state, and train on its line from here."""
         self._update(phase="training", step=step, since=step)
+
+    def follow_term(self, term: int) -> None:
+        """Say in the lease which leader's term we are in."""
+        self._update(is_urgent=False, term=term)
 
     def leaving(self) -> None:
         """Say in the lease that we are ending, before the goodbye; nobody should ask us for a state."""
@@ -261,11 +279,11 @@ class Rendezvous:
     def _check(self, peer: int, lease: Lease) -> list[int] | None:
         """The checkpoints of a peer that trains the same as we do; None if it has not said yet."""
         try:
-            state = self._bus.get_state(peer, lease.incarnation, ["hello"])
-            if "hello" not in state:
+            hello = self._hello_of(peer, lease.incarnation)
+            if hello is None:
                 return None
-            hello = decode_fields(state["hello"])
             theirs, checkpoints = hello["agreed"], [int(step) for step in hello["checkpoints"]]
+            self._abouts[peer] = dict(hello["about"])
         except (BusError, MessageError, KeyError, TypeError, ValueError):
             return None
         mine = self._agreed
@@ -279,6 +297,19 @@ class Rendezvous:
             )
         return checkpoints
 
+    def _hello_of(self, peer: int, incarnation: str) -> dict[str, Any] | None:
+        state = self._bus.get_state(peer, incarnation, ["hello"])
+        return decode_fields(state["hello"]) if "hello" in state else None
+
+    def about(self, peer: int, incarnation: str) -> dict[str, Any]:
+        """What a peer says of itself in this life; empty if it does not.
+
+        Raises:
+            BusError, MessageError: it cannot be read.
+        """
+        hello = self._hello_of(peer, incarnation) or {}
+        return hello["about"] if isinstance(hello.get("about"), dict) else {}
+
     def _is_beating(self, lease: Lease) -> bool:
         """Whether a lease is certainly that of a living worker: of this host, or renewed since we first saw it."""
         first = self._beats.setdefault(lease.worker, (lease.incarnation, lease.beat))
@@ -290,7 +321,9 @@ class Rendezvous:
         self, checkpoints: list[int], followed: dict, strangers: dict[int, Lease], peers: list[int]
     ) -> bool:
         old = self._replaced
-        if old is None or old.phase != "training" or (checkpoints[-1] if checkpoints else 0) < old.since:
+        if not self._may_replay or old is None or old.phase != "training":
+            return False
+        if (checkpoints[-1] if checkpoints else 0) < old.since:
             return False
         if not checkpoints:
             # From the very beginning, if those with whom we began are still in that life.

@@ -15,32 +15,42 @@ import numpy as np
 
 from peers.bus import Bus
 from peers.checksum import checksum
+from peers.codec import CODECS, Codec
 from peers.errors import MessageError, StalledError
-from peers.message import decode_fields
-from peers.types import Buffer
+from peers.message import chunks, decode_fields
+from peers.types import Buffer, Slice
 
-CHUNK_BYTES = 256 * 1024
 POLL_S = 0.05
 
 State = dict[str, np.ndarray]
 
 
-def fields_of(arrays: State, meta: dict[str, Any], token: str) -> dict[str, Buffer]:
+def fields_of(arrays: State, meta: dict[str, Any], token: str, codec: Codec = CODECS["raw"]) -> dict[str, Buffer]:
     """A state as fields of the state hash, the one that completes it last.
 
     Args:
-        arrays: vectors by name; copied, as float32.
+        arrays: float32 vectors by name; copied.
         meta: a small map that goes with them.
-        token: of the wish that it answers.
+        token: of the wish that it answers, or another word that is used once.
+        codec: writes the vectors.
     """
     fields: dict[str, Buffer] = {}
     sums = {}
     for name, array in arrays.items():
-        raw = memoryview(np.array(array, dtype="<f4").ravel()).cast("B")
-        sums[name] = [len(raw), checksum(raw)]
-        for index, start in enumerate(range(0, len(raw), CHUNK_BYTES)):
-            fields[f"{token}:{name}:{index}"] = raw[start : start + CHUNK_BYTES]
+        whole = b"".join(codec.encode(array[piece.start : piece.stop]) for piece in _pieces(array.size, codec))
+        sums[name] = [len(whole), checksum(whole)]
+        start = 0
+        for index, piece in enumerate(_pieces(array.size, codec)):
+            end = start + codec.encoded_bytes(piece.size)
+            fields[f"{token}:{name}:{index}"] = memoryview(whole)[start:end]
+            start = end
     return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}
+
+
+def field_names(sizes: dict[str, int], token: str, codec: Codec = CODECS["raw"]) -> list[str]:
+    """The names of the fields that `fields_of` makes of vectors of these sizes."""
+    names = [f"{token}:{name}:{index}" for name, size in sizes.items() for index in range(len(_pieces(size, codec)))]
+    return [*names, f"{token}:meta"]
 
 
 def give(bus: Bus, fields: dict[str, Buffer], ttl_s: float) -> None:
@@ -57,6 +67,7 @@ def take(
     sizes: dict[str, int],
     timeout_s: float,
     check: Callable[[], None],
+    codec: Codec = CODECS["raw"],
 ) -> tuple[State, dict[str, Any]]:
     """Wait for a state and read it.
 
@@ -67,6 +78,7 @@ def take(
         sizes: number of values of every vector that must come, by name; nothing else is read.
         timeout_s: how long to wait.
         check: called between two looks; raises what failed elsewhere.
+        codec: with which it was written.
 
     Raises:
         StalledError: nothing came in time.
@@ -86,15 +98,28 @@ def take(
         sums = {array: (int(size_bytes), int(checksum)) for array, (size_bytes, checksum) in meta.pop("arrays").items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise MessageError("malformed", f"the state of worker {giver} does not say what it holds") from None
-    if {array: size_bytes for array, (size_bytes, _) in sums.items()} != {k: 4 * n for k, n in sizes.items()}:
+    expected_sizes = {array: encoded_bytes(size, codec) for array, size in sizes.items()}
+    if {array: size_bytes for array, (size_bytes, _) in sums.items()} != expected_sizes:
         raise MessageError("layout", f"the state of worker {giver} has other vectors than this worker")
     arrays = {}
-    for array, (size_bytes, expected) in sums.items():
-        raw = bytearray()
-        for index in range(-(-size_bytes // CHUNK_BYTES)):
+    for array, (_, expected) in sums.items():
+        found, whole = np.empty(sizes[array], dtype=np.float32), []
+        for index, piece in enumerate(_pieces(found.size, codec)):
             key = f"{token}:{array}:{index}"
-            raw += bus.get_state(giver, incarnation, [key]).get(key, b"")
-        if len(raw) != size_bytes or checksum(raw) != expected:
+            whole.append(bus.get_state(giver, incarnation, [key]).get(key, b""))
+            if len(whole[-1]) != codec.encoded_bytes(piece.size):
+                raise MessageError("malformed", f"the state {array} of worker {giver} is not whole")
+            codec.decode(whole[-1], found[piece.start : piece.stop])
+        if checksum(b"".join(whole)) != expected:
             raise MessageError("checksum", f"the state {array} of worker {giver} is damaged")
-        arrays[array] = np.frombuffer(bytes(raw), dtype="<f4")
+        arrays[array] = found
     return arrays, meta
+
+
+def encoded_bytes(size: int, codec: Codec) -> int:
+    """Bytes that a vector of `size` values takes in a state."""
+    return sum(codec.encoded_bytes(piece.size) for piece in _pieces(size, codec))
+
+
+def _pieces(size: int, codec: Codec) -> list[Slice]:
+    return [piece for piece in chunks(Slice(0, size), codec) if piece.size]

@@ -33,6 +33,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         since: the step at which it began, or joined, the line of training that it is on.
         beat: counts renewals, so that who looks twice sees that it is alive.
         seen: worker -> incarnation of the peers with which it started.
+        term: the highest term in which it has followed a leader, or led; 0 in modes without one.
     """
 
     worker: int
@@ -45,6 +46,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: int = 0
     beat: int = 0
     seen: dict[int, str] = {}
+    term: int = 0
 
 
 class Entry(NamedTuple):

@@ -164,7 +164,7 @@ def build(model: str, updates: str, **settings) -> tuple[Objects, Local]:
 
 
 def train(objects: Objects, mode: Local, steps: int) -> list[dict]:
-    return [mode.step(step, objects.shard.next_batch(), False) for step in range(steps)]
+    return [mode.step(step, objects.shard.next_batch, False) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("model", "updates"), CASES)

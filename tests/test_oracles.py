@@ -58,9 +58,9 @@ def train_fleet(settings, buses, steps, settle=True):
         mode = modes[worker]
         assert mode.begin([], {}, None) == 0
         for step, real in enumerate(batches(worker, steps), start=1):
-            mode.step(step, real, is_cut=step == steps)
+            mode.step(step, lambda real=real: real, is_cut=step == steps)
         if settle:
-            mode.settle()
+            mode.settle(steps)
         mode.finish()
 
     try:
@@ -98,7 +98,7 @@ def test_one_worker_is_the_local_mode(updates, block):
     alone = GanPair(local_settings, SHAPE, 0, torch.device("cpu"))
     mode = Local(local_settings, 0, alone)
     for step, real in enumerate(batches(0, 6), start=1):
-        mode.step(step, real, is_cut=False)
+        mode.step(step, lambda real=real: real, is_cut=False)
     assert_equal(final(exchanged), final(alone))
 
 

@@ -55,6 +55,11 @@ class Shard:
         """The epoch that the next batch belongs to, from 0."""
         return self._epoch + self._batch // self.batches_per_epoch
 
+    @property
+    def drawn(self) -> int:
+        """How many samples have been taken in all, those of earlier epochs too."""
+        return (self._epoch * self.batches_per_epoch + self._batch) * self._batch_size
+
     def next_batch(self) -> torch.Tensor:
         """The next samples: float32 `(batch, *sample_shape)` in [-1, 1]."""
         if self._batch == self.batches_per_epoch:

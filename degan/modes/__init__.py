@@ -21,7 +21,13 @@ Load = Callable[[int], tuple[Arrays, dict[str, Any]]]
 
 
 class Mode(Protocol):
-    """How one worker trains, step by step. Called by the worker's loop, from the main thread only."""
+    """How one worker trains, step by step. Called by the worker's loop, from the main thread only.
+
+    Attributes:
+        is_shared: at a cut all workers hold the same model, so only the first measures and draws it.
+    """
+
+    is_shared: bool
 
     def begin(self, checkpoints: list[int], saved: dict[str, Any], load: Load) -> int:
         """Find the peers and load what is agreed on; returns the step after which training goes on.
@@ -32,11 +38,16 @@ class Mode(Protocol):
             load: see `Load`.
         """
 
-    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
-        """Train one step on a batch; returns the losses. `is_cut`: something is saved or shown after it."""
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+        """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
 
-    def settle(self) -> None:
-        """After a cut: make what the workers show alike (average the running statistics)."""
+        Args:
+            next_batch: gives the next samples of this worker's shard.
+            is_cut: something is saved or shown after this step.
+        """
+
+    def settle(self, step: int) -> bool:
+        """After a cut: make what the workers show alike; False if this worker has nothing to show of this step."""
 
     def finish(self) -> None:
         """After the last step: exchange and apply what is left."""
@@ -63,12 +74,20 @@ class Mode(Protocol):
         """Give back whatever is held; called however the run ends."""
 
 
-def build(settings: Experiment, worker: int, pair: GanPair, facts: dict[str, Any], say: Callable[[str], None]) -> Mode:
+def build(
+    settings: Experiment,
+    worker: int,
+    pair: GanPair,
+    facts: dict[str, Any],
+    about: dict[str, Any],
+    say: Callable[[str], None],
+) -> Mode:
     """The mode that the settings name.
 
     Args:
         settings, worker, pair: what is trained, and who we are.
         facts: what must be the same for all workers and is no setting (the classes of the data).
+        about: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
         say: called with one line for a person.
 
     Raises:
@@ -80,8 +99,19 @@ def build(settings: Experiment, worker: int, pair: GanPair, facts: dict[str, Any
 
             return Local(settings, worker, pair)
         case "partial_exchange":
-            from degan.modes.partial_exchange import PartialExchange, open_bus
+            from degan.modes.partial_exchange import PartialExchange
+            from degan.modes.wire import open_bus
 
             return PartialExchange(settings, pair, open_bus(settings, worker, say), facts, say)
+        case "federated":
+            from degan.modes.federated import Federated
+            from degan.modes.wire import open_bus
+
+            return Federated(settings, pair, open_bus(settings, worker, say), facts, about, say)
+        case "multi_discriminator":
+            from degan.modes.multi_discriminator import MultiDiscriminator
+            from degan.modes.wire import open_bus
+
+            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say), facts, about, say)
         case name:
             raise ValueError(f"unknown mode {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class Local:
         pair: what is trained.
     """
 
+    is_shared = False
+
     def __init__(self, settings: Experiment, worker: int, pair: GanPair):
         self._worker = worker
         self._pair = pair
@@ -30,8 +33,8 @@ class Local:
             load(checkpoints[-1])
         return checkpoints[-1] if checkpoints else 0
 
-    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
-        found = {}
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+        found, real = {}, next_batch()
         for section in self._sections:
             gradient, some = self._pair.gradients(section, real)
             self._pair.apply(section, gradient)
@@ -39,8 +42,8 @@ class Local:
             found.update(some)
         return found
 
-    def settle(self) -> None:
-        pass
+    def settle(self, step: int) -> bool:
+        return True
 
     def finish(self) -> None:
         pass

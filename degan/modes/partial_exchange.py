@@ -28,55 +28,26 @@ all parameters trained, mean over the members as default, a bound on staleness, 
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
 
-import config
 from config.settings import Experiment
 from degan.casts import torch_cast
+from degan.modes.wire import agreement, fingerprint
 from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
 from peers.codec import build
 from peers.errors import BusError, MessageError, StalledError
 from peers.exchange import Exchange
-from peers.message import VERSION, Layout
+from peers.message import Layout
 from peers.partition import Schedule
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
-from peers.topology import complete
 from peers.types import Cursor, Slice
-
-
-def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> RedisBus:
-    """Connect to our own Redis and to the peers'.
-
-    Raises:
-        config.UsageError: `peers` is only a number, so there are no addresses.
-        peers.errors.UnreachableError: a Redis does not answer.
-    """
-    if isinstance(settings.peers, int):
-        raise config.UsageError(
-            "peers: a number is for the local launcher (python -m launch local ...); "
-            "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
-        )
-    return RedisBus(
-        run=settings.name,
-        worker=worker,
-        urls=settings.peers,
-        incarnation=os.urandom(6).hex(),
-        peers=complete(worker, settings.workers),
-        connect_timeout_s=settings.connect_timeout_s,
-        patience_s=settings.bus.lease_s,
-        say=say,
-    )
 
 
 def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
@@ -109,6 +80,8 @@ class PartialExchange:
         say: called with one line for a person.
     """
 
+    is_shared = False
+
     def __init__(
         self, settings: Experiment, pair: GanPair, bus: Bus, facts: dict[str, Any], say: Callable[[str], None]
     ):
@@ -119,17 +92,12 @@ class PartialExchange:
         is_auto = mode.parts == "auto"
         schedule = Schedule([Slice(*section) for section in self._sections], FIRST if is_auto else mode.parts)
         codec = build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)
-        self._agreed = config.agreed(settings) | {
-            **facts,
-            "protocol": VERSION,
-            "model (number of values)": pair.size,
-            "model (sample shape)": list(pair.sample_shape),
-        }
+        self._agreed = agreement(settings, pair, facts)
         self._layout = Layout(
             schedule=schedule,
             codec=codec,
             state_size=pair.statistics().size,
-            fingerprint=hashlib.blake2b(msgpack.packb(sorted(self._agreed.items())), digest_size=8).digest(),
+            fingerprint=fingerprint(self._agreed),
             parts=CHOICES if is_auto else (),
             may_be_whole=self._carries_parameters,
         )
@@ -198,8 +166,8 @@ class PartialExchange:
         how = {"together": "begins", "replay": "replays", "join": "joins"}[start.kind]
         self._say(f"{how} at step {step} with worker {peers}")
 
-    def step(self, step: int, real: torch.Tensor, is_cut: bool) -> dict[str, float]:
-        found = {}
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+        found, real = {}, next_batch()
         for section in self._sections:
             gradient, some = self._pair.gradients(section, real)
             if self._carries_parameters:
@@ -218,8 +186,9 @@ class PartialExchange:
     def _is_cut(self, step: int, is_cut: bool) -> bool:
         return is_cut or self.is_stopping(step)
 
-    def settle(self) -> None:
+    def settle(self, step: int) -> bool:
         self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
+        return True
 
     def finish(self) -> None:
         self._rendezvous.leaving()

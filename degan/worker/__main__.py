@@ -85,7 +85,7 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
     signals.install()
     lock = _lock_folder(folder, number)
     try:
-        mode = modes.build(settings, number, objects.pair, objects.facts, say)
+        mode = modes.build(settings, number, objects.pair, objects.facts, objects.about, say)
         Loop(objects, mode, out, checkpoints, steps, signals, say).run()
         return 0
     except SetupError as error:

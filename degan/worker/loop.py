@@ -113,20 +113,20 @@ class Loop:
             step += 1
             began = time.monotonic()
             is_cut = step == steps or any(step % every == 0 for every in self._periods())
-            losses = self._mode.step(step, self._objects.shard.next_batch(), is_cut)
-            self._losses.append(losses)
+            losses = self._mode.step(step, self._objects.shard.next_batch, is_cut)
+            if losses:
+                self._losses.append(losses)
             # Time spent on looking and saving is not time spent on training.
             self._trained_s += time.monotonic() - began
             if step % self._settings.run.log_every == 0 or step == steps:
                 self._log(step)
             is_stopping = self._mode.is_stopping(step)
-            if is_cut or is_stopping:
-                self._mode.settle()
+            has_state = not (is_cut or is_stopping) or self._mode.settle(step)
             if step == steps:
                 break
             if self._signals.is_leaving or is_stopping:
                 return self._stop(step, is_together=is_stopping and not self._signals.is_leaving)
-            if is_cut:
+            if is_cut and has_state:
                 self._show(step)
                 self._save(step, is_due=self._is_due(step, self._settings.checkpoint_every))
         self._mode.finish()
@@ -178,12 +178,13 @@ class Loop:
         since, since_s, spent_s = self._log_mark
         count = max(1, step - since)
         spent = self._spent(stats)
-        losses = {name: sum(line[name] for line in self._losses) / len(self._losses) for name in self._losses[0]}
+        names = self._losses[0] if self._losses else ()
+        losses = {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
         self._journal.stats(
             {
                 "step": step,
                 "time_s": round(self._trained_s, 3),
-                "images": step * self._settings.data.batch_size,
+                "images": self._objects.shard.drawn,
                 **losses,
                 "step_s": (self._trained_s - since_s) / count,
                 **stats,
@@ -200,6 +201,8 @@ class Loop:
 
     def _show(self, step: int) -> None:
         """Evaluate and draw, where it is due."""
+        if self._mode.is_shared and not self._mode.is_first():
+            return
         run, pair = self._settings.run, self._objects.pair
         if self._is_due(step, run.snapshot_every):
             picture = grid(pair.sample(self._grid_latents), GRID_COLUMNS)
@@ -208,7 +211,7 @@ class Loop:
                 save_png(self._run_folder / f"fakes-{step:06d}.png", picture)
         if self._is_due(step, run.evaluate_every):
             latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "evaluation"))
-            images = step * self._settings.data.batch_size
+            images = self._objects.shard.drawn
             for metric in self._objects.evaluator.evaluate(
                 lambda count: pair.sample(torch.randn(count, pair.latent, generator=latents))
             ):

@@ -105,6 +105,11 @@ class Objects:
             sample_reals=sample_reals,
         )
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the other workers may have to know of this one's shard."""
+        return {"samples": len(self.shard), "histogram": self.counts[self.worker]}
+
     def checkpoint(self, step: int, mode_state: tuple[dict[str, np.ndarray], dict[str, Any]], **values) -> Checkpoint:
         """Everything that going on from here needs."""
         arrays, mode_values = mode_state

@@ -1,0 +1,323 @@
+"""Federated rounds (FL-GAN, FeGAN): a cohort trains the leader's model on its own data, and their mean is the next.
+
+    leader: choose a cohort, put the model, `round_start`
+    member: fetch the model -> `local_steps` steps on its own shard -> `result` to the leader
+    leader: what came by the deadline, weighted -> the next model; under the quorum the round is void
+
+The other leaders fetch every round's model, so each could go on from it; everybody fetches at a cut. The optimisers'
+moments stay with their worker (`optimiser_state: keep`), begin anew in every round (`reset`), or are averaged
+with the model and travel with it (`average`). G's moving average is the leaders' business: it takes a round as
+`local_steps` steps.
+
+What always holds: between two rounds there is one model; a member that dies is missing from its round only; when the
+leader dies at most its round is lost. With all workers in the cohort, equal shards, one local SGD step and uniform
+weights a round is one step on the union of the batches.
+
+FL-GAN is `sampling: uniform, weighting: size`; FeGAN is `sampling: balanced, weighting: kl`.
+
+Sources: McMahan et al. 2017, algorithm 1; Guerraoui, Guirguis, Kermarrec, Le Merrer, "FeGAN", Middleware 2020, with
+its released code. Departures: succession of leaders and an adaptive deadline (there the server is one process and
+waits for ever), weights over those that answered, and what `degan.cohorts` says.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from config.settings import Experiment
+from degan import cohorts
+from degan.casts import torch_cast
+from degan.modes.led import MISSED, Led, whole
+from degan.pair import GanPair, spawn_seed
+from peers.bus import Bus
+from peers.codec import build
+from peers.errors import MessageError
+from peers.mailbox import Letter
+from peers.transfer import encoded_bytes
+from peers.types import Message
+
+MODEL, SMOOTH = "model", "smooth"
+
+
+class Federated(Led):
+    """See `degan.modes.Mode` and `degan.modes.led.Led`."""
+
+    def __init__(
+        self,
+        settings: Experiment,
+        pair: GanPair,
+        bus: Bus,
+        facts: dict[str, Any],
+        about: dict[str, Any],
+        say: Callable[[str], None],
+    ):
+        mode = self._mode = settings.mode
+        if not mode.share_histograms:
+            about = {"samples": about["samples"]}
+        self._codec = build(mode.codec, cast=torch_cast)
+        self._has_moments = mode.optimiser_state == "average"
+        self._sections = pair.sections("simultaneous" if mode.order == "generator_first" else "alternating")
+        # The global model, by the round after which it holds and the term of who made it.
+        self._model = self._rounded(pair.model(self._has_moments))
+        self._version = (0, 0)
+        self._steps_taken = 0
+        # What we have put under our state key: versions, and whether everybody may still fetch one.
+        self._held: list[tuple[tuple[int, int], bool]] = []
+        self._sampled: cohorts.BalancedState | None = None
+        self._weak = stragglers(settings)
+        self._me = bus.worker
+        sizes = {MODEL: self._model.size, SMOOTH: pair.smooth().size}
+        self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
+        self._smooth_bytes = 4 * sizes[SMOOTH]
+        super().__init__(settings, pair, bus, facts, about, {"result": (sizes[MODEL], self._codec)}, say)
+        steps = self._local_steps()
+        say(
+            f"a model of {sizes[MODEL]:,} values travels as {self._model_bytes / 1e6:,.2f} MB; "
+            f"this worker takes {steps} local steps a round" + (" (a weak worker)" if bus.worker in self._weak else "")
+        )
+
+    def _rounded(self, model: np.ndarray) -> np.ndarray:
+        """The model as those who fetch it get it, so that all hold the same."""
+        if self._codec.is_exact:
+            return model
+        step = self._codec.chunk_values
+        for start in range(0, model.size, step):
+            piece = model[start : start + step]
+            self._codec.decode(self._codec.encode(piece), piece)
+        return model
+
+    # --- a round ------------------------------------------------------------------------------
+
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+        self._enter(step)
+        found = self._await_start(step)
+        if found is None:
+            return self._lead(step, next_batch)
+        sender, letter = found
+        message = letter.message
+        if message.kind != "round_start" or message.round > step:
+            return {}  # We are behind: on to the newest.
+        try:
+            cohort = self._note_start(message)
+            is_member = self._me in cohort
+            if is_member or self._rounds.leadership.may_lead(self._me):
+                self._fetch(sender, letter.incarnation, message)
+        except MISSED as error:
+            self._say(f"round {step}: {error}; not taking part in it")
+            return {}
+        if not is_member:
+            return {}
+        result, losses = self._train(next_batch)
+        self._predicted["sent"] += self._model_bytes
+        self._rounds.send(sender, "result", step, result, losses)
+        return losses
+
+    def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
+        common = self._announcement(step)
+        live = self._await_live()
+        cohort = self._choose(live, step)
+        others = [worker for worker in cohort if worker != self._me]
+        self._put_model(is_cut=False)
+        deadline_s, began = self._rounds.deadline.seconds, time.monotonic()
+        self._rounds.open("result", step)
+        fields = common | {
+            "cohort": cohort,
+            "model": list(self._version),
+            "steps": self._steps_taken,
+            "deadline_s": deadline_s,
+            "sampled": self._sampled.to_plain() if self._sampled else None,
+        }
+        self._rounds.publish("round_start", step, fields)
+        losses, answers = {}, {}
+        if self._me in cohort:
+            answers[self._me], losses = self._train(next_batch)
+        self._asked = len(cohort)
+        quorum = math.ceil(self._mode.quorum * len(cohort)) - len(answers)
+        # Our own steps may have taken longer than the others': they still get a chance.
+        patience_s = max(self._mode.deadline.floor_s, began + deadline_s - time.monotonic())
+        gathered = self._rounds.gather("result", step, others, quorum, patience_s, self._is_deposed)
+        if self._is_deposed():
+            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
+            return losses
+        answers |= {worker: message.values for worker, message in gathered.answers.items()}
+        self._answered = len(answers)
+        self._predicted["received"] += len(gathered.answers) * self._model_bytes
+        if gathered.is_void:
+            self._void_rounds += 1
+            self._say(f"round {step} is void: {len(answers)} of {len(cohort)} answered; the model stays as it was")
+        else:
+            self._adopt(self._mean(answers), (self._rounds.leadership.term, step))
+        self._forget_old()
+        return losses or _mean_losses(gathered.answers)
+
+    def _choose(self, live: list[int], step: int) -> list[int]:
+        wanted = self._mode.cohort or cohorts.cohort_size(self._mode.fraction, max(1, len(live)))
+        size = min(wanted, len(live))
+        if self._mode.sampling == "uniform":
+            return cohorts.uniform(live, size, spawn_seed(self._settings.seed, "cohorts"), step)
+        histograms = self._histograms(live)
+        classes = max(row.size for row in histograms.values())
+        if self._sampled is None or len(self._sampled.counts) != classes:
+            self._sampled = cohorts.BalancedState.fresh(classes)
+        cohort, self._sampled = cohorts.balanced(live, size, histograms, self._sampled)
+        return cohort
+
+    def _histograms(self, workers: list[int]) -> dict[int, np.ndarray]:
+        """What each holds of each class; zeros where a worker's cannot be read."""
+        rows = {worker: np.array(self._about(worker).get("histogram", []), dtype=np.int64) for worker in workers}
+        classes = max([1, *(row.size for row in rows.values())])
+        return {worker: row if row.size == classes else np.zeros(classes, np.int64) for worker, row in rows.items()}
+
+    def _mean(self, answers: dict[int, np.ndarray]) -> np.ndarray:
+        mode, workers = self._mode, sorted(answers)
+        sizes = {worker: int(self._about(worker).get("samples", 0)) for worker in workers}
+        histograms = self._histograms(sorted(self._abouts)) if mode.weighting == "kl" else None
+        weights = cohorts.weights(mode.weighting, mode.scheme, mode.sign, workers, sizes, histograms)
+        total = np.zeros(self._model.size, np.float32)
+        for worker in workers:
+            total += np.float32(weights[worker]) * answers[worker]
+        return self._rounded(total)
+
+    def _train(self, next_batch: Callable[[], torch.Tensor]) -> tuple[np.ndarray, dict[str, float]]:
+        """The model after our local steps, and the mean losses of those."""
+        pair, steps = self._pair, self._local_steps()
+        pair.load_model(self._model, self._has_moments)
+        if self._mode.optimiser_state == "reset":
+            pair.reset_optimisers()
+        elif self._has_moments:
+            pair.set_steps(self._steps_taken)
+        sums: dict[str, float] = {}
+        for _ in range(steps):
+            real = next_batch()
+            for section in self._sections:
+                gradient, losses = pair.gradients(section, real)
+                pair.apply(section, gradient)
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value / steps
+        return pair.model(self._has_moments), sums
+
+    def _local_steps(self) -> int:
+        return self._weak.get(self._me, self._mode.local_steps)
+
+    # --- the global model ---------------------------------------------------------------------
+
+    def _adopt(self, model: np.ndarray, version: tuple[int, int]) -> None:
+        """A new global model; who may lead keeps G's moving average as well."""
+        self._model, self._version = model, version
+        self._steps_taken += self._mode.local_steps
+        if self._rounds.leadership.may_lead(self._me):
+            self._pair.load_model(model, self._has_moments)
+            self._pair.average((0, self._pair.size), self._mode.local_steps)
+
+    def _put_model(self, is_cut: bool) -> None:
+        """Put the global model under our state key, if it is not there; at a cut the moving average too."""
+        if self._version not in [version for version, _ in self._held]:
+            self._rounds.put(_name(self._version), {MODEL: self._model.copy()}, {}, self._codec)
+            self._predicted["sent"] += self._model_bytes
+            self._held.append((self._version, False))
+        if is_cut:
+            self._rounds.put(_name(self._version, "s"), {SMOOTH: self._pair.smooth()}, {})
+            self._predicted["sent"] += self._smooth_bytes
+            self._held = [(version, version == self._version) for version, _ in self._held]
+
+    def _forget_old(self) -> None:
+        """A round is closed: nobody needs older models any more, but that of the newest cut."""
+        for version, is_cut in self._held[:-1]:
+            if not is_cut:
+                self._held.remove((version, is_cut))
+                self._rounds.forget(_name(version), {MODEL: self._model.size}, self._codec)
+
+    def _fetch(self, sender: int, incarnation: str, message: Message) -> None:
+        """Hold the model that an announcement speaks of. Raises one of `MISSED`."""
+        version, steps = _version(message), whole(message.fields, "steps")
+        if version == self._version:
+            return
+        arrays, _ = self._rounds.fetch(sender, incarnation, _name(version), {MODEL: self._model.size}, self._codec)
+        self._predicted["received"] += self._model_bytes
+        self._adopt(arrays[MODEL], version)
+        self._steps_taken = steps
+
+    def _note_start(self, message: Message) -> list[int]:
+        """The cohort that a leader announces, and what we would need to lead ourselves. Raises MessageError."""
+        cohort, sampled = message.fields.get("cohort"), message.fields.get("sampled")
+        if not isinstance(cohort, list) or not all(isinstance(worker, int) for worker in cohort):
+            raise MessageError("malformed", f"round {message.round} has no cohort")
+        self._asked = len(cohort)
+        if sampled is not None:
+            try:
+                self._sampled = cohorts.BalancedState.from_plain(sampled)
+            except ValueError as error:
+                raise MessageError("malformed", f"round {message.round}: {error}") from None
+        return cohort
+
+    # --- what all modes with a leader give ----------------------------------------------------
+
+    def _end_fields(self, step: int) -> dict[str, Any]:
+        before = [version for version, is_cut in self._held if is_cut and version != self._version]
+        self._pair.load_model(self._model, self._has_moments)
+        self._put_model(is_cut=True)
+        for version in before:
+            self._rounds.forget(_name(version, "s"), {SMOOTH: self._pair.smooth().size})
+        self._forget_old()
+        return {"model": list(self._version), "steps": self._steps_taken}
+
+    def _load_end(self, sender: int, letter: Letter) -> None:
+        self._fetch(sender, letter.incarnation, letter.message)
+        sizes = {SMOOTH: self._pair.smooth().size}
+        arrays, _ = self._rounds.fetch(sender, letter.incarnation, _name(self._version, "s"), sizes)
+        self._predicted["received"] += self._smooth_bytes
+        self._pair.load_model(self._model, self._has_moments)
+        self._pair.load_smooth(arrays[SMOOTH])
+
+    def _catch_up(self, sender: int, letter: Letter) -> None:
+        if self._rounds.leadership.may_lead(self._me):
+            self._fetch(sender, letter.incarnation, letter.message)
+
+    def state(self):
+        return {}, {
+            "version": list(self._version),
+            "steps_taken": self._steps_taken,
+            "void_rounds": self._void_rounds,
+            "sampled": self._sampled.to_plain() if self._sampled else None,
+        }
+
+    def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
+        self._model = self._rounded(self._pair.model(self._has_moments))
+        self._version = (int(values["version"][0]), int(values["version"][1]))
+        self._steps_taken, self._void_rounds = int(values["steps_taken"]), int(values["void_rounds"])
+        self._sampled = cohorts.BalancedState.from_plain(values["sampled"]) if values["sampled"] else None
+        self._rounds.leadership.term = self._version[0]
+
+
+def stragglers(settings: Experiment) -> dict[int, int]:
+    """FeGAN's weak workers and their local steps; drawn by the seed, the same on every worker."""
+    mode = settings.mode
+    random = np.random.default_rng(spawn_seed(settings.seed, "stragglers"))
+    count = round(mode.stragglers.fraction * settings.workers)
+    steps = mode.stragglers.local_steps
+    steps = max(1, mode.local_steps // 2) if steps == "half" else min(steps, mode.local_steps)
+    return {int(worker): steps for worker in random.choice(settings.workers, count, replace=False)}
+
+
+def _name(version: tuple[int, int], prefix: str = "m") -> str:
+    return f"{prefix}{version[0]}.{version[1]}"
+
+
+def _version(message: Message) -> tuple[int, int]:
+    found = message.fields.get("model")
+    if not isinstance(found, list) or len(found) != 2:
+        raise MessageError("malformed", f"round {message.round} names no model")
+    term, round = ({"model": number} for number in found)
+    return whole(term, "model"), whole(round, "model")
+
+
+def _mean_losses(answers: dict[int, Message]) -> dict[str, float]:
+    """Of a leader that did not train itself: the mean over those that answered."""
+    rows = [message.extras for message in answers.values()]
+    return {name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}

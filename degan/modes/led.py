@@ -1,0 +1,325 @@
+"""What the modes with a leader have in common: how a worker begins, whom it follows, what it shows, how it ends.
+
+A step is a round. The leader announces it (`round_start`), the others do their part and send it to the leader. At a
+cut (an evaluation, a snapshot, a checkpoint, the end) the leader puts what holds then under its state key and says so
+(`round_end`), and everybody fetches it: all live workers then hold the same model.
+
+When the leader is gone, the next live worker of the list goes on from the newest that it has. A worker that was
+started again fetches what it needs and takes part in the next round; one that was too slow for a round runs on
+to the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from config.settings import Experiment
+from degan.modes.wire import agreement, fingerprint
+from degan.pair import GanPair
+from peers.bus import Bus
+from peers.codec import Codec
+from peers.deadline import Deadline
+from peers.errors import BusError, MessageError, StalledError
+from peers.leadership import Leadership
+from peers.mailbox import Letter
+from peers.message import RoundLayout
+from peers.rendezvous import Rendezvous, Start
+from peers.rounds import Rounds
+
+LEADERS = 3  # Where the settings do not say how many may lead.
+MISSED = (StalledError, BusError, MessageError)
+
+
+class Led:
+    """The base of a mode with a leader; see `degan.modes.Mode`.
+
+    A mode gives `step`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
+
+    Args:
+        settings, pair, bus, facts, say: as of `degan.modes.partial_exchange.PartialExchange`.
+        about: what the peers should know of us: `samples`, and `histogram` if it is shared.
+        kinds: the vectors that travel: number of values and codec by kind.
+    """
+
+    # At a cut all workers hold the same model: one of them shows it.
+    is_shared = True
+
+    def __init__(
+        self,
+        settings: Experiment,
+        pair: GanPair,
+        bus: Bus,
+        facts: dict[str, Any],
+        about: dict[str, Any],
+        kinds: dict[str, tuple[int, Codec]],
+        say: Callable[[str], None],
+    ):
+        self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
+        mode, lease_s = settings.mode, settings.bus.lease_s
+        agreed = agreement(settings, pair, facts)
+        self._layout = RoundLayout(fingerprint(agreed), kinds)
+        self._me = bus.worker
+        self._rounds = Rounds(
+            bus,
+            self._layout,
+            Leadership(leaders_of(settings)),
+            Deadline(mode.deadline.floor_s, mode.deadline.ceiling_s),
+            lease_s,
+            settings.bus.stall_timeout_s,
+            settings.bus.finish_timeout_s,
+            say,
+        )
+        fail = self._rounds.mail.fail
+        self._rendezvous = Rendezvous(
+            bus, agreed, lease_s, settings.connect_timeout_s, say, fail, about=about, may_replay=False
+        )
+        # What we know of each worker, and in which life it said so.
+        self._abouts: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, about)}
+        self._step = self._void_rounds = 0
+        self._asked = self._answered = 0
+        self._stop_at: int | None = None
+        self._wants_stop = False
+        self._predicted = {"sent": 0, "received": 0}
+
+    # --- beginning ----------------------------------------------------------------------------
+
+    def begin(self, checkpoints, saved, load) -> int:
+        self._rendezvous.claim(checkpoints)
+        start = self._rendezvous.meet(checkpoints, {})
+        for peer, about in start.abouts.items():
+            self._abouts[peer] = (start.incarnations.get(peer, ""), about)
+        is_joining = start.kind == "join"
+        resumed = (checkpoints[-1] if checkpoints else 0) if is_joining else start.step
+        if resumed:
+            self._load_state(*load(resumed))
+        self._rounds.start(start, resumed)
+        self._step = self._join(start) if is_joining else start.step
+        self._rounds.mail.check()
+        peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
+        self._say(f"{'joins' if is_joining else 'begins'} at round {self._step} with worker {peers}")
+        return self._step
+
+    def _join(self, start: Start) -> int:
+        """Find out where the others are; returns their newest round."""
+        leadership = self._rounds.leadership
+        leadership.term = max(leadership.term, start.term)
+        may_lead, tried = leadership.may_lead(self._me), None
+        while True:
+            found: list[tuple[int, Letter]] = []
+
+            def look(tried=tried, found=found) -> bool:
+                newest = self._rounds.newest()
+                found[:] = [newest] if newest and newest[1] is not tried else []
+                return bool(found) or may_lead and self._rounds.leader() is None
+
+            self._rounds.until(look, lambda: "a leader's next round")
+            if not found:
+                self._say(f"nobody leads any more; going on from what this worker has, at round {start.furthest}")
+                round = start.furthest
+                break
+            sender, letter = found[0]
+            round, tried = letter.message.round, letter
+            try:
+                self._catch_up(sender, letter)
+                break
+            except MISSED as error:
+                self._say(f"{error}; waiting for the next round")
+        self._rounds.caught_up(round)
+        self._rendezvous.joined(round)
+        return round
+
+    # --- rounds -------------------------------------------------------------------------------
+
+    def _enter(self, step: int) -> None:
+        """At the beginning of a step."""
+        self._step = step
+        self._rendezvous.progress(step)
+
+    def _await_start(self, step: int) -> tuple[int, Letter] | None:
+        """Wait until something is announced of this round or a later one; None if it is us who leads."""
+        newest = self._await(lambda: self._at_least(step), f"the start of round {step}")
+        if newest is not None:
+            self._note_announced(newest[1])
+        return newest
+
+    def _at_least(self, step: int) -> tuple[int, Letter] | None:
+        newest = self._rounds.newest()
+        return newest if newest and newest[1].message.round >= step else None
+
+    def _await(self, wanted: Callable[[], tuple[int, Letter] | None], what: str) -> tuple[int, Letter] | None:
+        """Wait for an announcement. What was announced counts even when who said it has left since."""
+        found: list[tuple[int, Letter]] = []
+
+        def look() -> bool:
+            announced = wanted()
+            found[:] = [announced] if announced else []
+            return bool(found) or self._rounds.leader() == self._me
+
+        def describe() -> str:
+            leader = self._rounds.leader()
+            listed = ", ".join(map(str, self._rounds.leadership.leaders))
+            return f"{what} from worker {leader}" if leader is not None else f"a leader: none of {listed} is alive"
+
+        self._rounds.until(look, describe)
+        return found[0] if found else None
+
+    def _note_announced(self, letter: Letter) -> None:
+        """Take over what a leader says of the whole run, so that we could go on in its place."""
+        fields = letter.message.fields
+        if isinstance(fields.get("stop_at"), int):
+            self._stop_at = fields["stop_at"]
+        if isinstance(fields.get("void"), int):
+            self._void_rounds = max(self._void_rounds, fields["void"])
+        self._rendezvous.follow_term(self._rounds.leadership.term)
+
+    def _announcement(self, step: int) -> dict[str, Any]:
+        """What we say of the whole run when we lead; we do from here on."""
+        before = self._rounds.leadership.term
+        term = self._rounds.leadership.claim(self._me)
+        if term != before:
+            self._say(f"this worker leads from round {step} on (term {term})")
+            self._rendezvous.follow_term(term)
+        if self._stop_at is None and (self._wants_stop or self._rounds.mail.letters("stop")):
+            self._stop_at = step
+        return {"term": term, "stop_at": self._stop_at, "void": self._void_rounds}
+
+    def _is_deposed(self) -> bool:
+        """Whether somebody else leads with a better claim, while we thought that we do."""
+        return self._rounds.leader() != self._me
+
+    def _await_live(self) -> list[int]:
+        """As the leader: who can be asked to take part, in worker order; waits until there is somebody."""
+        mine = [self._me] if self._settings.mode.leader_trains else []
+        self._rounds.until(lambda: mine or self._rounds.mail.live(), lambda: "workers that take part")
+        return sorted([*self._rounds.mail.live(), *mine])
+
+    def _about(self, worker: int) -> dict[str, Any]:
+        """What a worker says of itself; asked for where a new life has not been asked yet."""
+        life = self._rounds.mail.life(worker)
+        known, about = self._abouts.get(worker, ("", {}))
+        if worker == self._me or life is None or known == life:
+            return about
+        try:
+            about = self._rounds.ask(lambda: self._rendezvous.about(worker, life), f"what worker {worker} holds")
+        except MISSED as error:
+            self._say(f"{error}")
+            return about
+        self._abouts[worker] = (life, about)
+        return about
+
+    # --- cuts ---------------------------------------------------------------------------------
+
+    def settle(self, step: int) -> bool:
+        tried: Letter | None = None
+        while True:
+            found = self._await(lambda tried=tried: self._end_of(step, tried), f"the end of round {step}")
+            if found is None:
+                fields = self._announcement(step) | self._end_fields(step)
+                self._rounds.publish("round_end", step, fields)
+                return True
+            sender, letter = found
+            if letter.message.round > step:
+                self._say(f"too late for the model of round {step}; nothing is saved or shown of it")
+                return False
+            try:
+                self._note_announced(letter)
+                self._load_end(sender, letter)
+                return True
+            except MISSED as error:
+                self._say(f"{error}; waiting for what comes next")
+                tried = letter
+
+    def _end_of(self, step: int, tried: Letter | None) -> tuple[int, Letter] | None:
+        """The end of this round if it was announced, else anything later."""
+        ends = [
+            (sender, letter)
+            for sender, letters in self._rounds.mail.letters("round_end").items()
+            for letter in letters
+            if letter.message.round == step and letter is not tried and self._rounds.is_in_force(sender, letter)
+        ]
+        if ends:
+            return max(ends, key=lambda end: end[1].message.fields.get("term", 0))
+        return self._at_least(step + 1)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        self._rendezvous.leaving()
+        self._rounds.finish(self._step)
+
+    def leave(self, is_together: bool) -> None:
+        self._rendezvous.leaving()
+        if is_together:
+            self._rounds.finish(self._step)
+        else:
+            self._rounds.leave(self._step)
+
+    def ask_to_stop(self, step: int) -> None:
+        self._wants_stop = True
+        self._rounds.publish("stop", step, {})
+
+    def is_stopping(self, step: int) -> bool:
+        return self._stop_at is not None and step >= self._stop_at
+
+    def is_first(self) -> bool:
+        return all(self._me < peer for peer in self._rounds.mail.reached(self._step))
+
+    def close(self) -> None:
+        try:
+            self._rounds.close()
+            self._rendezvous.close()
+        finally:
+            self._bus.close()
+
+    def stats(self) -> dict[str, Any]:
+        found = self._rounds.stats()
+        return found | {
+            "exchange_s": 0.0,
+            "round": self._step,
+            "leader": self._rounds.leader(),
+            "cohort": self._asked,
+            "answered": self._answered,
+            "void_rounds": self._void_rounds,
+            "late": found["dropped"].get("late", 0),
+            "predicted_sent_bytes": self._predicted["sent"],
+            "predicted_received_bytes": self._predicted["received"],
+        }
+
+    # --- what a mode gives --------------------------------------------------------------------
+
+    def _end_fields(self, step: int) -> dict[str, Any]:
+        """As the leader: put what holds after this round, hold it ourselves, and say where it is."""
+        raise NotImplementedError
+
+    def _load_end(self, sender: int, letter: Letter) -> None:
+        """Fetch and hold what holds after a round. Raises one of `MISSED`."""
+        raise NotImplementedError
+
+    def _catch_up(self, sender: int, letter: Letter) -> None:
+        """Fetch what it takes to begin in the middle, after this announcement. Raises one of `MISSED`."""
+        raise NotImplementedError
+
+    def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
+        """The inverse of `state`; the pair has been loaded."""
+        raise NotImplementedError
+
+
+def leaders_of(settings: Experiment) -> list[int]:
+    """The workers that may lead, in their order."""
+    leaders = settings.mode.leaders
+    if leaders is None:
+        leaders = min(LEADERS, settings.workers)
+    return list(range(leaders)) if isinstance(leaders, int) else list(leaders)
+
+
+def whole(fields: dict[str, Any], name: str) -> int:
+    """A number that a leader says.
+
+    Raises:
+        MessageError: it says none, or one that cannot be.
+    """
+    value = fields.get(name)
+    if not isinstance(value, int) or not 0 <= value < 2**48:
+        raise MessageError("malformed", f"a round without a {name}")
+    return value

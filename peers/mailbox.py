@@ -1,0 +1,201 @@
+"""What the peers have said, kept by kind and sender until the main thread asks for it, and who is alive.
+
+The pumps call `feed`, `admit` and `drop`; the main thread waits here. Of each kind and sender the newest few
+messages are kept, so memory is bounded whatever a peer sends. A message of a round that was closed already is
+late: counted, and dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from peers.errors import MessageError
+from peers.message import Assembler, RoundLayout
+from peers.types import Entry, Message
+from peers.waiting import Waiting
+
+KEPT = 4
+
+
+class Letter(NamedTuple):
+    """A message, in which life its sender said it, and when it came (seconds, monotonic)."""
+
+    message: Message
+    incarnation: str
+    at_s: float
+
+
+class Mailbox(Waiting):
+    """Where a worker's mail of a mode with rounds is opened and kept.
+
+    Args:
+        layout: what every message must fit.
+        peers: the other workers.
+        stall_timeout_s, say, now: as of `Waiting`.
+    """
+
+    def __init__(
+        self,
+        layout: RoundLayout,
+        peers: Collection[int],
+        stall_timeout_s: float,
+        say: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(stall_timeout_s, say, now)
+        self._layout, self._peers = layout, frozenset(peers)
+        self._lives: dict[int, str] = {}
+        self._assemblers: dict[tuple[int, bool], Assembler] = {}
+        # Streams of which the beginning is gone: what is cut off there is no fault.
+        self._torn: set[tuple[int, bool]] = set()
+        self._kept: dict[tuple[str, int], deque[Letter]] = {}
+        self._closed: dict[str, int] = {}
+        self._live: set[int] = set()
+        self._catching_up: set[int] = set()
+        # Who has said goodbye, and after which round.
+        self._left: dict[int, int] = {}
+        self._counts: Counter[str] = Counter()
+
+    # --- called by the pumps ------------------------------------------------------------------
+
+    def feed(self, entry: Entry) -> None:
+        """Take one entry; never raises for what a peer can send."""
+        stream = entry.sender, entry.is_direct
+        if self._lives.get(entry.sender) != entry.incarnation:
+            self._begin_life(entry.sender, entry.incarnation)
+        if stream not in self._assemblers or not entry.is_contiguous:
+            self._assemblers[stream] = Assembler(self._layout)
+            if not entry.is_contiguous:
+                self._torn.add(stream)
+        try:
+            message = self._assemblers[stream].feed(entry)
+        except MessageError as error:
+            if error.reason != "incomplete" or stream not in self._torn:
+                self.count(error.reason)
+            return
+        if message is None:
+            return
+        self._torn.discard(stream)
+        try:
+            self._take(entry, message)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            self.count("malformed")
+
+    def _begin_life(self, sender: int, incarnation: str) -> None:
+        with self._changed:
+            self._lives[sender] = incarnation
+            for is_direct in (False, True):
+                self._assemblers.pop((sender, is_direct), None)
+                # A stream that we follow late has lost its beginning.
+                self._torn.add((sender, is_direct))
+
+    def _take(self, entry: Entry, message: Message) -> None:
+        sender = entry.sender
+        with self._changed:
+            if message.kind == "hello":
+                (self._catching_up.add if message.fields["is_joining"] else self._catching_up.discard)(sender)
+                self._admit(sender)
+            elif message.kind == "goodbye":
+                self._left[sender] = message.round
+                self._live.discard(sender)
+                self._say(f"worker {sender} has said goodbye")
+            elif message.round <= self._closed.get(message.kind, -1):
+                self._counts["late"] += 1
+                self._note_late(message.kind, message.round)
+            else:
+                letters = self._kept.setdefault((message.kind, sender), deque(maxlen=KEPT))
+                letters.append(Letter(message, entry.incarnation, self._now()))
+            self._changed.notify_all()
+
+    def _note_late(self, kind: str, round: int) -> None:
+        """For who measures how long answers take."""
+
+    def _admit(self, peer: int) -> None:
+        if peer not in self._live:
+            self._live.add(peer)
+            self._left.pop(peer, None)
+            self._say(f"worker {peer} takes part")
+        self._changed.notify_all()
+
+    def admit(self, peer: int, clock: int = 0) -> None:
+        """The peer is there (again). `clock` is of no use here; the pumps say it."""
+        with self._changed:
+            if peer not in self._left:
+                self._admit(peer)
+
+    def drop(self, peer: int, reason: str) -> None:
+        """The peer is gone; said once, and not of one that has said goodbye."""
+        with self._changed:
+            was_there = peer in self._live
+            self._live.discard(peer)
+            self._changed.notify_all()
+        if was_there:
+            self._say(f"worker {peer} is gone: {reason}; going on without it")
+
+    def clock(self, peer: int) -> int:
+        return 0
+
+    def is_member(self, peer: int) -> bool:
+        with self._changed:
+            return peer in self._live
+
+    def count(self, reason: str) -> None:
+        with self._changed:
+            self._counts[reason] += 1
+
+    # --- called by the main thread ------------------------------------------------------------
+
+    def live(self) -> frozenset[int]:
+        """The peers that are there and have not said goodbye."""
+        with self._changed:
+            return frozenset(self._live)
+
+    def abreast(self) -> frozenset[int]:
+        """The live peers that are not still catching up after a start in the middle."""
+        with self._changed:
+            return frozenset(self._live - self._catching_up)
+
+    def life(self, peer: int) -> str | None:
+        """The incarnation in which a peer has last said something; None before it has."""
+        with self._changed:
+            return self._lives.get(peer)
+
+    def reached(self, round: int) -> frozenset[int]:
+        """The peers that are there, and those that said goodbye after this round or a later one."""
+        with self._changed:
+            return frozenset(self._live | {peer for peer, last in self._left.items() if last >= round})
+
+    def counts(self) -> dict[str, int]:
+        """What was not used, by reason, since the start."""
+        with self._changed:
+            return dict(self._counts)
+
+    def letter(self, kind: str, sender: int, round: int | None = None) -> Letter | None:
+        """The newest message of a kind from a sender, or the one of a round."""
+        with self._changed:
+            letters = self._kept.get((kind, sender), ())
+            return next((x for x in reversed(letters) if round is None or x.message.round == round), None)
+
+    def letters(self, kind: str) -> dict[int, list[Letter]]:
+        """Everything that is kept of a kind, by sender, oldest first."""
+        with self._changed:
+            return {sender: list(letters) for (name, sender), letters in self._kept.items() if name == kind}
+
+    def close_round(self, kind: str, round: int) -> None:
+        """Messages of this kind and round, or an earlier one, are no longer wanted."""
+        with self._changed:
+            self._closed[kind] = max(round, self._closed.get(kind, -1))
+            for (name, _), letters in self._kept.items():
+                if name == kind:
+                    late = [letter for letter in letters if letter.message.round <= round]
+                    for letter in late:
+                        letters.remove(letter)
+
+    def take(self, kind: str, sender: int) -> Letter | None:
+        """The newest message of a kind from a sender, which is then no longer kept; older ones go too."""
+        with self._changed:
+            letters = self._kept.pop((kind, sender), None)
+            return letters[-1] if letters else None

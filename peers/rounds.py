@@ -1,0 +1,366 @@
+"""Rounds: publish, send, gather. What modes with a leader need of the bus; threads stay below this door.
+
+    rounds.publish("round_start", t, {...})             one XADD, everybody reads it
+    rounds.send(leader, "result", t, vector)            my stream for one peer
+    rounds.gather("result", t, cohort, quorum)          until all live ones have answered, or the deadline
+    rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash: who needs one reads it
+
+One thread encodes and publishes, in the order of the calls, so what an announcement points to is there before it is
+read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.mailbox`).
+
+What always holds: a gather ends, at the latest at its deadline; an answer counts in the round that it belongs to, or
+is counted as late; a peer that is gone holds nobody up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from peers import transfer
+from peers.bus import Bus
+from peers.codec import CODECS, Codec
+from peers.deadline import Deadline
+from peers.errors import BusError, MessageError, StalledError
+from peers.leadership import Leadership
+from peers.mailbox import Letter, Mailbox
+from peers.message import RoundLayout, encode_fields, encode_vector
+from peers.pool import SerialPool
+from peers.pump import Pump
+from peers.rendezvous import Start
+from peers.types import Message, Slice
+from peers.waiting import failed
+
+Answer = TypeVar("Answer")
+
+OUT = ("out",)
+# Vectors that may wait in a stream for a slow reader, and small messages beside them.
+KEPT_VECTORS = 3
+KEPT_FIELDS = 64
+# What a leader says carries its term.
+ANNOUNCEMENTS = ("round_start", "round_end")
+# Rounds whose beginning is remembered, to tell how late an answer is.
+REMEMBERED = 16
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The answers of a round.
+
+    Attributes:
+        answers: by sender, in worker order.
+        missing: who was asked and had not answered by the end.
+        is_void: fewer than the quorum answered.
+    """
+
+    answers: dict[int, Message]
+    missing: tuple[int, ...]
+    is_void: bool
+
+
+class _Mailbox(Mailbox):
+    """A mailbox that knows since when a kind and round are awaited, so that late answers count for the deadline."""
+
+    def __init__(self, deadline: Deadline, *rest: Any):
+        super().__init__(*rest)
+        self._deadline = deadline
+        self._since: dict[tuple[str, int], float] = {}
+
+    def open_round(self, kind: str, round: int) -> None:
+        with self._changed:
+            self._since[kind, round] = self._now()
+            for old in sorted(self._since, key=self._since.__getitem__)[:-REMEMBERED]:
+                del self._since[old]
+
+    def note_answer(self, kind: str, round: int, at_s: float) -> None:
+        with self._changed:
+            if (kind, round) in self._since:
+                self._deadline.note(at_s - self._since[kind, round])
+
+    def _note_late(self, kind: str, round: int) -> None:
+        self.note_answer(kind, round, self._now())
+
+
+class Rounds:
+    """One worker's part in a mode with rounds.
+
+    Args:
+        bus: our door; `claim` and `meet` of the rendezvous come before `start`.
+        layout: what all workers agree on.
+        leadership: who may lead.
+        deadline: of the gathers.
+        lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the
+            end of the others is awaited.
+        say: called with one line for a person.
+
+    Attributes:
+        mail: where the main thread waits.
+        wait_s: seconds that it has waited for the peers.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        layout: RoundLayout,
+        leadership: Leadership,
+        deadline: Deadline,
+        lease_s: float,
+        stall_timeout_s: float,
+        finish_timeout_s: float,
+        say: Callable[[str], None],
+    ):
+        self._bus, self._layout, self._say = bus, layout, say
+        self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
+        self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
+        self.leadership, self.deadline = leadership, deadline
+        self.mail = _Mailbox(deadline, layout, self._peers, stall_timeout_s, say)
+        self._pool = SerialPool(1, lambda error: self.mail.fail(failed(error, "publishing")))
+        self._pumps: list[Pump] = []
+        self._is_abreast = True
+        self.wait_s = 0.0
+        most = max((layout.entries(kind) for kind in layout.kinds), default=1)
+        bus.configure(KEPT_VECTORS * most + KEPT_FIELDS, layout.largest_payload_bytes())
+
+    # --- beginning and end --------------------------------------------------------------------
+
+    def start(self, start: Start, round: int) -> None:
+        """Follow the peers and say hello. One that joins counts as abreast only after `caught_up`."""
+        self._is_abreast = start.kind != "join"
+        for peer, life in start.incarnations.items():
+            self._bus.follow(peer, life)
+            self.mail.admit(peer)
+        self._hello(round)
+        for server in range(len(self._bus.servers)):
+            pump = Pump(self._bus, server, self.mail, self.mail, self._lease_s, start.incarnations, self._say)
+            self._pumps.append(pump)
+            pump.start()
+
+    def _hello(self, round: int) -> None:
+        self.publish("hello", round, {"is_joining": not self._is_abreast, "is_replaying": False})
+
+    def caught_up(self, round: int) -> None:
+        """We have what it takes to lead, should it come to that."""
+        self._is_abreast = True
+        self._hello(round)
+
+    def finish(self, round: int) -> None:
+        """Say goodbye after a round, and wait until everybody has: what we have put is readable until then."""
+        self.publish("goodbye", round, {})
+        try:
+            self.until(
+                lambda: not self.mail.live(),
+                lambda: f"workers {_names(self.mail.live())} to finish",
+                self._finish_timeout_s,
+            )
+        except StalledError as error:
+            self._say(f"{error}; ending without them")
+        self._pool.drain(self._finish_timeout_s)
+
+    def leave(self, round: int) -> None:
+        """Say goodbye after a round, in the middle of the run."""
+        self.publish("goodbye", round, {})
+        self._pool.drain(self._finish_timeout_s)
+
+    def close(self) -> None:
+        """Stop the pumps and the publishing; the bus is the caller's to close."""
+        for pump in self._pumps:
+            pump.stop()
+        for pump in self._pumps:
+            pump.close()
+        self._pool.close()
+
+    # --- speaking -----------------------------------------------------------------------------
+
+    def publish(
+        self,
+        kind: str,
+        round: int,
+        content: dict[str, Any] | np.ndarray,
+        extras: dict[str, float] | None = None,
+    ) -> None:
+        """Say something to everyone: a small map, or a vector of the layout's size for its kind.
+
+        Args:
+            content: a vector is ours to read until `drain` or the end of the run: give a copy of what changes.
+            extras: small numbers that go with a vector.
+        """
+        self._pool.submit(OUT, lambda: self._bus.publish(self._entries(kind, round, content, extras)))
+
+    def send(
+        self,
+        peer: int,
+        kind: str,
+        round: int,
+        content: dict[str, Any] | np.ndarray,
+        extras: dict[str, float] | None = None,
+    ) -> None:
+        """Say something to one peer. Arguments as of `publish`."""
+        self._pool.submit(OUT, lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
+
+    def _entries(self, kind: str, round: int, content: dict[str, Any] | np.ndarray, extras: dict[str, float] | None):
+        if isinstance(content, dict):
+            return encode_fields(self._layout, kind, round, content)
+        return encode_vector(self._layout, kind, round, Slice(0, content.size), content, extras=extras)
+
+    def put(self, name: str, vectors: transfer.State, meta: dict[str, Any], codec: Codec = CODECS["raw"]) -> None:
+        """Make vectors readable under a name, which is used once; what is published after this may point to it."""
+
+        def give() -> None:
+            transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._lease_s)
+
+        self._pool.submit(OUT, give)
+
+    def forget(self, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]) -> None:
+        """Take away what was put under a name; arguments as it was put."""
+        names = transfer.field_names(sizes, name, codec)
+        self._pool.submit(OUT, lambda: self._bus.delete_state(names))
+
+    def fetch(
+        self, peer: int, incarnation: str, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]
+    ) -> tuple[transfer.State, dict[str, Any]]:
+        """Vectors that a peer has put under a name, and what it says of them.
+
+        Args:
+            sizes: number of values of each, by name; others are not read.
+            codec: with which they were put.
+
+        Raises:
+            StalledError, BusError, MessageError: they are not there, cannot be read, or are damaged.
+        """
+        return self.ask(
+            lambda: transfer.take(self._bus, peer, incarnation, name, sizes, 0.0, self.mail.check, codec),
+            f"the state {name} of worker {peer}",
+        )
+
+    def ask(self, action: Callable[[], Answer], what: str) -> Answer:
+        """Have something read by the publishing thread, and wait for it.
+
+        Raises:
+            StalledError, BusError, MessageError: as the action does.
+        """
+        done: list[Any] = []
+
+        def act() -> None:
+            try:
+                done.append((action(), None))
+            except (StalledError, BusError, MessageError) as error:
+                done.append((None, error))
+            self.mail.touch()
+
+        self._pool.submit(OUT, act)
+        self.until(lambda: bool(done), lambda: what)
+        answer, error = done[0]
+        if error is not None:
+            raise error
+        return answer
+
+    # --- listening ----------------------------------------------------------------------------
+
+    def until(self, is_done: Callable[[], Any], describe: Callable[[], str], timeout_s: float | None = None) -> None:
+        """Wait; the time counts as waiting. Raises as `Waiting.until`."""
+        began = time.monotonic()
+        try:
+            self.mail.until(is_done, describe, timeout_s)
+        finally:
+            self.wait_s += time.monotonic() - began
+
+    def open(self, kind: str, round: int) -> None:
+        """From now on answers of this kind and round are awaited: their time counts from here."""
+        self.mail.open_round(kind, round)
+
+    def gather(
+        self,
+        kind: str,
+        round: int,
+        senders: Collection[int],
+        quorum: int,
+        timeout_s: float,
+        is_off: Callable[[], bool] = lambda: False,
+    ) -> Gathered:
+        """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
+
+        Args:
+            senders: who was asked.
+            quorum: with fewer answers the round is void.
+            timeout_s: from now.
+            is_off: ends the wait when it becomes true.
+        """
+
+        def found() -> dict[int, Letter]:
+            letters = ((sender, self.mail.letter(kind, sender, round)) for sender in sorted(senders))
+            return {sender: letter for sender, letter in letters if letter is not None}
+
+        def missing() -> list[int]:
+            live, there = self.mail.live(), found()
+            return [sender for sender in sorted(senders) if sender in live and sender not in there]
+
+        try:
+            self.until(
+                lambda: is_off() or not missing(),
+                lambda: f"the {kind} {round} of workers {_names(missing())}",
+                timeout_s,
+            )
+        except StalledError:
+            self._say(f"round {round}: no {kind} from workers {_names(missing())} within {timeout_s:.1f} s")
+        letters = found()
+        self.mail.close_round(kind, round)
+        for letter in letters.values():
+            self.mail.note_answer(kind, round, letter.at_s)
+        gone = tuple(sender for sender in sorted(senders) if sender not in letters)
+        return Gathered({sender: x.message for sender, x in letters.items()}, gone, len(letters) < quorum)
+
+    # --- who leads ----------------------------------------------------------------------------
+
+    def leader(self) -> int | None:
+        """Who leads now; reads what those who may lead have said since the last call."""
+        for kind in ANNOUNCEMENTS:
+            for sender, letters in self.mail.letters(kind).items():
+                for letter in letters:
+                    self.leadership.note(sender, term_of(letter))
+        live = self.mail.abreast() | ({self._bus.worker} if self._is_abreast else set())
+        return self.leadership.leader(live)
+
+    def newest(self) -> tuple[int, Letter] | None:
+        """Of what leaders have announced and what is in force, the newest, and who said it."""
+        self.leader()
+        found = [
+            (term_of(letter), letter.message.round, letter.message.kind == "round_end", sender, letter)
+            for kind in ANNOUNCEMENTS
+            for sender, letters in self.mail.letters(kind).items()
+            for letter in letters
+            if self.is_in_force(sender, letter)
+        ]
+        if not found:
+            return None
+        *_, sender, letter = max(found, key=lambda item: item[:4])
+        return sender, letter
+
+    def is_in_force(self, sender: int, letter: Letter) -> bool:
+        """Whether an announcement is one of the leader that we follow, or of one with a better claim."""
+        return self.leadership.is_in_force(sender, term_of(letter))
+
+    def stats(self) -> dict[str, Any]:
+        """Since the start: bytes, seconds, what was not used; now: who is there."""
+        return {
+            "sent_bytes": self._bus.sent_bytes,
+            "received_bytes": self._bus.received_bytes,
+            "staleness_mean": 0.0,
+            "staleness_max": 0,
+            "live_peers": len(self.mail.live()),
+            "dropped": self.mail.counts(),
+            "wait_s": self.wait_s,
+        }
+
+
+def term_of(letter: Letter) -> int:
+    """The term in which a leader says something; -1, which no leader has, where it does not say."""
+    term = letter.message.fields.get("term")
+    return term if isinstance(term, int) and 0 <= term < 2**48 else -1
+
+
+def _names(workers: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(workers))) or "nobody"

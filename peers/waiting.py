@@ -1,0 +1,85 @@
+"""How the main thread waits for what other threads bring: never silently, never without a deadline.
+
+After a few seconds a line says what is awaited, and the first failure of any thread ends every wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from peers.errors import PeersError, StalledError
+
+SAY_AFTER_S = 5.0
+
+
+class Waiting:
+    """A condition with a failure in it.
+
+    Args:
+        stall_timeout_s: how long a wait may take before that is an error.
+        say: called with one line for a person.
+        now: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        stall_timeout_s: float,
+        say: Callable[[str], None] = lambda line: None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self._stall_timeout_s = stall_timeout_s
+        self._say = say
+        self._now = now
+        self._changed = threading.Condition(threading.RLock())
+        self._failure: BaseException | None = None
+
+    def touch(self) -> None:
+        """Something that a wait may be for has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End every wait, now and later, with the first failure of any thread."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raise the first failure of any thread."""
+        if self._failure is not None:
+            raise self._failure
+
+    def until(
+        self,
+        is_done: Callable[[], bool],
+        describe: Callable[[], str],
+        timeout_s: float | None = None,
+    ) -> None:
+        """Wait for a condition; both functions are called with the lock held.
+
+        Raises:
+            StalledError: it did not come true within the timeout.
+            PeersError: the first failure of another thread.
+        """
+        start = self._now()
+        timeout_s = self._stall_timeout_s if timeout_s is None else timeout_s
+        next_line_s = SAY_AFTER_S
+        with self._changed:
+            while True:
+                self.check()
+                if is_done():
+                    return
+                waited_s = self._now() - start
+                if waited_s >= timeout_s:
+                    raise StalledError(f"waited {waited_s:.0f} s for {describe()}")
+                if waited_s >= next_line_s:
+                    self._say(f"waiting for {describe()} since {waited_s:.0f} s")
+                    next_line_s *= 2
+                self._changed.wait(min(next_line_s - waited_s, timeout_s - waited_s, 1.0))
+
+
+def failed(error: BaseException, where: str) -> PeersError:
+    """Wrap what a thread raised, so that its message says where."""
+    return error if isinstance(error, PeersError) else PeersError(f"{where}: {type(error).__name__}: {error}")

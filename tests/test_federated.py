@@ -1,0 +1,278 @@
+"""Federated rounds: the oracles, what a round does when somebody is missing, and what it costs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import config
+from degan import cohorts
+from degan.modes.federated import Federated, stragglers
+from degan.pair import GanPair
+from tests.fleets import in_threads, memory_buses, redis_buses
+
+RUNS = itertools.count()
+BATCH, SHAPE = 8, (1, 32, 32)
+SAMPLES = 64
+
+
+def experiment(workers, model="mlp", optimiser=None, batch=BATCH, **mode):
+    models = {
+        "mlp": {"name": "mlp", "latent": 8, "hidden": 16, "image_size": 32},
+        "dcgan": {"name": "dcgan", "latent": 8, "width": 4},
+        "lsgan": {"name": "lsgan"},
+    }
+    return config.build(
+        {
+            "name": "federated",
+            "peers": workers,
+            "data": {"name": "mnist", "batch_size": batch},
+            "model": models[model],
+            "optimiser": optimiser or {},
+            "mode": {"name": "federated", "fraction": 1.0, **mode},
+            "bus": {"lease_s": 2, "finish_timeout_s": 20},
+            "run": {"steps": 4, "evaluate_every": 0, "snapshot_every": 0},
+        }
+    )
+
+
+def stream(worker, batch=BATCH):
+    """A worker's endless batches."""
+    generator = torch.Generator().manual_seed(100 + worker)
+    return lambda: torch.rand(batch, *SHAPE, generator=generator) * 2 - 1
+
+
+def make_buses(request, backend, workers):
+    if backend == "memory":
+        return memory_buses(workers)
+    return redis_buses(workers, request.getfixturevalue("redis_url"), f"federated{next(RUNS)}")
+
+
+def about(worker):
+    histogram = [0] * 10
+    histogram[worker % 10] = SAMPLES + worker
+    return {"samples": SAMPLES + worker, "histogram": histogram}
+
+
+class Fleet:
+    """Federated workers in threads; `cuts` are the steps after which everybody holds the model."""
+
+    def __init__(self, settings, buses, cuts=()):
+        self.settings, self.buses, self.cuts = settings, buses, cuts
+        self.lines = []
+        self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
+        self.modes = [
+            Federated(settings, self.pairs[w], bus, {}, about(w), lambda line, w=w: self.lines.append(f"{w}: {line}"))
+            for w, bus in enumerate(buses)
+        ]
+        self.stats = []
+
+    def live(self, worker, steps, next_batch=None):
+        mode, next_batch = self.modes[worker], next_batch or stream(worker, self.settings.data.batch_size)
+        assert mode.begin([], {}, None) == 0
+        for step in range(1, steps + 1):
+            mode.step(step, next_batch, step == steps)
+            if step == steps or step in self.cuts:
+                assert mode.settle(step)
+        mode.finish()
+        return mode.stats()
+
+    def run(self, steps, live=None):
+        try:
+            jobs = [lambda w=w: (live or self.live)(w, steps) for w in range(len(self.buses))]
+            self.stats = in_threads(jobs)
+        finally:
+            for mode in self.modes:
+                mode.close()
+        return self.pairs
+
+
+def assert_same_model(pairs):
+    for pair in pairs[1:]:
+        np.testing.assert_array_equal(pair.model(), pairs[0].model())
+        np.testing.assert_array_equal(pair.smooth(), pairs[0].smooth())
+
+
+# --- oracles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_one_local_sgd_step_on_equal_shards_is_a_step_on_the_union(request, backend):
+    workers, steps = 3, 3
+    sgd = {"algorithm": "sgd", "generator_lr": 0.1, "discriminator_lr": 0.05}
+    settings = experiment(workers, optimiser=sgd, local_steps=1, weighting="uniform")
+    pairs = Fleet(settings, make_buses(request, backend, workers)).run(steps)
+    assert_same_model(pairs)
+
+    reference = GanPair(settings, SHAPE, 0, torch.device("cpu"))
+    data = [stream(worker) for worker in range(workers)]
+    draws = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
+    for _ in range(steps):
+        # The union's batch: every worker's reals, and the latents that each of them would have drawn.
+        latents = torch.cat([pair._draw(BATCH) for pair in draws])
+        reference._draw = lambda count, latents=latents: latents
+        real = torch.cat([next_batch() for next_batch in data])
+        gradient, _ = reference.gradients((0, reference.size), real)
+        reference.apply((0, reference.size), gradient)
+    np.testing.assert_allclose(pairs[0].model(), reference.model(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["generator_first", "discriminator_first"])
+@pytest.mark.parametrize("model", ["mlp", "dcgan"])
+def test_one_worker_trains_as_if_it_were_alone(order, model):
+    rounds, local_steps = 3, 4
+    settings = experiment(1, model, local_steps=local_steps, order=order)
+    (pair,) = Fleet(settings, memory_buses(1)).run(rounds)
+    alone, next_batch = GanPair(settings, SHAPE, 0, torch.device("cpu")), stream(0)
+    sections = alone.sections("simultaneous" if order == "generator_first" else "alternating")
+    for _ in range(rounds * local_steps):
+        real = next_batch()
+        for section in sections:
+            alone.apply(section, alone.gradients(section, real)[0])
+    np.testing.assert_array_equal(pair.model(True), alone.model(True))
+
+
+@pytest.mark.parametrize("state", ["keep", "reset", "average"])
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_a_round_is_the_weighted_mean_of_what_the_workers_made_of_the_model(request, state, backend):
+    """Bit for bit the released algorithm, written down in one process."""
+    workers, rounds, local_steps = 3, 3, 2
+    settings = experiment(workers, "dcgan", local_steps=local_steps, weighting="size", optimiser_state=state)
+    pairs = Fleet(settings, make_buses(request, backend, workers)).run(rounds)
+    assert_same_model(pairs)
+
+    reference = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
+    data = [stream(worker) for worker in range(workers)]
+    has_moments = state == "average"
+    whole, model = (0, reference[0].size), reference[0].model(has_moments)
+    sizes = {worker: about(worker)["samples"] for worker in range(workers)}
+    weights = cohorts.weights("size", "exp", "divergent_less", [0, 1, 2], sizes, None)
+    for round in range(rounds):
+        total = np.zeros_like(model)
+        for worker, pair in enumerate(reference):
+            pair.load_model(model, has_moments)
+            if state == "reset":
+                pair.reset_optimisers()
+            elif has_moments:
+                pair.set_steps(round * local_steps)
+            for _ in range(local_steps):
+                pair.apply(whole, pair.gradients(whole, data[worker]())[0])
+            total += np.float32(weights[worker]) * pair.model(has_moments)
+        model = total
+    np.testing.assert_array_equal(pairs[0].model(has_moments), model)
+
+
+def test_the_moving_average_takes_a_round_as_its_local_steps():
+    """Of a model that stays as it is the average is taken as often as steps were taken."""
+    settings = experiment(2, local_steps=5)
+    at_once, one_by_one = (GanPair(settings, SHAPE, 0, torch.device("cpu")) for _ in range(2))
+    for pair in (at_once, one_by_one):
+        pair.load_model(pair.model() + 1)
+    at_once.average((0, at_once.size), 5)
+    for _ in range(5):
+        one_by_one.average((0, one_by_one.size))
+    np.testing.assert_allclose(at_once.smooth(), one_by_one.smooth(), rtol=1e-5)
+    assert not np.array_equal(at_once.smooth(), at_once.model()[: at_once.smooth().size])
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16"])
+def test_with_rounding_codecs_all_still_hold_the_same(codec):
+    settings = experiment(3, local_steps=2, codec=codec)
+    pairs = Fleet(settings, memory_buses(3), cuts=(2,)).run(3)
+    assert_same_model(pairs)
+    exact = Fleet(experiment(3, local_steps=2), memory_buses(3)).run(3)
+    np.testing.assert_allclose(pairs[0].model(), exact[0].model(), rtol=0.05, atol=0.02)
+
+
+# --- cohorts --------------------------------------------------------------------------------------
+
+
+def test_only_the_cohort_trains_and_the_mean_is_over_it():
+    settings = experiment(4, local_steps=2, cohort=2, leaders=1)
+    drawn = [0] * 4
+
+    def counted(worker):
+        batches = stream(worker)
+
+        def next_batch():
+            drawn[worker] += 1
+            return batches()
+
+        return next_batch
+
+    fleet = Fleet(settings, memory_buses(4))
+    pairs = fleet.run(6, lambda w, steps: fleet.live(w, steps, counted(w)))
+    assert sum(drawn) == 6 * 2 * 2 and max(drawn) < 6 * 2
+    assert_same_model(pairs)
+    assert fleet.stats[0]["cohort"] == fleet.stats[0]["answered"] == 2
+    assert fleet.stats[0]["void_rounds"] == 0
+
+
+def test_balanced_cohorts_follow_the_histograms_and_the_leaders_agree_on_the_counts():
+    settings = experiment(4, local_steps=1, cohort=2, sampling="balanced", weighting="kl", leaders=2)
+    fleet = Fleet(settings, memory_buses(4))
+    fleet.run(4)
+    histograms = {worker: np.array(about(worker)["histogram"]) for worker in range(4)}
+    state = cohorts.BalancedState.fresh(10)
+    for _ in range(4):
+        _, state = cohorts.balanced(range(4), 2, histograms, state)
+    assert fleet.modes[0]._sampled == fleet.modes[1]._sampled == state
+
+
+def test_weak_workers_take_fewer_steps():
+    settings = experiment(10, local_steps=6, stragglers={"fraction": 0.3})
+    weak = stragglers(settings)
+    assert len(weak) == 3 and set(weak.values()) == {3}
+    assert weak == stragglers(settings)
+
+
+def test_a_leader_that_does_not_train_still_leads():
+    settings = experiment(3, local_steps=1, leader_trains=False, leaders=1)
+    fleet = Fleet(settings, memory_buses(3))
+    assert_same_model(fleet.run(3))
+    assert fleet.stats[0]["cohort"] == 2
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_predicted_bytes_are_the_measured_ones(request, backend):
+    settings = experiment(4, "lsgan", local_steps=1, cohort=2, leaders=2, batch=2)
+    fleet = Fleet(settings, make_buses(request, backend, 4), cuts=(2,))
+    fleet.run(4)
+    for worker, stats in enumerate(fleet.stats):
+        for way in ("sent", "received"):
+            predicted, measured = stats[f"predicted_{way}_bytes"], stats[f"{way}_bytes"]
+            # Small messages and leases' hellos are a few kilobytes.
+            assert abs(measured - predicted) <= 0.02 * measured + 8192, (worker, way, predicted, measured)
+    assert fleet.stats[0]["predicted_sent_bytes"] > 4 * 4.5e6
+
+
+# --- somebody is missing --------------------------------------------------------------------------
+
+
+def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
+    settings = experiment(3, local_steps=1, quorum=1.0, leaders=1, deadline={"floor_s": 0.3, "ceiling_s": 0.3})
+    fleet = Fleet(settings, memory_buses(3))
+    modes, late = fleet.modes, 2
+
+    def live(worker, steps):
+        slow = stream(worker)
+
+        def next_batch():
+            if worker == late and modes[worker]._step == 2:
+                # Until the leader has given this round up.
+                modes[worker]._rounds.until(lambda: modes[0]._void_rounds, lambda: "the void round")
+            return slow()
+
+        return fleet.live(worker, steps, next_batch)
+
+    pairs = fleet.run(5, live)
+    assert_same_model(pairs)
+    assert fleet.stats[0]["void_rounds"] >= 1
+    assert any("is void: 2 of 3 answered" in line for line in fleet.lines)
+    assert fleet.stats[0]["late"] == fleet.stats[0]["dropped"]["late"] >= 1
