@@ -20,6 +20,8 @@ from peers.waiting import failed
 
 READ_S = 0.2
 LAST_READS = 64
+# With many servers each of many threads looks up less often, or a small machine does nothing else.
+FEW_SERVERS = 8
 
 
 class Pump:
@@ -54,6 +56,7 @@ class Pump:
         self._known = dict(known)
         self._is_absent: set[int] = set()
         self._quiet_until = 0.0
+        self._ease = max(1.0, len(bus.servers) / FEW_SERVERS)
         self._say = say
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"degan-pump-{server}", daemon=True)
@@ -71,7 +74,7 @@ class Pump:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        poll_s = min(1.0, self._lease_s / 4)
+        poll_s = min(self._ease, self._lease_s / 4)
         next_poll, last_answer, is_out = 0.0, time.monotonic(), False
         while not self._closing.is_set():
             try:
@@ -84,7 +87,7 @@ class Pump:
                         is_out = False
                     self._watch(leases)
                     next_poll = time.monotonic() + poll_s
-                self._hand_on(self._bus.receive(self._server, READ_S))
+                self._hand_on(self._bus.receive(self._server, READ_S * self._ease))
                 last_answer = time.monotonic()
             except BusError as error:
                 if self._closing.is_set():

@@ -39,7 +39,6 @@ from degan.data.base import Source
 from degan.data.sources import load
 from degan.errors import WeightsError
 from degan.metrics import classifier, frechet
-from degan.metrics.inception import InceptionFeatures
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +181,12 @@ class Evaluator:
         self._settings = settings
         self._count = settings.run.evaluate_samples
         self._device = torch.device(device)
-        self._inception = None if inception is None else InceptionFeatures(inception, self._device)
+        self._inception = None
+        if inception is not None:
+            # torchvision's models take a second and 90 MB, which most workers can do without.
+            from degan.metrics.inception import InceptionFeatures
+
+            self._inception = InceptionFeatures(inception, self._device)
         self._metrics = [one for one in metrics if one.eye == "classifier" or self._inception is not None]
         self._train = train
         self._constants: dict[str, Metric] = {}
