@@ -258,6 +258,11 @@ class Rounds:
             raise error
         return answer
 
+    def drain(self) -> None:
+        """Wait until everything that was said has been published."""
+        self._pool.drain(self._stall_timeout_s)
+        self.mail.check()
+
     # --- listening ----------------------------------------------------------------------------
 
     def until(self, is_done: Callable[[], Any], describe: Callable[[], str], timeout_s: float | None = None) -> None:

@@ -191,8 +191,9 @@ class Led:
     def _await_live(self) -> list[int]:
         """As the leader: who can be asked to take part, in worker order; waits until there is somebody."""
         mine = [self._me] if self._settings.mode.leader_trains else []
-        self._rounds.until(lambda: mine or self._rounds.mail.live(), lambda: "workers that take part")
-        return sorted([*self._rounds.mail.live(), *mine])
+        # Who still catches up could not answer, and the others would wait for it.
+        self._rounds.until(lambda: mine or self._rounds.mail.abreast(), lambda: "workers that take part")
+        return sorted([*self._rounds.mail.abreast(), *mine])
 
     def _about(self, worker: int) -> dict[str, Any]:
         """What a worker says of itself; asked for where a new life has not been asked yet."""
@@ -217,6 +218,7 @@ class Led:
             if found is None:
                 fields = self._announcement(step) | self._end_fields(step)
                 self._rounds.publish("round_end", step, fields)
+                self._rounds.drain()
                 return True
             sender, letter = found
             if letter.message.round > step:
@@ -225,6 +227,7 @@ class Led:
             try:
                 self._note_announced(letter)
                 self._load_end(sender, letter)
+                self._rounds.drain()
                 return True
             except MISSED as error:
                 self._say(f"{error}; waiting for what comes next")

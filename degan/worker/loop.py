@@ -118,10 +118,11 @@ class Loop:
                 self._losses.append(losses)
             # Time spent on looking and saving is not time spent on training.
             self._trained_s += time.monotonic() - began
-            if step % self._settings.run.log_every == 0 or step == steps:
-                self._log(step)
             is_stopping = self._mode.is_stopping(step)
             has_state = not (is_cut or is_stopping) or self._mode.settle(step)
+            # After that, so that what a cut has sent is counted.
+            if step % self._settings.run.log_every == 0 or step == steps:
+                self._log(step)
             if step == steps:
                 break
             if self._signals.is_leaving or is_stopping:
