@@ -7,15 +7,22 @@ step is kept, and counters that began again at zero are continued from where the
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config import Experiment, UsageError, load
+from config import Experiment, UsageError, load, parse
 
-COUNTERS = ("time_s", "sent_bytes", "received_bytes")
+COUNTERS = (
+    *("time_s", "images", "sent_bytes", "received_bytes", "predicted_sent_bytes", "predicted_received_bytes"),
+    *("late", "swaps", "swaps_missed"),
+)
+# The modes in which a step is a round that somebody leads, and one worker measures for all.
+LED = ("federated", "multi_discriminator")
 MAX_PICTURES = 24
 MAX_PICTURE_BYTES = 8_000_000  # all pictures together
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,41 +41,115 @@ class Worker:
     restarts: list[tuple[int, int]] = field(default_factory=list)
 
     def series(self, key: str) -> list[tuple[float, float | None, float | None]]:
-        """(step, seconds, value) a line; None where the line has no finite number."""
-        return [(line["step"], line["time_s"], number(line.get(key))) for line in self.lines]
+        """(step, seconds, value) a line that has `key`; None where that is no finite number.
+
+        Lines without it are no gap: who did not train in a round has no loss of it.
+        """
+        return [(line["step"], line["time_s"], number(line[key])) for line in self.lines if key in line]
 
     def last(self, key: str) -> float | None:
         """The newest finite value of `key`."""
-        return next((value for _, _, value in reversed(self.series(key)) if value is not None), None)
+        found = self._nearest(key, range(len(self.lines) - 1, -1, -1))
+        return None if found is None else found[1]
 
     def seconds_at(self, step: float) -> float | None:
         """When the worker reached `step`, between its lines by straight interpolation."""
-        known = [(line["step"], line["time_s"]) for line in self.lines if line["time_s"] is not None]
-        if not known:
+        before, after = self._around("time_s", step)
+        if after is not None:
+            return _between(before or (0, 0.0), after, step)
+        if before is None:
             return None
-        before = (0, 0.0)
-        for at, seconds in known:
-            if at >= step:
-                share = (step - before[0]) / (at - before[0]) if at > before[0] else 1.0
-                return before[1] + share * (seconds - before[1])
-            before = (at, seconds)
-        return before[1] + (step - before[0]) * before[1] / before[0] if before[0] else None
+        return step * before[1] / before[0] if before[0] else None
+
+    def count_at(self, key: str, step: float) -> float | None:
+        """Where the counter `key` stood at `step`: between lines by straight interpolation, never beyond the last one.
+
+        The first line counts what was done since a line's distance before it: since the start, or, for a worker
+        that joined a run which was going on, since it came. None where the worker never counted this.
+        """
+        before, after = self._around(key, step)
+        if after is None:
+            return None if before is None else before[1]
+        if before is None:
+            steps = [line["step"] for line in self.lines]
+            # The distance is the largest between two lines; the last of all may stand closer than the others.
+            distance = max((high - low for low, high in itertools.pairwise(steps)), default=0) if len(steps) > 2 else 0
+            before = (after[0] - distance if 0 < distance < after[0] else 0, 0.0)
+        return _between(before, after, step) if step > before[0] else before[1]
+
+    def _around(self, key: str, step: float) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
+        """The nearest (step, value) before `step`, and at or after it."""
+        at = bisect.bisect_left(self.lines, step, key=lambda line: line["step"])
+        return self._nearest(key, range(at - 1, -1, -1)), self._nearest(key, range(at, len(self.lines)))
+
+    def _nearest(self, key: str, places: range) -> tuple[int, float] | None:
+        """(step, value) of the first of these lines that has a finite number."""
+        for place in places:
+            value = number(self.lines[place].get(key))
+            if value is not None:
+                return self.lines[place]["step"], value
+        return None
 
 
 @dataclass
 class Run:
-    """Everything that the report shows; `metrics` maps name -> worker -> [(step, seconds, value)]."""
+    """Everything that the report shows; `metrics` maps name -> worker -> [(step, seconds, value)].
+
+    `experiment` is None where its file is missing or does not load; `plain` is what could be read of it even then.
+    """
 
     folder: Path
     workers: dict[int, Worker]
     metrics: dict[str, dict[int, list[tuple[float, float | None, float | None]]]]
     experiment: Experiment | None
     settings: str
+    plain: dict[str, Any]
     environment: dict[str, Any]
     shards: dict[str, Any] | None
     pictures: list[tuple[str, bytes]]
     pictures_left_out: int
     unreadable: dict[str, int]
+
+    @property
+    def mode(self) -> str:
+        """The mode's name; "" where it is not known."""
+        block = self.plain.get("mode", {"name": "partial_exchange"} if self.plain else None)
+        return str(block.get("name", "")) if isinstance(block, dict) else ""
+
+    @property
+    def is_led(self) -> bool:
+        """Whether a step is a round that somebody leads."""
+        return self.mode in LED or (not self.mode and any(w.last("leader") is not None for w in self.workers.values()))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many steps the run should have."""
+        return self.experiment.run.steps if self.experiment else self._of_run("steps")
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines of a worker; 0 where it is not known."""
+        return self.experiment.run.log_every if self.experiment else self._of_run("log_every") or 0
+
+    def _of_run(self, key: str) -> int | None:
+        """From settings that do not load: those of another degan, say."""
+        block = self.plain.get("run")
+        return _whole(block.get(key)) if isinstance(block, dict) else None
+
+    @property
+    def void_rounds(self) -> float | None:
+        """Rounds that counted for nothing: the leader tells everybody the run's count, so the highest that was heard.
+
+        None where nobody counts them.
+        """
+        known = [count for worker in self.workers.values() for _, _, count in worker.series("void_rounds")]
+        return max((count for count in known if count is not None), default=None)
+
+    @property
+    def late(self) -> float | None:
+        """Answers that came too late: each is counted by whoever led and read it. None where nobody counts them."""
+        known = [count for worker in self.workers.values() if (count := worker.last("late")) is not None]
+        return sum(known) if known else None
 
     def measured(self) -> list[str]:
         """The metrics with a sample count in their name, floors apart: FID first, then coverage, TV, the rest."""
@@ -109,7 +190,7 @@ def read_run(folder: Path) -> Run:
     if not (stats or (folder / "experiment.yaml").is_file() or (folder / "metrics.jsonl").is_file()):
         raise UsageError(f"{folder} is no run folder: it has no experiment.yaml, metrics.jsonl or w0/stats.jsonl")
     unreadable: dict[str, int] = {}
-    experiment = None
+    experiment, text = None, _text(folder / "experiment.yaml")
     if (folder / "experiment.yaml").is_file():
         try:
             experiment = load(folder / "experiment.yaml")
@@ -125,7 +206,8 @@ def read_run(folder: Path) -> Run:
         workers=dict(sorted(workers.items())),
         metrics=metrics,
         experiment=experiment,
-        settings=_without_passwords(_text(folder / "experiment.yaml")),
+        settings=_without_passwords(text),
+        plain=_plain(text),
         environment=_object(folder / "environment.json"),
         shards=_shards(_object(folder / "shards.json")),
         pictures=pictures,
@@ -145,6 +227,12 @@ def number(value: Any) -> float | None:
     return value if abs(value) <= 1e30 else None
 
 
+def _between(before: tuple[int, float], after: tuple[int, float], step: float) -> float:
+    """The value at `step` on the straight line between two points."""
+    share = (step - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 1.0
+    return before[1] + share * (after[1] - before[1])
+
+
 def _is_worker(name: str) -> bool:
     return re.fullmatch(r"w[0-9]{1,6}", name) is not None
 
@@ -159,6 +247,14 @@ def _text(path: Path) -> str:
         return path.read_bytes().decode("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _plain(settings: str) -> dict[str, Any]:
+    try:
+        found = parse(settings)
+    except UsageError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _json(text: str) -> Any:
@@ -193,22 +289,25 @@ def _worker(index: int, lines: list[dict[str, Any]]) -> Worker:
                 worker.lines.pop()
             if line["step"] < newest:
                 worker.restarts.append((newest, line["step"]))
+        line.setdefault("time_s", None)
         for key in COUNTERS:
-            before = next((kept[key] for kept in reversed(worker.lines) if kept[key] is not None), None)
-            line[key] = _continued(number(line.get(key)), before, key, base)
+            if key not in line:
+                continue
+            value = line[key] = number(line[key])
+            if value is not None:
+                before = next((kept[key] for kept in reversed(worker.lines) if kept.get(key) is not None), None)
+                line[key] = _continued(value, before, key, base)
         drops = line.get("dropped") if isinstance(line.get("dropped"), dict) else {}
         for reason, count in drops.items():
-            count = _continued(number(count), worker.dropped.get(reason), reason, dropped_base)
+            count = number(count)
             if count is not None:
-                worker.dropped[reason] = count
+                worker.dropped[reason] = _continued(count, worker.dropped.get(reason), reason, dropped_base)
         worker.lines.append(line)
     return worker
 
 
-def _continued(value: float | None, before: float | None, key: str, base: dict[str, float]) -> float | None:
+def _continued(value: float, before: float | None, key: str, base: dict[str, float]) -> float:
     """A counter that fell has begun again at zero: go on from where it stood."""
-    if value is None:
-        return None
     if before is not None and value + base.get(key, 0.0) < before:
         base[key] = before
     return value + base.setdefault(key, 0.0)

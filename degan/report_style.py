@@ -37,6 +37,7 @@ td.text { text-align: left; white-space: normal; overflow-wrap: anywhere }
 tbody tr:last-child > * { border-bottom: 0 }
 td .then { color: var(--soft) }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 14px }
+.charts.four { grid-template-columns: repeat(auto-fill, minmax(min(100%, 470px), 1fr)) }
 figure { margin: 0 }
 figcaption { display: flex; flex-wrap: wrap; gap: 2px 14px; align-items: baseline; margin-bottom: 6px }
 .legend { display: flex; flex-wrap: wrap; gap: 0 12px; font-size: 12.5px; color: var(--soft); font-variant-numeric:
@@ -65,6 +66,12 @@ svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans
 .c5 { color: var(--c5) }
 .c6 { color: var(--c6) }
 .c7 { color: var(--c7) }
+.dense { font-size: 13px }
+.dense th, .dense td { padding: 6px 5px; min-width: 0 }
+.four svg text { font-size: 8.5px }
+.key { margin-top: 20px }
+.key .legend { font-size: 13.5px; gap: 3px 18px }
+h3.over { margin: 18px 0 8px }
 .switch { display: inline-flex; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background:
   var(--card) }
 .switch label { padding: 5px 14px; cursor: pointer; font-size: 13.5px; color: var(--soft) }

@@ -15,6 +15,7 @@ Point = tuple[float, "float | None"]
 WIDTH, HEIGHT = 400, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 12, 38
 COLOURS, DASHES = 8, 3
+DISCS_UP_TO = 40  # classes; more are drawn as bars
 MAX_POINTS = 360  # a series is thinned to about its width in pixels
 DOTS_UP_TO = 30  # fewer points than this are also drawn as dots
 
@@ -33,6 +34,7 @@ def chart(
     describe: str,
     floor: float | None = None,
     log: bool = False,
+    log_x: bool = False,
     from_zero: bool = False,
     smooth: bool = False,
 ) -> str:
@@ -44,23 +46,30 @@ def chart(
         describe: the alternative text.
         floor: a dashed horizontal line.
         log: logarithmic y, where every value is above zero; linear otherwise.
+        log_x: logarithmic x; points at x <= 0 have no place on it and are left out.
         from_zero: the y axis begins at 0 (linear only).
         smooth: draw the values faintly, and a centred running mean over them.
     """
+    if log_x:
+        series = [(index, name, [point for point in points if point[0] > 0]) for index, name, points in series]
     finite = [(x, y) for _, _, points in series for x, y in points if y is not None]
     if not finite:
         return ""
     values = [y for _, y in finite] + ([floor] if floor is not None else [])
     log = log and min(values) > 1e-30
-    x_ticks = _ticks(0, max(x for x, _ in finite), 5)
+    left, right = min(x for x, _ in finite) / 1.1 if log_x else 0, max(x for x, _ in finite)
+    x_ticks = _log_ticks(left, right) if log_x else _ticks(0, right, 5)
     if log:
         low, high = min(values) / 1.2, max(values) * 1.2
         y_ticks = _log_ticks(low, high)
     else:
         y_ticks = _ticks(min(0.0, *values) if from_zero else min(values), max(values), 5)
         low, high = y_ticks[0], y_ticks[-1]
-    x_at = _scale(0, max(x for x, _ in finite), LEFT, WIDTH - RIGHT)
+    x_line = _scale(math.log10(left) if log_x else 0, math.log10(right) if log_x else right, LEFT, WIDTH - RIGHT)
     y_line = _scale(math.log10(low) if log else low, math.log10(high) if log else high, HEIGHT - BOTTOM, TOP)
+
+    def x_at(value: float) -> float:
+        return x_line(math.log10(value) if log_x else value)
 
     def y_at(value: float) -> float:
         return y_line(math.log10(value) if log else value)
@@ -105,7 +114,7 @@ def chart(
 
 def bubbles(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[float]], describe: str) -> str:
     """Counts as discs whose area is the count, one row a worker, one column a class."""
-    cell, left, top = 44, 84, 6
+    cell, left, top = (44 if len(rows) <= 12 and len(columns) <= 24 else 30), 84, 6
     longest = max(len(name) for name in columns)
     slanted = longest > 3
     below = 24 if not slanted else min(96, 20 + 5 * longest)
@@ -116,10 +125,7 @@ def bubbles(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequen
         f'aria-label="{escape(describe)}">'
     ]
     for j, name in enumerate(columns):
-        x, y = left + cell * (j + 0.5), top + cell * len(rows) + 14
-        turn = f' transform="rotate(-40 {x:.0f} {y})" text-anchor="end"' if slanted else ' text-anchor="middle"'
-        short = name if len(name) <= 16 else name[:15] + "…"
-        parts.append(f'<text class="tick" x="{x:.0f}" y="{y}"{turn}>{escape(short)}</text>')
+        parts.append(_class_name(name, left + cell * (j + 0.5), top + cell * len(rows) + 14, slanted))
     for i, row in enumerate(rows):
         y = top + cell * (i + 0.5)
         parts.append(f'<text class="tick" x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{escape(row)}</text>')
@@ -132,6 +138,45 @@ def bubbles(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequen
                     f'r="{radius:.1f}"><title>{escape(f"{row}, {columns[j]}: {count:,.0f}")}</title></circle>'
                 )
     return "".join(parts) + "</svg>"
+
+
+def bars(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[float]], describe: str) -> str:
+    """As `bubbles`, for more columns than discs have room for: a bar a class, its height the count."""
+    left, top, row_height, tallest = 84, 6, 52, 42
+    wide = max(3.0, min(20.0, 1080 / len(columns)))
+    longest = min(16, max(len(name) for name in columns))
+    slanted = longest > 3
+    # A name under every bar would be one black line.
+    every = math.ceil((18 if slanted else 26) / wide)
+    width = left + wide * len(columns) + 8
+    height = top + row_height * len(rows) + (24 if not slanted else 20 + 5 * longest)
+    largest = max((count for row in counts for count in row), default=0) or 1
+    parts = [
+        f'<svg class="bubbles" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img" '
+        f'aria-label="{escape(describe)}">'
+    ]
+    for j in range(0, len(columns), every):
+        parts.append(_class_name(columns[j], left + wide * (j + 0.5), top + row_height * len(rows) + 14, slanted))
+    for i, row in enumerate(rows):
+        base = top + row_height * (i + 1) - 4
+        middle = base - tallest / 2 + 4
+        parts.append(f'<text class="tick" x="{left - 10}" y="{middle:.0f}" text-anchor="end">{escape(row)}</text>')
+        parts.append(f'<path class="axis" d="M{left} {base}H{width - 8:.0f}"/>')
+        for j, count in enumerate(counts[i]):
+            if count > 0:
+                tall = max(1.0, tallest * count / largest)
+                parts.append(
+                    f'<rect class="bubble c{i % COLOURS}" x="{left + wide * j + wide * 0.1:.1f}" y="{base - tall:.1f}" '
+                    f'width="{wide * 0.8:.1f}" height="{tall:.1f}">'
+                    f"<title>{escape(f'{row}, {columns[j]}: {count:,.0f}')}</title></rect>"
+                )
+    return "".join(parts) + "</svg>"
+
+
+def _class_name(name: str, x: float, y: float, slanted: bool) -> str:
+    turn = f' transform="rotate(-40 {x:.0f} {y})" text-anchor="end"' if slanted else ' text-anchor="middle"'
+    brief = name if len(name) <= 16 else name[:15] + "…"
+    return f'<text class="tick" x="{x:.0f}" y="{y}"{turn}>{escape(brief)}</text>'
 
 
 def short(value: float) -> str:

@@ -10,8 +10,9 @@ from launch.plan import Commands, Limits
 from launch.servers import KINDS
 from launch.voice import Voice
 
-EPILOG = """example:
+EPILOG = """examples:
   python -m launch local smoke --out runs/first --set run.steps=100
+  python -m launch compare runs/first runs/second --out compare.html
 """
 
 
@@ -40,13 +41,14 @@ def main(argv: list[str], commands: Commands | None = None, limits: Limits | Non
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Start degan runs.",
+        description="Start degan runs, and hold them against each other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_local(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -85,6 +87,31 @@ def _run_local(
         limits=limits,
     )
     return local.run(made, voice, command_line)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    compare = commands.add_parser("compare", help="runs against each other, on one page", allow_abbrev=False)
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, finished or not")
+    compare.add_argument("--out", metavar="FILE", help="the page; default: compare.html")
+    compare.add_argument(
+        "--markdown", action="store_true", help="print the tables as Markdown (a page only with --out)"
+    )
+    compare.add_argument("--json", action="store_true", help="print everything as JSON (a page only with --out)")
+    compare.set_defaults(run=_run_compare)
+
+
+def _run_compare(
+    words: argparse.Namespace,
+    voice: Voice,
+    command_line: list[str],
+    commands: Commands | None,
+    limits: Limits | None,
+) -> int:
+    from launch import compare
+
+    options = [f"--out={words.out}"] if words.out is not None else []
+    options += [f"--{name}" for name in ("markdown", "json") if getattr(words, name)]
+    return compare.run(words.runs, options, voice, commands or Commands(), limits or Limits())
 
 
 if __name__ == "__main__":

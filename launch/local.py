@@ -47,7 +47,8 @@ def run(plan: Plan, voice: Voice, command_line: list[str]) -> int:
                 folder.discard()
                 raise
             board = Board(folder, fleet.workers, plan.experiment.run.steps)
-            with table.display(board, voice, plan.limits.plain_every_s) as display:
+            columns = table.live(plan.mode)
+            with table.display(board, voice, plan.limits.plain_every_s, columns) as display:
                 ending = Supervisor(fleet, servers, interrupts, voice, plan.limits, display.update).run()
         except Interrupted as interrupted:
             voice.error(f"{interrupted}; no worker was started")
@@ -136,7 +137,7 @@ def _conclude(
 ) -> None:
     """The summary, the report, how to go on, and last what went wrong."""
     board.update()
-    voice.say(table.aligned(board.rows))
+    voice.say(table.aligned(board.rows, table.final(plan.mode)))
     _report(plan, folder, voice, interrupts)
     if ending.exit_code > 128:
         if any(folder.path.glob("w*/checkpoints/*")):

@@ -21,12 +21,13 @@ class Commands:
     """How the launcher calls the floors below, by command line only: the seam where tests put a stand-in.
 
     The worker's number, `--config FILE --out DIR` and, where a run goes on, `--resume latest` follow
-    `worker`; `--config FILE` follows `prepare`; the run folder follows `report`.
+    `worker`; `--config FILE` follows `prepare`; the run folder follows `report`, run folders and options `compare`.
     """
 
     worker: tuple[str, ...] = (sys.executable, "-m", "degan.worker")
     prepare: tuple[str, ...] = (sys.executable, "-m", "degan.worker.prepare")
     report: tuple[str, ...] = (sys.executable, "-m", "degan.report")
+    compare: tuple[str, ...] = (sys.executable, "-m", "degan.compare")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Plan:
     def workers(self) -> int:
         """How many workers."""
         return self.experiment.workers
+
+    @property
+    def mode(self) -> str:
+        """The mode's name."""
+        return self.experiment.mode.__struct_config__.tag
 
     @property
     def servers(self) -> int:

@@ -1,6 +1,7 @@
 """The run as a table: live on a terminal, plain lines elsewhere, and a summary at the end.
 
-`LIVE` and `FINAL` are the columns; a mode that has more to show adds a `Column` to its own copy.
+`live` and `final` give the columns that fit a mode: `LIVE` and `FINAL`, or where a step is a round that
+somebody leads, who leads, who answered in time, and the bytes beside what the mode's formula predicts.
 """
 
 from __future__ import annotations
@@ -60,37 +61,96 @@ def _staleness(row: Row) -> str:
     return UNKNOWN if mean is None else f"{mean:.1f} (max {whole(most)})"
 
 
+def _leader(row: Row) -> str:
+    number = row.number("leader")
+    return UNKNOWN if number is None else f"w{whole(number)}"
+
+
+def _answered(row: Row) -> str:
+    """How many of the cohort answered in time, in the newest round: `3/4`; only who leads has counted them."""
+    answered, cohort = row.number("answered"), row.number("cohort")
+    if answered is None or row.number("leader") != row.worker:
+        return UNKNOWN
+    return whole(answered) if cohort is None else f"{whole(answered)}/{whole(cohort)}"
+
+
 WORKER = Column("worker", lambda row: f"w{row.worker}", right=False)
 STATE = Column("state", lambda row: row.state, right=False)
+STEP = Column("step", _step)
+RATE = Column("steps/s", lambda row: decimal(row.rate))
+MEAN_RATE = Column("steps/s", lambda row: decimal(row.mean_rate))
+FID = Column("FID", lambda row: decimal(row.fid))
+DROPPED = Column("dropped", lambda row: str(row.dropped))
+FIDS = (
+    Column("FID first", lambda row: decimal(row.first_fid)),
+    Column("FID last", lambda row: decimal(row.fid)),
+    Column("FID floor", lambda row: decimal(row.floor)),
+)
 SENT = Column("sent", lambda row: size(row.number("sent_bytes")), spare=3)
 RECEIVED = Column("received", lambda row: size(row.number("received_bytes")), spare=5)
 
 LIVE = (
     WORKER,
     STATE,
-    Column("step", _step),
-    Column("steps/s", lambda row: decimal(row.rate)),
+    STEP,
+    RATE,
     Column("d_loss", lambda row: decimal(row.number("d_loss")), spare=2),
     Column("g_loss", lambda row: decimal(row.number("g_loss")), spare=1),
     Column("staleness", _staleness, spare=4),
     Column("peers", lambda row: whole(row.number("live_peers")), spare=6),
     SENT,
     RECEIVED,
-    Column("FID", lambda row: decimal(row.fid)),
+    FID,
 )
 
-FINAL = (
+FINAL = (WORKER, STATE, STEP, MEAN_RATE, SENT, RECEIVED, DROPPED, *FIDS)
+
+# Where a step is a round that somebody leads. The leader and who answers tell first whether a run is well.
+LED_LIVE = (
     WORKER,
     STATE,
-    Column("step", _step),
-    Column("steps/s", lambda row: decimal(row.mean_rate)),
-    SENT,
-    RECEIVED,
-    Column("dropped", lambda row: str(row.dropped)),
-    Column("FID first", lambda row: decimal(row.first_fid)),
-    Column("FID last", lambda row: decimal(row.fid)),
-    Column("FID floor", lambda row: decimal(row.floor)),
+    STEP,
+    RATE,
+    Column("round", lambda row: whole(row.number("round")), spare=10),
+    Column("leader", _leader, spare=1),
+    Column("answered", _answered, spare=2),
 )
+LATE = Column("late", lambda row: whole(row.number("late")), spare=5)
+LED_END = (
+    Column("d_loss", lambda row: decimal(row.number("d_loss")), spare=8),
+    Column("g_loss", lambda row: decimal(row.number("g_loss")), spare=7),
+    Column("peers", lambda row: whole(row.number("live_peers")), spare=9),
+    Column("sent", lambda row: size(row.number("sent_bytes")), spare=4),
+    Column("received", lambda row: size(row.number("received_bytes")), spare=6),
+    FID,
+)
+VOID = Column("void", lambda row: whole(row.number("void_rounds")), spare=3)
+SWAPS = Column("swaps", lambda row: whole(row.number("swaps")), spare=3)
+BYTES = (
+    SENT,
+    Column("predicted", lambda row: size(row.number("predicted_sent_bytes"))),
+    RECEIVED,
+    Column("predicted", lambda row: size(row.number("predicted_received_bytes"))),
+)
+
+
+def live(mode: str) -> tuple[Column, ...]:
+    """The columns while a run of the mode goes on."""
+    match mode:
+        case "federated":
+            return (*LED_LIVE, VOID, LATE, *LED_END)
+        case "multi_discriminator":
+            return (*LED_LIVE, SWAPS, LATE, *LED_END)
+        case _:
+            return LIVE
+
+
+def final(mode: str) -> tuple[Column, ...]:
+    """The columns of the mode's summary."""
+    counted = {"federated": VOID, "multi_discriminator": SWAPS}.get(mode)
+    if counted is None:
+        return FINAL
+    return (WORKER, STATE, STEP, MEAN_RATE, counted, LATE, *BYTES, DROPPED, *FIDS)
 
 
 def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
@@ -196,11 +256,13 @@ class LiveDisplay:
         return table
 
 
-def display(board: Board, voice: Voice, plain_every_s: float) -> LiveDisplay | PlainDisplay:
+def display(
+    board: Board, voice: Voice, plain_every_s: float, columns: Sequence[Column] = LIVE
+) -> LiveDisplay | PlainDisplay:
     """The live table where standard output is a terminal, plain lines elsewhere."""
     from rich.console import Console
 
     console = Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal:
-        return LiveDisplay(board)
-    return PlainDisplay(board, voice, plain_every_s)
+        return LiveDisplay(board, columns)
+    return PlainDisplay(board, voice, plain_every_s, columns)

@@ -16,10 +16,12 @@ import redis
 import config
 from config import UsageError
 from launch import plan, processes, servers, table
+from launch.__main__ import main as launch_main
 from launch.board import Row
 from launch.folder import RunFolder
 from launch.interrupts import Interrupts
 from launch.tail import Tail
+from peers.redis_client import split_socket
 
 pytestmark = pytest.mark.timeout(20)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses pidfds")
@@ -39,7 +41,11 @@ def test_each_kind_of_server_starts_answers_and_stops(tmp_path, kind):
     group = servers.Servers(program)
     try:
         (url,) = group.start(RunFolder(tmp_path), 1, None, Interrupts())
-        with redis.Redis.from_url(url, protocol=2, socket_timeout=5) as client:
+        far, near = split_socket(url)
+        assert group.addresses == [far] and near.startswith("redis:" if kind == "fake" else "unix:/")
+        with redis.Redis.from_url(near, protocol=2, socket_timeout=5) as client:
+            assert client.ping()
+        with redis.Redis.from_url(far, protocol=2, socket_timeout=5) as client:
             assert client.xadd("s", {"d": b"\x00\r\n"}, id="1-0") == b"1-0"
             assert client.xread({"s": "1-0"}, block=1) == []
             pipeline = client.pipeline(transaction=False)
@@ -57,7 +63,32 @@ def test_each_kind_of_server_starts_answers_and_stops(tmp_path, kind):
     finally:
         group.stop()
     with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2][:-2])), 1)
+        socket.create_connection(("127.0.0.1", int(far.rpartition(":")[2][:-2])), 1)
+    assert not Path(near.removeprefix("unix://")).exists()
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "a long path", "no socket"])
+def test_where_there_can_be_no_socket_all_is_tcp(tmp_path, monkeypatch, trouble):
+    if trouble == "no folder":
+        monkeypatch.setattr(servers.tempfile, "mkdtemp", fail)
+    elif trouble == "a long path":
+        (tmp_path / ("x" * 100)).mkdir()
+        monkeypatch.setattr(servers.tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    else:
+        monkeypatch.setattr(servers.SocketFolder, "socket", lambda self, name: self.path / "not there" / name)
+    group = servers.Servers(servers.find("auto"))
+    try:
+        (url,) = group.start(RunFolder(tmp_path / "run"), 1, None, Interrupts())
+        assert [url] == group.addresses
+        with redis.Redis.from_url(url, protocol=2) as client:
+            assert client.ping()
+    finally:
+        group.stop()
+    assert not any((tmp_path / ("x" * 100)).glob("*"))
+
+
+def fail(*words, **more):
+    raise OSError("no room")
 
 
 def test_a_server_that_does_not_start_shows_its_log(tmp_path):
@@ -125,6 +156,60 @@ def test_a_narrow_terminal_loses_the_spare_columns():
     assert len(table.aligned(rows, table.fitting(rows, table.LIVE, 60)).splitlines()[1]) <= 60
     assert titles == ["worker", "state", "step", "steps/s", "d_loss", "g_loss", "FID"]
     assert [column.spare for column in table.fitting(rows, table.LIVE, 1)] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "other"), [("federated", "void", "swaps"), ("multi_discriminator", "swaps", "void")]
+)
+def test_columns_of_a_mode_with_rounds(mode, own, other):
+    row = Row(0, 2000, "training", {"step": 1000, "round": 1000, "leader": 0, "cohort": 4, "answered": 3, "late": 7})
+    row.stats |= {"void_rounds": 2, "swaps": 2, "sent_bytes": 3 << 20, "received_bytes": 1 << 20}
+    row.stats |= {"predicted_sent_bytes": 2 << 20, "predicted_received_bytes": 1 << 20, "staleness_mean": 0.0}
+    shown = table.line(row, table.live(mode))
+    assert f"round 1000  leader w0  answered 3/4  {own} 2  late 7  sent 3.0 MiB  received 1.0 MiB" in shown
+    assert "staleness" not in shown and other not in shown and "FID" not in shown
+    rows = [row, Row(1, 2000, "training", row.stats, fid=12.3)]
+    assert table.line(rows[1], table.live(mode)).count("answered") == 0  # only who leads has counted them
+    narrow = table.fitting(rows, table.live(mode), 80)
+    assert [column.title for column in narrow] == [
+        *("worker", "state", "step", "steps/s", "leader", "answered", own, "sent", "FID")
+    ]
+    assert [column.spare for column in table.fitting(rows, table.live(mode), 1)] == [0] * 5
+    titles, cells = table.aligned([row], table.final(mode)).splitlines()
+    assert f"{own}  late     sent  predicted  received  predicted" in titles
+    assert " ".join(cells.split()) == "w0 training 1000/2000 - 2 7 3.0 MiB 2.0 MiB 1.0 MiB 1.0 MiB 0 - - -"
+
+
+def test_what_a_worker_did_not_do_in_a_round_is_a_dash():
+    assert table.live("local") is table.live("partial_exchange") is table.LIVE
+    assert table.final("local") is table.final("partial_exchange") is table.FINAL
+    row = Row(2, 60, "training", {"step": 10, "leader": None})
+    assert table.line(row, table.live("federated")) == "w2 training  step 10/60"
+
+
+STAND_IN = """
+import sys
+print(*sys.argv[1:], sep="|")
+if "--json" in sys.argv:
+    sys.exit(print("degan compare: only one run", file=sys.stderr) or 2)
+"""
+
+
+def test_compare_hands_over_and_answers(tmp_path, capsys):
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    commands = plan.Commands(compare=(sys.executable, str(tmp_path / "stand_in.py")))
+    assert launch_main(["compare", "runs/a", "runs/b", "--out=-c.html", "--markdown"], commands) == 0
+    assert capsys.readouterr().out == "--out=-c.html|--markdown|--|runs/a|runs/b\n"
+    assert launch_main(["compare", "runs/a", "--json"], commands) == 2
+    assert capsys.readouterr().err == "degan compare: only one run\n"
+    with pytest.raises(SystemExit):
+        launch_main(["compare"], commands)
+    assert "RUN" in capsys.readouterr().err
+
+
+def test_compare_by_its_own_command(tmp_path, capsys):
+    assert launch_main(["compare", str(tmp_path), str(tmp_path / "nix")]) == 2
+    assert capsys.readouterr().err.startswith(f"degan compare: {tmp_path} is no run folder")
 
 
 @linux

@@ -1,6 +1,5 @@
 """The report of whole, half-written, hostile and missing run folders: always a page, or one line and code 2."""
 
-import html.parser
 import json
 import math
 import re
@@ -14,64 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from degan import report, report_svg
+from degan import report, report_html, report_svg
 from degan.pictures import save_png
 from degan.report_data import Worker, read_run
+from tests.run_folders import Page, metric_lines, stats_line, write_lines
 
 STEPS = range(10, 1001, 10)
-
-
-class Page(html.parser.HTMLParser):
-    """Reads a page strictly: every tag that is opened is closed, in order; keeps the texts and attributes."""
-
-    EMPTY = {"meta", "input", "img"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-
-def write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def stats_line(worker, step, **changes):
-    line = {"step": step, "time_s": step * 0.1 * (worker + 1), "images": step * 32}
-    line |= {"d_loss": 1 / step, "g_loss": 0.7, "step_s": 0.1, "wait_s": 0.02, "live_peers": 1, "dropped": {}}
-    line |= {"sent_bytes": step * 1000, "received_bytes": step * 1000, "staleness_mean": 1.5, "staleness_max": 3}
-    return line | changes
-
-
-def metric_lines(worker, steps):
-    for step in steps:
-        values = {"fid5000_classifier": 400 * math.exp(-step / 300) + 20 + worker, "fid5000_classifier_floor": 3.25}
-        values |= {"coverage5000_classes": 9.0, "classes": 10.0, "tv5000_labels": 0.125}
-        for name, value in values.items():
-            yield {"step": step, "worker": worker, "images": 0, "metric": name, "value": value, "seconds": 2.0}
 
 
 @pytest.fixture
@@ -134,7 +81,7 @@ def test_one_file_with_nothing_from_outside(run):
         assert not name.startswith("on") and name not in ("href", "srcset")
         if name == "src":
             assert value.startswith("data:image/png;base64,")
-    assert ("content", report.POLICY) in page.attributes and "default-src 'none'" in report.POLICY
+    assert ("content", report_html.POLICY) in page.attributes and "default-src 'none'" in report_html.POLICY
 
 
 def test_every_curve_is_drawn_over_steps_and_over_time(run):

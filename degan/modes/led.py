@@ -77,7 +77,9 @@ class Led:
         # What we know of each worker, and in which life it said so.
         self._abouts: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, about)}
         self._step = self._void_rounds = 0
-        self._asked = self._answered = 0
+        # Of the newest round; only who leads knows how many answered.
+        self._asked, self._answered = 0, None
+        self._led_by: int | None = None
         self._stop_at: int | None = None
         self._wants_stop = False
         self._predicted = {"sent": 0, "received": 0}
@@ -140,6 +142,7 @@ class Led:
         """Wait until something is announced of this round or a later one; None if it is us who leads."""
         newest = self._await(lambda: self._at_least(step), f"the start of round {step}")
         if newest is not None:
+            self._answered, self._led_by = None, newest[0]
             self._note_announced(newest[1])
         return newest
 
@@ -177,6 +180,7 @@ class Led:
         """What we say of the whole run when we lead; we do from here on."""
         before = self._rounds.leadership.term
         term = self._rounds.leadership.claim(self._me)
+        self._led_by = self._me
         if term != before:
             self._say(f"this worker leads from round {step} on (term {term})")
             self._rendezvous.follow_term(term)
@@ -280,7 +284,7 @@ class Led:
         return found | {
             "exchange_s": 0.0,
             "round": self._step,
-            "leader": self._rounds.leader(),
+            "leader": self._led_by,
             "cohort": self._asked,
             "answered": self._answered,
             "void_rounds": self._void_rounds,
