@@ -229,15 +229,12 @@ class Exchange:
         if is_synchronous:
             sharers = self.gate.wait(round, slack=0)
         through = self._carry.through(round, is_synchronous)
-        self._await_own(through)
-        self.wait_s += time.monotonic() - started
-        return through, len(sharers)
-
-    def _await_own(self, through: int) -> None:
         self.gate.until(
             lambda: not self._lent and self._carry.is_ready(through),
             lambda: f"our own round {self._round} to be published",
         )
+        self.wait_s += time.monotonic() - started
+        return through, len(sharers)
 
     def _collect(self, through: int, sharers: int, section: Slice, values: np.ndarray) -> np.ndarray:
         self.gate.check()
