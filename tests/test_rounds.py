@@ -1,0 +1,305 @@
+"""Rounds over the bus: deadlines, who leads, what is kept of what is said, and gathers that always end."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peers.codec import CODECS
+from peers.deadline import ENOUGH, Deadline
+from peers.errors import StalledError
+from peers.leadership import Leadership
+from peers.mailbox import KEPT, Mailbox
+from peers.message import RoundLayout, encode_fields, encode_vector
+from peers.rendezvous import Start
+from peers.rounds import Rounds
+from peers.transfer import encoded_bytes
+from peers.types import Entry, Slice
+from tests.fleets import in_threads, memory_buses, redis_buses
+
+RUNS = itertools.count()
+SIZE = 70_000  # More than one entry.
+
+
+# --- the deadline ---------------------------------------------------------------------------------
+
+took = st.lists(st.floats(0, 1e4), max_size=100)
+
+
+@given(took, st.floats(0.1, 10), st.floats(10, 1000))
+def test_a_deadline_is_within_its_bounds(times, floor_s, ceiling_s):
+    deadline = Deadline(floor_s, ceiling_s, times)
+    assert floor_s <= deadline.seconds <= ceiling_s
+    assert Deadline(floor_s, ceiling_s, deadline.to_plain()).seconds == deadline.seconds
+
+
+def test_a_deadline_is_the_median_and_three_deviations():
+    deadline = Deadline(0.1, 100)
+    assert deadline.seconds == 100
+    for took_s in (1.0, 2.0, 3.0, 10.0):
+        deadline.note(took_s)
+    # The median is 2.5; the distances from it are 1.5, 0.5, 0.5 and 7.5, so their median is 1.
+    assert ENOUGH == 4 and deadline.seconds == pytest.approx(5.5)
+
+
+def test_a_deadline_that_was_too_short_grows_with_what_came_late():
+    deadline = Deadline(0.1, 100, [1.0] * 10)
+    before = deadline.seconds
+    for _ in range(10):
+        deadline.note(4.0)
+    assert deadline.seconds > before
+
+
+# --- who leads ------------------------------------------------------------------------------------
+
+
+def test_the_first_live_one_leads_and_stays():
+    leadership = Leadership([2, 0, 1])
+    assert leadership.leader({0, 1}) == 0 and leadership.leader({0, 1, 2}) == 2 and leadership.leader({3}) is None
+    assert leadership.claim(0) == 1 and leadership.claim(0) == 1
+    # One that stands before it in the list comes back.
+    assert leadership.leader({0, 1, 2}) == 0
+    assert leadership.leader({1, 2}) == 2
+
+
+def test_a_stranger_or_an_older_term_is_not_followed():
+    leadership = Leadership([0, 1])
+    assert leadership.note(1, 3) and leadership.leader({0, 1}) == 1
+    assert not leadership.note(0, 2) and not leadership.note(5, 9)
+    assert leadership.leader({0, 1}) == 1
+    # At the same term whoever stands first.
+    assert leadership.note(0, 3) and leadership.leader({0, 1}) == 0
+    assert not leadership.note(1, 3)
+
+
+@given(st.permutations([0, 1, 2, 3]), st.data())
+def test_who_has_heard_everything_follows_the_same_leader(leaders, data):
+    """Whatever order the claims are heard in, however many lead at once."""
+    claims = data.draw(st.lists(st.tuples(st.sampled_from(leaders), st.integers(1, 5)), min_size=1, max_size=12))
+    followers = []
+    for _ in range(3):
+        follower = Leadership(leaders)
+        for sender, term in data.draw(st.permutations(claims)):
+            follower.note(sender, term)
+        followers.append(follower)
+    assert len({(f.term, f.leader({0, 1, 2, 3})) for f in followers}) == 1
+    best = max(term for _, term in claims)
+    assert followers[0].term == best
+    assert followers[0].leader({0, 1, 2, 3}) == min(
+        (sender for sender, term in claims if term == best), key=leaders.index
+    )
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def layout(codec="raw", fingerprint=b"testtest"):
+    return RoundLayout(fingerprint, {"result": (SIZE, CODECS[codec])})
+
+
+class Sender:
+    """Writes entries as they would be read, from one peer's outbox and direct stream."""
+
+    def __init__(self, mailbox, sender=1, life="a"):
+        self.mailbox, self.sender, self.life = mailbox, sender, life
+        self.sequences = {False: 0, True: 0}
+
+    def say(self, entries, is_direct=False, skip=0):
+        for header, payload in entries:
+            self.sequences[is_direct] += 1 + skip
+            number = self.sequences[is_direct]
+            self.mailbox.feed(Entry(self.sender, self.life, number, not skip, header, payload, is_direct))
+            skip = 0
+
+
+def mailbox(**options):
+    return Mailbox(layout(), [1, 2], 5.0, lambda line: None, **options)
+
+
+def fields(kind, round, **content):
+    return encode_fields(layout(), kind, round, content)
+
+
+def vector(round, value=1.0):
+    values = np.full(SIZE, value, np.float32)
+    return encode_vector(layout(), "result", round, Slice(0, SIZE), values, extras={"d_loss": 0.5})
+
+
+def test_only_the_newest_messages_of_a_kind_and_sender_are_kept():
+    box = mailbox()
+    sender = Sender(box)
+    for round in range(1, 20):
+        sender.say(fields("round_start", round, term=1))
+    assert [letter.message.round for letter in box.letters("round_start")[1]] == list(range(20 - KEPT, 20))
+    assert box.letter("round_start", 1).message.round == 19
+    assert box.letter("round_start", 1, 3) is None and box.letter("round_start", 2) is None
+
+
+def test_a_message_of_a_closed_round_is_late():
+    box = mailbox()
+    sender = Sender(box)
+    sender.say(vector(3), True)
+    box.close_round("result", 2)
+    assert box.letter("result", 1, 3) is not None
+    box.close_round("result", 3)
+    assert box.letter("result", 1, 3) is None
+    sender.say(vector(3), True)
+    assert box.counts() == {"late": 1} and box.letter("result", 1) is None
+
+
+def test_membership_follows_what_is_said_and_what_the_pumps_see():
+    box = mailbox()
+    one, two = Sender(box, 1), Sender(box, 2)
+    one.say(fields("hello", 0, is_joining=False, is_replaying=False))
+    two.say(fields("hello", 0, is_joining=True, is_replaying=False))
+    assert box.live() == {1, 2} and box.abreast() == {1}
+    two.say(fields("hello", 4, is_joining=False, is_replaying=False))
+    assert box.abreast() == {1, 2}
+    box.drop(1, "its lease has expired")
+    assert box.live() == {2}
+    two.say(fields("goodbye", 9))
+    assert box.live() == set() and box.reached(9) == {2} and box.reached(10) == set()
+    # The pump sees its lease a little longer, and later that it is gone: it has left all the same.
+    box.admit(2)
+    assert box.live() == set()
+    Sender(box, 2, "b").say(fields("hello", 9, is_joining=True, is_replaying=False))
+    assert box.live() == {2} and box.life(2) == "b"
+
+
+def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
+    box = mailbox()
+    other = RoundLayout(b"otherrun", {"result": (SIZE, CODECS["raw"])})
+    one = Sender(box)
+    one.say(encode_fields(other, "round_start", 1, {}))
+    one.say(fields("hello", 0))
+    assert box.counts() == {"fingerprint": 1, "malformed": 1}
+    # Followed from the middle: the end of a message whose beginning was trimmed.
+    late = Sender(box, 2)
+    late.say(list(vector(5))[1:], skip=7)
+    late.say(vector(6))
+    assert box.counts() == {"fingerprint": 1, "malformed": 1}
+    assert box.letter("result", 2).message.round == 6
+    # But in the middle of a stream it is one.
+    late.say(list(vector(7))[1:])
+    assert box.counts()["incomplete"] == 1
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_nothing_that_a_peer_sends_gets_through_as_an_error(header, payload):
+    box = mailbox()
+    box.feed(Entry(1, "a", 1, True, header, payload))
+    assert not box.letters("round_start") and sum(box.counts().values()) == 1
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_rounds(request):
+    opened = []
+
+    def make(workers, codec="raw", deadline=(0.1, 60.0)):
+        buses = memory_buses(workers)
+        if request.param == "redis":
+            buses = redis_buses(workers, request.getfixturevalue("redis_url"), f"rounds{next(RUNS)}")
+        opened.extend(buses)
+        lives = {bus.worker: bus.incarnation for bus in buses}
+        for bus in buses:
+            rounds = Rounds(
+                *(bus, layout(codec), Leadership([0, 1]), Deadline(*deadline), 30.0, 20.0, 20.0, lambda line: None)
+            )
+            opened.append(rounds)
+            rounds.start(Start("together", 0, {p: life for p, life in lives.items() if p != bus.worker}), 0)
+        return [rounds for rounds in opened if isinstance(rounds, Rounds)]
+
+    yield make
+    for thing in reversed(opened):
+        thing.close()
+
+
+def test_answers_are_gathered_by_sender(make_rounds):
+    first, *others = make_rounds(4)
+    values = [np.full(SIZE, worker, np.float32) for worker in range(4)]
+
+    def answer(worker):
+        rounds = others[worker - 1]
+        rounds.until(lambda: rounds.newest(), lambda: "the round")
+        sender, letter = rounds.newest()
+        assert sender == 0 and letter.message.fields["cohort"] == [1, 2, 3]
+        rounds.send(0, "result", 1, values[worker], {"d_loss": 0.25 * worker})
+
+    def lead():
+        first.open("result", 1)
+        first.publish("round_start", 1, {"term": 1, "cohort": [1, 2, 3]})
+        return first.gather("result", 1, [1, 2, 3], 3, 20.0)
+
+    gathered, *_ = in_threads([lead, *(lambda w=w: answer(w) for w in (1, 2, 3))])
+    assert list(gathered.answers) == [1, 2, 3] and not gathered.missing and not gathered.is_void
+    for worker, message in gathered.answers.items():
+        np.testing.assert_array_equal(message.values, values[worker])
+        assert message.extras == {"d_loss": 0.25 * worker}
+    assert len(first.deadline.to_plain()) == 3
+
+
+def test_a_gather_ends_when_the_missing_are_gone_and_is_void_under_its_quorum(make_rounds):
+    first, second, third = make_rounds(3)
+    second.send(0, "result", 1, np.ones(SIZE, np.float32))
+    first.until(lambda: first.mail.letter("result", 1), lambda: "the answer")
+    first.mail.drop(2, "its lease has expired")
+    gathered = first.gather("result", 1, [1, 2], 2, 20.0)
+    assert list(gathered.answers) == [1] and gathered.missing == (2,) and gathered.is_void
+    # Its deadline ends it as well; what comes after that is late, and the deadline learns from it.
+    first.mail.admit(2)
+    first.open("result", 2)
+    second.send(0, "result", 2, np.ones(SIZE, np.float32))
+    first.until(lambda: first.mail.letter("result", 1, 2), lambda: "the answer")
+    gathered = first.gather("result", 2, [1, 2], 1, 0.05)
+    assert gathered.missing == (2,) and not gathered.is_void
+    known = len(first.deadline.to_plain())
+    third.send(0, "result", 2, np.ones(SIZE, np.float32))
+    first.until(lambda: first.mail.counts().get("late"), lambda: "the late answer")
+    assert len(first.deadline.to_plain()) == known + 1
+
+
+@pytest.mark.parametrize("codec", ["raw", "float16", "int8"])
+def test_vectors_are_put_fetched_and_forgotten(make_rounds, codec):
+    first, second = make_rounds(2)
+    values = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    sizes = {"model": SIZE, "small": 3}
+    small = np.array([1, 2, 3], np.float32)
+    first.put("m1", {"model": values, "small": small}, {"note": 7}, CODECS[codec])
+    first.drain()
+    arrays, meta = second.fetch(0, first._bus.incarnation, "m1", sizes, CODECS[codec])
+    assert meta == {"note": 7}
+    np.testing.assert_allclose(arrays["model"], values, atol=0 if codec == "raw" else 0.01)
+    np.testing.assert_allclose(arrays["small"], small, atol=0 if codec == "raw" else 0.02)
+    expected = encoded_bytes(SIZE, CODECS[codec]) + encoded_bytes(3, CODECS[codec])
+    assert 0 <= second._bus.received_bytes - expected < 1024
+    first.forget("m1", sizes, CODECS[codec])
+    first.drain()
+    with pytest.raises(StalledError):
+        second.fetch(0, first._bus.incarnation, "m1", sizes, CODECS[codec])
+
+
+def test_the_newest_announcement_is_of_the_highest_term(make_rounds):
+    first, second, third = make_rounds(3)
+    first.publish("round_start", 9, {"term": 1})
+    second.publish("round_start", 8, {"term": 2})
+    third.publish("round_start", 99, {"term": 3})  # It may not lead.
+    for rounds in (first, third):
+        rounds.until(lambda r=rounds: r.mail.letter("round_start", 1), lambda: "the second claim")
+    third.until(lambda: third.mail.letter("round_start", 0), lambda: "the first claim")
+    sender, letter = third.newest()
+    assert (sender, letter.message.round) == (1, 8)
+    assert third.leader() == first.leader() == 1
+
+
+def test_finish_waits_for_everybody(make_rounds):
+    fleet = make_rounds(3)
+    in_threads([lambda r=r: r.finish(5) for r in fleet])
+    for worker, rounds in enumerate(fleet):
+        assert rounds.mail.reached(5) == {0, 1, 2} - {worker}
