@@ -276,3 +276,20 @@ def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
     assert fleet.stats[0]["void_rounds"] >= 1
     assert any("is void: 2 of 3 answered" in line for line in fleet.lines)
     assert fleet.stats[0]["late"] == fleet.stats[0]["dropped"]["late"] >= 1
+
+
+def test_a_model_that_is_not_finite_is_left_out():
+    settings = experiment(3, local_steps=1, leaders=1)
+    fleet = Fleet(settings, memory_buses(3))
+    gradients = fleet.pairs[2].gradients
+
+    def broken(section, real):
+        gradient, losses = gradients(section, real)
+        gradient[0] = np.nan
+        return gradient, {name: float("nan") for name in losses}
+
+    fleet.pairs[2].gradients = broken
+    pairs = fleet.run(3)
+    assert_same_model(pairs)
+    assert np.isfinite(pairs[0].model()).all()
+    assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not finite": 3}

@@ -115,7 +115,7 @@ class Federated(Led):
             return {}
         result, losses = self._train(next_batch)
         self._predicted["sent"] += self._model_bytes
-        self._rounds.send(sender, "result", step, result, losses)
+        self._rounds.send(sender, "result", step, result, {k: v for k, v in losses.items() if math.isfinite(v)})
         return losses
 
     def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
@@ -146,15 +146,24 @@ class Federated(Led):
             self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
             return losses
         answers |= {worker: message.values for worker, message in gathered.answers.items()}
+        answers = self._usable(answers)
         self._answered = len(answers)
         self._predicted["received"] += len(gathered.answers) * self._model_bytes
-        if gathered.is_void:
+        if len(answers) < math.ceil(self._mode.quorum * len(cohort)):
             self._void_rounds += 1
             self._say(f"round {step} is void: {len(answers)} of {len(cohort)} answered; the model stays as it was")
         else:
             self._adopt(self._mean(answers), (self._rounds.leadership.term, step))
         self._forget_old()
         return losses or _mean_losses(gathered.answers)
+
+    def _usable(self, answers: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Those that came, without what would spoil the model."""
+        broken = [worker for worker, model in sorted(answers.items()) if not np.isfinite(model).all()]
+        for worker in broken:
+            self._rounds.mail.count("not finite")
+            self._say(f"the model of worker {worker} is not finite; left out")
+        return {worker: model for worker, model in answers.items() if worker not in broken}
 
     def _choose(self, live: list[int], step: int) -> list[int]:
         wanted = self._mode.cohort or cohorts.cohort_size(self._mode.fraction, max(1, len(live)))
