@@ -207,7 +207,8 @@ class Federated(Settings, tag_field="name", tag="federated"):
 class MultiDiscriminator(Settings, tag_field="name", tag="multi_discriminator"):
     """MD-GAN: one generator at the leader, a discriminator at each worker; a step of `run` is a generator update.
 
-    `swap_every` is in epochs, 0 for never; without a value 1 where there is somebody to swap with.
+    `swap_every` is in epochs of the workers' mean shard, each counted as (samples / batch_size) rounds; 0 for never;
+    without a value 1 where there is somebody to swap with.
     """
 
     leaders: Leaders = None

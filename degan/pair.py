@@ -194,7 +194,10 @@ class GanPair:
         return loss
 
     def feedback(self, fake: np.ndarray) -> tuple[np.ndarray, float]:
-        """The gradient of G's loss at generated samples, float32 like `fake`, and the loss. D is left as it is."""
+        """The gradient of G's loss at generated samples, float32 like `fake`, and the loss.
+
+        D's parameters stay; its running statistics take the samples in, as in every step of G.
+        """
         samples = torch.from_numpy(fake).to(self.device).requires_grad_(True)
         self.discriminator.freeze(True)
         try:
@@ -209,6 +212,28 @@ class GanPair:
         self.generator.clear_gradient()
         torch.autograd.backward(fakes, [torch.from_numpy(g).to(self.device) for g in gradients])
         self._optimisers[0].step()
+
+    def network(self, name: str, has_moments: bool = True) -> np.ndarray:
+        """`generator` or `discriminator`: weights, running statistics, Adam's moments if wanted; a copy."""
+        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_network(name, has_moments)])).copy()
+
+    def network_counters(self, name: str) -> dict[str, int]:
+        """The counters that belong to a network; that of the average is G's."""
+        wanted = (name, "applied") if name == "generator" else (name,)
+        return {key: count for key, count in self.counters().items() if key.partition(".")[0] in wanted}
+
+    def load_network(self, name: str, values: np.ndarray, counters: dict[str, int], has_moments: bool = True) -> None:
+        """The inverse of `network` and `network_counters`; without moments ours stay."""
+        _fill(self._of_network(name, has_moments), values)
+        self._applied = counters.get("applied", self._applied)
+        if has_moments:
+            self.set_steps(counters[name], name)
+        for key, buffer in self._whole_buffers():
+            buffer.fill_(counters.get(key, int(buffer)))
+
+    def _of_network(self, name: str, has_moments: bool) -> list[torch.Tensor]:
+        flat = getattr(self, name)
+        return [flat.values.data, flat.buffers, *(self._moments(name) if has_moments else [])]
 
     # --- what comes out -----------------------------------------------------------------------
 
@@ -259,30 +284,27 @@ class GanPair:
 
     def load_model(self, values: np.ndarray, has_moments: bool = False) -> None:
         """The inverse of `model`."""
-        found, offset = torch.from_numpy(values), 0
-        for tensor in self._of_model(has_moments):
-            tensor.copy_(found[offset : offset + tensor.numel()])
-            offset += tensor.numel()
+        _fill(self._of_model(has_moments), values)
 
     def _of_model(self, has_moments: bool) -> list[torch.Tensor]:
         moments = self._moments() if has_moments else []
         return [self._values, self.generator.buffers, self.discriminator.buffers, *moments]
 
-    def _moments(self) -> list[torch.Tensor]:
-        """Adam's, made where it has not taken a step yet; SGD has none."""
+    def _moments(self, only: str = "") -> list[torch.Tensor]:
+        """Adam's, of both networks or one, made where it has not taken a step yet; SGD has none."""
         found = []
-        for _, flat, optimiser in self._named():
-            if self.settings.optimiser.algorithm == "adam":
+        for name, flat, optimiser in self._named():
+            if self.settings.optimiser.algorithm == "adam" and only in ("", name):
                 if flat.values not in optimiser.state:
                     moments = {name: torch.zeros_like(flat.values.data) for name in ("exp_avg", "exp_avg_sq")}
                     optimiser.state[flat.values] = {"step": torch.tensor(0.0), **moments}
                 found += [optimiser.state[flat.values][name] for name in ("exp_avg", "exp_avg_sq")]
         return found
 
-    def set_steps(self, steps: int) -> None:
-        """How many steps Adam's moments stand for."""
-        for moments in (optimiser.state.get(flat.values, {}) for _, flat, optimiser in self._named()):
-            if "step" in moments:
+    def set_steps(self, steps: int, only: str = "") -> None:
+        """How many steps Adam's moments stand for, of both networks or one."""
+        for name, moments in ((name, optimiser.state.get(flat.values, {})) for name, flat, optimiser in self._named()):
+            if "step" in moments and only in ("", name):
                 moments["step"] = torch.tensor(float(steps))
 
     def reset_optimisers(self) -> None:
@@ -368,3 +390,9 @@ class GanPair:
             ("generator", self.generator, self._optimisers[0]),
             ("discriminator", self.discriminator, self._optimisers[1]),
         )
+
+
+def _fill(tensors: list[torch.Tensor], values: np.ndarray) -> None:
+    """Write one vector into tensors, one after the other."""
+    for tensor, part in zip(tensors, torch.from_numpy(values).split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

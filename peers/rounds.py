@@ -300,7 +300,8 @@ class Rounds:
             return {sender: letter for sender, letter in letters if letter is not None}
 
         def missing() -> list[int]:
-            live, there = self.mail.live(), found()
+            # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
+            live, there = self.mail.reached(round), found()
             return [sender for sender in sorted(senders) if sender in live and sender not in there]
 
         try:

@@ -1,0 +1,353 @@
+"""Multi-discriminator (MD-GAN): the leader holds the one generator, every worker a discriminator and its own data.
+
+    leader: k batches of fakes, published once (`batch`), and `round_start`
+    worker at place j of the list: discriminator steps on its own data and fakes j + 1 (mod k) -> the gradient of G's
+        loss at fakes j (mod k), `feedback` to the leader
+    leader: each batch's feedbacks summed, over the number of answers -> back through G -> one step of its optimiser
+    every few epochs: each worker sends its discriminator on (`swap`, a derangement of those that were asked)
+
+A feedback is the gradient of the mean loss over a batch, so the chain rule does the rest: with one worker a round is
+a plain alternating GAN step, and with equal discriminators a step on their mean loss. D is in its training mode
+throughout; for a feedback its parameters stay, and its running statistics take the fakes in, as in any GAN step.
+
+What always holds: a feedback that is late, or not finite, is left out and counted, and under the quorum G stays; a
+discriminator that is swapped is replaced only by one that has come whole; nobody waits for another's swap, and one
+that is slow is taken between two later rounds. Every `state_every` rounds and at cuts the leader puts G under its
+state key (weights, running statistics, Adam's moments, moving average); those who may lead fetch it, at a cut
+everybody does. When the leader dies, what G learned since is lost, and no discriminator but the leader's is.
+
+Source: Hardy, Le Merrer, Sericola, "MD-GAN", IPDPS 2019, algorithm 1. Departures: succession of leaders, an adaptive
+deadline and a quorum (there the server waits for all); each discriminator step has a batch of its own; the swap is a
+derangement; Adam's moments go with a discriminator unless `swap_optimiser` is false.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from config.settings import Experiment
+from degan import scaling
+from degan.casts import torch_cast
+from degan.modes import swaps
+from degan.modes.led import MISSED, Led, whole
+from degan.pair import GanPair
+from degan.vector import to_numpy
+from peers.bus import Bus
+from peers.codec import build
+from peers.errors import MessageError
+from peers.mailbox import Letter
+from peers.transfer import encoded_bytes
+from peers.types import Message
+
+# Names of the vectors in a state, and how many states are kept for those who are slow to fetch one.
+NETWORK, SMOOTH, MOMENTS = "generator", "smooth", "moments"
+KEPT_STATES = 2
+# Of a deadline that somebody announces.
+MAX_DEADLINE_S = 1e7
+
+# The term, the round and the worker of a state.
+Version = tuple[int, int, int]
+
+
+class Plan(NamedTuple):
+    """What the leader says of a round: who takes part, in which places, and whether discriminators change hands."""
+
+    workers: list[int]
+    is_swap: bool
+    deadline_s: float
+    state: Version | None
+
+
+class MultiDiscriminator(Led):
+    """See `degan.modes.Mode` and `degan.modes.led.Led`."""
+
+    def __init__(
+        self,
+        settings: Experiment,
+        pair: GanPair,
+        bus: Bus,
+        facts: dict[str, Any],
+        about: dict[str, Any],
+        say: Callable[[str], None],
+    ):
+        mode = self._mode = settings.mode
+        self._shape = (settings.data.batch_size, *pair.sample_shape)
+        self._batches = batches_of(settings)
+        self._has_scale = mode.feedback_codec == "float16"
+        # The state that G was last put as, or fetched; and the term in which we have begun to lead.
+        self._version: Version | None = None
+        self._leads_since: int | None = None
+        # What we have put under our state key, oldest first, and whether everybody may still fetch one.
+        self._held: list[tuple[Version, bool]] = []
+        self._sizes = {NETWORK: pair.network(NETWORK, False).size, SMOOTH: pair.smooth().size}
+        self._more = {MOMENTS: pair.network(NETWORK).size - self._sizes[NETWORK]}
+        kinds = {
+            "batch": (self._batches * math.prod(self._shape), build(mode.codec, cast=torch_cast)),
+            "feedback": (math.prod(self._shape), build(mode.feedback_codec, cast=torch_cast)),
+            "swap": (swaps.size(pair, settings), build("raw")),
+        }
+        self._bytes = {kind: encoded_bytes(*kinds[kind]) for kind in kinds}
+        super().__init__(settings, pair, bus, facts, {"samples": about["samples"]}, kinds, say)
+        self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, say)
+        down, up, swapped = (self._bytes[kind] / 1e6 for kind in kinds)
+        say(
+            f"a round's {self._batches} x {self._shape[0]} fakes travel as {down:,.3f} MB to each worker, a feedback "
+            f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB"
+        )
+
+    # --- a round ------------------------------------------------------------------------------
+
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+        self._enter(step)
+        self._swaps.give(step)
+        found = self._await_start(step)
+        self._swaps.take()
+        if found is None:
+            return self._lead(step, next_batch)
+        sender, letter = found
+        message, losses = letter.message, {}
+        if message.kind != "round_start" or message.round > step:
+            return {}  # We are behind: on to the newest.
+        try:
+            plan = _plan(message)
+            self._asked = len(plan.workers)
+            if self._me in plan.workers:
+                losses = self._answer(sender, letter, plan, next_batch)
+            if self._rounds.leadership.may_lead(self._me):
+                self._fetch_state(sender, letter.incarnation, plan.state)
+        except MISSED as error:
+            self._say(f"round {step}: {error}" + ("" if losses else "; not taking part in it"))
+        self._swaps.wait(step)
+        return losses
+
+    def _answer(
+        self, sender: int, letter: Letter, plan: Plan, next_batch: Callable[[], torch.Tensor]
+    ) -> dict[str, float]:
+        """Our part in somebody else's round. Raises one of `MISSED`."""
+        step = letter.message.round
+        batch = self._rounds.mail.letter("batch", sender, step)
+        # It was said before the round was announced, so it is here or it is lost.
+        if batch is None or batch.incarnation != letter.incarnation:
+            raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
+        self._predicted["received"] += self._bytes["batch"]
+        fakes = batch.message.values.reshape(self._batches, *self._shape)
+        feedback, losses = self._train(plan.workers, list(fakes), next_batch)
+        extras = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+        if self._has_scale:
+            feedback, exponent = scaling.scaled(feedback)
+            extras["exponent"] = float(exponent)
+        self._rounds.send(sender, "feedback", step, feedback, extras)
+        self._predicted["sent"] += self._bytes["feedback"]
+        if plan.is_swap:
+            self._swaps.begin(step, plan.workers, plan.deadline_s)
+        return losses
+
+    def _train(
+        self, workers: list[int], fakes: list[np.ndarray], next_batch: Callable[[], torch.Tensor]
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Our discriminator's steps; then the feedback, float32 (values of a batch,), and the losses."""
+        place, count = workers.index(self._me), self._mode.discriminator_steps
+        learned, judged = fakes[(place + 1) % self._batches], fakes[place % self._batches]
+        d_loss = sum(self._pair.discriminator_step(next_batch(), learned) for _ in range(count)) / count
+        feedback, g_loss = self._pair.feedback(judged)
+        return feedback.reshape(-1), {"d_loss": d_loss, "g_loss": g_loss}
+
+    def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
+        common = self._announcement(step)
+        workers = self._await_live()
+        others = [worker for worker in workers if worker != self._me]
+        if self._leads_since != common["term"] and step > 1:
+            # The others go on from what we begin with, should it come to that.
+            self._put_state(step - 1)
+        self._leads_since = common["term"]
+        plan = Plan(workers, self._is_swap(step, workers), self._rounds.deadline.seconds, self._version)
+        began = time.monotonic()
+        fakes = self._pair.make_fakes(self._batches, self._shape[0])
+        shown = [to_numpy(fake) for fake in fakes]
+        if others:
+            self._rounds.publish("batch", step, np.concatenate(shown).reshape(-1))
+            self._predicted["sent"] += self._bytes["batch"]
+        self._rounds.open("feedback", step)
+        self._rounds.publish("round_start", step, common | plan._asdict())
+        losses, answers = {}, {}
+        if self._me in workers:
+            answers[self._me], losses = self._train(workers, shown, next_batch)
+            if plan.is_swap:
+                self._swaps.begin(step, workers, plan.deadline_s)
+        self._asked = len(workers)
+        quorum = math.ceil(self._mode.quorum * len(workers))
+        # Our own steps may have taken longer than the others': they still get a chance.
+        patience_s = max(self._mode.deadline.floor_s, began + plan.deadline_s - time.monotonic())
+        gathered = self._rounds.gather("feedback", step, others, quorum - len(answers), patience_s, self._is_deposed)
+        self._predicted["received"] += len(gathered.answers) * self._bytes["feedback"]
+        if self._is_deposed():
+            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
+        else:
+            answers = self._usable(answers, gathered.answers)
+            self._answered = len(answers)
+            if len(answers) < quorum:
+                self._void_rounds += 1
+                self._say(f"round {step} is void: {len(answers)} of {len(workers)} answered; G stays as it was")
+            else:
+                self._update(workers, fakes, answers)
+            if step % self._mode.state_every == 0:
+                self._put_state(step)
+        self._swaps.wait(step, lambda sender: sender in gathered.answers)
+        return losses or _mean_losses(gathered.answers)
+
+    def _usable(self, answers: dict[int, np.ndarray], messages: dict[int, Message]) -> dict[int, np.ndarray]:
+        """Our own feedback, if we have one, and those that came; without those that would spoil G."""
+        answers, usable = dict(answers), {}
+        for worker, message in messages.items():
+            with contextlib.suppress(ValueError):
+                answers[worker] = scaling.unscaled(message.values, message.extras.get("exponent", 0.0))
+        for worker in sorted({*answers, *messages}):
+            if worker in answers and np.isfinite(answers[worker]).all():
+                usable[worker] = answers[worker]
+            else:
+                self._rounds.mail.count("not finite")
+                self._say(f"the feedback of worker {worker} is not finite; left out")
+        return usable
+
+    def _update(self, workers: list[int], fakes: list[torch.Tensor], answers: dict[int, np.ndarray]) -> None:
+        """One step of G: of each batch that somebody has judged the sum of the answers, over all answers."""
+        sums: dict[int, np.ndarray] = {}
+        for place, worker in enumerate(workers):
+            if worker in answers:
+                batch = place % self._batches
+                sums[batch] = sums[batch] + answers[worker] if batch in sums else answers[worker]
+        gradients = [total.reshape(self._shape) / np.float32(len(answers)) for total in sums.values()]
+        self._pair.generator_step([fakes[batch] for batch in sums], gradients)
+        self._pair.average((0, self._pair.generator.size))
+
+    def _is_swap(self, step: int, workers: list[int]) -> bool:
+        """Whether discriminators change hands after this round: every so many epochs of the mean shard."""
+        every = self._mode.swap_every
+        every = float(self._settings.workers > 1) if every is None else every
+        samples = [about["samples"] for _, about in self._abouts.values() if isinstance(about.get("samples"), int)]
+        if not every or len(workers) < 2 or not samples:
+            return False
+        return step % max(1, round(every * sum(samples) / len(samples) / self._shape[0])) == 0
+
+    # --- the state of G -----------------------------------------------------------------------
+
+    def _put_state(self, step: int, is_cut: bool = False) -> None:
+        """Put G as it is after a round under our state key; what nobody can be fetching any more is taken away."""
+        version = self._rounds.leadership.term, step, self._me
+        if version != self._version:
+            values, border = self._pair.network(NETWORK), self._sizes[NETWORK]
+            vectors = {NETWORK: values[:border], SMOOTH: self._pair.smooth()}
+            self._rounds.put(_name("g", version), vectors, {"counters": self._pair.network_counters(NETWORK)})
+            self._rounds.put(_name("o", version), {MOMENTS: values[border:]}, {})
+            self._predicted["sent"] += 4 * sum([*self._sizes.values(), *self._more.values()])
+            self._version = version
+            self._held.append((version, False))
+        if is_cut:
+            self._held = [(held, held == version) for held, _ in self._held]
+        for held, is_cut in self._held[:-KEPT_STATES]:
+            if not is_cut:
+                self._held.remove((held, is_cut))
+                self._rounds.forget(_name("g", held), self._sizes)
+                self._rounds.forget(_name("o", held), self._more)
+
+    def _fetch_state(self, sender: int, incarnation: str, version: Version | None) -> None:
+        """Hold the G that an announcement speaks of; who may lead its moments, too. Raises one of `MISSED`."""
+        if version is None or version == self._version:
+            return
+        if version[2] != sender:
+            raise MessageError("malformed", f"worker {sender} names a state of worker {version[2]}")
+        arrays, meta = self._rounds.fetch(sender, incarnation, _name("g", version), self._sizes)
+        self._predicted["received"] += 4 * sum(self._sizes.values())
+        counters, names = meta.get("counters"), self._pair.network_counters(NETWORK)
+        if not isinstance(counters, dict) or counters.keys() != names.keys():
+            raise MessageError("malformed", f"the state of worker {sender} does not say what it has counted")
+        counters = {name: whole(counters, name) for name in names}
+        values, has_moments = arrays[NETWORK], self._rounds.leadership.may_lead(self._me)
+        if has_moments:
+            more, _ = self._rounds.fetch(sender, incarnation, _name("o", version), self._more)
+            self._predicted["received"] += 4 * self._more[MOMENTS]
+            values = np.concatenate([values, more[MOMENTS]])
+        self._pair.load_network(NETWORK, values, counters, has_moments)
+        self._pair.load_smooth(arrays[SMOOTH])
+        self._version = version
+
+    # --- what all modes with a leader give ----------------------------------------------------
+
+    def _end_fields(self, step: int) -> dict[str, Any]:
+        self._put_state(step, is_cut=True)
+        return {"state": self._version}
+
+    def _load_end(self, sender: int, letter: Letter) -> None:
+        self._fetch_state(sender, letter.incarnation, _version(letter.message))
+
+    def _catch_up(self, sender: int, letter: Letter) -> None:
+        if self._rounds.leadership.may_lead(self._me):
+            self._fetch_state(sender, letter.incarnation, _version(letter.message))
+        # Who leads and does not train has a discriminator that nobody wants.
+        but = () if self._mode.leader_trains else (sender,)
+        self._swaps.ask(letter.message.round, self._rounds.deadline.seconds, but)
+
+    def state(self):
+        return {}, {
+            "version": self._version,
+            "term": self._rounds.leadership.term,
+            "void_rounds": self._void_rounds,
+            "swaps": self._swaps.done,
+            "swaps_missed": self._swaps.missed,
+        }
+
+    def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
+        self._version = tuple(map(int, values["version"])) if values["version"] else None
+        self._rounds.leadership.term = int(values["term"])
+        self._void_rounds = int(values["void_rounds"])
+        self._swaps.done, self._swaps.missed = int(values["swaps"]), int(values["swaps_missed"])
+
+    def stats(self) -> dict[str, Any]:
+        return super().stats() | {"swaps": self._swaps.done, "swaps_missed": self._swaps.missed}
+
+
+def batches_of(settings: Experiment) -> int:
+    """k: how many batches the leader makes a round; the same for the whole run, whoever is alive."""
+    batches = settings.mode.batches
+    return max(1, math.floor(math.log(settings.workers))) if batches == "log" else batches
+
+
+def _name(prefix: str, version: Version) -> str:
+    return f"{prefix}{version[0]}.{version[1]}"
+
+
+def _version(message: Message) -> Version | None:
+    """The state that an announcement speaks of; None while there is none but the beginning."""
+    found = message.fields.get("state")
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 3:
+        raise MessageError("malformed", f"round {message.round} names no state")
+    term, round, worker = (whole({"state": number}, "state") for number in found)
+    return term, round, worker
+
+
+def _plan(message: Message) -> Plan:
+    """What a leader announces. Raises MessageError."""
+    fields = message.fields
+    workers, deadline_s = fields.get("workers"), fields.get("deadline_s")
+    if not isinstance(workers, list) or not all(isinstance(worker, int) for worker in workers):
+        raise MessageError("malformed", f"round {message.round} names no workers")
+    if len(set(workers)) < len(workers):
+        raise MessageError("malformed", f"round {message.round} names a worker twice")
+    if not isinstance(deadline_s, int | float) or not 0 <= deadline_s <= MAX_DEADLINE_S:
+        raise MessageError("malformed", f"round {message.round} has no deadline")
+    return Plan(workers, fields.get("is_swap") is True and len(workers) > 1, deadline_s, _version(message))
+
+
+def _mean_losses(answers: dict[int, Message]) -> dict[str, float]:
+    """Of a leader that does not train itself: the mean over those that answered."""
+    rows = [message.extras for message in answers.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}

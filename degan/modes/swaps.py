@@ -1,0 +1,220 @@
+"""Discriminators that change hands: sent on after a round, taken when they have come, given to those that join.
+
+After its feedback of a round with a swap each worker sends its discriminator to the one that the derangement names,
+and waits for the one that it is to get itself. It keeps waiting only as long as that costs nobody a round: when the
+next round has begun it goes on with its own, and takes the other between two later rounds, if it still comes before
+the deadline. A worker that joins asks a live one, drawn at random, for a copy of its discriminator.
+
+What always holds: ours is replaced only by one that has come whole and is finite; each that was to come was either
+taken or is counted as missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from config.settings import Experiment
+from degan.derangement import derangement
+from degan.pair import GanPair, spawn_seed
+from peers.errors import MessageError, StalledError
+from peers.mailbox import Letter
+from peers.rounds import Rounds
+from peers.types import Message
+
+NETWORK = "discriminator"
+
+
+class Incoming(NamedTuple):
+    """The discriminator that we are to get: from whom, in which life, after which round, and how long we wait.
+
+    Attributes:
+        until_s: when it is given up (seconds, monotonic).
+        grace_s: how long it is awaited when the next round has begun already.
+    """
+
+    sender: int
+    life: str | None
+    round: int
+    until_s: float
+    grace_s: float
+
+
+class Swaps:
+    """One worker's part in the swaps, from the main thread.
+
+    Args:
+        settings, pair: what is trained.
+        rounds: the way to the peers.
+        me: our number.
+        predicted: bytes `sent` and `received` by the formula; ours are added.
+        say: called with one line for a person.
+
+    Attributes:
+        done, missed: how many discriminators have come by a swap, and how many that should have did not.
+    """
+
+    def __init__(
+        self,
+        settings: Experiment,
+        pair: GanPair,
+        rounds: Rounds,
+        me: int,
+        predicted: dict[str, int],
+        say: Callable[[str], None],
+    ):
+        self._seed, self._pair, self._rounds, self._mail, self._me = settings.seed, pair, rounds, rounds.mail, me
+        self._has_moments = settings.mode.swap_optimiser
+        self._bytes = 4 * size(pair, settings)
+        self._predicted, self._say = predicted, say
+        self._incoming: Incoming | None = None
+        self.done = self.missed = 0
+
+    # --- a swap -------------------------------------------------------------------------------
+
+    def begin(self, round: int, workers: Collection[int], deadline_s: float) -> None:
+        """Send ours on after our part in a round of these workers, and know whose we are to get."""
+        if self._incoming is not None:
+            self._give_up()
+        takers = derangement(self._seed, round, workers)
+        (sender,) = (giver for giver, taker in takers.items() if taker == self._me)
+        self._send(takers[self._me], round, {})
+        until_s = time.monotonic() + deadline_s
+        self._incoming = Incoming(sender, self._mail.life(sender), round, until_s, deadline_s / 2)
+
+    def wait(self, step: int, may_wait: Callable[[int], bool] = lambda sender: True) -> None:
+        """Wait for the discriminator that we are to get, but not so long that we miss the round after `step`.
+
+        Args:
+            may_wait: whether who leads waits for this sender, since all the others wait for the leader.
+        """
+        incoming = self._incoming
+        if incoming is None:
+            return
+
+        def is_late() -> bool:
+            newest = self._rounds.newest()
+            if newest is None or newest[1].message.round <= step:
+                return self._rounds.leader() == self._me and not may_wait(incoming.sender)
+            waited_s = time.monotonic() - newest[1].at_s
+            return newest[1].message.round > step + 1 or waited_s > incoming.grace_s
+
+        # What has not come by the deadline is said below.
+        with contextlib.suppress(StalledError):
+            self._rounds.until(
+                lambda: self._come() or self._is_lost() or is_late(),
+                lambda: f"the discriminator of worker {incoming.sender}",
+                max(0.0, incoming.until_s - time.monotonic()),
+            )
+        self.take()
+
+    def take(self) -> None:
+        """Between two rounds: hold the discriminator that has come by now, or know that none will."""
+        if self._incoming is None:
+            return
+        letter = self._come()
+        if letter is None:
+            if self._is_lost() or time.monotonic() >= self._incoming.until_s:
+                self._give_up()
+            return
+        try:
+            self._load(letter.message)
+        except MessageError as error:
+            self._say(f"{error}")
+            self._give_up()
+            return
+        self.done += 1
+        self._end()
+
+    def _come(self) -> Letter | None:
+        return self._mail.letter("swap", self._incoming.sender, self._incoming.round)
+
+    def _is_lost(self) -> bool:
+        """Whether who is to give us its own is gone. What it said before a goodbye may still come."""
+        sender, life, round, *_ = self._incoming
+        # In the first round it may not have said anything yet.
+        return sender not in self._mail.reached(round) or life not in (None, self._mail.life(sender))
+
+    def _give_up(self) -> None:
+        self.missed += 1
+        sender, _, round, *_ = self._incoming
+        self._say(f"round {round}: the discriminator of worker {sender} has not come; this worker keeps its own")
+        self._end()
+
+    def _end(self) -> None:
+        self._mail.close_round("swap", self._incoming.round)
+        self._incoming = None
+
+    # --- joining ------------------------------------------------------------------------------
+
+    def ask(self, round: int, patience_s: float, but: Collection[int | None]) -> None:
+        """As one that joins at a round: begin with the discriminator of a live worker; with ours if none comes.
+
+        Args:
+            patience_s: how long to try.
+            but: workers that train none.
+        """
+        random = np.random.default_rng(spawn_seed(self._seed, "join", self._me, round))
+        until_s, asked = time.monotonic() + patience_s, set(but)
+        while time.monotonic() < until_s:
+            givers = sorted(self._mail.abreast() - asked)
+            if not givers:
+                break
+            giver = int(random.choice(givers))
+            asked.add(giver)
+            try:
+                if self._ask(giver, round, int(random.integers(2**48)), until_s):
+                    self._say(f"begins with the discriminator of worker {giver}")
+                    return
+            except (StalledError, MessageError) as error:
+                self._say(f"{error}")
+        self._say("nobody has given its discriminator; going on with the one that this worker has")
+
+    def _ask(self, giver: int, round: int, token: int, until_s: float) -> bool:
+        def given() -> Letter | None:
+            letter = self._mail.letter("swap", giver)
+            return letter if letter is not None and letter.message.extras.get("token") == token else None
+
+        self._rounds.send(giver, "want", round, {"token": token})
+        self._rounds.until(
+            lambda: given() or giver not in self._mail.live(),
+            lambda: f"the discriminator of worker {giver}",
+            max(0.0, until_s - time.monotonic()),
+        )
+        letter = given()
+        if letter is not None:
+            self._load(letter.message)
+            self._mail.close_round("swap", letter.message.round)
+        return letter is not None
+
+    def give(self, step: int) -> None:
+        """Before a step: copies of ours, as it is after the step before, to those that have asked."""
+        for sender in self._mail.letters("want"):
+            letter = self._mail.take("want", sender)
+            token = letter.message.fields.get("token") if letter else None
+            if isinstance(token, int) and 0 <= token < 2**48:
+                self._send(sender, step - 1, {"token": float(token)})
+
+    # --- both ---------------------------------------------------------------------------------
+
+    def _send(self, peer: int, round: int, extras: dict[str, float]) -> None:
+        counters = {name: float(count) for name, count in self._pair.network_counters(NETWORK).items()}
+        self._rounds.send(peer, "swap", round, self._pair.network(NETWORK, self._has_moments), counters | extras)
+        self._predicted["sent"] += self._bytes
+
+    def _load(self, message: Message) -> None:
+        self._predicted["received"] += self._bytes
+        counters = {name: message.extras.get(name, -1.0) for name in self._pair.network_counters(NETWORK)}
+        if any(not 0 <= count < 2**48 for count in counters.values()) or not np.isfinite(message.values).all():
+            raise MessageError("malformed", f"the discriminator after round {message.round} cannot be used")
+        counters = {name: int(count) for name, count in counters.items()}
+        self._pair.load_network(NETWORK, message.values, counters, self._has_moments)
+
+
+def size(pair: GanPair, settings: Experiment) -> int:
+    """Number of values of a discriminator on its way."""
+    return pair.network(NETWORK, settings.mode.swap_optimiser).size

@@ -1,0 +1,376 @@
+"""MD-GAN: its oracles, its swaps, what is wrong with an answer, and its bytes; fleets in threads of one process."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from degan import losses
+from degan.derangement import derangement
+from degan.pair import GanPair
+from tests.fleets import memory_buses, redis_buses
+from tests.multi_discriminators import BATCH, Fleet, assert_same, experiment, new_pair, one_process, reals
+from tests.workers import wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+RUNS = itertools.count()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def buses(request):
+    """Makes the buses of a fleet, in memory and over a real Redis."""
+
+    def make(workers):
+        if request.param == "memory":
+            return memory_buses(workers)
+        return redis_buses(workers, request.getfixturevalue("redis_url"), f"md{next(RUNS)}")
+
+    return make
+
+
+# --- oracles -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "steps_of_d", "loss"),
+    [
+        ("mlp", 1, "non_saturating"),
+        ("dcgan", 2, "least_squares"),
+        ("dcgan", 1, "hinge"),
+        ("lsgan", 1, "wasserstein_gp"),
+    ],
+)
+def test_one_worker_is_plain_alternating_gan_steps(buses, model, steps_of_d, loss):
+    """Written out with autograd through D and G at once; equal bit for bit, the running statistics as well."""
+    settings = experiment(1, model, loss=loss, discriminator_steps=steps_of_d)
+    fleet = Fleet(settings, buses(1))
+    torch.manual_seed(5)  # lsgan's dropout
+    found = fleet.train(4)
+    pair, data = new_pair(settings, 0), reals(settings, 100)
+    torch.manual_seed(5)
+    for line in found[0]:
+        fake, d_losses = pair.generator.module(pair._draw(BATCH)), []
+        for _ in range(steps_of_d):
+            d_losses.append(pair._discriminator_gradient(next(data), fake.detach()))
+            pair._optimisers[1].step()
+        pair.generator.clear_gradient()
+        pair.discriminator.freeze(True)
+        loss_of_g = losses.generator_loss(loss, pair.discriminator.module(fake))
+        loss_of_g.backward()
+        pair.discriminator.freeze(False)
+        pair._optimisers[0].step()
+        pair.average((0, pair.generator.size))
+        assert line == {"d_loss": sum(d_losses) / steps_of_d, "g_loss": float(loss_of_g.detach())}
+    assert_same(fleet.pairs[0], pair)
+    assert fleet.modes[0].stats()["sent_bytes"] > 0, "announced, should somebody come"
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-6):
+    """Two vectors, relative to their size."""
+    assert np.linalg.norm(expected) > 0
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def gradient(pair: GanPair) -> np.ndarray:
+    """What G's optimiser was last given."""
+    return pair.generator.gradient.numpy()
+
+
+def change(pair: GanPair, name: str) -> np.ndarray:
+    """Of a network since the beginning."""
+    return pair.network(name, False) - new_pair(pair.settings, 0).network(name, False)
+
+
+@pytest.mark.parametrize(("model", "workers", "batches"), [("mlp", 3, 1), ("dcgan", 4, 2), ("mlp", 5, 3)])
+def test_the_generator_follows_the_mean_of_the_discriminators_losses(buses, model, workers, batches):
+    settings = experiment(workers, model, batches=batches)
+    fleet = Fleet(settings, buses(workers))
+    fleet.train(1)
+    expected = one_process(settings, workers, 1)
+    assert_close(gradient(fleet.pairs[0]), gradient(expected[0]))
+    for pair, other in zip(fleet.pairs, expected, strict=True):
+        assert_same(pair, other, ("discriminator",))
+        assert_same(pair, fleet.pairs[0], ("generator", "ema"))
+
+
+def test_equal_discriminators_are_one(buses):
+    """Workers with the same data hold the same discriminator, and the mean of equal losses is any of them."""
+    several = Fleet(experiment(3, "dcgan"), buses(3), seeds=[100] * 3)
+    several.train(1)
+    alone = Fleet(experiment(1, "dcgan"), memory_buses(1))
+    alone.train(1)
+    assert_close(gradient(several.pairs[0]), gradient(alone.pairs[0]))
+    for pair in several.pairs:
+        assert_same(pair, alone.pairs[0], ("discriminator",))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_rounds_with_swaps_are_one_process(buses, workers):
+    """Six rounds with Adam, and after every second one the discriminators change hands."""
+    settings = experiment(workers, batches=2, swap_every=2)
+    fleet = Fleet(settings, buses(workers))
+    fleet.train(6)
+    expected = one_process(settings, workers, 6, swap_period=2)
+    for worker, pair in enumerate(fleet.pairs):
+        assert_close(change(pair, "generator"), change(expected[0], "generator"), 1e-3)
+        assert_close(change(pair, "discriminator"), change(expected[worker], "discriminator"), 1e-3)
+        assert pair.network_counters("discriminator")["discriminator"] == 6
+        assert fleet.modes[worker].stats()["swaps"] == 3
+
+
+def test_all_hold_the_same_generator_at_a_cut(buses):
+    """The leaders its moments as well."""
+    fleet = Fleet(experiment(4, "dcgan", codec="int8", feedback_codec="float16", state_every=2), buses(4))
+    fleet.train(5)
+    for worker, pair in enumerate(fleet.pairs[1:], start=1):
+        assert_same(pair, fleet.pairs[0], ("generator", "ema"))
+        if worker < 3:
+            np.testing.assert_array_equal(pair.network("generator"), fleet.pairs[0].network("generator"))
+            assert pair.network_counters("generator") == fleet.pairs[0].network_counters("generator")
+    assert len({pair.network("discriminator").tobytes() for pair in fleet.pairs}) == 4, "each keeps its own D"
+
+
+def test_a_leader_that_does_not_train_gives_the_mean_losses(buses):
+    fleet = Fleet(experiment(3, leader_trains=False), buses(3))
+    found = fleet.train(3)
+    for step in range(3):
+        for name in ("d_loss", "g_loss"):
+            assert math.isclose(found[0][step][name], (found[1][step][name] + found[2][step][name]) / 2)
+    np.testing.assert_array_equal(fleet.discriminators()[0], new_pair(experiment(1), 0).network("discriminator"))
+    assert [mode.stats()["cohort"] for mode in fleet.modes] == [2] * 3
+
+
+# --- swaps --------------------------------------------------------------------
+
+
+def spy_on_swaps(sent):
+    """Keeps what each worker sends as a swap, by worker."""
+
+    def change(mode):
+        original = mode._rounds.send
+
+        def send(peer, kind, round, content, extras=None):
+            if kind == "swap":
+                sent[mode._me] = (peer, content.copy())
+            original(peer, kind, round, content, extras)
+
+        mode._rounds.send = send
+
+    return change
+
+
+@pytest.mark.parametrize("has_moments", [True, False])
+def test_a_swap_moves_every_discriminator(buses, has_moments):
+    workers, sent = 4, {}
+    settings = experiment(workers, "dcgan", swap_every=3, swap_optimiser=has_moments)
+    fleet = Fleet(settings, buses(workers), change=spy_on_swaps(sent))
+    fleet.train(3)
+    expected = derangement(settings.seed, 3, range(workers))
+    assert {giver: taker for giver, (taker, _) in sent.items()} == expected
+    for giver, taker in expected.items():
+        held = fleet.pairs[taker].network("discriminator", has_moments)
+        np.testing.assert_array_equal(held, sent[giver][1])
+        assert not np.array_equal(held, sent[taker][1]), "not the one that it had"
+    whole = {pair.network("discriminator").tobytes() for pair in fleet.pairs}
+    assert len(whole) == workers
+    assert [mode.stats()["swaps"] for mode in fleet.modes] == [1] * workers
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_who_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
+    """Worker `silent` sends no discriminator: its taker misses a swap, and no round."""
+    workers, kept = 3, {}
+    settings = experiment(workers, swap_every=2, deadline={"floor_s": 3.0, "ceiling_s": 3.0})
+
+    def change(mode):
+        if mode._me == silent:
+            original = mode._rounds.send
+            mode._rounds.send = lambda peer, kind, *rest: None if kind == "swap" else original(peer, kind, *rest)
+        original_missed = mode._swaps._give_up
+
+        def give_up():
+            kept[mode._me] = mode._pair.network("discriminator")
+            original_missed()
+
+        mode._swaps._give_up = give_up
+
+    fleet = Fleet(settings, buses(workers), change=change)
+    found = fleet.train(3)
+    taker = derangement(settings.seed, 2, range(workers))[silent]
+    swaps = [(mode.stats()["swaps"], mode.stats()["swaps_missed"]) for mode in fleet.modes]
+    assert swaps == [(0, 1) if worker == taker else (1, 0) for worker in range(workers)]
+    assert all(found[worker][step] for worker in range(workers) for step in range(3)), "no round was missed"
+    assert f"the discriminator of worker {silent} has not come; this worker keeps its own" in "".join(
+        fleet.lines[taker]
+    )
+
+
+def test_a_discriminator_that_is_not_finite_is_not_taken(buses):
+    settings = experiment(2, swap_every=1)
+
+    def change(mode):
+        if mode._me == 1:
+            mode._pair.network = lambda *rest, own=mode._pair.network: own(*rest) * np.float32("nan")
+
+    fleet = Fleet(settings, buses(2), change=change)
+    fleet.train(1, at_cut=False)
+    assert [mode.stats()["swaps"] for mode in fleet.modes] == [0, 1]
+    assert np.isfinite(fleet.pairs[0].network("discriminator")).all()
+    assert "cannot be used" in "".join(fleet.lines[0])
+
+
+def test_without_a_value_swaps_come_once_an_epoch():
+    for workers, samples, expected in ((3, 5 * BATCH, [5, 10]), (1, 5 * BATCH, []), (2, BATCH, list(range(1, 13)))):
+        settings = experiment(workers, swap_every=None)
+        fleet = Fleet(settings, memory_buses(workers), samples=samples)
+        found = [step for step in range(1, 13) if fleet.modes[0]._is_swap(step, list(range(workers)))]
+        for mode in fleet.modes:
+            mode.close()
+        assert found == expected
+
+
+# --- what is wrong with an answer --------------------------------------------------------------
+
+
+def spoil(worker, at_step):
+    """Worker `worker` answers round `at_step` with what is no number."""
+
+    def change(mode):
+        if mode._me == worker:
+            original = mode._pair.feedback
+
+            def feedback(fake):
+                gradient, loss = original(fake)
+                return (gradient * np.float32("nan"), math.nan) if mode._step == at_step else (gradient, loss)
+
+            mode._pair.feedback = feedback
+
+    return change
+
+
+@pytest.mark.parametrize("worker", [0, 2])
+def test_a_feedback_that_is_not_finite_is_left_out(buses, worker):
+    fleet = Fleet(experiment(3), buses(3), change=spoil(worker, 2))
+    fleet.train(3)
+    assert np.isfinite(fleet.pairs[0].network("generator")).all()
+    assert fleet.modes[0].stats()["dropped"].get("not finite") == 1
+    assert fleet.modes[0].stats()["void_rounds"] == 0
+    assert f"the feedback of worker {worker} is not finite" in "".join(fleet.lines[0])
+
+
+def test_under_the_quorum_a_round_is_void(buses):
+    """Of two one answer is spoilt, and both are asked for: G and its average stay, and the next round counts."""
+    settings = experiment(2, quorum=1.0)
+    fleet = Fleet(settings, buses(2), change=spoil(1, 1))
+    fleet.train(1)
+    assert_same(fleet.pairs[0], new_pair(settings, 0), ("generator", "ema"))
+    assert fleet.modes[0].stats()["void_rounds"] == 1
+    assert fleet.modes[0].stats()["answered"] == 1 and fleet.modes[0].stats()["cohort"] == 2
+
+
+# --- bytes -------------------------------------------------------------------------------------
+
+
+def test_bytes_are_what_the_formula_says(buses):
+    """MNIST's size: with swaps, states and a cut, headers are less than a fiftieth."""
+    settings = experiment(3, "lsgan", batch=64, codec="float16", feedback_codec="float16", swap_every=2, state_every=3)
+    fleet = Fleet(settings, buses(3), samples=64)
+    fleet.train(4)
+    for mode, bus in zip(fleet.modes, fleet.buses, strict=True):
+        stats = mode.stats()
+        for measured, way in ((bus.sent_bytes, "sent"), (bus.received_bytes, "received")):
+            assert stats[f"predicted_{way}_bytes"] <= measured <= 1.02 * stats[f"predicted_{way}_bytes"], way
+
+
+def test_a_round_costs_what_the_specification_says(buses):
+    """Without cuts, states and swaps: down k b d, up b d, of two bytes a value; the leader gets (n - 1) b d."""
+    rounds, values = 3, 64 * 32 * 32
+    settings = experiment(3, "dcgan", batch=64, batches=2, codec="float16", feedback_codec="float16")
+    fleet = Fleet(settings, buses(3))
+    fleet.train(rounds, at_cut=False)
+    stats = [mode.stats() for mode in fleet.modes]
+    for worker in (1, 2):
+        assert stats[worker]["predicted_received_bytes"] == rounds * 2 * values * 2
+        assert stats[worker]["predicted_sent_bytes"] == rounds * values * 2
+    assert stats[0]["predicted_sent_bytes"] == rounds * 2 * values * 2
+    assert stats[0]["predicted_received_bytes"] == rounds * 2 * values * 2
+    for line, bus in zip(stats, fleet.buses, strict=True):
+        assert line["predicted_sent_bytes"] <= bus.sent_bytes <= 1.02 * line["predicted_sent_bytes"]
+        assert line["predicted_received_bytes"] <= bus.received_bytes <= 1.02 * line["predicted_received_bytes"]
+
+
+@pytest.mark.parametrize("power", [0, -45, 40])
+@pytest.mark.parametrize(("codec", "tolerance"), [("float16", 2**-10), ("bfloat16", 2**-7), ("int8", 0.02)])
+def test_a_lossy_feedback_comes_close_wherever_its_values_lie(codec, tolerance, power):
+    """Far outside of float16's own range as well."""
+
+    def change(mode):
+        def feedback(fake, own=mode._pair.feedback):
+            found, loss = own(fake)
+            return np.ldexp(found, power), loss
+
+        mode._pair.feedback = feedback
+
+    fleets = [Fleet(experiment(2, feedback_codec=c), memory_buses(2), change=change) for c in ("raw", codec)]
+    for fleet in fleets:
+        fleet.train(1)
+    # Two to the 45th part of it is a gradient of which the optimiser makes nothing, but the gradient is there.
+    exact, lossy = (np.ldexp(gradient(fleet.pairs[0]), -power) for fleet in fleets)
+    assert not np.array_equal(exact, lossy)
+    assert_close(lossy, exact, tolerance)
+
+
+# --- who is slow -------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_behind_goes_on_with_the_newest_round(buses):
+    """Worker 2 answers round 2 only when round 4 has begun: too late, round 3 is left out, and it is back for 4."""
+    settings = experiment(3, deadline={"floor_s": 2.0, "ceiling_s": 2.0})
+
+    def change(mode):
+        def feedback(fake, own=mode._pair.feedback):
+            if mode._me == 2 and mode._step == 2:
+                wait_for(lambda: mode._rounds.newest()[1].message.round >= 4, "the leader to go on")
+            return own(fake)
+
+        mode._pair.feedback = feedback
+
+    fleet = Fleet(settings, buses(3), change=change)
+    found = fleet.train(6)
+    assert [step for step, line in enumerate(found[2], start=1) if line] == [1, 2, 4, 5, 6]
+    assert fleet.modes[0].stats()["late"] >= 1 and fleet.modes[0].stats()["void_rounds"] == 0
+    assert_same(fleet.pairs[2], fleet.pairs[0], ("generator", "ema"))
+
+
+def test_a_slow_swap_is_taken_between_two_later_rounds(buses):
+    """What worker 1 sends after round 2 leaves it only when its taker has begun round 3 with its own."""
+    settings = experiment(3, swap_every=2, deadline={"floor_s": 4.0, "ceiling_s": 4.0})
+    taker = derangement(settings.seed, 2, range(3))[1]
+    has_gone_on = threading.Event()
+
+    def change(mode):
+        def feedback(fake, own=mode._pair.feedback):
+            if mode._me == taker and mode._step == 3:
+                assert mode.stats()["swaps"] == 0
+                has_gone_on.set()
+            return own(fake)
+
+        def send(peer, kind, *rest, own=mode._rounds.send):
+            if mode._me == 1 and kind == "swap" and mode._step == 2:
+                threading.Thread(target=lambda: has_gone_on.wait(30) and own(peer, kind, *rest)).start()
+            else:
+                own(peer, kind, *rest)
+
+        mode._pair.feedback, mode._rounds.send = feedback, send
+
+    fleet = Fleet(settings, buses(3), change=change)
+    found = fleet.train(5)
+    assert all(found[worker][step] for worker in range(3) for step in range(5)), "no round was missed"
+    swaps = [(mode.stats()["swaps"], mode.stats()["swaps_missed"]) for mode in fleet.modes]
+    assert swaps == [(2, 0)] * 3
