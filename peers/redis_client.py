@@ -1,4 +1,4 @@
-"""A node's Redis: its URL, a client that has answered, and links for what is large.
+"""A node's Redis: its URL, a client that has answered, links for what is large, and what is read over them.
 
 Every client option is set here, once, because redis-py's defaults changed from one major version
 to the next: RESP2, no retries inside the client, and a socket timeout on everything, longer than
@@ -8,6 +8,7 @@ the second for which a read may block.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -16,11 +17,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from peers.errors import UnreachableError
-from peers.resp import Busy, Connection
+from peers.errors import BusError, UnreachableError
+from peers.resp import Busy, Connection, ReplyError, bulks
+from peers.types import Entry
 
 BLOCK_S = 1.0
 SOCKET_TIMEOUT_S = BLOCK_S + 3.0
+# What an answer to XREAD holds at most, unless a single entry is larger: of larger ones the processor's cache
+# would have lost the first when the last has come.
+REPLY_BYTES = 512 * 1024
 
 
 def address(url: str) -> str:
@@ -97,3 +102,138 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
     # From here on the socket is ours: the client's connection would close it with itself.
     socket, made._sock = made._sock, None
     return Connection(socket, buffer_bytes, busy)
+
+
+class _Stream:
+    """One stream that is followed: whose, and how far it has been read."""
+
+    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer")
+
+    def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int):
+        self.peer, self.incarnation, self.is_direct = peer, incarnation, is_direct
+        self.move(after)
+
+    def move(self, after: int) -> None:
+        item_id = b"%d-0" % after
+        self.after, self.cursor = after, b"$%d\r\n%b\r\n" % (len(item_id), item_id)
+
+
+class Reader:
+    """Follows the streams on one server. Thread-safe; one thread at a time reads, over a link of its own.
+
+    What comes next is asked for before what has come is handed out: the server gathers it meanwhile.
+
+    Args:
+        client: has answered; for the link, and for the caller's own small questions.
+        name: of the server, for errors.
+        busy: is entered while an answer comes in.
+
+    Attributes:
+        received_bytes: payload and header bytes so far.
+    """
+
+    def __init__(self, client: redis.Redis, name: str, busy: Busy):
+        self.client, self.name = client, name
+        self.received_bytes = 0
+        self._busy = busy
+        self._reading, self._changing = threading.Lock(), threading.Lock()
+        self._followed = threading.Event()
+        # By key. Put anew when others are followed, so that it tells an answer's streams from those of now.
+        self._streams: dict[bytes, _Stream] = {}
+        self._link: Connection | None = None
+        # What has been asked for and not been read, and the question up to the cursors.
+        self._asked: dict[bytes, _Stream] | None = None
+        self._question: tuple[object, bytes] = (None, b"")
+
+    def follow(self, peer: int, incarnation: str, after: int, out: str, direct: str) -> None:
+        """Read a peer's outbox after entry number `after`, and its stream for us, instead of what was followed."""
+        with self._changing:
+            others = {key: stream for key, stream in self._streams.items() if stream.peer != peer}
+            others[out.encode()] = _Stream(peer, incarnation, False, after)
+            others[direct.encode()] = _Stream(peer, incarnation, True, 0)
+            self._streams = others
+        self._followed.set()
+
+    def receive(self, timeout_s: float, entry_bytes: int) -> list[Entry]:
+        """What came since the last call; see `peers.bus.Bus.receive`.
+
+        Args:
+            entry_bytes: the largest payload to expect.
+        """
+        if not self._streams:
+            self._followed.wait(timeout_s)
+            self._followed.clear()
+            return []
+        timeout_ms = max(1, int(min(timeout_s, BLOCK_S) * 1000))
+        with self._reading:
+            try:
+                streams = self._streams
+                if self._asked is not None and self._asked is not streams:
+                    # Others are followed by now, and what is on its way is of those before.
+                    self._hang_up()
+                if self._asked is None:
+                    self._ask(streams, timeout_ms, entry_bytes)
+                answer = self._link.read()
+                self._asked = None
+                if isinstance(answer, ReplyError):
+                    raise redis.ResponseError(str(answer))
+            except (OSError, redis.RedisError) as error:
+                self._hang_up()
+                raise BusError(f"Redis at {self.name}: {error}") from None
+            if not answer:
+                return []
+            entries = [entry for key, items in answer for entry in self._take(streams[bytes(key)], items)]
+            try:
+                self._ask(self._streams, timeout_ms, entry_bytes)
+            except (OSError, redis.RedisError):
+                # What has come is handed out; the next call opens another link, or says what is wrong.
+                self._hang_up()
+            return entries
+
+    def _ask(self, streams: dict[bytes, _Stream], timeout_ms: int, entry_bytes: int) -> None:
+        """Send XREAD for what comes after the cursors."""
+        if self._link is None:
+            # Room for an answer, of entries of a size that the configuration knows.
+            room = max(64 * 1024, min(2 * REPLY_BYTES, 8 * entry_bytes), entry_bytes + 64 * 1024)
+            self._link = open_link(self.client, room, self._busy)
+        # The same words each time, but for the cursors.
+        what = (streams, timeout_ms, entry_bytes)
+        if self._question[0] != what:
+            # Of the two streams of a peer only its outbox has large entries.
+            count = max(1, REPLY_BYTES // (entry_bytes * max(1, len(streams) // 2)))
+            words = (b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % timeout_ms, b"STREAMS", *streams)
+            self._question = what, b"*%d\r\n" % (len(words) + len(streams)) + bulks(*words)
+        self._link.say(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
+        self._asked = streams
+
+    def _take(self, stream: _Stream, items: list) -> list[Entry]:
+        """A stream's entries; its cursor moves behind them."""
+        entries, after, size_bytes = [], stream.after, 0
+        peer, incarnation, is_direct = stream.peer, stream.incarnation, stream.is_direct
+        for item_id, fields in items:
+            sequence = int(bytes(item_id).partition(b"-")[0])
+            if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"d":
+                header, payload = fields[1], fields[3]
+            else:
+                values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
+                header, payload = values.get(b"h", b""), values.get(b"d", b"")
+            # The header is small and is kept; the payload stays where the socket has put it.
+            entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
+            after = sequence
+            size_bytes += len(header) + len(payload)
+        stream.move(after)
+        self.received_bytes += size_bytes
+        return entries
+
+    def _hang_up(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link = self._asked = None
+
+    def close(self) -> None:
+        """Close every connection; who waits for an answer gets an error."""
+        self._followed.set()
+        if self._link is not None:
+            self._link.close()
+        self.client.close()
+        self.client.connection_pool.disconnect()

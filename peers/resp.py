@@ -10,6 +10,7 @@ Everything that a server says is checked before memory is taken for it.
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import struct
@@ -29,6 +30,14 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_PIECES = 1000
 KEPT_BUFFERS = 8
 WHOLE_BYTES = 8 * 1024
+ROOM_BYTES = 1024 * 1024
+
+# The answer to XREAD where one stream has news, up to its entries.
+_ANSWER = re.compile(rb"\*1\r\n\*2\r\n\$(\d{1,3})\r\n([^\r\n]+)\r\n\*(\d{1,5})\r\n")
+# An entry of XREAD with two fields of one letter, up to the bytes of its second value. In two halves, because the
+# first value, of at most 9,999 bytes, may be anything.
+_ENTRY = re.compile(rb"\*2\r\n\$(\d\d?)\r\n([\d-]+)\r\n\*4\r\n\$1\r\n(.)\r\n\$(\d{1,4})\r\n", re.DOTALL)
+_SECOND = re.compile(rb"\r\n\$1\r\n(.)\r\n\$(\d{1,8})\r\n", re.DOTALL)
 
 # Under a name that an argument does not hide.
 _Socket = socket.socket
@@ -87,8 +96,9 @@ def bulks(*arguments: Buffer) -> bytes:
 class Replies:
     """Reads one reply after the other.
 
-    Bulk strings come as memoryviews, which stay as they are for as long as somebody holds them; arrays as lists,
-    nil as None, an error inside or instead of a reply as a `ReplyError` that is returned and not raised.
+    Bulk strings come as memoryviews, which stay as they are for as long as somebody holds them, or, small ones, as
+    bytes; arrays as lists, nil as None, an error inside or instead of a reply as a `ReplyError` that is returned and
+    not raised.
 
     Args:
         receive_into: waits for something, writes it, returns how much; 0 at the end. Its second argument says how
@@ -119,7 +129,18 @@ class Replies:
             self._fill(1)
         self._left_bytes = MAX_REPLY_BYTES
         with self._busy:
-            return self._value(MAX_DEPTH)
+            return self._answer() or self._value(MAX_DEPTH)
+
+    def expect(self, text: bytes) -> bool:
+        """Whether exactly this comes next; then it has been read, else nothing has. Raises as `read`."""
+        while True:
+            here = min(len(text), self._end - self._at)
+            if self._buffer[self._at : self._at + here] != text[:here]:
+                return False
+            if here == len(text):
+                self._at += here
+                return True
+            self._fill(here + 1)
 
     def _value(self, depth: int) -> Any:
         line = self._line()
@@ -128,20 +149,12 @@ class Replies:
             size = self._length(rest, MAX_BULK_BYTES)
             if size < 0:
                 return None
-            self._left_bytes -= size
-            if self._left_bytes < 0:
-                raise ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
-            self._fill(size + 2)
-            start = self._at
-            self._at = start + size + 2
-            if self._buffer[start + size : self._at] != b"\r\n":
-                raise ProtocolError("a bulk string that does not end where it should")
-            return self._view[start : start + size]
+            return self._bulk(size)
         if kind == b"*":
             size = self._length(rest, MAX_ITEMS)
             if not depth:
                 raise ProtocolError("arrays in arrays without end")
-            return None if size < 0 else [self._value(depth - 1) for _ in range(size)]
+            return None if size < 0 else self._items(size, depth)
         if kind == b":":
             return self._length(rest, 2**63)
         if kind == b"+":
@@ -149,6 +162,54 @@ class Replies:
         if kind == b"-":
             return ReplyError(rest.decode(errors="replace"))
         raise ProtocolError(f"no RESP2: {line[:32]!r}")
+
+    def _items(self, size: int, depth: int) -> list:
+        return [self._entry(depth) or self._value(depth - 1) for _ in range(size)]
+
+    def _bulk(self, size: int) -> memoryview:
+        self._left_bytes -= size
+        if self._left_bytes < 0:
+            raise ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        if self._end - self._at < size + 2:
+            self._fill(size + 2)
+        start = self._at
+        self._at = start + size + 2
+        if self._buffer[start + size : self._at] != b"\r\n":
+            raise ProtocolError("a bulk string that does not end where it should")
+        return self._view[start : start + size]
+
+    # What degan reads most is recognised by its form: line by line the head of an entry takes longer than the
+    # checksum of its payload. What has another form, or is not here whole, is left to `_value`.
+
+    def _answer(self) -> list | None:
+        """The answer to XREAD, if one stream has news; else nothing has been read."""
+        found = _ANSWER.match(self._buffer, self._at, self._end)
+        if found is None or not len(found[2]) == int(found[1]) <= self._left_bytes:
+            return None
+        self._left_bytes -= len(found[2])
+        self._at = found.end()
+        return [[found[2], self._items(int(found[3]), MAX_DEPTH - 2)]]
+
+    def _entry(self, depth: int) -> list | None:
+        """An item of an array, if it is an entry; else nothing has been read."""
+        if self._at == self._end:
+            self._fill(1)
+        first = _ENTRY.match(self._buffer, self._at, self._end)
+        if first is None or depth < 3:
+            return None
+        id_size, item_id, name, value_size = first.groups()
+        start = first.end()
+        stop = start + int(value_size)
+        second = _SECOND.match(self._buffer, stop, self._end)
+        if second is None or len(item_id) != int(id_size):
+            return None
+        value, size = bytes(self._view[start:stop]), int(second[2])
+        small_bytes = len(item_id) + len(value) + 2
+        if len(value) > MAX_BULK_BYTES or size > MAX_BULK_BYTES or small_bytes + size > self._left_bytes:
+            return None
+        self._left_bytes -= small_bytes
+        self._at = second.end()
+        return [item_id, [name, value, second[1], self._bulk(size)]]
 
     def _length(self, text: bytes, limit: int) -> int:
         try:
@@ -221,6 +282,12 @@ def _let_the_kernel_wait(connected: socket.socket) -> None:
         connected.settimeout(None)
 
 
+def _make_room(connected: socket.socket) -> None:
+    """A unix socket by itself has room for less than one entry: who sends would sleep once or twice for each."""
+    if connected.family == socket.AF_UNIX:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM_BYTES)
+
+
 class Connection:
     """A connected socket that speaks RESP2.
 
@@ -235,16 +302,17 @@ class Connection:
         if self._is_plain:
             self._timeout_ms = int(1000 * (socket.gettimeout() or 1))
             _let_the_kernel_wait(socket)
+            _make_room(socket)
             self._poll = select.poll()
             self._poll.register(socket, select.POLLIN)
         self._replies = Replies(self._receive_into, buffer_bytes, busy)
-        self.read = self._replies.read
+        self.read, self.expect = self._replies.read, self._replies.expect
 
     def _receive_into(self, view: memoryview, needed: int) -> int:
         try:
             if not self._is_plain or needed < WHOLE_BYTES:
                 return self._socket.recv_into(view)
-            received = self._receive_now(view, needed)
+            received = self._receive_now(view)
             if received < needed:
                 left = needed - received
                 self._await(left)
@@ -253,10 +321,10 @@ class Connection:
         except BlockingIOError:
             raise TimeoutError("no answer in time") from None
 
-    def _receive_now(self, view: memoryview, needed: int) -> int:
-        """How much was there, at most `needed` bytes."""
+    def _receive_now(self, view: memoryview) -> int:
+        """How much was there."""
         try:
-            return self._socket.recv_into(view, needed, socket.MSG_DONTWAIT)
+            return self._socket.recv_into(view, len(view), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
 
@@ -268,6 +336,13 @@ class Connection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
         self._poll.poll(self._timeout_ms)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def say(self, text: bytes) -> None:
+        """Send something small. Raises as `send`."""
+        try:
+            self._socket.sendall(text)
+        except BlockingIOError:
+            raise TimeoutError("nothing more is taken") from None
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         """Send buffers one after the other, as they lie in memory.

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 import config
+from peers.redis_client import split_socket
 
 pytestmark = pytest.mark.timeout(20)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses pidfds")
@@ -153,6 +154,12 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+def socket_folders(folder: Path) -> set[Path]:
+    """Where the sockets of a run's servers lie."""
+    near = [split_socket(url)[1] for url in config.load(folder / "run").peers]
+    return {Path(url.removeprefix("unix://").partition("?")[0]).parent for url in near if url.startswith("unix:")}
+
+
 def ended(pids: list[int]) -> list[int]:
     """File descriptors that become readable when these processes have ended."""
     return [os.pidfd_open(pid) for pid in pids]
@@ -179,6 +186,7 @@ def test_a_run_from_start_to_end(launch, tmp_path):
     assert run.text.splitlines()[-1] == "report: run/report.html"
 
     folder = tmp_path / "run"
+    assert not any(sockets.exists() for sockets in socket_folders(tmp_path))
     peers = config.load(folder / "experiment.yaml").peers
     assert len(set(peers)) == 2 and all(url.startswith("redis://127.0.0.1:") for url in peers)
     about = json.loads((folder / "environment.json").read_text())
@@ -210,21 +218,26 @@ def test_one_server_for_all_and_ports_counted_from_a_base(launch, tmp_path):
     port = free_port()
     run = launch("--servers", "one", "--port", str(port))
     assert run.end() == 0, run.text
-    assert config.load(tmp_path / "run").peers == [f"redis://127.0.0.1:{port}/0"] * 2
+    peers = config.load(tmp_path / "run").peers
+    assert [split_socket(url)[0] for url in peers] == [f"redis://127.0.0.1:{port}/0"] * 2
+    assert peers[0] == peers[1], "one server has one socket"
 
 
 # --- endings ------------------------------------------------------------------------------------
 
 
 @linux
-def test_kill_9_of_the_launcher_leaves_no_child(launch):
+def test_kill_9_of_the_launcher_leaves_no_child_and_no_socket(launch, tmp_path):
     run = launch(todo={"0": "wait", "1": "deaf"})
     run.until("w0 training", "w1 training")
     children = run.children()
-    assert len(children) == 4  # two workers, two servers
+    assert len(children) == 5  # two workers, two servers, and the one that takes the sockets' folder away
+    (folder,) = socket_folders(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.iterdir())) == 2
     descriptors = ended(children)
     run.process.kill()
     assert all_end(descriptors)
+    assert not folder.exists()
 
 
 @linux
@@ -232,10 +245,10 @@ def test_kill_9_of_the_launcher_leaves_no_child(launch):
 def test_workers_stop_together_when_asked(launch, tmp_path, number, code):
     run = launch(todo={"0": "wait", "1": "wait"})
     run.until("w0 training", "w1 training")
-    descriptors = ended(run.children())
+    descriptors, (sockets,) = ended(run.children()), socket_folders(tmp_path)
     run.process.send_signal(number)
     assert run.end() == code, run.text
-    assert all_end(descriptors)
+    assert all_end(descriptors) and not sockets.exists()
     assert (tmp_path / "run/w0/checkpoints/SIGUSR2").is_dir() and (tmp_path / "run/w1/checkpoints/SIGUSR2").is_dir()
     assert run.text.endswith("to go on: python -m launch local run --out run --resume latest\n")
     assert "report: run/report.html" in run.text
@@ -292,8 +305,9 @@ def test_servers_stay_up_for_a_worker_restarted_by_hand(launch, tmp_path):
             run.until("w1 training  step 40/20")
             open_gate(tmp_path / "run/w0")
             run.until(f"worker 1 (pid {restarted.pid}), restarted by hand, still runs")
-            with redis.Redis.from_url(config.load(tmp_path / "run").peers[1], protocol=2) as client:
-                assert client.ping()
+            for url in split_socket(config.load(tmp_path / "run").peers[1]):
+                with redis.Redis.from_url(url, protocol=2) as client:
+                    assert client.ping()
             open_gate(tmp_path / "run/w1")
             assert restarted.wait() == 0
             assert run.end() == 1, run.text

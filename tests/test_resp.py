@@ -35,6 +35,17 @@ def plain(value):
     return bytes(value) if isinstance(value, memoryview) else value
 
 
+# Entries of XREAD, and what looks like them.
+ids = st.one_of(st.from_regex(rb"[0-9]{1,20}-[0-9]{1,20}", fullmatch=True), st.binary(max_size=30))
+letters = st.one_of(st.sampled_from([b"h", b"d", b"\r", b"\n"]), st.binary(max_size=2))
+entries = st.one_of(
+    st.tuples(ids, st.tuples(letters, bulk_strings, letters, bulk_strings).map(list)).map(list),
+    st.tuples(ids, st.lists(bulk_strings, max_size=6)).map(list),
+    values,
+)
+streams = st.lists(st.tuples(bulk_strings, st.lists(entries, max_size=5)).map(list), max_size=3)
+
+
 class Pieces:
     """A socket that hands out a stream in given pieces."""
 
@@ -56,6 +67,75 @@ def test_any_split_of_the_stream_and_any_buffer_give_the_same_and_keep_it(said, 
     heard = [replies.read() for _ in said]
     # Looked at only when all has come: what is held has not been overwritten by what came later.
     assert [plain(value) for value in heard] == said
+
+
+@settings(deadline=None)
+@given(st.lists(streams, min_size=1, max_size=3), st.lists(st.integers(1, 200), max_size=100), st.integers(1, 2048))
+def test_entries_read_the_same_at_once_and_piece_by_piece(said, sizes, buffer_bytes):
+    stream = b"".join(map(written, said))
+    replies = Replies(Pieces(stream, sizes).receive_into, buffer_bytes)
+    heard = [replies.read() for _ in said]
+    assert [plain(value) for value in heard] == said
+
+
+class Slow(Replies):
+    """Without the short cut."""
+
+    def _entry(self, depth):
+        return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    streams, st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=3), st.integers(0, 5), st.data()
+)
+def test_the_short_cut_takes_and_refuses_what_the_long_way_does(said, changes, more_depth, data):
+    stream = bytearray(b"*1\r\n" * more_depth + written(said))
+    for at, text in changes:
+        at = min(at, len(stream))
+        stream[at : at + len(text)] = text
+    sizes = data.draw(st.lists(st.integers(1, 100), max_size=30))
+    limits = data.draw(st.tuples(st.integers(0, 800), st.integers(0, 400)))
+    results = []
+    for kind in (Replies, Slow):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resp, "MAX_REPLY_BYTES", limits[0])
+            patch.setattr(resp, "MAX_BULK_BYTES", limits[1])
+            replies = kind(Pieces(bytes(stream), list(sizes)).receive_into, 512)
+            try:
+                results.append(shown(replies.read()))
+            except ConnectionError as error:
+                results.append(type(error))
+    assert results[0] == results[1]
+
+
+def shown(value):
+    """Errors are not equal by themselves."""
+    if isinstance(value, list):
+        return [shown(item) for item in value]
+    return str(value) if isinstance(value, ReplyError) else plain(value)
+
+
+def test_the_short_cut_is_taken(monkeypatch):
+    """Else it would be tested, and be of no use."""
+    reply = written([[b"key", [[b"%d-0" % k, [b"h", b"x" * 60, b"d", bytes(5000)]] for k in range(9)]]])
+    monkeypatch.setattr(Replies, "_line", counted := Counted(Replies._line))
+    assert len(Replies(Pieces(reply, [100, 3000]).receive_into, 65536).read()[0][1]) == 9
+    assert counted.calls <= 4 + 7
+
+
+class Counted:
+    """A method that counts its calls."""
+
+    def __init__(self, method):
+        self.calls, self._method = 0, method
+
+    def __get__(self, instance, owner):
+        def call(*words):
+            self.calls += 1
+            return self._method(instance, *words)
+
+        return call
 
 
 def test_a_buffer_is_used_again_when_nobody_looks_at_it_and_not_before():

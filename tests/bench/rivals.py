@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 import zmq
 
+from peers.coding import CHUNK_BYTES
 from peers.redis_client import split_socket
+from peers.resp import ROOM_BYTES
 
-CHUNK_BYTES = 256 * 1024
 FIRST_ID = 10**9  # Every id has ten digits, so that the length of a reply follows from its number of entries.
 
 
@@ -186,6 +187,7 @@ def _connected(url: str) -> socket.socket:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         found = socket.socket(socket.AF_UNIX)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM_BYTES)
         found.connect(parts.path)
     else:
         found = socket.create_connection((parts.hostname, parts.port))

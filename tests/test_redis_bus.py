@@ -1,0 +1,157 @@
+"""What the bus does on Redis alone: retries, lifetimes, connections that break, unix sockets, absent servers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from peers.errors import BusError, UnreachableError
+from peers.redis_bus import RedisBus
+from peers.redis_client import address, connect, split_socket
+from tests.fleets import in_threads
+from tests.servers import free_port, redis_server
+from tests.test_bus import lease, read
+
+
+def test_adding_again_what_is_there_changes_nothing(redis_url):
+    """P1: a retried XADD with its explicit id is refused by Redis, and that is taken for success."""
+    writer = RedisBus("idem", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    reader = RedisBus("idem", 1, [redis_url] * 2, "a1", [0], 10, 5)
+    try:
+        reader.follow(0, "a0")
+        writer.publish([(b"h", b"1"), (b"h", b"2")])
+        writer._sequences.clear()  # As if the reply had been lost.
+        writer.publish([(b"h", b"1"), (b"h", b"2")])
+        writer.publish([(b"h", b"3")])
+        assert [(e.sequence, bytes(e.payload)) for e in read(reader, 3)] == [(1, b"1"), (2, b"2"), (3, b"3")]
+        assert reader.receive(0, 0.01) == []
+    finally:
+        writer.close()
+        reader.close()
+
+
+def test_every_key_has_a_lifetime(redis_url):
+    """P5: streams have a MAXLEN and expire; leases and states expire."""
+    bus = RedisBus("ttl", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    try:
+        bus.configure(max_entries=10, entry_bytes=10)
+        bus.claim(lease(bus), 20, lambda old: False)
+        bus.put_state({"hello": b"x"}, 20)
+        for _ in range(30):
+            bus.publish([(b"h", b"x")])
+            bus.send(1, [(b"h", b"x")])
+        bus.renew(lease(bus), 20)
+        client = connect(redis_url, 5)
+        keys = [key.decode() for key in client.keys("degan:ttl:*")]
+        assert len(keys) == 4
+        assert all(client.ttl(key) > 0 for key in keys)
+        assert {client.xlen(key) for key in keys if ":out" in key or ":to:" in key} == {10}
+        client.close()
+    finally:
+        bus.close()
+
+
+def test_a_connection_that_breaks_is_made_anew(redis_url):
+    writer = RedisBus("broken", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    reader = RedisBus("broken", 1, [redis_url] * 2, "a1", [0], 10, 5)
+    try:
+        reader.follow(0, "a0")
+        client = connect(redis_url, 5)
+        for k in range(3):
+            writer.publish([(b"h", b"%d" % k)])
+            entries = read(reader, 1)
+            assert [(e.sequence, e.is_contiguous, bytes(e.payload)) for e in entries] == [(k + 1, True, b"%d" % k)]
+            client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(BusError, match="127.0.0.1"):
+                reader.receive(0, 0.1)
+        client.close()
+    finally:
+        writer.close()
+        reader.close()
+
+
+def test_what_the_server_refuses_is_an_error_with_its_words():
+    with redis_server() as url:
+        writer = RedisBus("refused", 0, [url] * 2, "a0", [1], 10, patience_s=0.2)
+        reader = RedisBus("refused", 1, [url] * 2, "a1", [0], 10, 5)
+        reader.follow(0, "a0")
+        client = connect(url, 5)
+        key = "degan:refused:0:a0:out"
+        client.set(key, "no stream")
+        with pytest.raises(BusError, match="worker 0 cannot publish.*WRONGTYPE"):
+            writer.publish([(b"h", b"1")])
+        with pytest.raises(BusError, match="WRONGTYPE"):
+            reader.receive(0, 0.1)
+        client.delete(key)
+        writer.publish([(b"h", b"2")])
+        assert [bytes(e.payload) for e in read(reader, 1)] == [b"2"]
+        client.config_set("maxmemory", "1")
+        with pytest.raises(BusError, match="worker 0 cannot publish.*OOM"):
+            writer.publish([(b"h", b"3")])
+        for bus in (writer, reader, client):
+            bus.close()
+
+
+def test_a_worker_reaches_its_own_node_by_a_unix_socket(tmp_path):
+    """`?socket=PATH` in a node's URL is for the worker of that node; everybody else connects by TCP."""
+    path, port = tmp_path / "redis.sock", free_port()
+    with redis_server(port, ("--unixsocket", str(path))):
+        url = f"redis://127.0.0.1:{port}/3?socket={path}"
+        far = f"redis://127.0.0.1:{port}/3"
+        assert split_socket(url) == (far, f"unix://{path}?db=3")
+        assert split_socket(far) == (far, far)
+        assert split_socket(f"redis://me:pw@h/0?socket={path}")[1] == f"unix://me:pw@{path}?db=0"
+        writer = RedisBus("near", 0, [url, far], "a0", [1], 10, 5)
+        reader = RedisBus("near", 1, [url, far], "a1", [0], 10, 5)
+        reader.follow(0, "a0")
+        writer.publish([(b"h", bytes(300_000))])
+        assert len(read(reader, 1)[0].payload) == 300_000
+        assert writer._own.connection_pool.connection_class is redis.UnixDomainSocketConnection
+        assert reader._readers[0].client.connection_pool.connection_class is redis.Connection
+        both = RedisBus("near", 2, [url, far, url], "a2", [0], 10, 5)
+        assert both._readers[0].client.connection_pool.connection_class is redis.UnixDomainSocketConnection
+        for bus in (writer, reader, both):
+            bus.close()
+        alone = RedisBus("near", 0, [f"unix://{path}"], "b0", [], 10, 5)
+        alone.publish([(b"h", b"x")])
+        alone.close()
+    with pytest.raises(UnreachableError, match=f"{path}.none.*No such file"):
+        RedisBus("near", 0, [f"{url}.none"], "a0", [], 0.2, 5)
+
+
+def test_an_absent_redis_is_named_with_host_port_and_reason():
+    port, lines = free_port(), []
+    with pytest.raises(UnreachableError, match=rf"127\.0\.0\.1:{port} \(.*refused.*\) after 0.3 s"):
+        connect(f"redis://user:secret@127.0.0.1:{port}", 0.3, lines.append)
+    assert len(lines) == 1 and "secret" not in lines[0]
+    with pytest.raises(UnreachableError, match="no Redis URL"):
+        connect("http://nowhere", 0.3)
+    assert address("redis://:pass@host0") == "host0:6379"
+    assert address("unix:///run/redis.sock") == "/run/redis.sock"
+
+
+def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error():
+    port = free_port()
+    with redis_server(port) as url:
+        bus = RedisBus("outage", 0, [url] * 2, "a0", [1], 10, patience_s=20)
+        bus.publish([(b"h", b"1")])
+    lines = []
+    bus._say = lines.append
+    back = threading.Event()
+
+    def restart():
+        with redis_server(port):
+            assert back.wait(30)
+
+    def publish():
+        bus.publish([(b"h", b"2")])
+        back.set()
+
+    in_threads([restart, publish])
+    assert len(lines) <= 1
+    bus._patience_s = 0.2
+    with pytest.raises(BusError, match="worker 0 cannot publish"):
+        bus.publish([(b"h", b"3")])
+    bus.close()
