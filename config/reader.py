@@ -323,5 +323,6 @@ def _check_led(experiment: Experiment) -> None:
         return
     if mode.swap_every and workers == 1:
         raise SettingsError("mode.swap_every: one worker has nobody to swap its discriminator with; set it to 0")
-    if isinstance(mode.batches, int) and mode.batches > workers:
-        raise SettingsError(f"mode.batches: {mode.batches} batches for {workers} workers; nobody would look at some")
+    judges = workers - (not mode.leader_trains)
+    if isinstance(mode.batches, int) and mode.batches > judges:
+        raise SettingsError(f"mode.batches: {mode.batches} batches for {judges} that judge; nobody would look at some")

@@ -1,8 +1,8 @@
 """How long the answers of a round are awaited: what recent answers took, and some more.
 
-The median plus three times the median absolute deviation, between a floor and a ceiling; the ceiling until
-there are a few answers to go by. Answers that came too late count as well, so that a deadline that was too
-short for everyone grows.
+The median plus three times the median absolute deviation, between a floor and a ceiling; until there are a few
+answers to go by what an earlier leader has said, or the ceiling. Answers that came too late count as well, so that a
+deadline that was too short for everyone grows.
 
 Source: the median absolute deviation as a measure of spread, Leys et al. 2013; three of them is its usual cut.
 """
@@ -28,16 +28,21 @@ class Deadline:
     def __init__(self, floor_s: float, ceiling_s: float, took_s: Iterable[float] = ()):
         self._floor_s, self._ceiling_s = floor_s, ceiling_s
         self._took_s: deque[float] = deque(took_s, maxlen=KEPT)
+        self._said_s = ceiling_s
 
     def note(self, took_s: float) -> None:
         """An answer has come, in time or late."""
         self._took_s.append(max(0.0, took_s))
 
+    def suggest(self, seconds: float) -> None:
+        """What another leader waits; it counts until we have answers of our own to go by."""
+        self._said_s = min(self._ceiling_s, max(self._floor_s, seconds))
+
     @property
     def seconds(self) -> float:
         """How long to wait for the next round's answers."""
         if len(self._took_s) < ENOUGH:
-            return self._ceiling_s
+            return self._said_s
         median = statistics.median(self._took_s)
         spread = statistics.median(abs(took - median) for took in self._took_s)
         return min(self._ceiling_s, max(self._floor_s, median + 3 * spread))

@@ -324,5 +324,30 @@ def test_any_name_survives_being_written_down(name):
     assert config.build(config.parse(config.dump(experiment))) == experiment
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["mode.sampling=balanced", "mode.share_histograms=false"], "mode.sampling: balanced needs to know"),
+        (["mode.weighting=kl", "mode.share_histograms=false"], "mode.weighting: kl needs to know"),
+        (["mode.cohort=5"], "mode.cohort: 5 workers a round, but there are only 4 workers"),
+        (["mode.cohort=4", "mode.leader_trains=false"], "mode.cohort: 4 workers a round, but there are only 4"),
+        (["mode.fraction=1.5"], "mode.fraction: expected float <= 1.0"),
+        (["mode.leaders=[0, 7]"], "mode.leaders: 7 is no worker; there are 0 to 3"),
+        (["mode.leaders=5"], "mode.leaders: 5 leaders, but there are only 4 workers"),
+        (["mode.leaders=[1, 1]"], "mode.leaders: name at least one worker, and each only once"),
+        (["mode.leaders=[]"], "mode.leaders: name at least one worker"),
+        (["mode.deadline.floor_s=500"], "mode.deadline: floor_s is above ceiling_s"),
+        (["peers=1", "mode.leader_trains=false"], "mode.leader_trains: the only worker leads"),
+        (["mode.codec=topk"], "mode.codec: unknown value 'topk'"),
+        (["peers=1", "mode.name=multi_discriminator", "mode.swap_every=1"], "mode.swap_every: one worker has nobody"),
+        (["mode.name=multi_discriminator", "mode.batches=9"], "mode.batches: 9 batches for 4 that judge"),
+        (["mode.name=multi_discriminator", "mode.leaders=[9]"], "mode.leaders: 9 is no worker"),
+    ],
+)
+def test_what_no_leader_could_do_is_refused(write, overrides, message):
+    path = write(SMALL + "peers: 4\nmode: {name: federated}\n")
+    assert refused(path, *overrides).startswith(message)
+
+
 def test_settings_errors_are_usage_errors():
     assert issubclass(SettingsError, UsageError)

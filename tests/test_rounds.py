@@ -54,6 +54,18 @@ def test_a_deadline_that_was_too_short_grows_with_what_came_late():
     assert deadline.seconds > before
 
 
+def test_a_new_leader_begins_with_the_deadline_that_the_old_one_had():
+    deadline = Deadline(1, 100)
+    deadline.suggest(7.0)
+    assert deadline.seconds == 7
+    for wild, kept in ((0.001, 1), (1e9, 100)):
+        deadline.suggest(wild)
+        assert deadline.seconds == kept
+    for _ in range(ENOUGH):
+        deadline.note(2.0)
+    assert deadline.seconds == 2
+
+
 # --- who leads ------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ to the newest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,9 @@ class Led:
             self._stop_at = fields["stop_at"]
         if isinstance(fields.get("void"), int):
             self._void_rounds = max(self._void_rounds, fields["void"])
+        deadline_s = fields.get("deadline_s")
+        if isinstance(deadline_s, int | float) and math.isfinite(deadline_s):
+            self._rounds.deadline.suggest(deadline_s)
         self._rendezvous.follow_term(self._rounds.leadership.term)
 
     def _announcement(self, step: int) -> dict[str, Any]:
