@@ -272,6 +272,11 @@ def _check_together(experiment: Experiment) -> None:
             f"mode.codec: {mode.codec} carries differences, and with slack: null the workers agree on nothing that "
             "they could be differences to; give a slack, or use float16, bfloat16 or raw"
         )
+    if getattr(mode, "carry", "") == "parameters" and mode.slack is None and mode.parts == "auto":
+        raise SettingsError(
+            "mode.parts: auto changes the number of parts in a round that all have reached, and with slack: null there "
+            "is none; give mode.slack or mode.parts a number"
+        )
     if getattr(mode, "carry", "") == "gradients" and mode.slack is None and mode.own == "published":
         raise SettingsError(
             "mode.own: published applies what all have published by the bound; give mode.slack a number"

@@ -75,7 +75,7 @@ def _start(
         voice.log_to(folder.path / "log.txt")
         voice.note(shlex.join(command_line))
         urls = servers.start(folder, plan.servers, plan.port, interrupts)
-        voice.say(f"{plan.program.kind} {servers.version or ''} at {', '.join(urls)}")
+        voice.say(f"{plan.program.kind} {servers.version or ''} at {', '.join(servers.addresses)}")
         folder.write(folder.settings.name, config.dump(plan.settings_at(urls)))
         about = environment.describe(plan.program, servers.version, urls, command_line)
         folder.write("environment.json", about)

@@ -22,7 +22,7 @@ class Bus(Protocol):
     Attributes:
         worker, incarnation: who we are, and in which life.
         servers: for each server followed, the peers that live on it.
-        sent_bytes, received_bytes: payload and header bytes so far.
+        sent_bytes, received_bytes: payload and header bytes so far, those of states too.
         sequence: number of the newest entry of my outbox.
         publish_busy_s: seconds spent in appending so far, from the first byte sent to the last answer.
         read_busy_s: seconds so far in which a reply of at least one server was coming in, from its first byte to

@@ -29,7 +29,7 @@ from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.joining import OUT, Giver, ask
+from peers.joining import Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
 from peers.partition import Schedule
 from peers.pool import SerialPool
@@ -76,7 +76,7 @@ class Exchange:
         self._accumulator = Accumulator()
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares)
         # One thread, which keeps what is published in order; the pumps decode what they read.
-        self._pool = SerialPool(1, lambda error: self.gate.fail(failed(error, "publishing")))
+        self._pool = SerialPool(lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._giver = Giver(bus, layout, self._pool, self._inbox, self.gate, rules.lease_s)
         # Our newest round; and the one whose values the caller has lent, until they have been published.
@@ -208,7 +208,7 @@ class Exchange:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
             self._auto.note(self._bus.worker, round, self._auto.wish)
         self._lent = round if leaving.is_lent else 0
-        self._pool.submit(OUT, lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
+        self._pool.submit(lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
 
     def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
         entries = self._carry.encode(leaving, extras)
@@ -283,7 +283,7 @@ class Exchange:
         if not values.size:
             return values
         copy, round, whole = values.copy(), self._round, Slice(0, values.size)
-        self._pool.submit(OUT, lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
+        self._pool.submit(lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
         started = time.monotonic()
         states = self.gate.wait_states(round)
         self.wait_s += time.monotonic() - started
@@ -359,7 +359,7 @@ class Exchange:
 
     def _publish_fields(self, kind: str, round: int, fields: dict[str, Any]) -> None:
         entries = encode_fields(self._layout, kind, round, fields)
-        self._pool.submit(OUT, lambda: self._bus.publish(entries))
+        self._pool.submit(lambda: self._bus.publish(entries))
 
     # --- what others want to know -------------------------------------------------------------
 
@@ -369,7 +369,7 @@ class Exchange:
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._pool.drain(self._rules.stall_timeout_s, OUT):
+        if not self._pool.drain(self._rules.stall_timeout_s):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
         arrays, values = self._carry.state()

@@ -21,8 +21,6 @@ from peers.message import Layout, encode_fields
 from peers.pool import SerialPool
 from peers.transfer import State
 
-OUT = ("out",)
-
 
 def ask(
     bus: Bus,
@@ -40,7 +38,7 @@ def ask(
     """
     token = os.urandom(8).hex()
     want = encode_fields(layout, "want", 0, {"token": token})
-    pool.submit(OUT, lambda: bus.send(helper[0], want))
+    pool.submit(lambda: bus.send(helper[0], want))
     return transfer.take(bus, *helper, token, sizes, timeout_s, gate.check)
 
 
@@ -74,15 +72,15 @@ class Giver:
         """
         while self._given and time.monotonic() >= self._given[0][0]:
             _, names = self._given.pop(0)
-            self._pool.submit(OUT, lambda names=names: self._bus.delete_state(names))
+            self._pool.submit(lambda names=names: self._bus.delete_state(names))
         for peer, (life, token) in self._inbox.take_wishes().items():
             vectors, meta = make(peer)
             admit = encode_fields(self._layout, "admit", round, {"worker": peer, "life": life})
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._pool.submit(OUT, lambda entries=admit: self._bus.publish(entries))
+            self._pool.submit(lambda entries=admit: self._bus.publish(entries))
             self._inbox.note_admitted(peer, life)
             self._gate.admit(peer, round)
-            self._pool.submit(OUT, lambda v=vectors, m=meta, t=token: self._give(v, m, t))
+            self._pool.submit(lambda v=vectors, m=meta, t=token: self._give(v, m, t))
 
     def _give(self, vectors: State, meta: dict[str, Any], token: str) -> None:
         """On the pool, right after `admit`: the joiner reads our stream from what it has not applied."""

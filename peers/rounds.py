@@ -37,7 +37,6 @@ from peers.waiting import failed
 
 Answer = TypeVar("Answer")
 
-OUT = ("out",)
 # Vectors that may wait in a stream for a slow reader, and small messages beside them.
 KEPT_VECTORS = 3
 KEPT_FIELDS = 64
@@ -118,7 +117,7 @@ class Rounds:
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self.leadership, self.deadline = leadership, deadline
         self.mail = _Mailbox(deadline, layout, self._peers, stall_timeout_s, say)
-        self._pool = SerialPool(1, lambda error: self.mail.fail(failed(error, "publishing")))
+        self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._is_abreast = True
         self.wait_s = 0.0
@@ -188,7 +187,7 @@ class Rounds:
             content: a vector is ours to read until `drain` or the end of the run: give a copy of what changes.
             extras: small numbers that go with a vector.
         """
-        self._pool.submit(OUT, lambda: self._bus.publish(self._entries(kind, round, content, extras)))
+        self._pool.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
 
     def send(
         self,
@@ -199,7 +198,7 @@ class Rounds:
         extras: dict[str, float] | None = None,
     ) -> None:
         """Say something to one peer. Arguments as of `publish`."""
-        self._pool.submit(OUT, lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
+        self._pool.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
 
     def _entries(self, kind: str, round: int, content: dict[str, Any] | np.ndarray, extras: dict[str, float] | None):
         if isinstance(content, dict):
@@ -212,12 +211,12 @@ class Rounds:
         def give() -> None:
             transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._lease_s)
 
-        self._pool.submit(OUT, give)
+        self._pool.submit(give)
 
     def forget(self, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]) -> None:
         """Take away what was put under a name; arguments as it was put."""
         names = transfer.field_names(sizes, name, codec)
-        self._pool.submit(OUT, lambda: self._bus.delete_state(names))
+        self._pool.submit(lambda: self._bus.delete_state(names))
 
     def fetch(
         self, peer: int, incarnation: str, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]
@@ -251,7 +250,7 @@ class Rounds:
                 done.append((None, error))
             self.mail.touch()
 
-        self._pool.submit(OUT, act)
+        self._pool.submit(act)
         self.until(lambda: bool(done), lambda: what)
         answer, error = done[0]
         if error is not None:

@@ -324,6 +324,12 @@ def test_any_name_survives_being_written_down(name):
     assert config.build(config.parse(config.dump(experiment))) == experiment
 
 
+def test_parameters_without_a_bound_have_a_fixed_number_of_parts(write):
+    path = write(SMALL + "mode: {name: partial_exchange, carry: parameters, parts: auto, slack: null}\n")
+    assert refused(path).startswith("mode.parts: auto changes the number of parts")
+    assert config.load(path, ["mode.carry=gradients"]).mode.parts == "auto"
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

@@ -164,7 +164,8 @@ def agree(buses, size, steps, alternating, delays, parts=1, slack=0, codec="raw"
     delays=DELAYS,
 )
 def test_parameters_end_alike_and_at_the_mean(workers, size, parts, slack, codec, steps, alternating, delays):
-    assume(slack is not None or codec in ("raw", "float16", "bfloat16"))
+    # Without a bound there is no round in which all could change the number of parts; the settings refuse that.
+    assume(slack is not None or codec in ("raw", "float16", "bfloat16") and parts != "auto")
     mine, mean = agree(memory_buses(workers), size, steps, alternating, delays, parts, slack, codec)
     for other in mine[1:]:
         np.testing.assert_array_equal(other, mine[0])

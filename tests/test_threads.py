@@ -22,46 +22,58 @@ def fail_on(error):
     raise AssertionError(f"unexpected: {error!r}")
 
 
-def test_jobs_of_a_key_run_in_order_and_keys_run_side_by_side():
-    pool, seen = SerialPool(4, fail_on), {key: [] for key in range(6)}
-    both = threading.Barrier(2)
-    pool.submit("left", lambda: both.wait(10))
-    pool.submit("right", lambda: both.wait(10))
-    for n in range(60):
-        for key, order in seen.items():
-            pool.submit(key, lambda order=order, n=n: order.append(n))
+def test_jobs_run_one_after_another_in_the_order_of_their_submission():
+    pool, seen, running = SerialPool(fail_on), [], threading.Semaphore(1)
+
+    def run(n):
+        assert running.acquire(blocking=False), "two at once"
+        seen.append(n)
+        running.release()
+
+    in_threads([lambda k=k: [pool.submit(lambda n=n: run((k, n))) for n in range(60)] for k in range(3)])
     assert pool.drain(10)
     pool.close()
-    assert all(order == list(range(60)) for order in seen.values())
+    assert all([n for of, n in seen if of == k] == list(range(60)) for k in range(3))
+    assert not pool.submit(lambda: None)
+
+
+def test_nothing_is_drained_before_the_last_job_has_ended():
+    pool, release = SerialPool(fail_on), threading.Event()
+    pool.submit(lambda: release.wait(20))
+    assert not pool.drain(0.05)
+    release.set()
+    assert pool.drain(10)
+    pool.close()
 
 
 def test_the_first_failure_ends_the_pool_and_is_told_once():
-    told, done = [], threading.Event()
+    told, done, go = [], threading.Event(), threading.Event()
 
     def tell(error):
         told.append(error)
         done.set()
 
-    pool = SerialPool(2, tell)
-    pool.submit("a", lambda: 1 / 0)
-    assert done.wait(10)
-    assert not pool.submit("a", lambda: told.append("ran"))
-    assert pool.drain(1)
+    pool = SerialPool(tell)
+    pool.submit(lambda: go.wait(10) and 1 / 0)
+    pool.submit(lambda: told.append("ran"))
+    go.set()
+    assert done.wait(10) and pool.drain(10)
+    assert not pool.submit(lambda: told.append("ran"))
     pool.close()
     assert [type(error) for error in told] == [ZeroDivisionError]
 
 
 def test_a_full_queue_makes_the_submitter_wait_and_then_fail():
-    pool, release = SerialPool(1, fail_on, limit=2), threading.Event()
+    pool, release = SerialPool(fail_on, limit=2), threading.Event()
     started = threading.Event()
-    pool.submit("a", lambda: (started.set(), release.wait(20)))
+    pool.submit(lambda: (started.set(), release.wait(20)))
     assert started.wait(10)
-    pool.submit("a", lambda: None)
-    pool.submit("a", lambda: None)
+    pool.submit(lambda: None)
+    pool.submit(lambda: None)
     with pytest.raises(StalledError, match="2 jobs"):
-        pool.submit("a", lambda: None, timeout_s=0.05)
+        pool.submit(lambda: None, timeout_s=0.05)
     release.set()
-    assert pool.submit("a", lambda: None, timeout_s=10)
+    assert pool.submit(lambda: None, timeout_s=10)
     assert pool.drain(10)
     pool.close()
 
