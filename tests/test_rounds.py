@@ -18,7 +18,7 @@ from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.rendezvous import Start
 from peers.rounds import Rounds
 from peers.transfer import encoded_bytes
-from peers.types import Entry, Slice
+from peers.types import Entry, Lease, Slice
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
@@ -220,6 +220,9 @@ def make_rounds(request):
             buses = redis_buses(workers, request.getfixturevalue("redis_url"), f"rounds{next(RUNS)}")
         opened.extend(buses)
         lives = {bus.worker: bus.incarnation for bus in buses}
+        for bus in buses:
+            # Whose lease is not there is taken for dead.
+            bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
         for bus in buses:
             rounds = Rounds(
                 *(bus, layout(codec), Leadership([0, 1]), Deadline(*deadline), 30.0, 20.0, 20.0, lambda line: None)
