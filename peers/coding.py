@@ -1,7 +1,7 @@
 """What a codec is: float32 values to bytes of a size that is known before, and back.
 
 A codec works on one chunk at a time and knows the exact number of bytes a chunk takes, so a
-receiver checks the size before it allocates. Chunks hold at most `CHUNK_BYTES`: Redis moves
+receiver checks the size before it allocates. Chunks hold about `CHUNK_BYTES`: Redis moves
 entries of 0.25 to 1 MiB fastest, and fakeredis' server breaks on far larger replies. Codecs have
 no state: any number of threads may use one, and the same values always give the same bytes, so a
 round that is replayed is the round that was.

@@ -1,6 +1,6 @@
 """The wire: headers, chunks and whole messages, with no socket and no thread in sight.
 
-A message is cut into entries of at most 256 KiB of payload, each with a small MessagePack header.
+A message is cut into entries of at most 384 KiB of payload, each with a small MessagePack header.
 `Layout` is what both sides must agree on; from it a receiver computes the slice, the number of
 chunks and the exact size of each payload that a header may announce, and refuses anything else
 before it allocates. An `Assembler` puts one sender's entries together again; the entries of one

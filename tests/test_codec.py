@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from degan.casts import torch_cast
 from peers import checksum as checksums
 from peers.checksum import checksum
-from peers.codec import CHUNK_BYTES, CODECS, NAMES, build
+from peers.codec import CODECS, NAMES, RAW_BYTES, build
 from peers.errors import MessageError
 from peers.lossy import ErrorFeedback
 from peers.types import Slice
@@ -107,7 +107,7 @@ def test_codecs_state_their_size_and_stay_close(name, values):
 def test_a_full_chunk_fits(name):
     codec = VARIANTS[name]
     values = np.random.default_rng(0).standard_normal(codec.chunk_values).astype(np.float32)
-    assert codec.encoded_bytes(codec.chunk_values) <= CHUNK_BYTES
+    assert codec.encoded_bytes(codec.chunk_values) <= RAW_BYTES
     assert codec.encoded_bytes(0) == 0
     assert np.corrcoef(values, roundtrip(codec, values))[0, 1] > 0.2
 

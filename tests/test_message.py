@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers.codec import CHUNK_BYTES
+from peers.codec import RAW_BYTES
 from peers.errors import MessageError
 from peers.message import Assembler, decode_fields, encode_fields, encode_vector
 from peers.partition import balanced
@@ -32,7 +32,7 @@ def test_parts_are_balanced_to_one_element(size, parts, offset):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    size=st.sampled_from([1, 2, 65_535, 65_536, 65_537, 200_000]),
+    size=st.sampled_from([1, 2, 98_303, 98_304, 98_305, 200_000]),
     parts=st.integers(1, 3),
     codec=st.sampled_from(["raw", "float16"]),
     round=st.integers(1, 9),
@@ -45,7 +45,7 @@ def test_a_message_survives_its_chunks(size, parts, codec, round):
     parts_sent = entries(encode_vector(layout, "part", round, piece, values.copy()))
     assert len(parts_sent) <= layout.entries_per_round()
     for entry in parts_sent:
-        assert len(entry.payload) <= min(CHUNK_BYTES, layout.largest_payload_bytes())
+        assert len(entry.payload) <= min(RAW_BYTES, layout.largest_payload_bytes())
         assert whole is None
         whole = assembler.feed(entry)
     assert (whole.kind, whole.round, whole.slice) == ("part", round, piece)
@@ -107,8 +107,8 @@ def test_a_header_that_does_not_fit_is_refused(changes, reason):
 
 
 def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
-    layout = make_layout(150_000)
-    sent = entries(encode_vector(layout, "part", 1, Slice(0, 150_000), np.ones(150_000, dtype=np.float32)))
+    layout = make_layout(250_000)
+    sent = entries(encode_vector(layout, "part", 1, Slice(0, 250_000), np.ones(250_000, dtype=np.float32)))
     assert len(sent) == 3
     damaged = bytearray(sent[0].payload)
     damaged[5] ^= 1

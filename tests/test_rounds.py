@@ -22,7 +22,7 @@ from peers.types import Entry, Lease, Slice
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
-SIZE = 70_000  # More than one entry.
+SIZE = 100_000  # More than one entry.
 
 
 # --- the deadline ---------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ import redis
 import torch
 
 from degan.casts import torch_cast
-from peers.codec import NAMES, build
-from peers.coding import CHUNK_BYTES
+from peers.codec import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
 from peers.message import Layout
 from peers.partition import Schedule
@@ -82,7 +81,7 @@ def _silent(_: object) -> None:
 
 def _open(method: str, rank: int, urls: list[str], ports: list[int], values: int, run: str) -> Rival:
     if method == "bare socket":
-        entries = KEEP_ROUNDS * -(-4 * values // CHUNK_BYTES)
+        entries = KEEP_ROUNDS * -(-4 * values // RAW_BYTES)
         return BareSocket(rank, urls, values, entries, BARE_COUNT)
     if method.startswith("gloo"):
         return Gloo(rank, ports[0], values, method.endswith("reduce"))

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from peers.coding import CHUNK_BYTES
+from peers.codec import RAW_BYTES
 from peers.redis_client import split_socket
 from peers.resp import ROOM_BYTES
 
@@ -106,9 +106,9 @@ class BareSocket:
         )
         self._vector = memoryview(np.ones(values, np.float32)).cast("B")
         self._keys = [b"bare:%d" % k for k in (rank, 1 - rank)]
-        self._chunks = [self._vector[at : at + CHUNK_BYTES] for at in range(0, 4 * values, CHUNK_BYTES)]
+        self._chunks = [self._vector[at : at + RAW_BYTES] for at in range(0, 4 * values, RAW_BYTES)]
         self._max_entries, self._count = max_entries, count
-        self._buffer = memoryview(bytearray((count + 1) * (CHUNK_BYTES + 4096)))
+        self._buffer = memoryview(bytearray((count + 1) * (RAW_BYTES + 4096)))
         self._added = self._read = self._last = FIRST_ID
         self._header = bytes(60)
 
