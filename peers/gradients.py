@@ -71,6 +71,8 @@ class GradientCarry:
         self._window = GradientWindow(size, spares)
         self._lossy = ErrorFeedback(layout.codec, size)
         self._held = Held(size) if is_held else None
+        # Whether the last `collect` has given out something that was held.
+        self._gave = False
         self._schedule = layout.schedule
         # Per slice the step in which it last left, so that a lump can say how many steps it spans.
         self._left_at: dict[Slice, int] = {}
@@ -129,7 +131,7 @@ class GradientCarry:
         if self._held is not None:
             for item in items:
                 self._held.add(item.sender, item.slice, item.values, _span(item.extras))
-            self._held.give_out(section, values)
+            self._gave = self._held.give_out(section, values)
         elif all(item.slice == section for item in items) and len({item.sender for item in items}) == len(items):
             sum_in_order(self._worker, values, items, 1 + sharers if self._is_mean else 1)
             return values
@@ -155,7 +157,7 @@ class GradientCarry:
                 else:
                     values[part.start - section.start : part.stop - section.start] += term * share
         if self._held is not None:
-            self._held.give_out(section, values)
+            self._gave = self._held.give_out(section, values)
         self._applied = max(self._applied, through)
         return values
 
@@ -180,7 +182,8 @@ class GradientCarry:
         if self._held is None:
             return self._has_applied
         rest = np.zeros_like(values)
-        found = self._held.give_all(section, rest) or self._has_applied
+        # What `collect` gave out a moment ago is to be applied even if it was the last of it.
+        found = self._held.give_all(section, rest) or self._gave or self._has_applied
         values += rest if self._is_published else self._shared(rest, sharers)
         return found
 

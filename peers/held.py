@@ -48,8 +48,9 @@ class Held:
         left[part] = steps
         self._sum_up(part)
 
-    def give_out(self, section: Slice, values: np.ndarray) -> None:
-        """Add one step's worth to `values`, float32 (section.size,)."""
+    def give_out(self, section: Slice, values: np.ndarray) -> bool:
+        """Add one step's worth to `values`, float32 (section.size,); returns whether anything was held for it."""
+        found = self._has_any(section)
         values += self._total[section.start : section.stop]
         for part, rest in self._spilt:
             if _is_inside(part, section):
@@ -62,19 +63,21 @@ class Held:
                     del left[part]
                     self._rates[peer][part.start : part.stop] = 0
                     self._sum_up(part)
+        return found
+
+    def _has_any(self, section: Slice) -> bool:
+        held = any(_is_inside(part, section) for left in self._left.values() for part in left)
+        return held or any(_is_inside(part, section) for part, _ in self._spilt)
 
     def give_all(self, section: Slice, values: np.ndarray) -> bool:
         """Add everything that is held for a section; returns whether there was anything."""
-        found = any(_is_inside(part, section) for left in self._left.values() for part in left)
-        found = found or any(_is_inside(part, section) for part, _ in self._spilt)
         for peer, left in self._left.items():
             for part in [part for part in left if _is_inside(part, section)]:
                 # All steps but the one that `give_out` adds below.
                 rate = self._rates[peer][part.start : part.stop]
                 values[part.start - section.start : part.stop - section.start] += rate * np.float32(left[part] - 1)
                 left[part] = 1
-        self.give_out(section, values)
-        return found
+        return self.give_out(section, values)
 
     def _sum_up(self, part: Slice) -> None:
         """In worker order, so that equal lumps give equal sums."""

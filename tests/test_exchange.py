@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peers.codec import CODECS
+from peers.held import Held
 from peers.partition import Schedule
 from peers.rules import Rules
 from peers.types import Slice
@@ -24,6 +25,14 @@ PARTS = st.one_of(st.integers(1, 8), st.just("auto"))
 DELAYS = st.lists(st.integers(0, 3), min_size=1, max_size=5)
 FLEETS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PATIENT = {"keep_rounds": 400, "lease_s": 20.0, "finish_timeout_s": 20.0}
+
+
+def test_the_last_share_of_what_was_held_is_not_forgotten():
+    """At the end of a run nothing new may come, and what is held may have one step left."""
+    held, everything, values = Held(4), Slice(0, 4), np.zeros(4, np.float32)
+    held.add(1, everything, np.full(4, 2, np.float32), 2)
+    assert [held.give_out(everything, values) for _ in range(3)] == [True, True, False]
+    np.testing.assert_array_equal(values, np.full(4, 2, np.float32))
 
 
 def halves(size, alternating):

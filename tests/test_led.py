@@ -71,6 +71,7 @@ def test_a_leader_killed_in_the_middle_of_a_round_costs_that_round_only(make):
     assert line["leader"] == 1 and line["void_rounds"] <= 1
 
 
+@pytest.mark.slow
 def test_a_second_succession(make):
     run = make((*FEDERATED, "run.steps=14", "mode.leaders=[0, 2, 1]"), workers=4)
     lives = [run.start(0, script={4: "kill"}), run.start(1), run.start(2, script={8: "kill"}), run.start(3)]
@@ -80,6 +81,7 @@ def test_a_second_succession(make):
     assert last(run, 3)["leader"] == 1
 
 
+@pytest.mark.slow
 def test_a_member_that_dies_is_missing_from_its_round_only_and_returns(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
     lives = [run.start(0), run.start(1), run.start(2, script={6: "kill"})]
@@ -92,6 +94,7 @@ def test_a_member_that_dies_is_missing_from_its_round_only_and_returns(make):
     assert last(run, 0)["void_rounds"] == 0
 
 
+@pytest.mark.slow
 def test_a_leader_that_returns_follows_the_one_that_leads(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
     lives = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
@@ -104,6 +107,7 @@ def test_a_leader_that_returns_follows_the_one_that_leads(make):
     assert last(run, 0)["leader"] == 1
 
 
+@pytest.mark.slow
 def test_the_only_leader_returns_and_leads_on(make):
     run = make((*FEDERATED, "mode.leaders=1", "run.checkpoint_every=3"))
     lives = [run.start(0, script={7: "kill"}), run.start(1), run.start(2)]
@@ -129,6 +133,7 @@ def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
         assert same(plain.weights(number), cut.weights(number))
 
 
+@pytest.mark.slow
 def test_a_leader_frozen_for_longer_than_its_lease_comes_back_as_a_follower(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
     lives = [run.start(number) for number in range(3)]

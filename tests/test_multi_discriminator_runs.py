@@ -75,6 +75,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_nothing_had_been(make, undisturbed)
     check(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_as_a_whole_goes_on_from_its_checkpoints(make, undisturbed):
     run = make(*EXACTLY)
     lives = [run.start(n, script={7: "kill"}) for n in range(3)]
@@ -99,10 +100,11 @@ def test_when_the_leader_is_killed_the_next_one_leads(make):
         assert lines[-1]["leader"] == 1 and lines[-1]["cohort"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_that_returns_takes_part_again(make, tmp_path, victim):
     """The leader or another one; it gets the newest generator and the discriminator of one that went on."""
-    run, gate = make(*SWAPS, "bus.lease_s=1", "run.steps=120", "run.checkpoint_every=40"), tmp_path / "go on"
+    run, gate = make(*SWAPS, "bus.lease_s=4", "run.steps=120", "run.checkpoint_every=40"), tmp_path / "go on"
     leader = 1 if victim == 0 else 0
     others = {n: run.start(n, script={90: f"hold:{gate}"} if n == leader else None) for n in range(3) if n != victim}
     assert run.start(victim, script={60: "kill"}).end() == -signal.SIGKILL
