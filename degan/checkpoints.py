@@ -55,10 +55,17 @@ class Checkpoints:
         folder: usually RUN/wN/checkpoints.
         keep: how many of the newest stay.
         say: called with one line for a person.
+        written: called with each file that has been written; may raise as a full disk does.
     """
 
-    def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
-        self.folder, self._keep, self._say = folder, keep, say
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        say: Callable[[str], None] = lambda line: None,
+        written: Callable[[Path], None] = lambda path: None,
+    ):
+        self.folder, self._keep, self._say, self._written = folder, keep, say, written
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; returns its folder. An old one of the same step is replaced."""
@@ -68,8 +75,9 @@ class Checkpoints:
         for torn in self.folder.glob(".[0-9]*.[0-9]*"):
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(checkpoint.model, temporary / MODEL)
-        save_file(checkpoint.optimiser, temporary / OPTIMISER)
+        for name, tensors in ((MODEL, checkpoint.model), (OPTIMISER, checkpoint.optimiser)):
+            save_file(tensors, temporary / name)
+            self._written(temporary / name)
         manifest = {
             "format": FORMAT,
             "step": checkpoint.step,
@@ -79,6 +87,7 @@ class Checkpoints:
         }
         manifest["sum"] = _manifest_sum(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        self._written(temporary / MANIFEST)
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)

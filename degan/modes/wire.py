@@ -12,12 +12,15 @@ import msgpack
 import config
 from config.settings import Experiment
 from degan.pair import GanPair
+from peers.bus import Bus
+from peers.faults import VARIABLE, WIRE_HOOKS, Faults
+from peers.faulty_bus import FaultyBus, harm
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
 from peers.topology import complete
 
 
-def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> RedisBus:
+def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> Bus:
     """Connect to our own Redis and to the peers'.
 
     Raises:
@@ -29,7 +32,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
             "peers: a number is for the local launcher (python -m launch local ...); "
             "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
         )
-    return RedisBus(
+    bus = RedisBus(
         run=settings.name,
         worker=worker,
         urls=settings.peers,
@@ -39,6 +42,14 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
         patience_s=settings.bus.lease_s,
         say=say,
     )
+    return _with_faults(bus, settings) if VARIABLE in os.environ else bus
+
+
+def _with_faults(bus: Bus, settings: Experiment) -> Bus:
+    """The bus with what `DEGAN_FAULTS` has for it."""
+    plan = Faults.parse(os.environ[VARIABLE], settings.workers).for_worker(bus.worker, WIRE_HOOKS)
+    is_alternating = getattr(settings.mode, "updates", "") == "alternating"
+    return FaultyBus(bus, plan, 2 if is_alternating else 1, harm) if plan.faults else bus
 
 
 def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dict[str, Any]:

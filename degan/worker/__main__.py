@@ -65,10 +65,12 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
     from degan.checkpoints import Checkpoints
+    from degan.worker.faults import Suffering, script
     from degan.worker.loop import Loop, Signals
     from degan.worker.objects import Objects
     from peers.errors import LapsedError, PeersError, SetupError
 
+    plan = script(os.environ, settings).for_worker(number)
     objects = Objects.build(settings, number)
     if is_dry:
         say(
@@ -77,7 +79,12 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
         )
         return 0
     folder = out / f"w{number}"
-    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
+    suffering = Suffering(plan)
+    if plan.faults:
+        say("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
+        suffering.hold(objects.pair, settings)
+    hooks = (suffering.begin, suffering.saving) if plan.faults else ()
+    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say, *hooks[1:])
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
     signals, mode = Signals(), None
@@ -86,7 +93,7 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
     lock = _lock_folder(folder, number)
     try:
         mode = modes.build(settings, number, objects.pair, objects.facts, objects.about, say)
-        Loop(objects, mode, out, checkpoints, steps, signals, say).run()
+        Loop(objects, mode, out, checkpoints, steps, signals, say, *hooks[:1]).run()
         return 0
     except SetupError as error:
         raise UsageError(str(error)) from None

@@ -68,6 +68,7 @@ class Loop:
         resume_from: steps that may be resumed from; empty for a fresh start.
         signals: what the process was asked to do.
         say: called with one line for a person.
+        before_step: called with the number of each step before it begins.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Loop:
         resume_from: list[int],
         signals: Signals,
         say: Callable[[str], None],
+        before_step: Callable[[int], None] = lambda step: None,
     ):
         self._objects, self._mode, self._run_folder = objects, mode, run
+        self._before_step = before_step
         self._settings = objects.settings
         self._checkpoints, self._resume_from = checkpoints, resume_from
         self._signals, self._say = signals, say
@@ -111,6 +114,7 @@ class Loop:
                 self._mode.ask_to_stop(step)
                 has_asked = True
             step += 1
+            self._before_step(step)
             began = time.monotonic()
             is_cut = step == steps or any(step % every == 0 for every in self._periods())
             losses = self._mode.step(step, self._objects.shard.next_batch, is_cut)

@@ -1,0 +1,82 @@
+"""A bus whose worker suffers, by script, before, while and after it publishes; and how a worker harms itself.
+
+Only there where `DEGAN_FAULTS` is set (see `peers.faults`); then everything else goes straight to the bus below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgpack
+
+from peers.bus import Bus
+from peers.faults import Fault, Plan
+from peers.types import Buffer
+
+Entries = Iterable[tuple[bytes, Buffer]]
+
+
+class FaultyBus:
+    """A bus with the hooks `before_publish`, `between_chunks` and `after_publish`; see `peers.bus.Bus`.
+
+    A message belongs to the step of its round. `between_chunks` is when its first entry is in the stream and the
+    others are not; a message of a single entry has no such moment.
+
+    Args:
+        bus: the bus below.
+        plan: what is due at those hooks.
+        rounds_per_step: how many rounds a step has.
+        act: called with what is due.
+    """
+
+    def __init__(self, bus: Bus, plan: Plan, rounds_per_step: int, act: Callable[[Fault], None]):
+        self._bus, self._plan, self._rounds_per_step, self._act = bus, plan, rounds_per_step, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def publish(self, entries: Entries) -> None:
+        self._suffer(self._bus.publish, entries)
+
+    def send(self, peer: int, entries: Entries) -> None:
+        self._suffer(lambda some: self._bus.send(peer, some), entries)
+
+    def _suffer(self, say: Callable[[Entries], None], entries: Entries) -> None:
+        rest = iter(entries)
+        first = list(itertools.islice(rest, 1))
+        step = -(-_round(first[0][0]) // self._rounds_per_step) if first else 0
+        self._at(step, "before_publish")
+        second = list(itertools.islice(rest, 1))
+        between = self._plan.due(step, "between_chunks") if second else []
+        if between:
+            say(first)
+            first = []
+            for fault in between:
+                self._act(fault)
+        say(itertools.chain(first, second, rest))
+        self._at(step, "after_publish")
+
+    def _at(self, step: int, hook: str) -> None:
+        for fault in self._plan.due(step, hook):
+            self._act(fault)
+
+
+def _round(header: bytes) -> int:
+    return msgpack.unpackb(header)["r"]
+
+
+def harm(fault: Fault) -> None:
+    """Do to this very process what a fault of signals says."""
+    me = os.getpid()
+    if fault.action == "stop":
+        # Who is stopped cannot wake itself; a session of its own, so that it also survives a Ctrl-C.
+        words = ["sh", "-c", 'sleep "$1"; kill -CONT "$2"', "sh", f"{fault.seconds:g}", str(me)]
+        subprocess.Popen(words, start_new_session=True)
+        os.kill(me, signal.SIGSTOP)
+        return
+    os.kill(me, getattr(signal, f"SIG{fault.action.upper()}"))
