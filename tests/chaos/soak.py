@@ -1,0 +1,5 @@
+"""Soak."""
+
+
+def script(seed, workers, minutes):
+    return ""

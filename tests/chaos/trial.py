@@ -1,0 +1,179 @@
+"""A scenario, one trial of it, and the row that comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.chaos.fleet import Fleet
+from tests.proxy import Network
+
+# Beyond a lease: a pump looks at the leases every quarter of it, and two cores have more to do.
+MARGIN_S = 2.5
+# With several parts and slack replicas are alike but for the steps of Adam that have not been averaged yet: less than
+# the learning rate of 2e-4 each, and each part after parts + slack of them. Undisturbed they differ by 2e-3.
+NEAR = 4e-3
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One fault.
+
+    Attributes:
+        number: of the fault in the table of the README, 1 to 17.
+        name: what is done, for people.
+        mode: in which mode, and how it is set.
+        expected: what should happen.
+        run: does it; calls `expect` of its trial.
+        faults: the script, from a generator of its own; empty where the fault is no item of a script.
+        is_quick: seconds; part of the tests.
+    """
+
+    number: int
+    name: str
+    mode: str
+    expected: str
+    run: Callable[[Trial], None]
+    faults: Callable[[random.Random], str] = lambda draw: ""
+    is_quick: bool = False
+
+    def script(self, seed: int) -> str:
+        """The faults under a seed; the same text for the same seed."""
+        return self.faults(random.Random(f"chaos {seed} {self.number} {self.name} {self.mode}"))
+
+
+@dataclass
+class Trial:
+    """What a scenario works with, and what it has seen.
+
+    Attributes:
+        script: the faults to do.
+        seed: of what else is drawn.
+        folder: for everything.
+        known: what scenarios of one sitting share: runs that nothing happened to.
+    """
+
+    script: str
+    seed: int
+    folder: Path
+    known: dict[Any, Any] = field(default_factory=dict)
+    seen: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    pause_s: float | None = None
+    count: int = 0
+
+    def expect(self, is_so: object, what: str) -> None:
+        """Note something that should be so; the trial goes on either way, so that a row tells everything."""
+        if not is_so:
+            self.failed.append(what)
+
+    def see(self, what: str) -> None:
+        self.seen.append(what)
+
+    def fleet(self, workers: int = 3, script: str | None = None, **more: Any) -> Fleet:
+        self.count += 1
+        return Fleet(self.folder / str(self.count), workers, self.script if script is None else script, **more)
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[Network]:
+        with Network(self.seed) as network:
+            yield network
+
+    # --- what many scenarios look at ----------------------------------------------------------
+
+    def check_pause(self, fleet: Fleet, survivors: list[int], since: float, limit_s: float) -> None:
+        """Nobody of them stood still for longer than that."""
+        pauses = {number: fleet.worst_pause_s(number, since) for number in survivors}
+        worst = max(pauses, key=pauses.__getitem__)
+        self.pause_s = max(self.pause_s or 0.0, pauses[worst])
+        self.expect(
+            pauses[worst] <= limit_s,
+            f"worker {worst} stood still for {pauses[worst]:.1f} s, at most {limit_s:.1f} expected",
+        )
+
+    def check_end(self, fleet: Fleet, is_alike: bool = False) -> None:
+        """All stop together, with exit code 0, with nothing lost or doubled."""
+        codes = fleet.stop()
+        self.expect(not any(codes), f"exit codes {codes}: {self._last_words(fleet, codes)}")
+        self.check_losses(fleet)
+        if is_alike and not any(codes):
+            self.check_alike(fleet)
+
+    def check_losses(self, fleet: Fleet) -> None:
+        """Nothing was lost unseen or applied twice, as far as the counters tell."""
+        for number in range(fleet.workers):
+            bad = {
+                reason: count for reason, count in fleet.dropped(number).items() if reason in ("overrun", "checksum")
+            }
+            self.expect(not bad, f"worker {number} dropped {bad}")
+
+    def check_alike(self, fleet: Fleet) -> None:
+        """All hold the same weights at the newest step that all have saved, as far as the mode says that they do."""
+        steps = set.intersection(*(set(fleet.checkpoints(number)) for number in range(fleet.workers)))
+        self.expect(steps, "no checkpoint of a step that all have")
+        if not steps:
+            return
+        first, *others = (fleet.weights(number, max(steps)) for number in range(fleet.workers))
+        # With several discriminators each is its worker's own.
+        prefix = "generator." if fleet.mode == "multi_discriminator" else ""
+        names = [name for name in first if name.startswith(prefix)]
+        apart = max(float(np.abs(first[name] - other[name]).max()) for other in others for name in names)
+        within = 0.0 if fleet.is_exact else NEAR
+        self.expect(apart <= within, f"weights differ by {apart:.1e} at step {max(steps)}")
+        self.see(f"weights alike at step {max(steps)}" + ("" if fleet.is_exact else f" but for {apart:.0e}"))
+
+    @staticmethod
+    def _last_words(fleet: Fleet, codes: list[int]) -> str:
+        return "; ".join(
+            f"worker {number}: {(fleet.life(number).text.strip().splitlines() or ['said nothing'])[-1][-200:]}"
+            for number, code in enumerate(codes)
+            if code
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table, and of chaos.json."""
+
+    fault: int
+    name: str
+    mode: str
+    injected: str
+    expected: str
+    seen: str
+    worst_pause_s: float | None
+    ok: bool
+    cause: str
+    took_s: float
+
+
+def attempt(scenario: Scenario, seed: int, known: dict[Any, Any]) -> Row:
+    """Do one scenario; whatever it raises is the cause of its failure."""
+    began, script = time.monotonic(), scenario.script(seed)
+    with tempfile.TemporaryDirectory(prefix="degan-chaos-", ignore_cleanup_errors=True) as folder:
+        trial = Trial(script, seed, Path(folder), known)
+        try:
+            scenario.run(trial)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            trial.failed.append(" / ".join([lines[0], *lines[-2:]] if len(lines) > 3 else lines)[:500])
+    return Row(
+        scenario.number,
+        scenario.name,
+        scenario.mode,
+        script,
+        scenario.expected,
+        "; ".join(trial.seen),
+        None if trial.pause_s is None else round(trial.pause_s, 2),
+        not trial.failed,
+        "; ".join(trial.failed),
+        round(time.monotonic() - began, 1),
+    )
