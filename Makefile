@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check slow bench quality clean
+.PHONY: help demo test check slow bench quality chaos soak clean
 
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
@@ -14,6 +14,8 @@ help:
 	@echo "make slow    the tests that take minutes"
 	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 15 minutes)"
 	@echo "make quality the pictures' quality for the bytes sent (hours; stop it and start it again as you like)"
+	@echo "make chaos   every fault of the table, done to real workers (about half an hour)"
+	@echo "make soak    an hour with a random fault a minute, and a run without any to compare"
 	@echo "make clean   take away what the others made (the virtual environment and $(RUN))"
 
 # torch and torchvision come together, so that their versions fit.
@@ -56,6 +58,14 @@ bench: $(VENV)/ready
 quality: $(VENV)/ready
 	@echo "== quality for the bytes sent, on MNIST; DEGAN_TEST_DATA names the folder that holds MNIST/raw"
 	$(BIN)/python tests/bench/quality.py --budget-s 3600
+
+chaos: $(VENV)/ready
+	@echo "== 17 faults, done to real workers over real Redis servers; the table also as runs/chaos/chaos.json"
+	$(BIN)/python -m tests.chaos
+
+soak: $(VENV)/ready
+	@echo "== an hour with a random fault a minute; runs/soak/soak.json and soak.svg"
+	$(BIN)/python -m tests.chaos.soak --minutes 60 --workers 4 --seed 7
 
 clean:
 	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -99,7 +99,7 @@ class Fault:
 
 
 class Plan:
-    """What one worker, or one Redis, is to suffer; each item is due once.
+    """What one worker, or one Redis, is to suffer; an item is due once, or in every step from the beginning on.
 
     Args:
         faults: all of the same worker or Redis.
@@ -110,7 +110,7 @@ class Plan:
         self._open = list(self.faults)
 
     def due(self, step: int, hook: str = BEGIN) -> list[Fault]:
-        """What happens now; not again, unless it holds from the beginning on.
+        """What happens now. What lasts by itself (`LASTING`) is said once.
 
         Only what is at a saving, or is for a Redis, may come later than in its step.
         """
@@ -126,7 +126,8 @@ class Plan:
                 and (may_be_late or fault.is_redis or fault.action in LASTING)
             )
         ]
-        self._open = [fault for fault in self._open if fault.step is None or fault not in found]
+        again = [fault for fault in found if fault.step is None and fault.action not in LASTING]
+        self._open = [fault for fault in self._open if fault not in found or fault in again]
         return found
 
 

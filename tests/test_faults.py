@@ -138,7 +138,7 @@ def test_what_is_due_is_due_once():
 def test_what_holds_and_what_waits_for_a_saving():
     plan = Faults.parse("w1:nan, w1@step4:slow:3, w1@step4.saving:torn").for_worker(1)
     assert texts(plan.due(1)) == ["w1:nan"] and texts(plan.due(6)) == ["w1:nan", "w1@step4:slow:3"]
-    assert texts(plan.due(7)) == ["w1:nan"]
+    assert texts(plan.due(7)) == ["w1:nan"], "slow lasts by itself"
     assert plan.due(3, SAVING) == []
     assert texts(plan.due(8, SAVING)) == ["w1@step4.saving:torn"]
     assert plan.due(9, SAVING) == []
@@ -206,6 +206,11 @@ def test_a_slow_worker_sleeps_in_proportion_to_its_computing(monkeypatch):
     assert slept == [], "what came before was not slow"
     suffering.begin(3)
     assert slept == [15.0], "ten times the 1.5 s of step 2"
+
+
+def test_what_is_slow_from_the_beginning_may_become_slower():
+    plan = Faults.parse("w0:slow:2, w0@step3:slow:20").for_worker(0)
+    assert [texts(plan.due(step)) for step in (1, 2, 3, 4)] == [["w0:slow:2"], [], ["w0@step3:slow:20"], []]
 
 
 def test_every_hook_has_its_place():

@@ -27,6 +27,7 @@ class Node:
     def __init__(self, folder: Path, is_durable: bool):
         self.folder, self._is_durable, self.port = folder, is_durable, free_port()
         self._process: subprocess.Popen | None = None
+        self.is_frozen = False
         folder.mkdir(parents=True, exist_ok=True)
         self.client = redis.Redis(port=self.port, socket_timeout=5)
         self.start()
@@ -70,9 +71,11 @@ class Node:
 
     def freeze(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
+        self.is_frozen = True
 
     def thaw(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)
+        self.is_frozen = False
 
     def limit(self, size_bytes: int) -> None:
         """Set `maxmemory`; 0 for none."""

@@ -76,7 +76,7 @@ def killed_at(hook: str, large: bool) -> Scenario:
         "replays from its checkpoint; ends as if nothing had been",
         run,
         lambda draw: f"w1@step{draw.randint(22, 38)}{'.' if hook else ''}{hook}:kill",
-        is_quick=hook in ("after_publish", SAVING),
+        is_quick=hook == "after_publish",
     )
 
 
@@ -328,7 +328,7 @@ def scenarios() -> list[Scenario]:
         churn(plain),
         churn("federated"),
         *(told_to_go(action) for action in ("int", "term", "usr1")),
-        Scenario(5, "a second signal", plain, "exits hard", told_twice, is_quick=True),
+        Scenario(5, "a second signal", plain, "exits hard", told_twice),
         Scenario(6, "the same number twice", plain, "the second refuses, names host and pid", twice, is_quick=True),
         Scenario(6, "--takeover of a worker that hangs", plain, "the first is fenced and says so", taken_over),
     ]
