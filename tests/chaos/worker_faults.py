@@ -272,7 +272,7 @@ def told_twice(trial: Trial) -> None:
         fleet.life(0).signal(signal.SIGCONT)
         trial.see(f"ended with {code} after {time.monotonic() - began:.1f} s")
         trial.expect(code == -signal.SIGTERM, f"a second signal should end it at once, not with {code}")
-        trial.expect(fleet.life(0).end if fleet.is_alive(0) else False, "the other ended, too")
+        trial.expect(fleet.is_alive(0), "the other ended, too")
 
 
 # --- 6: twice -----------------------------------------------------------------------------------
