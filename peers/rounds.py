@@ -72,6 +72,7 @@ class Rounds:
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the
             end of the others is awaited.
         say: called with one line for a person.
+        min_peers: with fewer peers that are there, or have finished, this worker does not lead.
 
     Attributes:
         mail: where the main thread waits.
@@ -88,6 +89,7 @@ class Rounds:
         stall_timeout_s: float,
         finish_timeout_s: float,
         say: Callable[[str], None],
+        min_peers: int = 0,
     ):
         self._bus, self._layout, self._say = bus, layout, say
         self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
@@ -95,7 +97,7 @@ class Rounds:
         self.mail = TimedMailbox(deadline, layout, stall_timeout_s, say)
         self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
-        self._is_abreast = True
+        self._is_abreast, self._min_peers = True, min_peers
         self.wait_s = 0.0
         most = max((layout.entries(kind) for kind in layout.kinds), default=1)
         bus.configure(KEPT_VECTORS * most + KEPT_FIELDS, layout.largest_payload_bytes())
@@ -338,8 +340,8 @@ class Rounds:
             for sender, letters in self.mail.letters(kind).items():
                 for letter in letters:
                     self.leadership.note(sender, term_of(letter))
-        live = self.mail.abreast() | ({self._bus.worker} if self._is_abreast else set())
-        return self.leadership.leader(live)
+        may_lead = self._is_abreast and len(self.mail.reached(0)) >= self._min_peers
+        return self.leadership.leader(self.mail.abreast() | ({self._bus.worker} if may_lead else set()))
 
     def newest(self) -> tuple[int, Letter] | None:
         """Of what leaders have announced and what is in force, the newest, and who said it."""
@@ -369,6 +371,7 @@ class Rounds:
             "staleness_max": 0,
             "live_peers": len(self.mail.live()),
             "dropped": self.mail.counts(),
+            "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }
 

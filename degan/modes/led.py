@@ -76,6 +76,7 @@ class Led(abc.ABC):
             settings.bus.stall_timeout_s,
             settings.bus.finish_timeout_s,
             say,
+            settings.bus.min_peers,
         )
         fail = self._rounds.mail.fail
         self._rendezvous = Rendezvous(
@@ -169,7 +170,10 @@ class Led(abc.ABC):
         def describe() -> str:
             leader = self._rounds.leader()
             listed = ", ".join(map(str, self._rounds.leadership.leaders))
-            return f"{what} from worker {leader}" if leader is not None else f"a leader: none of {listed} is alive"
+            if leader is not None:
+                return f"{what} from worker {leader}"
+            least = self._settings.bus.min_peers
+            return f"a leader: none of {listed} is alive" + (f", or has {least} peers" if least else "")
 
         self._rounds.until(look, describe)
         return found[0] if found else None
@@ -321,6 +325,9 @@ class Led(abc.ABC):
 
     def is_first(self) -> bool:
         return all(self._me < peer for peer in self._rounds.mail.reached(self._step))
+
+    def is_astray(self) -> bool:
+        return False
 
     def close(self) -> None:
         try:

@@ -77,7 +77,7 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
         )
         return 0
     folder = out / f"w{number}"
-    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say, settings.run.keep_best)
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
     signals, mode = Signals(), None
