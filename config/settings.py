@@ -228,7 +228,8 @@ class Bus(Settings):
     """How the workers hold together. Times in seconds, sizes in bytes.
 
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
-    of an undisturbed run, and else 64 MiB.
+    of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker is in a minority: it pauses,
+    or trains on alone without saving, until they are back.
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
@@ -236,6 +237,8 @@ class Bus(Settings):
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 600.0
+    min_peers: Natural = 0
+    minority: Literal["pause", "alone"] = "pause"
 
 
 class Run(Settings):
@@ -248,6 +251,7 @@ class Run(Settings):
     snapshot_every: Natural = 500
     checkpoint_every: Natural | None = None
     keep_checkpoints: Positive = 3
+    keep_best: bool = True
 
 
 class Experiment(Settings, kw_only=True):

@@ -25,9 +25,8 @@ import numpy as np
 from peers.auto import AutoParts
 from peers.bus import Bus
 from peers.carry import Leaving
-from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
-from peers.gate import ClockGate
+from peers.gate import make_gate
 from peers.inbox import Inbox
 from peers.joining import Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
@@ -68,8 +67,7 @@ class Exchange:
         self._bus, self._layout, self._rules, self._say = bus, layout, rules, say
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self._schedule = layout.schedule
-        slack = rules.slack_rounds(layout.schedule.rounds_per_step)
-        self.gate = ClockGate(SspClock(self._peers, slack), rules.stall_timeout_s, say)
+        self.gate = make_gate(rules, self._peers, layout, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
         self._spares = Spares(2 * len(self._peers) + 4)
         self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares)
@@ -85,7 +83,7 @@ class Exchange:
         self._taken: dict[int, Cursor] = {}
         self.wait_s = self.exchange_s = self._computed_s = 0.0
         self._left_at, self._staleness = time.monotonic(), []
-        bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
+        bus.configure(*rules.outbox(layout))
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -393,6 +391,7 @@ class Exchange:
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
             "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            "retries": self._bus.retries,
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,
         }

@@ -359,6 +359,10 @@ class Rendezvous:
                 self._say(f"{error}; trying again")
             self._is_out = True
             return
+        except LapsedError as error:
+            self._closing.set()
+            self._on_failure(error)
+            return
         self._is_out = False
         if state in ("held", "restored"):
             self._renewed_at = time.monotonic()
@@ -371,7 +375,8 @@ class Rendezvous:
             self._on_failure(LapsedError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
 
     def _beat(self) -> None:
-        while not self._closing.wait(heartbeat_s(self._lease_s)):
+        # While our Redis is away more often, because the others cannot see us until it knows of us again.
+        while not self._closing.wait(min(1.0 if self._is_out else 5.0, heartbeat_s(self._lease_s))):
             self._renew()
 
 

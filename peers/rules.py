@@ -24,6 +24,9 @@ class Rules:
         own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
         reduce: for gradients: mean (of the members) or sum.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
+        least_rounds: how many of them where Redis is full; None for all.
+        min_peers: with fewer live peers this worker is in a minority; see `ClockGate`.
+        pauses: a minority waits until the others are back; else it goes on alone.
         cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
     """
@@ -34,6 +37,9 @@ class Rules:
     own: str = "fresh"
     reduce: str = "mean"
     keep_rounds: int = 64
+    least_rounds: int | None = None
+    min_peers: int = 0
+    pauses: bool = True
     cut_periods: tuple[int, ...] = ()
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
@@ -43,13 +49,23 @@ class Rules:
         """The bound in rounds."""
         return None if self.slack is None else self.slack * rounds_per_step
 
-    def outbox_entries(self, layout: Layout) -> int:
-        """How many entries an outbox must keep."""
+    def furthest_lead(self, layout: Layout) -> int | None:
+        """How many rounds a peer that awaits us can be ahead: the bound, and what it sends after its last step."""
+        rounds = layout.schedule.rounds_per_step
+        most_parts = max(layout.parts, default=layout.schedule.parts)
+        return None if self.slack is None else (self.slack + 2 + most_parts) * rounds
+
+    def outbox(self, layout: Layout) -> tuple[int, int, int]:
+        """What `Bus.configure` is to know: how many entries are kept, the largest payload, how many are enough."""
+        least = self.keep_rounds if self.least_rounds is None else self.least_rounds
+        return self._entries(layout, self.keep_rounds), layout.largest_payload_bytes(), self._entries(layout, least)
+
+    def _entries(self, layout: Layout, keep_rounds: int) -> int:
         period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
-        states = sum(self.keep_rounds // rounds + 2 for rounds in period_rounds)
+        states = sum(keep_rounds // rounds + 2 for rounds in period_rounds)
         # Where the parts find themselves a round may also be a small one of very many.
         small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
-        return self.keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
+        return keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
 
 
 def make_carry(

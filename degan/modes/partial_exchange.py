@@ -50,18 +50,20 @@ from peers.rules import Rules
 from peers.types import Cursor, Slice
 
 
-def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
-    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits.
-
-    Under the bound no reader is more than 2 * (slack + 1) rounds behind.
-    """
-    mode, every = settings.mode, settings.checkpoint_every
+def least_rounds(settings: Experiment, rounds_per_step: int) -> int:
+    """How many rounds an outbox must keep: under the bound no reader is more than 2 * (slack + 1) rounds behind."""
+    mode = settings.mode
     if mode.slack is None:
-        needed = settings.bus.unbounded_backlog * rounds_per_step
-    else:
-        # With many parts a round is small; `Rules.outbox_entries` has room for those.
-        parts = 1 if mode.parts == "auto" else mode.parts
-        needed = (2 * mode.slack + 3) * rounds_per_step + parts * rounds_per_step
+        return settings.bus.unbounded_backlog * rounds_per_step
+    # With many parts a round is small; `Rules.outbox_entries` has room for those.
+    parts = 1 if mode.parts == "auto" else mode.parts
+    return (2 * mode.slack + 3 + parts) * rounds_per_step
+
+
+def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
+    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits."""
+    mode, every = settings.mode, settings.checkpoint_every
+    needed = least_rounds(settings, rounds_per_step)
     replay = every * rounds_per_step + needed if every else 0
     budget_bytes = settings.bus.replay_bytes
     if budget_bytes is None:
@@ -110,6 +112,9 @@ class PartialExchange:
             own=mode.own,
             reduce=mode.reduce,
             keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
+            least_rounds=least_rounds(settings, schedule.rounds_per_step),
+            min_peers=settings.bus.min_peers,
+            pauses=settings.bus.minority == "pause",
             cut_periods=tuple(every),
             lease_s=settings.bus.lease_s,
             stall_timeout_s=settings.bus.stall_timeout_s,
@@ -213,6 +218,9 @@ class PartialExchange:
 
     def is_first(self) -> bool:
         return all(self._bus.worker < peer for peer in self._exchange.gate.members())
+
+    def is_astray(self) -> bool:
+        return self._exchange.gate.is_astray
 
     def state(self):
         return self._exchange.state()

@@ -39,7 +39,8 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> B
         incarnation=os.urandom(6).hex(),
         peers=complete(worker, settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
-        patience_s=settings.bus.lease_s,
+        patience_s=max(settings.bus.lease_s, settings.connect_timeout_s),
+        full_patience_s=settings.bus.stall_timeout_s,
         say=say,
     )
     return _with_faults(bus, settings) if VARIABLE in os.environ else bus

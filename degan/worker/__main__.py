@@ -84,7 +84,8 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
         say("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
         suffering.hold(objects.pair, settings)
     hooks = (suffering.begin, suffering.saving) if plan.faults else ()
-    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say, *hooks[1:])
+    kept = (settings.run.keep_checkpoints, say, settings.run.keep_best)
+    checkpoints = Checkpoints(folder / "checkpoints", *kept, *hooks[1:])
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
     signals, mode = Signals(), None
