@@ -35,7 +35,8 @@ def check_streams(trial: Trial, fleet: Fleet) -> None:
 
 def restarted(mode: str, seconds: int, *more: str) -> Scenario:
     def run(trial: Trial) -> None:
-        with trial.fleet(3, is_durable=True, **options(mode, *more)) as fleet:
+        # Who is away for nearly a lease may be given up or not; this is about who is not.
+        with trial.fleet(3, is_durable=True, lease_s=2 + 2 * seconds, **options(mode, *more)) as fleet:
             fleet.start_all()
             began = fleet.until_done(2, 60)
             fleet.advance([0, 1, 2])

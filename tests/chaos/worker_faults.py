@@ -152,7 +152,6 @@ def frozen(mode: str, seconds: int) -> Scenario:
         "late, then absent; thawed, it joins in 10 s" if seconds > 4 else "it is awaited",
         run,
         lambda draw: f"w1@step{draw.randint(20, 35)}:stop:{seconds}s",
-        is_quick=seconds == 2,
     )
 
 
@@ -254,7 +253,6 @@ def told_to_go(action: str) -> Scenario:
         "finishes the step, saves, says goodbye, exit code 0",
         run,
         lambda draw: f"w1@step{draw.randint(22, 38)}:{action}",
-        is_quick=action == "term",
     )
 
 
