@@ -29,11 +29,11 @@ def between(one: list[int], other: list[int]) -> list[tuple[int, int]]:
 # --- 11: partitions -----------------------------------------------------------------------------
 
 
-def parted(mode: str, minority: list[int], policy: str = "alone") -> Scenario:
+def parted(mode: str, minority: list[int], policy: str = "") -> Scenario:
     """Of four workers some cannot reach the others, in both directions, for 20 s."""
     majority = [number for number in range(4) if number not in minority]
     is_even = len(minority) == len(majority)
-    wishes = ("bus.min_peers=2", "bus.minority=pause") if policy == "pause" else ()
+    wishes = ("bus.min_peers=2", f"bus.minority={policy}") if policy else ()
 
     def run(trial: Trial) -> None:
         with trial.network() as network, trial.fleet(4, network=network, **options(mode, *wishes)) as fleet:
@@ -42,7 +42,7 @@ def parted(mode: str, minority: list[int], policy: str = "alone") -> Scenario:
             cut_at = time.monotonic()
             sever(fleet, between(minority, majority), CUT)
             time.sleep(CUT_S / 2)
-            halfway = [fleet.step(number) for number in range(4)]
+            halfway, saved = [fleet.step(number) for number in range(4)], fleet.checkpoints(minority[0])
             time.sleep(CUT_S / 2)
             moved = [fleet.step(number) - halfway[number] for number in range(4)]
             trial.see(f"steps in the second half of the cut: {moved}")
@@ -51,6 +51,12 @@ def parted(mode: str, minority: list[int], policy: str = "alone") -> Scenario:
             )
             if policy == "pause":
                 trial.expect(not any(moved[number] for number in minority), f"the minority went on: {moved}")
+            if policy == "alone":
+                trial.expect(all(moved[number] > 10 for number in minority), f"the minority stood still: {moved}")
+            if policy:
+                # Else there would be a second line of training that calls itself the latest.
+                now = fleet.checkpoints(minority[0])
+                trial.expect(set(now) <= set(saved), f"the minority saved {sorted(set(now) - set(saved))}")
             healed_at = time.monotonic()
             sever(fleet, between(minority, majority), CLEAR)
             fleet.wait(
@@ -71,10 +77,11 @@ def parted(mode: str, minority: list[int], policy: str = "alone") -> Scenario:
                 trial.check_alike(fleet)
 
     name = "2 from 2" if is_even else "1 from 3"
-    expected = "the majority goes on; the minority pauses" if policy == "pause" else "both go on"
+    goes_on = {"pause": "the minority pauses", "alone": "the minority goes on alone and saves nothing"}
+    expected = f"the majority goes on; {goes_on[policy]}" if policy else "both go on"
     return Scenario(
         11,
-        f"partition {name} for 20 s" + (", minority: pause" if policy == "pause" else ""),
+        f"partition {name} for 20 s" + (f", minority: {policy}" if policy else ""),
         mode,
         f"{expected}; healed in 20 s, one line of training",
         run,
@@ -168,6 +175,7 @@ def scenarios() -> list[Scenario]:
     return [
         parted(plain, [0]),
         parted(plain, [0], "pause"),
+        parted(plain, [0], "alone"),
         parted(plain, [0, 1]),
         parted("slack 0 gradients", [0]),
         parted("federated", [0]),
