@@ -14,6 +14,7 @@ from degan import cohorts
 from degan.modes.claims import plain_about
 from degan.modes.federated import Federated, stragglers
 from degan.pair import GanPair
+from peers.errors import LapsedError
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
@@ -318,6 +319,27 @@ def test_a_member_that_leaves_saves_the_model_that_its_version_names():
 
     fleet.run(3, live)
     assert left.is_set()
+
+
+def test_who_has_led_on_alone_takes_what_the_others_have():
+    """Cut off, it has gone on to a round that the others are far from; it may not keep them waiting until then."""
+    fleet = Fleet(experiment(2, local_steps=1, cohort=1), memory_buses(2))
+    lapsed = threading.Event()
+
+    def live(worker, steps):
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        mode.step(1, batches, False)
+        if worker == 0:
+            lapsed.wait(20)
+        else:
+            with pytest.raises(LapsedError, match="worker 0 leads at round 1, and this one has gone on to round 9"):
+                mode.step(9, batches, False)
+            lapsed.set()
+        return mode.stats()
+
+    fleet.run(1, live)
+    assert lapsed.is_set()
 
 
 def test_what_a_worker_claims_of_itself_is_checked():

@@ -6,7 +6,8 @@ cut (an evaluation, a snapshot, a checkpoint, the end) the leader puts what hold
 
 When the leader is gone, the next live worker of the list goes on from the newest that it has. A worker that was
 started again fetches what it needs and takes part in the next round; one that was too slow for a round runs on
-to the newest.
+to the newest. One that has led alone where it was cut off, and finds the others behind it, begins a new life with
+what they have.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from degan.pair import GanPair
 from peers.bus import Bus
 from peers.codec import Codec
 from peers.deadline import Deadline
-from peers.errors import BusError, MessageError, StalledError
+from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.leadership import Leadership
 from peers.mailbox import Letter
 from peers.message import RoundLayout
@@ -35,6 +36,8 @@ from peers.rounds import Gathered, Rounds
 from peers.types import Message
 
 LEADERS = 3  # Where the settings do not say how many may lead.
+# How many rounds who follows may have seen of a leader that died and its successor has not.
+AHEAD = 3
 MISSED = (StalledError, BusError, MessageError)
 
 
@@ -165,6 +168,8 @@ class Led(abc.ABC):
         def look() -> bool:
             announced = wanted()
             found[:] = [announced] if announced else []
+            if not found:
+                self._check_line()
             return bool(found) or self._rounds.leader() == self._me
 
         def describe() -> str:
@@ -177,6 +182,16 @@ class Led(abc.ABC):
 
         self._rounds.until(look, describe)
         return found[0] if found else None
+
+    def _check_line(self) -> None:
+        """Whether who leads is about where we are. Raises LapsedError if we have led on where nobody could hear it."""
+        newest = self._rounds.newest()
+        if newest and newest[0] != self._me and newest[1].message.round + AHEAD < self._step:
+            # It would be asked in every round until the others are where it is, and keep each to its deadline.
+            raise LapsedError(
+                f"worker {newest[0]} leads at round {newest[1].message.round}, and this one has gone on to "
+                f"round {self._step} by itself"
+            )
 
     def _note_announced(self, letter: Letter) -> None:
         """Take over what a leader says of the whole run, so that we could go on in its place."""

@@ -157,7 +157,7 @@ def corrupted(trial: Trial) -> None:
         fleet.advance([0, 1, 2], 150, 120)
         for link in fleet.links.values():
             link.weather = CLEAR
-        fleet.advance([0, 1, 2], 20)
+        fleet.advance([0, 1, 2], 60)
         flips = sum(link.flips for link in fleet.links.values())
         dropped = [fleet.dropped(number) for number in range(3)]
         trial.see(f"{flips} bits flipped; refused: {dropped}")
@@ -168,6 +168,7 @@ def corrupted(trial: Trial) -> None:
         trial.expect(counted + said > 0, "no flipped bit was seen by anybody")
         codes = fleet.stop()
         trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+        trial.check_alike(fleet)
 
 
 def scenarios() -> list[Scenario]:
@@ -177,7 +178,7 @@ def scenarios() -> list[Scenario]:
         parted(plain, [0], "pause"),
         parted(plain, [0], "alone"),
         parted(plain, [0, 1]),
-        parted("slack 0 gradients", [0]),
+        parted("slack 0 gradients", [0], "pause"),
         parted("federated", [0]),
         parted("federated", [3]),
         one_way(plain),
