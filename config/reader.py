@@ -281,6 +281,9 @@ def _check_together(experiment: Experiment) -> None:
         raise SettingsError(
             "mode.own: published applies what all have published by the bound; give mode.slack a number"
         )
+    if experiment.bus.min_peers >= experiment.workers:
+        least, most = experiment.bus.min_peers, experiment.workers - 1
+        raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
     _check_led(experiment)
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:

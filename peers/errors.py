@@ -30,13 +30,13 @@ class DuplicateError(SetupError):
 
     Args:
         worker: the number.
-        host, pid: of the process that holds it; the host as `peers.rendezvous.this_host` writes it.
+        host, pid: of the process that holds it; the host as `peers.processes.this_host` writes it.
     """
 
     def __init__(self, worker: int, host: str, pid: int):
         super().__init__(
             f"worker {worker} is already running on {host.split('/', 1)[0]} as process {pid}; "
-            "give this one another number, or stop that one first"
+            "give this one another number, stop that one first, or replace it with --takeover"
         )
         self.host = host
 

@@ -135,12 +135,12 @@ class Rounds:
             )
         except StalledError as error:
             self._say(f"{error}; ending without them")
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def leave(self, round: int) -> None:
         """Say goodbye after a round, in the middle of the run."""
         self.publish("goodbye", round, {})
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def close(self) -> None:
         """Stop the pumps and the publishing; the bus is the caller's to close."""
@@ -241,7 +241,7 @@ class Rounds:
         Raises:
             StalledError: it was not, for the stall timeout.
         """
-        if not self._pool.drain(self._stall_timeout_s):
+        if not self._pool.drain(self._stall_timeout_s, self._say):
             raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
         self.mail.check()
 

@@ -84,6 +84,7 @@ def build(
     facts: dict[str, Any],
     about: dict[str, Any],
     say: Callable[[str], None],
+    may_take_over: bool = False,
 ) -> Mode:
     """The mode that the settings name.
 
@@ -92,6 +93,7 @@ def build(
         facts: what must be the same for all workers and is no setting (the classes of the data).
         about: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
         say: called with one line for a person.
+        may_take_over: replace a worker of our number that is still alive.
 
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
@@ -105,16 +107,16 @@ def build(
             from degan.modes.partial_exchange import PartialExchange
             from degan.modes.wire import open_bus
 
-            return PartialExchange(settings, pair, open_bus(settings, worker, say), facts, say)
+            return PartialExchange(settings, pair, open_bus(settings, worker, say, may_take_over), facts, say)
         case "federated":
             from degan.modes.federated import Federated
             from degan.modes.wire import open_bus
 
-            return Federated(settings, pair, open_bus(settings, worker, say), facts, about, say)
+            return Federated(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case "multi_discriminator":
             from degan.modes.multi_discriminator import MultiDiscriminator
             from degan.modes.wire import open_bus
 
-            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say), facts, about, say)
+            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case name:
             raise ValueError(f"unknown mode {name!r}")
