@@ -45,11 +45,14 @@ class Rules:
 
     def outbox_entries(self, layout: Layout) -> int:
         """How many entries an outbox must keep."""
-        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
-        states = sum(self.keep_rounds // rounds + 2 for rounds in period_rounds)
         # Where the parts find themselves a round may also be a small one of very many.
         small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
-        return self.keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
+        return self.keep_rounds * layout.entries_per_round() + small + self.state_entries(layout) + 16
+
+    def state_entries(self, layout: Layout) -> int:
+        """How many of these belong to `state` messages."""
+        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
+        return sum(self.keep_rounds // rounds + 2 for rounds in period_rounds) * layout.entries_per_state()
 
 
 def make_carry(
