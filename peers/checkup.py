@@ -173,14 +173,21 @@ class _Checkup:
         return verdicts.version(str(info.get("server_name", "redis")), str(info["redis_version"]))
 
     def _access(self) -> Finding:
-        self._user = _text(self._ask(lambda client: client.execute_command("ACL WHOAMI")))
+        login = self._client.connection_pool.connection_kwargs
+        try:
+            self._user = _text(self._ask(lambda client: client.execute_command("ACL WHOAMI")))
+        except UnseenError:
+            # Where ACL is closed to us we are whom the URL says.
+            self._user = str(login.get("username") or "default")
         dangerous = {
             "CONFIG": lambda client: client.config_get("maxmemory"),
             "EVAL": lambda client: client.eval("return 1", 0),
             "ACL": lambda client: client.execute_command("ACL GETUSER", self._user),
         }
-        has_password = bool(self._client.connection_pool.connection_kwargs.get("password"))
-        return verdicts.access(self._user, has_password, [name for name, ask in dangerous.items() if self._may(ask)])
+        may = [name for name, ask in dangerous.items() if self._may(ask)]
+        if self._gone:
+            raise UnseenError(self._gone)
+        return verdicts.access(self._user, bool(login.get("password")), may)
 
     def _writing(self) -> Finding:
         """Everything that a worker says to its own node, said once."""

@@ -119,12 +119,15 @@ def _nodes(settings: config.Experiment) -> dict[str, tuple[int, ...]]:
     """Each node's URL, once, and whose it is; none where `peers` is a number."""
     if isinstance(settings.peers, int):
         return {}
-    nodes: dict[str, list[int]] = {}
-    first: dict[str, str] = {}
+    workers: dict[str, list[int]] = {}
+    urls: dict[str, str] = {}
     for worker, url in enumerate(settings.peers):
-        # Two workers may name one node with a socket and without.
-        nodes.setdefault(first.setdefault(split_socket(url)[0], url), []).append(worker)
-    return {url: tuple(workers) for url, workers in nodes.items()}
+        # Of two workers of one node one may name its socket and the other not.
+        far, near = split_socket(url)
+        workers.setdefault(far, []).append(worker)
+        if near != far or far not in urls:
+            urls[far] = url
+    return {url: tuple(workers[far]) for far, url in urls.items()}
 
 
 def _node(settings: config.Experiment, url: str, workers: tuple[int, ...], needs: Any) -> Section:
@@ -288,7 +291,8 @@ def as_text(settings: config.Experiment, sections: Sequence[Section]) -> str:
         if section.workers:
             numbers = ", ".join(map(str, section.workers))
             here = ", this host's" if section.is_own else ""
-            lines.append(f"Redis at {section.node} (worker {numbers}{here})")
+            plural = "s" if len(section.workers) > 1 else ""
+            lines.append(f"Redis at {section.node} (worker{plural} {numbers}{here})")
         else:
             lines.append(f"this host, {platform.node()}")
         for check, state, seen, mend in section.findings:
