@@ -347,7 +347,8 @@ class _Checkup:
                 lambda client: client.scan(cursor, match=self._keys.everything(), count=1000)  # noqa: B023
             )
             for key in map(_text, keys):
-                if key not in seen:
+                # Far away what is asked of each key takes longer than the scan.
+                if key not in seen and time.monotonic() < deadline:
                     seen.add(key)
                     yield key
             if not cursor:

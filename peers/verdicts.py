@@ -112,8 +112,8 @@ def _is_unroutable(causes: Sequence[BaseException]) -> bool:
 def _tls_reason(causes: Sequence[BaseException]) -> str:
     cause = next(cause for cause in causes if isinstance(cause, ssl.SSLError))
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return printable(f"its certificate is not accepted ({cause.verify_message})")
-    return printable((cause.reason or str(cause)).replace("_", " ").lower())
+        return printable(f"its certificate is not accepted ({getattr(cause, 'verify_message', cause)})")
+    return printable((getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower())
 
 
 def _tls_mend(text: str) -> str:

@@ -88,16 +88,11 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
 
     found = [_settings(settings, file)]
     source, data = _data(settings)
-    device = _device(settings.device)
-    try:
-        pair = _pair(settings, source)
-    except UsageError as error:
-        found += [data, Finding("networks", FAIL, printable(str(error)), "mend `model` in the experiment file"), device]
-        needs, saved_bytes = modes.Needs(), 0
-    else:
-        needs, saved_bytes = modes.needs(settings, pair), _checkpoint_bytes(pair)
-        guess = "" if source is not None else " (guessed, for the data is not here)"
-        found += [data, Finding("networks", OK, f"{pair.size:,} values{guess}; a worker needs {needs}"), device]
+    pair = _pair(settings, source)
+    needs, saved_bytes = modes.needs(settings, pair), _checkpoint_bytes(pair)
+    guess = "" if source is not None else " (guessed, for the data is not here)"
+    networks = Finding("networks", OK, f"{pair.size:,} values{guess}; a worker needs {needs}")
+    found += [data, networks, _device(settings.device)]
     nodes = _nodes(settings)
     with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
         sections = list(pool.map(lambda node: _node(settings, node, nodes[node], needs), nodes))
@@ -221,7 +216,7 @@ def _device(name: str) -> Finding:
 
 
 def _pair(settings: config.Experiment, source: Any):
-    """The networks that a worker trains, on the CPU. Raises UsageError."""
+    """The networks that a worker trains, on the CPU."""
     import torch
 
     from degan.pair import GanPair
@@ -299,7 +294,10 @@ def as_text(settings: config.Experiment, sections: Sequence[Section]) -> str:
             lines += _wrapped(f"  {state:<4}  {check:<14}  ", seen)
             lines += _wrapped(" " * 24 + "-> ", mend) if mend else []
         lines.append("")
-    states = [finding.state for section in sections for finding in section.findings]
+    findings = [finding for section in sections for finding in section.findings]
+    if any("redis-cli" in finding.mend for finding in findings):
+        lines += ["redis-cli: on the node itself, or with -h HOST -p PORT, and --askpass where it has a password", ""]
+    states = [finding.state for finding in findings]
     counts = f"{states.count(FAIL)} failed, {states.count(WARN)} warnings, {states.count(OK)} ok"
     return "\n".join([*lines, counts])
 
