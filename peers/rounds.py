@@ -99,8 +99,7 @@ class Rounds:
         self._pumps: list[Pump] = []
         self._is_abreast, self._min_peers = True, min_peers
         self.wait_s = 0.0
-        most = max((layout.entries(kind) for kind in layout.kinds), default=1)
-        bus.configure(KEPT_VECTORS * most + KEPT_FIELDS, layout.largest_payload_bytes())
+        bus.configure(kept_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning and end --------------------------------------------------------------------
 
@@ -374,6 +373,11 @@ class Rounds:
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }
+
+
+def kept_entries(layout: RoundLayout) -> int:
+    """How many entries a stream keeps."""
+    return KEPT_VECTORS * max((layout.entries(kind) for kind in layout.kinds), default=1) + KEPT_FIELDS
 
 
 def term_of(letter: Letter) -> int:

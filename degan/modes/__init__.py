@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
+from degan.modes.needs import Needs
 from degan.pair import GanPair
 
 Arrays = dict[str, np.ndarray]
@@ -120,3 +121,19 @@ def build(
             return MultiDiscriminator(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case name:
             raise ValueError(f"unknown mode {name!r}")
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker of the mode that the settings name asks of its node and of the wire."""
+    match settings.mode.__struct_config__.tag:
+        case "local":
+            return Needs(vector_bytes=4 * pair.size)
+        case "partial_exchange":
+            from degan.modes.partial_exchange import needs as found
+        case "federated":
+            from degan.modes.federated import needs as found
+        case "multi_discriminator":
+            from degan.modes.multi_discriminator import needs as found
+        case name:
+            raise ValueError(f"unknown mode {name!r}")
+    return found(settings, pair)
