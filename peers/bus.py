@@ -21,6 +21,7 @@ class Bus(Protocol):
 
     Attributes:
         worker, incarnation: who we are, and in which life.
+        may_take_over: whether a person wants us to replace a worker of our number that is still alive.
         servers: for each server followed, the peers that live on it.
         sent_bytes, received_bytes: payload and header bytes so far, those of states too.
         sequence: number of the newest entry of my outbox.
@@ -32,6 +33,7 @@ class Bus(Protocol):
 
     worker: int
     incarnation: str
+    may_take_over: bool
     servers: Sequence[tuple[int, ...]]
     sent_bytes: int
     received_bytes: int

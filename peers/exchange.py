@@ -319,7 +319,7 @@ class Exchange:
         except StalledError as error:
             self._say(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
-        self._pool.drain(self._rules.finish_timeout_s)
+        self._pool.drain(self._rules.finish_timeout_s, self._say)
         sharers, left = len(self.gate.sharers(last)), []
         for section, values in sections.items():
             has_any = self._accumulator.has(section)
@@ -338,7 +338,7 @@ class Exchange:
         if not is_resumable and self._rules.carry == "gradients":
             self._flush({section: np.zeros(section.size, np.float32) for section in self._schedule.sections})
         self._publish_fields("goodbye", self._round, {})
-        self._pool.drain(self._rules.finish_timeout_s)
+        self._pool.drain(self._rules.finish_timeout_s, self._say)
 
     def _flush(self, sections: dict[Slice, np.ndarray]) -> None:
         """Publish every part that may still have something."""
@@ -367,7 +367,7 @@ class Exchange:
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._pool.drain(self._rules.stall_timeout_s):
+        if not self._pool.drain(self._rules.stall_timeout_s, self._say):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
         arrays, values = self._carry.state()

@@ -41,7 +41,7 @@ class MemoryBus:
     """One worker's door to a `MemoryHub`; see `peers.bus.Bus`."""
 
     def __init__(self, hub: MemoryHub, worker: int, peers: tuple[int, ...], incarnation: str):
-        self.worker, self.incarnation = worker, incarnation
+        self.worker, self.incarnation, self.may_take_over = worker, incarnation, False
         self.servers = (tuple(peers),) if peers else ()
         self.sent_bytes = self.received_bytes = self.retries = 0
         self.publish_busy_s = self.read_busy_s = 0.0

@@ -46,6 +46,7 @@ class RedisBus:
         connect_timeout_s: how long an absent Redis is tried at the start.
         patience_s: how long our own node may be away in the middle of a run before that is an error.
         full_patience_s: how long it may be full.
+        may_take_over: see `peers.bus.Bus`.
         say: called with one line for a person, for instance while retrying.
     """
 
@@ -60,8 +61,9 @@ class RedisBus:
         patience_s: float = 30.0,
         say: Callable[[str], None] = lambda line: None,
         full_patience_s: float = 600.0,
+        may_take_over: bool = False,
     ):
-        self.worker, self.incarnation = worker, incarnation
+        self.worker, self.incarnation, self.may_take_over = worker, incarnation, may_take_over
         self.sent_bytes = self._state_bytes = self.retries = 0
         self._keys = Keys(run)
         self._patience_s, self._full_patience_s = patience_s, full_patience_s

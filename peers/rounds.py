@@ -99,8 +99,7 @@ class Rounds:
         self._pumps: list[Pump] = []
         self._is_abreast, self._min_peers = True, min_peers
         self.wait_s = 0.0
-        most = max((layout.entries(kind) for kind in layout.kinds), default=1)
-        bus.configure(KEPT_VECTORS * most + KEPT_FIELDS, layout.largest_payload_bytes())
+        bus.configure(kept_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning and end --------------------------------------------------------------------
 
@@ -135,12 +134,12 @@ class Rounds:
             )
         except StalledError as error:
             self._say(f"{error}; ending without them")
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def leave(self, round: int) -> None:
         """Say goodbye after a round, in the middle of the run."""
         self.publish("goodbye", round, {})
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def close(self) -> None:
         """Stop the pumps and the publishing; the bus is the caller's to close."""
@@ -241,7 +240,7 @@ class Rounds:
         Raises:
             StalledError: it was not, for the stall timeout.
         """
-        if not self._pool.drain(self._stall_timeout_s):
+        if not self._pool.drain(self._stall_timeout_s, self._say):
             raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
         self.mail.check()
 
@@ -374,6 +373,11 @@ class Rounds:
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }
+
+
+def kept_entries(layout: RoundLayout) -> int:
+    """How many entries a stream keeps."""
+    return KEPT_VECTORS * max((layout.entries(kind) for kind in layout.kinds), default=1) + KEPT_FIELDS
 
 
 def term_of(letter: Letter) -> int:

@@ -60,12 +60,22 @@ class Rules:
         least = self.keep_rounds if self.least_rounds is None else self.least_rounds
         return self._entries(layout, self.keep_rounds), layout.largest_payload_bytes(), self._entries(layout, least)
 
+    def outbox_entries(self, layout: Layout) -> int:
+        """How many entries an outbox keeps."""
+        return self._entries(layout, self.keep_rounds)
+
+    def state_entries(self, layout: Layout) -> int:
+        """How many of these belong to `state` messages."""
+        return self._state_entries(layout, self.keep_rounds)
+
     def _entries(self, layout: Layout, keep_rounds: int) -> int:
-        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
-        states = sum(keep_rounds // rounds + 2 for rounds in period_rounds)
         # Where the parts find themselves a round may also be a small one of very many.
         small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
-        return keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
+        return keep_rounds * layout.entries_per_round() + small + self._state_entries(layout, keep_rounds) + 16
+
+    def _state_entries(self, layout: Layout, keep_rounds: int) -> int:
+        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
+        return sum(keep_rounds // rounds + 2 for rounds in period_rounds) * layout.entries_per_state()
 
 
 def make_carry(

@@ -20,8 +20,11 @@ from peers.redis_bus import RedisBus
 from peers.topology import complete
 
 
-def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> Bus:
+def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_take_over: bool = False) -> Bus:
     """Connect to our own Redis and to the peers'.
+
+    Args:
+        may_take_over: replace a worker of our number that is still alive.
 
     Raises:
         config.UsageError: `peers` is only a number, so there are no addresses.
@@ -42,6 +45,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> B
         patience_s=max(settings.bus.lease_s, settings.connect_timeout_s),
         full_patience_s=settings.bus.stall_timeout_s,
         say=say,
+        may_take_over=may_take_over,
     )
     return _with_faults(bus, settings) if VARIABLE in os.environ else bus
 
