@@ -23,7 +23,7 @@ RUNS = iter(range(10**6))
 SLACKS = st.sampled_from([0, 1, 3, None])
 PARTS = st.one_of(st.integers(1, 8), st.just("auto"))
 DELAYS = st.lists(st.integers(0, 3), min_size=1, max_size=5)
-FLEETS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FLEETS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PATIENT = {"keep_rounds": 400, "lease_s": 20.0, "finish_timeout_s": 20.0}
 
 

@@ -118,7 +118,13 @@ def test_the_only_leader_returns_and_leads_on(make):
     assert hold_the_same(run, (0, 1, 2))
 
 
-@pytest.mark.parametrize("extra", [(), ("mode.sampling=balanced", "mode.weighting=kl", "mode.cohort=2")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param((), marks=pytest.mark.slow, id="plain"),
+        pytest.param(("mode.sampling=balanced", "mode.weighting=kl", "mode.cohort=2"), id="balanced"),
+    ],
+)
 def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
     settings = (*CALM, *extra)
     plain, cut = make(settings), make(settings)

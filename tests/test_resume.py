@@ -113,17 +113,37 @@ def check(run: Run, expected: list[dict]) -> None:
 
 
 # A stop is a synchronous step wherever it falls; only with slack 0 every other one is, too.
+def kind(name: str, settings: tuple[str, ...], is_slow: bool = True):
+    """One kind of run; what the quick ones show in much the same way is a slow test."""
+    return pytest.param(settings, id=name, marks=pytest.mark.slow if is_slow else ())
+
+
 both = pytest.mark.parametrize(
-    "settings", [SIMULTANEOUS, ALTERNATING, HELD, PUBLISHED], ids=["simultaneous", "alternating", "held", "published"]
+    "settings",
+    [
+        kind("simultaneous", SIMULTANEOUS, is_slow=False),
+        kind("alternating", ALTERNATING),
+        kind("held", HELD),
+        kind("published", PUBLISHED),
+    ],
 )
 any_bound = pytest.mark.parametrize(
     "settings",
-    [SIMULTANEOUS, ALTERNATING, HELD, PUBLISHED_LATER, PARAMETERS, PARAMETERS_ALTERNATING],
-    ids=["simultaneous", "alternating", "held", "published", "parameters", "parameters-alternating"],
+    [
+        kind("simultaneous", SIMULTANEOUS, is_slow=False),
+        kind("alternating", ALTERNATING),
+        kind("held", HELD),
+        kind("published", PUBLISHED_LATER),
+        kind("parameters", PARAMETERS, is_slow=False),
+        kind("parameters-alternating", PARAMETERS_ALTERNATING),
+    ],
 )
 
 
-@pytest.mark.parametrize("settings", [SIMULTANEOUS, ALTERNATING, NORMALISED], ids=["mlp", "alternating", "dcgan"])
+@pytest.mark.parametrize(
+    "settings",
+    [kind("mlp", SIMULTANEOUS), kind("alternating", ALTERNATING), kind("dcgan", NORMALISED, is_slow=False)],
+)
 def test_the_same_seed_gives_the_same_weights(make, undisturbed, settings):
     run = make(settings)
     ends([run.start(0), run.start(1)])
@@ -141,7 +161,9 @@ def test_both_workers_end_alike_with_one_part(undisturbed):
     assert same(first, second)
 
 
-@pytest.mark.parametrize("settings", [PARAMETERS, PARAMETERS_ALTERNATING], ids=["parameters", "alternating"])
+@pytest.mark.parametrize(
+    "settings", [kind("parameters", PARAMETERS, is_slow=False), kind("alternating", PARAMETERS_ALTERNATING)]
+)
 def test_both_workers_end_alike_with_parameters(undisturbed, settings):
     first, second = undisturbed(settings)
     assert same(networks(first), networks(second))
@@ -216,8 +238,14 @@ def test_a_worker_joins_at_a_cut(make, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [SIMULTANEOUS, HELD, PUBLISHED_LATER, PARAMETERS, PARAMETERS_ALTERNATING, (*PARAMETERS, "mode.parts=auto")],
-    ids=["simultaneous", "held", "published", "parameters", "parameters-alternating", "parameters-auto"],
+    [
+        kind("simultaneous", SIMULTANEOUS),
+        kind("held", HELD),
+        kind("published", PUBLISHED_LATER),
+        kind("parameters", PARAMETERS, is_slow=False),
+        kind("parameters-alternating", PARAMETERS_ALTERNATING),
+        kind("parameters-auto", (*PARAMETERS, "mode.parts=auto")),
+    ],
 )
 def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_path, settings):
     run, gate = make((*settings, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
@@ -241,8 +269,11 @@ def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_p
 
 @pytest.mark.parametrize(
     ("settings", "steps"),
-    [(SIMULTANEOUS, 1500), ((*ALTERNATING, "mode.parts=1"), 1500), ((*NORMALISED, "mode.parts=1"), 400)],
-    ids=["simultaneous", "alternating", "normalised"],
+    [
+        pytest.param(SIMULTANEOUS, 1500, id="simultaneous", marks=pytest.mark.slow),
+        pytest.param((*ALTERNATING, "mode.parts=1"), 1500, id="alternating", marks=pytest.mark.slow),
+        pytest.param((*NORMALISED, "mode.parts=1"), 400, id="normalised"),
+    ],
 )
 def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):
     """Nobody waits for it, and from the round at which it is admitted all three apply the same."""
