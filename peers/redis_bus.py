@@ -25,6 +25,8 @@ from peers.types import Buffer, Entry, Lease
 # How much is gathered for one system call while more is being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
+# What a life before has published is there for those who still read it; each new life would add as much.
+LAST_LIFE_S = 60
 
 # What a Redis without room says: of memory, or of disk for what it has to keep.
 FULL = ("OOM", "MISCONF")
@@ -257,11 +259,26 @@ class RedisBus:
             return old
 
         # Watched, so that of two that start at once only one gets the number.
-        return self._insist(lambda: self._own.transaction(take, key, value_from_callable=True), "claim its number")
+        old = self._insist(lambda: self._own.transaction(take, key, value_from_callable=True), "claim its number")
+        self._insist(lambda: self._let_go_of_last_life(ttl_s), "claim its number")
+        return old
+
+    def _let_go_of_last_life(self, ttl_s: float) -> None:
+        """Whoever replays or joins reads the lives that hold a lease, which the last one does not any more."""
+        key, peers = self._keys.life(self.worker), self._reader_of
+        last = (self._own.get(key) or b"").decode(errors="replace")
+        pipeline = self._own.pipeline(transaction=False)
+        if last not in ("", self.incarnation):
+            streams = [self._keys.out(self.worker, last), *(self._keys.direct(self.worker, last, p) for p in peers)]
+            for name in (self._keys.state(self.worker, last), *streams):
+                pipeline.expire(name, max(LAST_LIFE_S, int(2 * ttl_s)))
+        pipeline.set(key, self.incarnation, ex=KEEP_S)
+        pipeline.execute()
 
     def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         key = self._keys.lease(self.worker)
         own = [
+            self._keys.life(self.worker),
             self._keys.state(self.worker, self.incarnation),
             *self._sequences.copy(),
         ]

@@ -46,12 +46,34 @@ def test_every_key_has_a_lifetime(redis_url):
         bus.renew(lease(bus), 20)
         client = connect(redis_url, 5)
         keys = [key.decode() for key in client.keys("degan:ttl:*")]
-        assert len(keys) == 4
+        assert len(keys) == 5
         assert all(client.ttl(key) > 0 for key in keys)
         assert {client.xlen(key) for key in keys if ":out" in key or ":to:" in key} == {10}
         client.close()
     finally:
         bus.close()
+
+
+def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
+    """Else a worker that is started again and again would fill its Redis within the hour that a key may live."""
+    lives, client = [], redis.Redis.from_url(redis_url)
+    try:
+        for number in range(3):
+            life = RedisBus("lives", 0, [redis_url] * 2, f"a{number}", [1], 10, 5)
+            lives.append(life)
+            for _ in range(2):  # Also when the reply to the first was lost.
+                life.claim(lease(life), 5.0, lambda old: True)
+            life.publish([(b"h", b"1")])
+            life.send(1, [(b"h", b"1")])
+            life.put_state({"x": b"1"}, 5.0)
+        for name in ("out", "to:1", "state"):
+            times = [client.ttl(f"degan:lives:0:a{number}:{name}") for number in range(3)]
+            assert 0 < times[0] <= times[1] <= 60 < 3000 < times[2] <= 3600, name
+        assert 3000 < client.ttl("degan:lives:0:life") <= 3600
+    finally:
+        client.close()
+        for life in lives:
+            life.close()
 
 
 def test_a_connection_that_breaks_is_made_anew(redis_url):
