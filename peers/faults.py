@@ -11,7 +11,7 @@ An item is `WHO[@stepN[.HOOK]]:ACTION[:ARGUMENT]`; WHO is a worker (`w1`) or the
 | wN     | nan                   | a step, or always         | its own gradient is NaN |
 | wN     | slow:F                | from a step on, or always | a step takes it F times as long |
 | wN     | disk_full, torn       | a saving, or always       | no space is left; a file loses its second half |
-| wN     | attack:NAME           | from a step on, or always | it sends its peers what it should not |
+| wN     | attack:NAME           | always                    | it sends its peers what it should not |
 | redisN | restart[:Ns]          | a step of worker N        | ended, and after N seconds started with what is on disk |
 | redisN | kill[:Ns]             | a step of worker N        | killed; an empty one after N seconds, or at `back` |
 | redisN | stop:Ns               | a step of worker N        | frozen for N seconds |
@@ -186,6 +186,8 @@ def _parsed(item: str) -> Fault:
         raise _wrong(item, f"one of the actions {', '.join(allowed)}")
     if step is None and (is_redis or action not in STANDING):
         raise _wrong(item, f"a step, as in {match['who']}{match['number']}@step12:{action}")
+    if step is not None and action == "attack":
+        raise _wrong(item, "no step: an attack holds from the beginning on")
     if action in DISK:
         hook = hook or SAVING
         if hook != SAVING:

@@ -77,6 +77,7 @@ def test_the_parts_of_an_item():
         ("w1@step1:kill:8s", "no argument"),
         ("w1:slow:0.5", "a factor of at least 1"),
         ("w1:slow:nan", "a factor of at least 1"),
+        ("w1@step3:attack:nan", "no step"),
         ("w1:attack:rude", "one of the attacks sign_flip"),
         ("redis1@step1:full:0", "bytes, as in full:1000000"),
         ("redis1@step1:restart:soon", "nothing or seconds"),
