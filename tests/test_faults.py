@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import config
 from degan.worker.faults import Suffering
 from peers.errors import SetupError
 from peers.faults import ATTACKS, BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
@@ -212,6 +213,40 @@ def test_a_slow_worker_sleeps_in_proportion_to_its_computing(monkeypatch):
 def test_what_is_slow_from_the_beginning_may_become_slower():
     plan = Faults.parse("w0:slow:2, w0@step3:slow:20").for_worker(0)
     assert [texts(plan.due(step)) for step in (1, 2, 3, 4)] == [["w0:slow:2"], [], ["w0@step3:slow:20"], []]
+
+
+class Pair:
+    """Of a pair what a mode calls."""
+
+    def __init__(self):
+        self.called = []
+
+    def gradients(self, section, real):
+        return np.ones(3, np.float32), {"g_loss": 1.0}
+
+    def apply(self, section, gradient):
+        self.called.append("apply")
+
+    def load_parameters(self, section, values):
+        self.called.append("load")
+
+
+@pytest.mark.parametrize(("carry", "at"), [("parameters", ["apply"]), ("gradients", [])])
+def test_what_came_is_applied_after_the_hook_and_a_gradient_is_poisoned_in_its_step(carry, at):
+    seen, pair = [], Pair()
+    settings = config.load("smoke", [f"mode.carry={carry}"])
+    plan = Faults.parse("w0@step2:nan, w0@step3.before_apply:kill").for_worker(0)
+    suffering = Suffering(plan, act=lambda fault: seen.append(list(pair.called)))
+    suffering.hold(pair, settings)
+    for step in (1, 2, 3):
+        suffering.begin(step)
+        pair.called.clear()
+        gradient, _ = pair.gradients((0, 3), None)
+        assert np.isnan(gradient).all() == (step == 2)
+        pair.apply((0, 3), gradient)
+        pair.load_parameters((0, 3), gradient)
+        assert pair.called == ["apply", "load"]
+    assert seen == [at]
 
 
 def test_every_hook_has_its_place():

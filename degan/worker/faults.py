@@ -23,8 +23,10 @@ from peers.errors import SetupError
 from peers.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
 from peers.faulty_bus import harm
 
-# What puts what came in its place, by what a worker exchanges: parameters, gradients, a model, feedbacks.
-LOADS = ("load_parameters", "load_model", "generator_step", "load_network")
+# What a mode does first with what came: with parameters, a model, feedbacks (one of two), a network.
+LOADS = ("load_parameters", "load_model", "generator_step", "generator_gradient", "load_network")
+# Of what a worker sends, and its own discriminator's.
+OWN = ("gradients", "feedback", "discriminator_gradient")
 
 
 def script(environment: Mapping[str, str], settings: Experiment) -> Faults:
@@ -90,9 +92,11 @@ class Suffering:
         """Put the hooks around what a mode asks of the pair."""
         is_parameters = getattr(settings.mode, "carry", "parameters") == "parameters"
         for name in LOADS if is_parameters else ("apply",):
-            self._before(pair, name)
-        self._poison(pair, "gradients")
-        self._poison(pair, "feedback")
+            if hasattr(pair, name):
+                self._before(pair, name)
+        for name in OWN:
+            if hasattr(pair, name):
+                self._poison(pair, name)
 
     def _before(self, pair: GanPair, name: str) -> None:
         below = getattr(pair, name)
