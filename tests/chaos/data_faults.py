@@ -130,7 +130,7 @@ def peers_nan(trial: Trial) -> None:
 
 def _check_finite(trial: Trial, fleet: Fleet, numbers: list[int] | None = None) -> None:
     codes = fleet.stop()
-    trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+    trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
     for number in numbers or range(fleet.workers):
         is_finite = all(np.isfinite(array).all() for array in fleet.weights(number).values())
         trial.expect(is_finite, f"worker {number} has weights that are no numbers")

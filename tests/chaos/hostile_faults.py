@@ -25,6 +25,7 @@ from peers.types import Entry
 from peers.window import Accumulator
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import Scenario, Trial
+from tests.chaos.worker_faults import SYNC
 from tests.fleets import make_layout
 
 MESSAGES = 100_000
@@ -176,7 +177,7 @@ def _refused(fleet: Fleet, number: int) -> int:
 
 def hostile(attack: str) -> Scenario:
     """Four workers, the last of which attacks, with a robust rule; measured against a run without it."""
-    robust = ("mode.carry=gradients", "mode.parts=1", "mode.codec=raw", "mode.slack=0", "mode.reduce=median")
+    robust = (*SYNC, "mode.own=published", "mode.reduce=median")
     more = ("run.steps=300", "run.evaluate_every=300", "run.evaluate_samples=512")
 
     def run(trial: Trial) -> None:
@@ -189,7 +190,7 @@ def hostile(attack: str) -> Scenario:
                 for number in range(4):
                     fleet.start(number)
                 codes = [fleet.life(number).end(120) for number in range(4)]
-                trial.expect(not any(codes[:3]), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+                trial.expect(not any(codes[:3]), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
                 distances[script] = distance(fleet, [0, 1, 2])
             if not script:
                 trial.known["clean"] = distances[script]

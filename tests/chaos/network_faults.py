@@ -71,7 +71,7 @@ def parted(mode: str, minority: list[int], policy: str = "") -> Scenario:
             limit_s = 2 * fleet.lease_s + MARGIN_S + (4 if is_led(mode) else 0)
             trial.check_pause(fleet, majority, cut_at, limit_s)
             codes = fleet.stop()
-            trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+            trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
             if not is_even:
                 # One line of training is the run's: who was apart has taken it up.
                 trial.check_alike(fleet)
@@ -113,7 +113,7 @@ def one_way(mode: str) -> Scenario:
             # Under a bound the others wait until the deaf one goes on without them: a lease.
             trial.check_pause(fleet, [0, 1, 2], cut_at, 2 * fleet.lease_s + MARGIN_S)
             codes = fleet.stop()
-            trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+            trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
             trial.check_alike(fleet)
 
     return Scenario(
@@ -136,7 +136,7 @@ def rough(trial: Trial) -> None:
         for number in range(3):
             fleet.start(number)
         codes = [fleet.life(number).end(150) for number in range(3)]
-        trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+        trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
         resets = sum(link.resets for link in fleet.links.values())
         moved = sum(link.passed_bytes for link in fleet.links.values()) / 1e6
         trial.see(f"{moved:.0f} MB, {resets} resets")
@@ -167,7 +167,7 @@ def corrupted(trial: Trial) -> None:
         # Of Redis' own framing it is the connection that breaks.
         trial.expect(counted + said > 0, "no flipped bit was seen by anybody")
         codes = fleet.stop()
-        trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+        trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
         trial.check_alike(fleet)
 
 

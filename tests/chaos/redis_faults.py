@@ -195,7 +195,7 @@ def full(share: float, seconds: int, lease_s: float) -> Scenario:
                 trial.see("worker 1 began a new life" if is_dropped else f"worker 1 tried again {retries} times")
                 trial.expect(retries or is_dropped, "what was tried again is not counted")
             codes = fleet.stop()
-            trial.expect(not any(codes), f"exit codes {codes}: {trial._last_words(fleet, codes)}")
+            trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
 
     return Scenario(
         10,

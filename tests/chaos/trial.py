@@ -102,7 +102,7 @@ class Trial:
     def check_end(self, fleet: Fleet, is_alike: bool = False) -> None:
         """All stop together, with exit code 0, with nothing lost or doubled."""
         codes = fleet.stop()
-        self.expect(not any(codes), f"exit codes {codes}: {self._last_words(fleet, codes)}")
+        self.expect(not any(codes), f"exit codes {codes}: {self.last_words(fleet, codes)}")
         self.check_losses(fleet)
         if is_alike and not any(codes):
             self.check_alike(fleet)
@@ -131,12 +131,13 @@ class Trial:
         self.see(f"weights alike at step {max(steps)}" + ("" if fleet.is_exact else f" but for {apart:.0e}"))
 
     @staticmethod
-    def _last_words(fleet: Fleet, codes: list[int]) -> str:
-        return "; ".join(
-            f"worker {number}: {(fleet.life(number).text.strip().splitlines() or ['said nothing'])[-1][-200:]}"
-            for number, code in enumerate(codes)
-            if code
-        )
+    def last_words(fleet: Fleet, codes: list[int]) -> str:
+        """Of the first that did not end with 0, if there is one."""
+        if not any(codes):
+            return ""
+        number = next(number for number, code in enumerate(codes) if code)
+        lines = fleet.life(number).text.strip().splitlines() or ["said nothing"]
+        return f"worker {number}: {lines[-1][-300:]}"
 
 
 @dataclass(frozen=True)
