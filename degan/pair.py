@@ -215,7 +215,7 @@ class GanPair:
 
     def network(self, name: str, has_moments: bool = True) -> np.ndarray:
         """`generator` or `discriminator`: weights, running statistics, Adam's moments if wanted; a copy."""
-        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_network(name, has_moments)])).copy()
+        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_network(name, has_moments)]))
 
     def network_counters(self, name: str) -> dict[str, int]:
         """The counters that belong to a network; that of the average is G's."""
@@ -269,7 +269,7 @@ class GanPair:
 
     def statistics(self) -> np.ndarray:
         """BatchNorm's running statistics of G, D and the average, float32 (buffers,)."""
-        return to_numpy(torch.cat([flat.buffers for flat in (self.generator, self.discriminator, self.ema)])).copy()
+        return to_numpy(torch.cat([flat.buffers for flat in (self.generator, self.discriminator, self.ema)]))
 
     def load_statistics(self, values: np.ndarray) -> None:
         """The inverse of `statistics`."""
@@ -280,7 +280,7 @@ class GanPair:
 
     def model(self, has_moments: bool = False) -> np.ndarray:
         """All weights, then the running statistics of G and D, then the optimisers' moments if wanted; a copy."""
-        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_model(has_moments)])).copy()
+        return to_numpy(torch.cat([tensor.reshape(-1) for tensor in self._of_model(has_moments)]))
 
     def load_model(self, values: np.ndarray, has_moments: bool = False) -> None:
         """The inverse of `model`."""
@@ -313,7 +313,7 @@ class GanPair:
 
     def smooth(self) -> np.ndarray:
         """G's moving average: its weights, then its running statistics; a copy."""
-        return to_numpy(torch.cat([self.ema.values.data, self.ema.buffers])).copy()
+        return to_numpy(torch.cat([self.ema.values.data, self.ema.buffers]))
 
     def load_smooth(self, values: np.ndarray) -> None:
         """The inverse of `smooth`."""

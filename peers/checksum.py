@@ -14,10 +14,11 @@ except ImportError:  # No wheel for this machine.
     from zlib import crc32
 
 
-def checksum(payload: Buffer) -> int:
+def checksum(payload: Buffer, before: int = 0) -> int:
     """CRC-32 of contiguous bytes, in [0, 2**32).
 
     Args:
         payload: anything with a contiguous buffer, a view of a numpy array included.
+        before: the sum of what comes before them.
     """
-    return crc32(payload)
+    return crc32(payload, before)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from peers.deadline import Deadline
 from peers.errors import MessageError
 from peers.message import Assembler, RoundLayout
 from peers.types import Entry, Message
 from peers.waiting import Waiting
 
 KEPT = 4
+# Rounds whose beginning is remembered, to tell how late an answer is.
+REMEMBERED = 16
 
 
 class Letter(NamedTuple):
@@ -33,20 +36,18 @@ class Mailbox(Waiting):
 
     Args:
         layout: what every message must fit.
-        peers: the other workers.
         stall_timeout_s, say, now: as of `Waiting`.
     """
 
     def __init__(
         self,
         layout: RoundLayout,
-        peers: Collection[int],
         stall_timeout_s: float,
         say: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ):
         super().__init__(stall_timeout_s, say, now)
-        self._layout, self._peers = layout, frozenset(peers)
+        self._layout = layout
         self._lives: dict[int, str] = {}
         self._assemblers: dict[tuple[int, bool], Assembler] = {}
         # Streams of which the beginning is gone: what is cut off there is no fault.
@@ -199,3 +200,26 @@ class Mailbox(Waiting):
         with self._changed:
             letters = self._kept.pop((kind, sender), None)
             return letters[-1] if letters else None
+
+
+class TimedMailbox(Mailbox):
+    """A mailbox that knows since when a kind and round are awaited, so that late answers count for the deadline."""
+
+    def __init__(self, deadline: Deadline, *rest: Any):
+        super().__init__(*rest)
+        self._deadline = deadline
+        self._since: dict[tuple[str, int], float] = {}
+
+    def open_round(self, kind: str, round: int) -> None:
+        with self._changed:
+            self._since[kind, round] = self._now()
+            for old in sorted(self._since, key=self._since.__getitem__)[:-REMEMBERED]:
+                del self._since[old]
+
+    def note_answer(self, kind: str, round: int, at_s: float) -> None:
+        with self._changed:
+            if (kind, round) in self._since:
+                self._deadline.note(at_s - self._since[kind, round])
+
+    def _note_late(self, kind: str, round: int) -> None:
+        self.note_answer(kind, round, self._now())

@@ -27,7 +27,7 @@ from peers.codec import CODECS, Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
 from peers.leadership import Leadership
-from peers.mailbox import Letter, Mailbox
+from peers.mailbox import Letter, TimedMailbox
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
@@ -42,8 +42,6 @@ KEPT_VECTORS = 3
 KEPT_FIELDS = 64
 # What a leader says carries its term.
 ANNOUNCEMENTS = ("round_start", "round_end")
-# Rounds whose beginning is remembered, to tell how late an answer is.
-REMEMBERED = 16
 
 
 @dataclass(frozen=True)
@@ -51,37 +49,16 @@ class Gathered:
     """The answers of a round.
 
     Attributes:
-        answers: by sender, in worker order.
+        answers: the finite vectors, our own included, in worker order.
+        messages: all that came, by sender, in worker order.
         missing: who was asked and had not answered by the end.
-        is_void: fewer than the quorum answered.
+        is_void: fewer than the quorum can be used.
     """
 
-    answers: dict[int, Message]
+    answers: dict[int, np.ndarray]
+    messages: dict[int, Message]
     missing: tuple[int, ...]
     is_void: bool
-
-
-class _Mailbox(Mailbox):
-    """A mailbox that knows since when a kind and round are awaited, so that late answers count for the deadline."""
-
-    def __init__(self, deadline: Deadline, *rest: Any):
-        super().__init__(*rest)
-        self._deadline = deadline
-        self._since: dict[tuple[str, int], float] = {}
-
-    def open_round(self, kind: str, round: int) -> None:
-        with self._changed:
-            self._since[kind, round] = self._now()
-            for old in sorted(self._since, key=self._since.__getitem__)[:-REMEMBERED]:
-                del self._since[old]
-
-    def note_answer(self, kind: str, round: int, at_s: float) -> None:
-        with self._changed:
-            if (kind, round) in self._since:
-                self._deadline.note(at_s - self._since[kind, round])
-
-    def _note_late(self, kind: str, round: int) -> None:
-        self.note_answer(kind, round, self._now())
 
 
 class Rounds:
@@ -114,9 +91,8 @@ class Rounds:
     ):
         self._bus, self._layout, self._say = bus, layout, say
         self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
-        self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self.leadership, self.deadline = leadership, deadline
-        self.mail = _Mailbox(deadline, layout, self._peers, stall_timeout_s, say)
+        self.mail = TimedMailbox(deadline, layout, stall_timeout_s, say)
         self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._is_abreast = True
@@ -258,8 +234,13 @@ class Rounds:
         return answer
 
     def drain(self) -> None:
-        """Wait until everything that was said has been published."""
-        self._pool.drain(self._stall_timeout_s)
+        """Wait until everything that was said has been published.
+
+        Raises:
+            StalledError: it was not, for the stall timeout.
+        """
+        if not self._pool.drain(self._stall_timeout_s):
+            raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
         self.mail.check()
 
     # --- listening ----------------------------------------------------------------------------
@@ -284,14 +265,20 @@ class Rounds:
         quorum: int,
         timeout_s: float,
         is_off: Callable[[], bool] = lambda: False,
+        own: np.ndarray | None = None,
+        read: Callable[[Message], np.ndarray] = lambda message: message.values,
     ) -> Gathered:
         """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
 
+        What is not finite is left out, counted and said.
+
         Args:
-            senders: who was asked.
-            quorum: with fewer answers the round is void.
+            senders: who was asked, besides ourselves.
+            quorum: with fewer answers, our own included, the round is void.
             timeout_s: from now.
             is_off: ends the wait when it becomes true.
+            own: our own answer, if we have one.
+            read: the vector that a message stands for; a ValueError says that it stands for none.
         """
 
         def found() -> dict[int, Letter]:
@@ -316,7 +303,32 @@ class Rounds:
         for letter in letters.values():
             self.mail.note_answer(kind, round, letter.at_s)
         gone = tuple(sender for sender in sorted(senders) if sender not in letters)
-        return Gathered({sender: x.message for sender, x in letters.items()}, gone, len(letters) < quorum)
+        messages = {sender: letter.message for sender, letter in letters.items()}
+        answers = self._finite(kind, round, messages, own, read)
+        return Gathered(answers, messages, gone, len(answers) < quorum)
+
+    def _finite(
+        self,
+        kind: str,
+        round: int,
+        messages: dict[int, Message],
+        own: np.ndarray | None,
+        read: Callable[[Message], np.ndarray],
+    ) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray | None] = {} if own is None else {self._bus.worker: own}
+        for sender, message in messages.items():
+            try:
+                found[sender] = read(message)
+            except ValueError:
+                found[sender] = None
+        usable: dict[int, np.ndarray] = {}
+        for worker, values in sorted(found.items()):
+            if values is not None and np.isfinite(values).all():
+                usable[worker] = values
+            else:
+                self.mail.count("not finite")
+                self._say(f"round {round}: the {kind} of worker {worker} is not finite; left out")
+        return usable
 
     # --- who leads ----------------------------------------------------------------------------
 

@@ -37,13 +37,13 @@ def fields_of(arrays: State, meta: dict[str, Any], token: str, codec: Codec = CO
     fields: dict[str, Buffer] = {}
     sums = {}
     for name, array in arrays.items():
-        whole = b"".join(codec.encode(array[piece.start : piece.stop]) for piece in _pieces(array.size, codec))
-        sums[name] = [len(whole), checksum(whole)]
-        start = 0
+        size_bytes = so_far = 0
         for index, piece in enumerate(_pieces(array.size, codec)):
-            end = start + codec.encoded_bytes(piece.size)
-            fields[f"{token}:{name}:{index}"] = memoryview(whole)[start:end]
-            start = end
+            # Bytes, because an exact codec gives a view of what is the caller's.
+            chunk = bytes(codec.encode(array[piece.start : piece.stop]))
+            fields[f"{token}:{name}:{index}"] = chunk
+            size_bytes, so_far = size_bytes + len(chunk), checksum(chunk, so_far)
+        sums[name] = [size_bytes, so_far]
     return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}
 
 
@@ -103,14 +103,15 @@ def take(
         raise MessageError("layout", f"the state of worker {giver} has other vectors than this worker")
     arrays = {}
     for array, (_, expected) in sums.items():
-        found, whole = np.empty(sizes[array], dtype=np.float32), []
+        found, so_far = np.empty(sizes[array], dtype=np.float32), 0
         for index, piece in enumerate(_pieces(found.size, codec)):
             key = f"{token}:{array}:{index}"
-            whole.append(bus.get_state(giver, incarnation, [key]).get(key, b""))
-            if len(whole[-1]) != codec.encoded_bytes(piece.size):
+            chunk = bus.get_state(giver, incarnation, [key]).get(key, b"")
+            if len(chunk) != codec.encoded_bytes(piece.size):
                 raise MessageError("malformed", f"the state {array} of worker {giver} is not whole")
-            codec.decode(whole[-1], found[piece.start : piece.stop])
-        if checksum(b"".join(whole)) != expected:
+            codec.decode(chunk, found[piece.start : piece.stop])
+            so_far = checksum(chunk, so_far)
+        if so_far != expected:
             raise MessageError("checksum", f"the state {array} of worker {giver} is damaged")
         arrays[array] = found
     return arrays, meta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import config
 from degan import cohorts
+from degan.modes.claims import plain_about
 from degan.modes.federated import Federated, stragglers
 from degan.pair import GanPair
 from tests.fleets import in_threads, memory_buses, redis_buses
@@ -293,3 +295,34 @@ def test_a_model_that_is_not_finite_is_left_out():
     assert_same_model(pairs)
     assert np.isfinite(pairs[0].model()).all()
     assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not finite": 3}
+
+
+def test_a_member_that_leaves_saves_the_model_that_its_version_names():
+    """And not what it made of it in the last round, or a run that is resumed together would have two models."""
+    workers = 2
+    fleet = Fleet(experiment(workers, local_steps=2), memory_buses(workers))
+    left, initial = threading.Event(), fleet.pairs[1].model()
+
+    def live(worker, steps):
+        if worker == 0:
+            return fleet.live(0, steps)
+        mode = fleet.modes[worker]
+        mode.begin([], {}, None)
+        mode.step(1, stream(worker), False)
+        assert not np.array_equal(fleet.pairs[worker].model(), initial)
+        mode.leave(is_together=False)
+        np.testing.assert_array_equal(fleet.pairs[worker].model(), initial)
+        assert mode.state()[1]["version"] == [0, 0]
+        left.set()
+        return mode.stats()
+
+    fleet.run(3, live)
+    assert left.is_set()
+
+
+def test_what_a_worker_claims_of_itself_is_checked():
+    assert plain_about({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
+    for odd in (True, -1, "5", 1.5, 2**60, None, [3]):
+        assert plain_about({"samples": odd}) == {}
+        assert plain_about({"samples": 1, "histogram": [1, odd]}) == {"samples": 1}
+    assert plain_about({"histogram": "1,2"}) == plain_about({"histogram": [0] * 100_000}) == {}

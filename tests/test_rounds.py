@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ class Sender:
 
 
 def mailbox(**options):
-    return Mailbox(layout(), [1, 2], 5.0, lambda line: None, **options)
+    return Mailbox(layout(), 5.0, lambda line: None, **options)
 
 
 def fields(kind, round, **content):
@@ -254,7 +255,7 @@ def test_answers_are_gathered_by_sender(make_rounds):
 
     gathered, *_ = in_threads([lead, *(lambda w=w: answer(w) for w in (1, 2, 3))])
     assert list(gathered.answers) == [1, 2, 3] and not gathered.missing and not gathered.is_void
-    for worker, message in gathered.answers.items():
+    for worker, message in gathered.messages.items():
         np.testing.assert_array_equal(message.values, values[worker])
         assert message.extras == {"d_loss": 0.25 * worker}
     assert len(first.deadline.to_plain()) == 3
@@ -318,3 +319,13 @@ def test_finish_waits_for_everybody(make_rounds):
     in_threads([lambda r=r: r.finish(5) for r in fleet])
     for worker, rounds in enumerate(fleet):
         assert rounds.mail.reached(5) == {0, 1, 2} - {worker}
+
+
+def test_what_cannot_be_published_is_not_taken_for_published(make_rounds):
+    first, _ = make_rounds(2)
+    first._stall_timeout_s = 0.2
+    held = threading.Event()
+    first._pool.submit(lambda: held.wait(20))
+    with pytest.raises(StalledError, match="not been published"):
+        first.drain()
+    held.set()

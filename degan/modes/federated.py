@@ -33,7 +33,8 @@ import torch
 from config.settings import Experiment
 from degan import cohorts
 from degan.casts import torch_cast
-from degan.modes.led import MISSED, Led, whole
+from degan.modes.claims import mean_losses, whole
+from degan.modes.led import MISSED, Led
 from degan.pair import GanPair, spawn_seed
 from peers.bus import Bus
 from peers.codec import build
@@ -63,7 +64,7 @@ class Federated(Led):
         self._codec = build(mode.codec, cast=torch_cast)
         self._has_moments = mode.optimiser_state == "average"
         self._sections = pair.sections("simultaneous" if mode.order == "generator_first" else "alternating")
-        # The global model, by the round after which it holds and the term of who made it.
+        # The global model, never changed in place, by the round after which it holds and the term of who made it.
         self._model = self._rounded(pair.model(self._has_moments))
         self._version = (0, 0)
         self._steps_taken = 0
@@ -120,9 +121,7 @@ class Federated(Led):
 
     def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
         common = self._announcement(step)
-        live = self._await_live()
-        cohort = self._choose(live, step)
-        others = [worker for worker in cohort if worker != self._me]
+        cohort = self._choose(self._await_live(), step)
         self._put_model(is_cut=False)
         deadline_s, began = self._rounds.deadline.seconds, time.monotonic()
         self._rounds.open("result", step)
@@ -134,36 +133,14 @@ class Federated(Led):
             "sampled": self._sampled.to_plain() if self._sampled else None,
         }
         self._rounds.publish("round_start", step, fields)
-        losses, answers = {}, {}
-        if self._me in cohort:
-            answers[self._me], losses = self._train(next_batch)
-        self._asked = len(cohort)
-        quorum = math.ceil(self._mode.quorum * len(cohort)) - len(answers)
-        # Our own steps may have taken longer than the others': they still get a chance.
-        patience_s = max(self._mode.deadline.floor_s, began + deadline_s - time.monotonic())
-        gathered = self._rounds.gather("result", step, others, quorum, patience_s, self._is_deposed)
-        if self._is_deposed():
-            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
+        own, losses = self._train(next_batch) if self._me in cohort else (None, {})
+        gathered = self._gather("result", step, cohort, own, began + deadline_s, self._model_bytes)
+        if gathered is None:
             return losses
-        answers |= {worker: message.values for worker, message in gathered.answers.items()}
-        answers = self._usable(answers)
-        self._answered = len(answers)
-        self._predicted["received"] += len(gathered.answers) * self._model_bytes
-        if len(answers) < math.ceil(self._mode.quorum * len(cohort)):
-            self._void_rounds += 1
-            self._say(f"round {step} is void: {len(answers)} of {len(cohort)} answered; the model stays as it was")
-        else:
-            self._adopt(self._mean(answers), (self._rounds.leadership.term, step))
+        if not gathered.is_void:
+            self._adopt(self._mean(gathered.answers), (self._rounds.leadership.term, step))
         self._forget_old()
-        return losses or _mean_losses(gathered.answers)
-
-    def _usable(self, answers: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Those that came, without what would spoil the model."""
-        broken = [worker for worker, model in sorted(answers.items()) if not np.isfinite(model).all()]
-        for worker in broken:
-            self._rounds.mail.count("not finite")
-            self._say(f"the model of worker {worker} is not finite; left out")
-        return {worker: model for worker, model in answers.items() if worker not in broken}
+        return losses or mean_losses(gathered.messages)
 
     def _choose(self, live: list[int], step: int) -> list[int]:
         wanted = self._mode.cohort or cohorts.cohort_size(self._mode.fraction, max(1, len(live)))
@@ -227,7 +204,7 @@ class Federated(Led):
     def _put_model(self, is_cut: bool) -> None:
         """Put the global model under our state key, if it is not there; at a cut the moving average too."""
         if self._version not in [version for version, _ in self._held]:
-            self._rounds.put(_name(self._version), {MODEL: self._model.copy()}, {}, self._codec)
+            self._rounds.put(_name(self._version), {MODEL: self._model}, {}, self._codec)
             self._predicted["sent"] += self._model_bytes
             self._held.append((self._version, False))
         if is_cut:
@@ -288,6 +265,11 @@ class Federated(Led):
         if self._rounds.leadership.may_lead(self._me):
             self._fetch(sender, letter.incarnation, letter.message)
 
+    def leave(self, is_together: bool) -> None:
+        # What is saved after this is the global model, as the version says, and not what we last made of it.
+        self._pair.load_model(self._model, self._has_moments)
+        super().leave(is_together)
+
     def state(self):
         return {}, {
             "version": list(self._version),
@@ -324,9 +306,3 @@ def _version(message: Message) -> tuple[int, int]:
         raise MessageError("malformed", f"round {message.round} names no model")
     term, round = ({"model": number} for number in found)
     return whole(term, "model"), whole(round, "model")
-
-
-def _mean_losses(answers: dict[int, Message]) -> dict[str, float]:
-    """Of a leader that did not train itself: the mean over those that answered."""
-    rows = [message.extras for message in answers.values()]
-    return {name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}

@@ -11,11 +11,16 @@ to the newest.
 
 from __future__ import annotations
 
+import abc
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from config.settings import Experiment
+from degan.modes.claims import plain_about
 from degan.modes.wire import agreement, fingerprint
 from degan.pair import GanPair
 from peers.bus import Bus
@@ -26,13 +31,14 @@ from peers.leadership import Leadership
 from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.rendezvous import Rendezvous, Start
-from peers.rounds import Rounds
+from peers.rounds import Gathered, Rounds
+from peers.types import Message
 
 LEADERS = 3  # Where the settings do not say how many may lead.
 MISSED = (StalledError, BusError, MessageError)
 
 
-class Led:
+class Led(abc.ABC):
     """The base of a mode with a leader; see `degan.modes.Mode`.
 
     A mode gives `step`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
@@ -91,7 +97,7 @@ class Led:
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, {})
         for peer, about in start.abouts.items():
-            self._abouts[peer] = (start.incarnations.get(peer, ""), about)
+            self._abouts[peer] = (start.incarnations.get(peer, ""), plain_about(about))
         is_joining = start.kind == "join"
         resumed = (checkpoints[-1] if checkpoints else 0) if is_joining else start.step
         if resumed:
@@ -198,10 +204,16 @@ class Led:
 
     def _await_live(self) -> list[int]:
         """As the leader: who can be asked to take part, in worker order; waits until there is somebody."""
-        mine = [self._me] if self._settings.mode.leader_trains else []
-        # Who still catches up could not answer, and the others would wait for it.
-        self._rounds.until(lambda: mine or self._rounds.mail.abreast(), lambda: "workers that take part")
-        return sorted([*self._rounds.mail.abreast(), *mine])
+        mine = {self._me} if self._settings.mode.leader_trains else set()
+        live: list[int] = []
+
+        def look() -> bool:
+            # Who still catches up could not answer, and the others would wait for it.
+            live[:] = sorted(self._rounds.mail.abreast() | mine)
+            return bool(live)
+
+        self._rounds.until(look, lambda: "workers that take part")
+        return live
 
     def _about(self, worker: int) -> dict[str, Any]:
         """What a worker says of itself; asked for where a new life has not been asked yet."""
@@ -214,8 +226,42 @@ class Led:
         except MISSED as error:
             self._say(f"{error}")
             return about
-        self._abouts[worker] = (life, about)
-        return about
+        self._abouts[worker] = (life, plain_about(about))
+        return self._abouts[worker][1]
+
+    def _gather(
+        self,
+        kind: str,
+        step: int,
+        asked: list[int],
+        own: np.ndarray | None,
+        until_s: float,
+        answer_bytes: int,
+        read: Callable[[Message], np.ndarray] = lambda message: message.values,
+    ) -> Gathered | None:
+        """As the leader: the answers of a round, void ones counted; None if somebody else leads by now.
+
+        Args:
+            asked: who takes part, ourselves included.
+            own, read: as of `Rounds.gather`.
+            until_s: when the deadline is (monotonic).
+            answer_bytes: of one answer on the wire.
+        """
+        others = [worker for worker in asked if worker != self._me]
+        self._asked = len(asked)
+        quorum = math.ceil(self._settings.mode.quorum * len(asked))
+        # Our own steps may have taken longer than the others': they still get a chance.
+        patience_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
+        gathered = self._rounds.gather(kind, step, others, quorum, patience_s, self._is_deposed, own, read)
+        self._predicted["received"] += len(gathered.messages) * answer_bytes
+        if self._is_deposed():
+            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
+            return None
+        self._answered = len(gathered.answers)
+        if gathered.is_void:
+            self._void_rounds += 1
+            self._say(f"round {step} is void: {self._answered} of {len(asked)} answered; the model stays as it was")
+        return gathered
 
     # --- cuts ---------------------------------------------------------------------------------
 
@@ -299,21 +345,21 @@ class Led:
 
     # --- what a mode gives --------------------------------------------------------------------
 
+    @abc.abstractmethod
     def _end_fields(self, step: int) -> dict[str, Any]:
         """As the leader: put what holds after this round, hold it ourselves, and say where it is."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _load_end(self, sender: int, letter: Letter) -> None:
         """Fetch and hold what holds after a round. Raises one of `MISSED`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _catch_up(self, sender: int, letter: Letter) -> None:
         """Fetch what it takes to begin in the middle, after this announcement. Raises one of `MISSED`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
         """The inverse of `state`; the pair has been loaded."""
-        raise NotImplementedError
 
 
 def leaders_of(settings: Experiment) -> list[int]:
@@ -322,15 +368,3 @@ def leaders_of(settings: Experiment) -> list[int]:
     if leaders is None:
         leaders = min(LEADERS, settings.workers)
     return list(range(leaders)) if isinstance(leaders, int) else list(leaders)
-
-
-def whole(fields: dict[str, Any], name: str) -> int:
-    """A number that a leader says.
-
-    Raises:
-        MessageError: it says none, or one that cannot be.
-    """
-    value = fields.get(name)
-    if not isinstance(value, int) or not 0 <= value < 2**48:
-        raise MessageError("malformed", f"a round without a {name}")
-    return value

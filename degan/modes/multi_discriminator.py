@@ -23,7 +23,6 @@ derangement; Adam's moments go with a discriminator unless `swap_optimiser` is f
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -36,7 +35,8 @@ from config.settings import Experiment
 from degan import scaling
 from degan.casts import torch_cast
 from degan.modes import swaps
-from degan.modes.led import MISSED, Led, whole
+from degan.modes.claims import mean_losses, whole
+from degan.modes.led import MISSED, Led
 from degan.pair import GanPair
 from degan.vector import to_numpy
 from peers.bus import Bus
@@ -162,7 +162,6 @@ class MultiDiscriminator(Led):
     def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
         common = self._announcement(step)
         workers = self._await_live()
-        others = [worker for worker in workers if worker != self._me]
         if self._leads_since != common["term"] and step > 1:
             # The others go on from what we begin with, should it come to that.
             self._put_state(step - 1)
@@ -171,50 +170,26 @@ class MultiDiscriminator(Led):
         began = time.monotonic()
         fakes = self._pair.make_fakes(self._batches, self._shape[0])
         shown = [to_numpy(fake) for fake in fakes]
-        if others:
+        if workers != [self._me]:
             self._rounds.publish("batch", step, np.concatenate(shown).reshape(-1))
             self._predicted["sent"] += self._bytes["batch"]
         self._rounds.open("feedback", step)
         self._rounds.publish("round_start", step, common | plan._asdict())
-        losses, answers = {}, {}
+        own, losses = None, {}
         if self._me in workers:
-            answers[self._me], losses = self._train(workers, shown, next_batch)
+            own, losses = self._train(workers, shown, next_batch)
             if plan.is_swap:
                 self._swaps.begin(step, workers, plan.deadline_s)
-        self._asked = len(workers)
-        quorum = math.ceil(self._mode.quorum * len(workers))
-        # Our own steps may have taken longer than the others': they still get a chance.
-        patience_s = max(self._mode.deadline.floor_s, began + plan.deadline_s - time.monotonic())
-        gathered = self._rounds.gather("feedback", step, others, quorum - len(answers), patience_s, self._is_deposed)
-        self._predicted["received"] += len(gathered.answers) * self._bytes["feedback"]
-        if self._is_deposed():
-            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
-        else:
-            answers = self._usable(answers, gathered.answers)
-            self._answered = len(answers)
-            if len(answers) < quorum:
-                self._void_rounds += 1
-                self._say(f"round {step} is void: {len(answers)} of {len(workers)} answered; G stays as it was")
-            else:
-                self._update(workers, fakes, answers)
+        until_s, size_bytes = began + plan.deadline_s, self._bytes["feedback"]
+        gathered = self._gather("feedback", step, workers, own, until_s, size_bytes, _feedback)
+        if gathered is not None:
+            if not gathered.is_void:
+                self._update(workers, fakes, gathered.answers)
             if step % self._mode.state_every == 0:
                 self._put_state(step)
-        self._swaps.wait(step, lambda sender: sender in gathered.answers)
-        return losses or _mean_losses(gathered.answers)
-
-    def _usable(self, answers: dict[int, np.ndarray], messages: dict[int, Message]) -> dict[int, np.ndarray]:
-        """Our own feedback, if we have one, and those that came; without those that would spoil G."""
-        answers, usable = dict(answers), {}
-        for worker, message in messages.items():
-            with contextlib.suppress(ValueError):
-                answers[worker] = scaling.unscaled(message.values, message.extras.get("exponent", 0.0))
-        for worker in sorted({*answers, *messages}):
-            if worker in answers and np.isfinite(answers[worker]).all():
-                usable[worker] = answers[worker]
-            else:
-                self._rounds.mail.count("not finite")
-                self._say(f"the feedback of worker {worker} is not finite; left out")
-        return usable
+        answered = gathered.messages if gathered else {}
+        self._swaps.wait(step, lambda sender: sender in answered)
+        return losses or mean_losses(answered)
 
     def _update(self, workers: list[int], fakes: list[torch.Tensor], answers: dict[int, np.ndarray]) -> None:
         """One step of G: of each batch that somebody has judged the sum of the answers, over all answers."""
@@ -347,7 +322,6 @@ def _plan(message: Message) -> Plan:
     return Plan(workers, fields.get("is_swap") is True and len(workers) > 1, deadline_s, _version(message))
 
 
-def _mean_losses(answers: dict[int, Message]) -> dict[str, float]:
-    """Of a leader that does not train itself: the mean over those that answered."""
-    rows = [message.extras for message in answers.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}
+def _feedback(message: Message) -> np.ndarray:
+    """The gradient that a message stands for. Raises ValueError."""
+    return scaling.unscaled(message.values, message.extras.get("exponent", 0.0))

@@ -46,8 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--codec", default="float16")
     parser.add_argument("--mbit", type=float, nargs="+", default=list(KEPT), help="rates of the links")
     parser.add_argument("--gloo-dtype", default="float32", choices=["float32", "float16"], help="what all_reduce sends")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each kind of run is made")
-    parser.add_argument("--seconds", type=float, default=20, help="of each run that are counted")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each kind of run is made")
+    parser.add_argument("--seconds", type=float, default=14, help="of each run that are counted")
     parser.add_argument("--all-reduce", nargs=4, metavar=("RANK", "FILE", "RUN", "URL"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,0 +1,44 @@
+"""What peers claim in small maps, checked before it is believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peers.errors import MessageError
+from peers.types import Message
+
+MAX_COUNT = 2**48  # Of samples, rounds and terms.
+MAX_CLASSES = 2**16
+
+
+def whole(fields: dict[str, Any], name: str) -> int:
+    """A number that a leader says.
+
+    Raises:
+        MessageError: it says none, or one that cannot be.
+    """
+    value = fields.get(name)
+    if not _is_count(value):
+        raise MessageError("malformed", f"a round without a {name}")
+    return value
+
+
+def plain_about(about: dict[str, Any]) -> dict[str, Any]:
+    """What a worker says of itself, without what cannot be: `samples`, and `histogram` over the classes."""
+    found: dict[str, Any] = {}
+    if _is_count(about.get("samples")):
+        found["samples"] = about["samples"]
+    histogram = about.get("histogram")
+    if isinstance(histogram, list) and len(histogram) <= MAX_CLASSES and all(map(_is_count, histogram)):
+        found["histogram"] = histogram
+    return found
+
+
+def mean_losses(messages: dict[int, Message]) -> dict[str, float]:
+    """Of a leader that does not train itself: the mean over those that answered."""
+    rows = [message.extras for message in messages.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
