@@ -20,6 +20,8 @@ from collections import deque
 
 import numpy as np
 
+from peers.errors import SetupError
+
 NAMES = ("sign_flip", "scale", "constant", "small_enough", "nan")
 SCALE = 100.0
 CONSTANT = 10.0
@@ -27,15 +29,11 @@ Z = 1.5
 REMEMBERED = 8
 
 
-class UnknownAttackError(ValueError):
-    """There is no attack of that name."""
-
-
 def attack_of(text: str, worker: int) -> str | None:
     """The attack that `DEGAN_FAULTS` asks of a worker, if any: items `wN:attack:NAME`; others are not ours.
 
     Raises:
-        UnknownAttackError: an attack that is none.
+        SetupError: an attack that is none.
     """
     found = None
     for item in text.split(","):
@@ -44,7 +42,8 @@ def attack_of(text: str, worker: int) -> str | None:
         if action.strip() != "attack":
             continue
         if name.strip() not in NAMES:
-            raise UnknownAttackError(f"DEGAN_FAULTS: unknown attack {name.strip()!r} in {item.strip()!r}; known: {', '.join(NAMES)}")
+            known = ", ".join(NAMES)
+            raise SetupError(f"DEGAN_FAULTS: unknown attack {name.strip()!r} in {item.strip()!r}; known: {known}")
         if who.strip() == f"w{worker}":
             found = name.strip()
     return found
@@ -59,7 +58,7 @@ class Attack:
 
     def __init__(self, name: str):
         if name not in NAMES:
-            raise UnknownAttackError(f"unknown attack {name!r}; known: {', '.join(NAMES)}")
+            raise ValueError(f"unknown attack {name!r}")
         self.name = name
         # The last values of each kind that was asked for, for what is to be small enough.
         self._seen: dict[object, deque[np.ndarray]] = {}

@@ -118,10 +118,6 @@ class ParameterCarry:
         if self._lag is not None:
             self._away[round] = part
         here = values[part.start - section.start : part.stop - section.start]
-        if not is_finite(here):
-            # Nothing of that may leave; what was last agreed is the best that is known.
-            self.counts["own_not_finite"] += 1
-            here[:] = 0 if self._agreed is None else self._agreed[part.start : part.stop]
         leaving = self._spares.take(part.size)
         if self._reference is None:
             leaving[:] = here
@@ -208,6 +204,8 @@ class ParameterCarry:
             fitting[worker] = one
         usable, longest = self._usable(part, fitting)
         terms = [(one.values, one.is_whole) for one in usable]
+        # Our own weights are no numbers any more: take what the others agree on.
+        is_lost = not any(one is mine for one in usable) and not is_finite(mine.values)
         here = values[part.start - section.start : part.stop - section.start]
         reference = None if self._reference is None else self._reference[part.start : part.stop]
         are_weights = reference is None or all(is_whole for _, is_whole in terms)
@@ -225,7 +223,7 @@ class ParameterCarry:
                 self._agreed[part.start : part.stop] = average
             if reference is not None:
                 self._mended[part] = self._newest
-            if round == self._newest or self._is_flushing and mine.is_whole:
+            if is_lost or round == self._newest or self._is_flushing and mine.is_whole:
                 # We have done nothing to it since it was published: agree to the last bit.
                 here[:] = average
                 self._shifts.pop(round, None)
@@ -233,6 +231,8 @@ class ParameterCarry:
                 self._correct(round, part, here, average - mine.values, None)
             return
         own = mine.values - reference if mine.is_whole else mine.values
+        if is_lost:
+            here[:], own = reference, np.float32(0)
         self._correct(round, part, here, average - own, average)
 
     def _usable(self, part: Slice, found: dict[int, Any]) -> tuple[list[Any], float]:
