@@ -310,6 +310,11 @@ def _check_robust(experiment: Experiment) -> None:
             f"mode.hostile: of {workers} workers fewer than half can be borne, not {mode.hostile}; "
             "lower mode.hostile, or use more workers"
         )
+    if getattr(mode, "optimiser_state", "") == "average":
+        raise SettingsError(
+            f"mode.reduce: {rule} is for models, and optimiser_state: average sends Adam's moments with them; "
+            "set mode.optimiser_state: keep or reset"
+        )
     carry = getattr(mode, "carry", None)
     if carry is not None and mode.slack is None:
         raise SettingsError(

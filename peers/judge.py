@@ -86,7 +86,7 @@ class Judge:
         norms: dict[int, float] = {}
         for term in terms:
             self._meet(term.sender, term.life)
-            if self._is_muted(term.sender):
+            if self.is_muted(term.sender):
                 self.counts["muted"] += 1
             elif not math.isfinite(term.norm):
                 self.counts["not_finite"] += 1
@@ -141,7 +141,7 @@ class Judge:
         while self._refused:
             sender, life = self._refused.popleft()
             self._meet(sender, life)
-            if not self._is_muted(sender):
+            if not self.is_muted(sender):
                 self._strike(sender)
 
     def _meet(self, sender: int, life: str) -> None:
@@ -152,7 +152,8 @@ class Judge:
             self._strikes.pop(sender, None)
         self._lives[sender] = life
 
-    def _is_muted(self, sender: int) -> bool:
+    def is_muted(self, sender: int) -> bool:
+        """Whether nothing that the sender says is used any more."""
         return 0 < self._most <= self._strikes[sender]
 
     def _strike(self, sender: int) -> None:
@@ -169,7 +170,7 @@ class Judge:
     def stats(self) -> dict[str, Any]:
         """For stats.jsonl: strikes by worker, and who is muted."""
         struck = {sender: count for sender, count in sorted(self._strikes.items()) if count}
-        muted = [sender for sender in struck if self._is_muted(sender)]
+        muted = [sender for sender in struck if self.is_muted(sender)]
         return {"strikes": {str(sender): count for sender, count in struck.items()}, "muted": muted}
 
     # --- state --------------------------------------------------------------------------------

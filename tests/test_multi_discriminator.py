@@ -259,7 +259,7 @@ def test_a_feedback_that_is_not_finite_is_left_out(buses, worker):
     fleet = Fleet(experiment(3), buses(3), change=spoil(worker, 2))
     fleet.train(3)
     assert np.isfinite(fleet.pairs[0].network("generator")).all()
-    assert fleet.modes[0].stats()["dropped"].get("not finite") == 1
+    assert fleet.modes[0].stats()["dropped"].get("not_finite") == 1
     assert fleet.modes[0].stats()["void_rounds"] == 0
     assert f"the feedback of worker {worker} is not finite" in "".join(fleet.lines[0])
 

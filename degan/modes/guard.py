@@ -55,7 +55,11 @@ class Guard:
         return gradient, losses, is_usable
 
     def allows(self, gradient: np.ndarray) -> bool:
-        """Whether a gradient of ours, float32 of any shape, may be used; counted and said if not. Raises as `gradients`."""
+        """Whether a gradient of ours, float32 of any shape, may be used; counted and said if not.
+
+        Raises:
+            UsageError: as `gradients`.
+        """
         if is_usable(gradient):
             self._in_a_row = 0
             return True
