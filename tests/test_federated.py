@@ -14,6 +14,7 @@ from degan import cohorts
 from degan.modes.claims import plain_about
 from degan.modes.federated import Federated, stragglers
 from degan.pair import GanPair
+from peers.attacks import Attack
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
@@ -283,6 +284,17 @@ def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
 def test_a_model_that_is_not_finite_is_left_out():
     settings = experiment(3, local_steps=1, leaders=1)
     fleet = Fleet(settings, memory_buses(3))
+    fleet.modes[2]._attack = Attack("nan")
+    pairs = fleet.run(3)
+    assert_same_model(pairs)
+    assert np.isfinite(pairs[0].model()).all()
+    assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not_finite": 3}
+    assert fleet.stats[0]["strikes"] == {"2": 3}
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_where_it_is_taken():
+    settings = experiment(3, local_steps=1, leaders=1)
+    fleet = Fleet(settings, memory_buses(3))
     gradients = fleet.pairs[2].gradients
 
     def broken(section, real):
@@ -294,7 +306,8 @@ def test_a_model_that_is_not_finite_is_left_out():
     pairs = fleet.run(3)
     assert_same_model(pairs)
     assert np.isfinite(pairs[0].model()).all()
-    assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not finite": 3}
+    assert fleet.stats[0]["answered"] == 3 and fleet.stats[0]["dropped"] == {}
+    assert fleet.stats[2]["dropped"] == {"own_not_finite": 3}
 
 
 def test_a_member_that_leaves_saves_the_model_that_its_version_names():

@@ -239,7 +239,7 @@ def test_without_a_value_swaps_come_once_an_epoch():
 
 
 def spoil(worker, at_step):
-    """Worker `worker` answers round `at_step` with what is no number."""
+    """Worker `worker` answers round `at_step` with what is no number, past its own guard."""
 
     def change(mode):
         if mode._me == worker:
@@ -247,9 +247,10 @@ def spoil(worker, at_step):
 
             def feedback(fake):
                 gradient, loss = original(fake)
-                return (gradient * np.float32("nan"), math.nan) if mode._step == at_step else (gradient, loss)
+                return gradient, math.nan if mode._step == at_step else loss
 
             mode._pair.feedback = feedback
+            mode._attack = lambda gradient: gradient * np.float32("nan" if mode._step == at_step else 1)
 
     return change
 
