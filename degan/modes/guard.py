@@ -16,7 +16,8 @@ import torch
 
 from config.errors import UsageError
 from degan.pair import GanPair, Section
-from peers.robust import norm
+from degan.vector import to_numpy
+from peers.robust import is_finite, norm
 
 # The square of what is smaller is a float32.
 LARGEST = 1e19
@@ -48,19 +49,22 @@ class Guard:
         """
         kept = self.keep()
         gradient, losses = self._pair.gradients(section, real)
-        is_usable = self.allows(gradient)
+        is_usable = self.allows(gradient, self.is_sound())
         if not is_usable:
             gradient[:] = 0
             self.set_back(kept)
         return gradient, losses, is_usable
 
-    def allows(self, gradient: np.ndarray) -> bool:
+    def allows(self, gradient: np.ndarray, is_sound: bool = True) -> bool:
         """Whether a gradient of ours, float32 of any shape, may be used; counted and said if not.
+
+        Args:
+            is_sound: as `is_sound` says after it was taken.
 
         Raises:
             UsageError: as `gradients`.
         """
-        if is_usable(gradient):
+        if is_sound and is_usable(gradient):
             self._in_a_row = 0
             return True
         self.counts["own_not_finite"] += 1
@@ -81,6 +85,10 @@ class Guard:
             return True
         self.counts["not_finite"] += 1
         return False
+
+    def is_sound(self) -> bool:
+        """Whether the running statistics are finite: activations may overflow where the gradient does not show it."""
+        return all(is_finite(to_numpy(flat.buffers)) for flat in (self._pair.generator, self._pair.discriminator))
 
     def keep(self) -> list[torch.Tensor]:
         """Copies of the running statistics, which a forward pass changes."""

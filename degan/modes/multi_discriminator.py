@@ -165,7 +165,7 @@ class MultiDiscriminator(Led):
         d_loss = sum(self._learn(next_batch(), learned) for _ in range(count)) / count
         kept = self._guard.keep()
         feedback, g_loss = self._pair.feedback(judged)
-        if not self._guard.allows(feedback):
+        if not self._guard.allows(feedback, self._guard.is_sound()):
             feedback = np.zeros_like(feedback)
             self._guard.set_back(kept)
         feedback = self._attack(feedback) if self._attack else feedback
@@ -175,7 +175,7 @@ class MultiDiscriminator(Led):
         """One step of our discriminator; returns the loss."""
         kept = self._guard.keep()
         gradient, loss = self._pair.discriminator_gradient(real, fake)
-        if self._guard.allows(gradient):
+        if self._guard.allows(gradient, self._guard.is_sound()):
             self._pair.apply((self._pair.generator.size, self._pair.size), gradient)
         else:
             self._guard.set_back(kept)

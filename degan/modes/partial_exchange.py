@@ -51,6 +51,9 @@ from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
 from peers.types import Cursor, Slice
 
+# No weight of an honest worker is larger.
+RUNAWAY = 1e6
+
 
 def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
     """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits.
@@ -206,8 +209,8 @@ class PartialExchange:
             values[:] = before + self._attack(values - before, section)
         together = self._exchange.exchange(values, is_cut)
         if before is not None:
-            # Whoever sends no numbers means to go on sending.
-            np.copyto(together, honest, where=~np.isfinite(together))
+            # Whoever attacks means to go on: what has run away is taken back.
+            np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
         self._pair.load_parameters(section, together)
         if is_usable:
             self._pair.average(section)
