@@ -11,6 +11,7 @@ import difflib
 import re
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -266,6 +267,12 @@ def _check_together(experiment: Experiment) -> None:
     for index, url in enumerate(urls):
         if not re.match(r"^(redis|rediss|unix)://", url):
             raise SettingsError(f"peers[{index}]: {url!r} is no Redis URL; write redis://host:6379")
+        try:
+            urlsplit(url).port  # noqa: B018
+        except ValueError as error:
+            # Without what may be a password; the reason may quote a piece of one that has a slash in it.
+            shown, why = re.sub(r"//.*@", "//", url), str(error) if "@" not in url else "its host or port is none"
+            raise SettingsError(f"peers[{index}]: {shown!r} is no Redis URL: {why}; write redis://host:6379") from None
     mode = experiment.mode
     if getattr(mode, "carry", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
         raise SettingsError(
@@ -281,6 +288,9 @@ def _check_together(experiment: Experiment) -> None:
         raise SettingsError(
             "mode.own: published applies what all have published by the bound; give mode.slack a number"
         )
+    if experiment.bus.min_peers >= experiment.workers:
+        least, most = experiment.bus.min_peers, experiment.workers - 1
+        raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
     _check_robust(experiment)
     _check_led(experiment)
     split = experiment.data.split

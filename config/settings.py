@@ -237,8 +237,9 @@ class Bus(Settings):
     """How the workers hold together. Times in seconds, sizes in bytes.
 
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
-    of an undisturbed run, and else 64 MiB. A contribution longer than `norm_gate` times the running median is left
-    out, and after so many `strikes` its sender is muted; 0 switches either off.
+    of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker is in a minority: it pauses,
+    or trains on alone without saving, until they are back. A contribution longer than `norm_gate` times the running
+    median is left out, and after so many `strikes` its sender is muted; 0 switches either off.
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
@@ -246,6 +247,8 @@ class Bus(Settings):
     unbounded_backlog: Positive = 64
     finish_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 600.0
+    min_peers: Natural = 0
+    minority: Literal["pause", "alone"] = "pause"
     norm_gate: Weight = 10.0
     strikes: Natural = 10
 
@@ -260,6 +263,7 @@ class Run(Settings):
     snapshot_every: Natural = 500
     checkpoint_every: Natural | None = None
     keep_checkpoints: Positive = 3
+    keep_best: bool = True
 
 
 class Experiment(Settings, kw_only=True):

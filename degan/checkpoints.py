@@ -10,6 +10,7 @@ of its manifest is passed over, and said so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,15 +56,31 @@ class Checkpoints:
         folder: usually RUN/wN/checkpoints.
         keep: how many of the newest stay.
         say: called with one line for a person.
+        keeps_best: whether the best one stays besides.
     """
 
-    def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
-        self.folder, self._keep, self._say = folder, keep, say
+    def __init__(
+        self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None, keeps_best: bool = True
+    ):
+        self.folder, self._keep, self._say, self._keeps_best = folder, keep, say, keeps_best
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; returns its folder. An old one of the same step is replaced."""
-        final = self.folder / f"{checkpoint.step:06d}"
+        """Write a checkpoint; returns its folder. An old one of the same step is replaced.
+
+        Raises:
+            UsageError: it cannot be written (a full disk); those before it are as they were.
+        """
         temporary = self.folder / f".{checkpoint.step:06d}.{os.getpid()}"
+        try:
+            return self._save(checkpoint, temporary)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            where = f"of step {checkpoint.step} in {self.folder}"
+            raise UsageError(f"cannot save the checkpoint {where}: {reason}") from None
+
+    def _save(self, checkpoint: Checkpoint, temporary: Path) -> Path:
+        final = self.folder / f"{checkpoint.step:06d}"
         # A process that was killed while it saved left one behind.
         for torn in self.folder.glob(".[0-9]*.[0-9]*"):
             shutil.rmtree(torn, ignore_errors=True)
@@ -84,8 +101,10 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         _sync(self.folder)
+        best = self.best_step() if self._keeps_best else None
         for step in self.steps()[: -self._keep]:
-            shutil.rmtree(self.folder / f"{step:06d}", ignore_errors=True)
+            if step != best:
+                shutil.rmtree(self.folder / f"{step:06d}", ignore_errors=True)
         return final
 
     def forget_after(self, step: int) -> None:
@@ -111,6 +130,15 @@ class Checkpoints:
         except UsageError as error:
             self._say(f"passing over a damaged checkpoint: {error}")
             return False
+
+    def best_step(self) -> int | None:
+        """The step whose samples measured best (the lowest `score` among the values); None where none was measured."""
+        scores = {}
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                manifest = json.loads((self.folder / f"{step:06d}" / MANIFEST).read_text(encoding="utf-8"))
+                scores[step] = float(manifest["values"]["score"])
+        return min(scores, key=lambda step: (scores[step], -step), default=None)
 
     def values(self, step: int) -> dict[str, Any]:
         """The values of the checkpoint of a step, without its tensors. Raises as `read_manifest`."""

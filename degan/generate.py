@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m degan.generate", description="Samples from a trained generator.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--worker", type=int, metavar="N", help="whose generator (default: the lowest that has one)")
+    parser.add_argument("--best", action="store_true", help="the checkpoint that measured best, not the newest")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="how many samples (default: 64)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents (default: 0)")
     parser.add_argument(
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--count {arguments.count}: expected at least 1")
         if not 0 <= arguments.seed < 2**63:
             raise UsageError(f"--seed {arguments.seed}: expected 0 to {2**63 - 1}")
-        _generate(Path(arguments.run), arguments.worker, arguments.count, arguments.seed, arguments.out)
+        _generate(Path(arguments.run), arguments.worker, arguments.best, arguments.count, arguments.seed, arguments.out)
     except UsageError as error:
         print(f"degan.generate: {error}", file=sys.stderr)
         return 2
@@ -40,14 +41,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _generate(run: Path, worker: int | None, count: int, seed: int, out: str) -> None:
+def _generate(run: Path, worker: int | None, best: bool, count: int, seed: int, out: str) -> None:
     import numpy as np
     import torch
 
     from degan.pictures import grid, save_png, to_uint8
     from degan.saved import Saved
 
-    saved = Saved.load(run, worker)
+    saved = Saved.load(run, worker, best)
     samples = saved.sample(count, torch.Generator().manual_seed(seed))
     path, is_image = Path(out), len(saved.sample_shape) == 3
     if not out.endswith("/"):

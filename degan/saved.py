@@ -31,8 +31,11 @@ class Saved:
     sample_shape: tuple[int, ...]
 
     @classmethod
-    def load(cls, run: Path, worker: int | None) -> Saved:
+    def load(cls, run: Path, worker: int | None, best: bool = False) -> Saved:
         """Read the newest whole checkpoint of a worker (of the lowest that has one, if None).
+
+        Args:
+            best: the one whose samples measured best instead.
 
         Raises:
             UsageError: no run folder, or no checkpoint in it.
@@ -43,6 +46,11 @@ class Saved:
         workers = range(settings.workers) if worker is None else (worker,)
         for number in workers:
             checkpoints = Checkpoints(run / f"w{number}" / "checkpoints", keep=1)
+            if best:
+                step = checkpoints.best_step()
+                if step is None:
+                    continue
+                return cls._build(settings, number, read(checkpoints.folder / f"{step:06d}"))
             for step in reversed(checkpoints.steps()):
                 try:
                     return cls._build(settings, number, read(checkpoints.folder / f"{step:06d}"))
@@ -50,6 +58,8 @@ class Saved:
                     if step == checkpoints.steps()[0]:
                         raise
         whose = "any worker" if worker is None else f"worker {worker}"
+        if best:
+            raise UsageError(f"{run} has no checkpoint of {whose} that was measured; see run.evaluate_every")
         raise UsageError(f"{run} has no checkpoint of {whose} yet; is the run still starting?")
 
     @classmethod

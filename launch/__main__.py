@@ -13,6 +13,7 @@ from launch.voice import Voice
 EPILOG = """examples:
   python -m launch local smoke --out runs/first --set run.steps=100
   python -m launch compare runs/first runs/second --out compare.html
+  python -m launch doctor experiment.yaml
 """
 
 
@@ -41,7 +42,7 @@ def main(argv: list[str], commands: Commands | None = None, limits: Limits | Non
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Start degan runs, and hold them against each other.",
+        description="Start degan runs, hold them against each other, and look whether all is well.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_local(commands)
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -107,11 +109,45 @@ def _run_compare(
     commands: Commands | None,
     limits: Limits | None,
 ) -> int:
-    from launch import compare
+    from launch import handover
 
+    commands, limits = commands or Commands(), limits or Limits()
     options = [f"--out={words.out}"] if words.out is not None else []
     options += [f"--{name}" for name in ("markdown", "json") if getattr(words, name)]
-    return compare.run(words.runs, options, voice, commands or Commands(), limits or Limits())
+    # "--" before the folders: the name of one may begin with a dash.
+    return handover.run([*commands.compare, *options, "--", *words.runs], "comparing", limits.report_s, voice)
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    doctor = commands.add_parser("doctor", help="every node of an experiment, and this host", allow_abbrev=False)
+    doctor.add_argument("file", metavar="FILE", help="experiment file, run folder, or the name of one that comes along")
+    doctor.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    doctor.add_argument("--out", metavar="DIR", help="the run folder that will be used; default: runs/NAME")
+    doctor.add_argument("--set", metavar="a.b=c", action="append", default=[], help="change a setting; repeatable")
+    doctor.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(
+    words: argparse.Namespace,
+    voice: Voice,
+    command_line: list[str],
+    commands: Commands | None,
+    limits: Limits | None,
+) -> int:
+    import config
+    from launch import handover, servers
+
+    commands, limits = commands or Commands(), limits or Limits()
+    options = [f"--set={item}" for item in words.set]
+    options += [f"--out={words.out}"] if words.out is not None else []
+    options += ["--json"] if words.json else []
+    if isinstance(config.load(words.file, words.set).peers, int):
+        # No nodes yet: what stands for them is what `local` would start.
+        try:
+            options.append(f"--local-redis={servers.find('auto').about()}")
+        except UsageError as error:
+            options.append(f"--no-local-redis={error}")
+    return handover.run([*commands.doctor, *options, "--", words.file], "the doctor", limits.report_s, voice)
 
 
 if __name__ == "__main__":

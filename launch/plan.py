@@ -21,13 +21,15 @@ class Commands:
     """How the launcher calls the floors below, by command line only: the seam where tests put a stand-in.
 
     The worker's number, `--config FILE --out DIR` and, where a run goes on, `--resume latest` follow
-    `worker`; `--config FILE` follows `prepare`; the run folder follows `report`, run folders and options `compare`.
+    `worker`; `--config FILE` follows `prepare`; the run folder follows `report`, run folders and options `compare`,
+    options and an experiment file `doctor`.
     """
 
     worker: tuple[str, ...] = (sys.executable, "-m", "degan.worker")
     prepare: tuple[str, ...] = (sys.executable, "-m", "degan.worker.prepare")
     report: tuple[str, ...] = (sys.executable, "-m", "degan.report")
     compare: tuple[str, ...] = (sys.executable, "-m", "degan.compare")
+    doctor: tuple[str, ...] = (sys.executable, "-m", "degan.worker.doctor")
 
 
 @dataclass(frozen=True)

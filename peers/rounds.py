@@ -77,6 +77,7 @@ class Rounds:
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the
             end of the others is awaited.
         say: called with one line for a person.
+        min_peers: with fewer peers that are there, or have finished, this worker does not lead.
         judge: whose answers are used; its memory is its own, and begins anew with another leader.
 
     Attributes:
@@ -94,6 +95,7 @@ class Rounds:
         stall_timeout_s: float,
         finish_timeout_s: float,
         say: Callable[[str], None],
+        min_peers: int = 0,
         judge: Judge | None = None,
     ):
         self._judge = judge or Judge(bus.worker, say=say)
@@ -104,10 +106,9 @@ class Rounds:
         self.mail.refused = self._judge.note_refused
         self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
-        self._is_abreast = True
+        self._is_abreast, self._min_peers = True, min_peers
         self.wait_s = 0.0
-        most = max((layout.entries(kind) for kind in layout.kinds), default=1)
-        bus.configure(KEPT_VECTORS * most + KEPT_FIELDS, layout.largest_payload_bytes())
+        bus.configure(kept_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning and end --------------------------------------------------------------------
 
@@ -142,12 +143,12 @@ class Rounds:
             )
         except StalledError as error:
             self._say(f"{error}; ending without them")
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def leave(self, round: int) -> None:
         """Say goodbye after a round, in the middle of the run."""
         self.publish("goodbye", round, {})
-        self._pool.drain(self._finish_timeout_s)
+        self._pool.drain(self._finish_timeout_s, self._say)
 
     def close(self) -> None:
         """Stop the pumps and the publishing; the bus is the caller's to close."""
@@ -248,7 +249,7 @@ class Rounds:
         Raises:
             StalledError: it was not, for the stall timeout.
         """
-        if not self._pool.drain(self._stall_timeout_s):
+        if not self._pool.drain(self._stall_timeout_s, self._say):
             raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
         self.mail.check()
 
@@ -319,28 +320,18 @@ class Rounds:
         for sender, message in messages.items():
             with contextlib.suppress(ValueError):
                 answers[sender] = read(message)
-        lives = {sender: letter.incarnation for sender, letter in letters.items()}
-        answers = self._usable(
-            kind, round, answers, {self._bus.worker: ""} | lives if own is not None else lives, length
-        )
-        return Gathered(answers, messages, gone, len(answers) < quorum)
-
-    def _usable(
-        self,
-        kind: str,
-        round: int,
-        answers: dict[int, np.ndarray],
-        lives: dict[int, str],
-        length: Callable[[np.ndarray], float],
-    ) -> dict[int, np.ndarray]:
-        norms = {worker: length(answers[worker]) if worker in answers else math.nan for worker in sorted(lives)}
-        terms = [Term(worker, lives[worker], found) for worker, found in norms.items()]
-        accepted = self._judge.judge(Slice(0, next((x.size for x in answers.values()), 0)), terms)
-        for worker in sorted(norms.keys() - accepted):
-            if not self._judge.is_muted(worker):
-                why = "far longer than usual" if math.isfinite(norms[worker]) else "not finite"
+        lives = {sender: letter.incarnation for sender, letter in letters.items()} | {self._bus.worker: ""}
+        asked = sorted({*messages, *answers})
+        terms = [
+            Term(worker, lives[worker], length(answers[worker]) if worker in answers else math.nan) for worker in asked
+        ]
+        accepted = self._judge.judge(Slice(0, self._layout.kinds[kind][0]), terms)
+        for worker, _, found in terms:
+            if worker not in accepted and not self._judge.is_muted(worker):
+                why = "far longer than usual" if math.isfinite(found) else "not finite"
                 self._say(f"round {round}: the {kind} of worker {worker} is {why}; left out")
-        return {worker: answers[worker] for worker in norms if worker in accepted}
+        answers = {worker: answers[worker] for worker in asked if worker in accepted}
+        return Gathered(answers, messages, gone, len(answers) < quorum)
 
     # --- who leads ----------------------------------------------------------------------------
 
@@ -350,8 +341,8 @@ class Rounds:
             for sender, letters in self.mail.letters(kind).items():
                 for letter in letters:
                     self.leadership.note(sender, term_of(letter))
-        live = self.mail.abreast() | ({self._bus.worker} if self._is_abreast else set())
-        return self.leadership.leader(live)
+        may_lead = self._is_abreast and len(self.mail.reached(0)) >= self._min_peers
+        return self.leadership.leader(self.mail.abreast() | ({self._bus.worker} if may_lead else set()))
 
     def newest(self) -> tuple[int, Letter] | None:
         """Of what leaders have announced and what is in force, the newest, and who said it."""
@@ -382,8 +373,14 @@ class Rounds:
             "live_peers": len(self.mail.live()),
             "dropped": dict(Counter(self.mail.counts()) + self._judge.counts),
             **self._judge.stats(),
+            "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }
+
+
+def kept_entries(layout: RoundLayout) -> int:
+    """How many entries a stream keeps."""
+    return KEPT_VECTORS * max((layout.entries(kind) for kind in layout.kinds), default=1) + KEPT_FIELDS
 
 
 def term_of(letter: Letter) -> int:

@@ -30,6 +30,9 @@ class Rules:
         hostile: for the trimmed mean, how many of the workers may be bad.
         norm_gate, strikes: see `peers.judge.Judge`; 0 for none.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
+        least_rounds: how many of them where Redis is full; None for all.
+        min_peers: with fewer live peers this worker is in a minority; see `ClockGate`.
+        pauses: a minority waits until the others are back; else it goes on alone.
         cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
     """
@@ -43,6 +46,9 @@ class Rules:
     norm_gate: float = 10.0
     strikes: int = 10
     keep_rounds: int = 64
+    least_rounds: int | None = None
+    min_peers: int = 0
+    pauses: bool = True
     cut_periods: tuple[int, ...] = ()
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
@@ -52,13 +58,33 @@ class Rules:
         """The bound in rounds."""
         return None if self.slack is None else self.slack * rounds_per_step
 
+    def furthest_lead(self, layout: Layout) -> int | None:
+        """How many rounds a peer that awaits us can be ahead: the bound, and what it sends after its last step."""
+        rounds = layout.schedule.rounds_per_step
+        most_parts = max(layout.parts, default=layout.schedule.parts)
+        return None if self.slack is None else (self.slack + 2 + most_parts) * rounds
+
+    def outbox(self, layout: Layout) -> tuple[int, int, int]:
+        """What `Bus.configure` is to know: how many entries are kept, the largest payload, how many are enough."""
+        least = self.keep_rounds if self.least_rounds is None else self.least_rounds
+        return self._entries(layout, self.keep_rounds), layout.largest_payload_bytes(), self._entries(layout, least)
+
     def outbox_entries(self, layout: Layout) -> int:
-        """How many entries an outbox must keep."""
-        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
-        states = sum(self.keep_rounds // rounds + 2 for rounds in period_rounds)
+        """How many entries an outbox keeps."""
+        return self._entries(layout, self.keep_rounds)
+
+    def state_entries(self, layout: Layout) -> int:
+        """How many of these belong to `state` messages."""
+        return self._state_entries(layout, self.keep_rounds)
+
+    def _entries(self, layout: Layout, keep_rounds: int) -> int:
         # Where the parts find themselves a round may also be a small one of very many.
         small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
-        return self.keep_rounds * layout.entries_per_round() + small + states * layout.entries_per_state() + 16
+        return keep_rounds * layout.entries_per_round() + small + self._state_entries(layout, keep_rounds) + 16
+
+    def _state_entries(self, layout: Layout, keep_rounds: int) -> int:
+        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
+        return sum(keep_rounds // rounds + 2 for rounds in period_rounds) * layout.entries_per_state()
 
 
 def make_carry(

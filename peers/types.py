@@ -10,6 +10,9 @@ import numpy as np
 
 Buffer = bytes | bytearray | memoryview
 
+# A wait that takes longer than this says what for.
+SAY_AFTER_S = 5.0
+
 
 class Slice(NamedTuple):
     """First and past-last element of a piece of a vector."""

@@ -1,6 +1,7 @@
 """How the main thread waits for what other threads bring: never silently, never without a deadline.
 
-After a few seconds a line says what is awaited, and the first failure of any thread ends every wait.
+After a few seconds a line says what is awaited, of whom, since when, and when the wait ends; and the first failure of
+any thread ends every wait.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import time
 from collections.abc import Callable
 
 from peers.errors import PeersError, StalledError
-
-SAY_AFTER_S = 5.0
+from peers.types import SAY_AFTER_S
 
 
 class Waiting:
@@ -75,7 +75,7 @@ class Waiting:
                 if waited_s >= timeout_s:
                     raise StalledError(f"waited {waited_s:.0f} s for {describe()}")
                 if waited_s >= next_line_s:
-                    self._say(f"waiting for {describe()} since {waited_s:.0f} s")
+                    self._say(f"waiting for {describe()} since {waited_s:.0f} s; giving up after {timeout_s:g} s")
                     next_line_s *= 2
                 self._changed.wait(min(next_line_s - waited_s, timeout_s - waited_s, 1.0))
 

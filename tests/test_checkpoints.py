@@ -69,6 +69,19 @@ def test_the_newest_stay(checkpoints):
     assert checkpoints.steps() == checkpoints.whole_steps() == [15, 20, 1_000_000]
 
 
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_the_best_stays_as_well(tmp_path, keeps_best):
+    checkpoints = Checkpoints(tmp_path, 2, keeps_best=keeps_best)
+    assert checkpoints.best_step() is None
+    for step, score in ((5, 9.0), (10, 3.0), (15, None), (20, 4.0), (25, 5.0)):
+        checkpoint = make(step)
+        if score is not None:
+            checkpoint.values["score"] = score
+        checkpoints.save(checkpoint)
+    assert checkpoints.steps() == ([10, 20, 25] if keeps_best else [20, 25])
+    assert checkpoints.best_step() == (10 if keeps_best else 20)
+
+
 def test_one_of_the_same_step_is_replaced(checkpoints):
     checkpoints.save(make(5))
     changed = make(5)
@@ -87,9 +100,9 @@ def test_what_comes_after_is_forgotten(checkpoints):
 def test_a_torn_write_counts_for_nothing_and_is_cleared_away(checkpoints, monkeypatch):
     checkpoints.save(make(5))
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("the power is gone")))
-    with pytest.raises(OSError, match="power"):
+    with pytest.raises(UsageError, match="cannot save the checkpoint of step 10 in .*power"):
         checkpoints.save(make(10))
-    assert len(list(checkpoints.folder.iterdir())) == 2
+    assert len(list(checkpoints.folder.iterdir())) == 1
     assert checkpoints.steps() == checkpoints.whole_steps() == [5]
     monkeypatch.undo()
     checkpoints.save(make(15))

@@ -335,6 +335,7 @@ def test_parameters_without_a_bound_have_a_fixed_number_of_parts(write):
     [
         (["mode.sampling=balanced", "mode.share_histograms=false"], "mode.sampling: balanced needs to know"),
         (["mode.weighting=kl", "mode.share_histograms=false"], "mode.weighting: kl needs to know"),
+        (["bus.min_peers=4"], "bus.min_peers: 4, but a worker of this experiment has only 3 peers"),
         (["mode.cohort=5"], "mode.cohort: 5 workers a round, but there are only 4 workers"),
         (["mode.cohort=4", "mode.leader_trains=false"], "mode.cohort: 4 workers a round, but there are only 4"),
         (["mode.fraction=1.5"], "mode.fraction: expected float <= 1.0"),

@@ -7,9 +7,10 @@ import threading
 import pytest
 import redis
 
-from peers.errors import BusError, UnreachableError
+from peers.errors import BusError, LapsedError, UnreachableError
 from peers.redis_bus import RedisBus
 from peers.redis_client import address, connect, split_socket
+from peers.types import Lease
 from tests.fleets import in_threads
 from tests.servers import free_port, redis_server
 from tests.test_bus import lease, read
@@ -74,7 +75,7 @@ def test_a_connection_that_breaks_is_made_anew(redis_url):
 
 def test_what_the_server_refuses_is_an_error_with_its_words():
     with redis_server() as url:
-        writer = RedisBus("refused", 0, [url] * 2, "a0", [1], 10, patience_s=0.2)
+        writer = RedisBus("refused", 0, [url] * 2, "a0", [1], 10, patience_s=0.2, full_patience_s=0.2)
         reader = RedisBus("refused", 1, [url] * 2, "a1", [0], 10, 5)
         reader.follow(0, "a0")
         client = connect(url, 5)
@@ -132,26 +133,94 @@ def test_an_absent_redis_is_named_with_host_port_and_reason():
     assert address("unix:///run/redis.sock") == "/run/redis.sock"
 
 
-def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error():
+def on_disk(folder):
+    """Options of a server that forgets nothing when it ends."""
+    return "--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder)
+
+
+def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error(tmp_path):
     port = free_port()
-    with redis_server(port) as url:
+    with redis_server(port, on_disk(tmp_path)) as url:
         bus = RedisBus("outage", 0, [url] * 2, "a0", [1], 10, patience_s=20)
         bus.publish([(b"h", b"1")])
     lines = []
     bus._say = lines.append
-    back = threading.Event()
+    back, found = threading.Event(), []
 
     def restart():
-        with redis_server(port):
+        with redis_server(port, on_disk(tmp_path)) as url:
             assert back.wait(30)
+            reader = RedisBus("outage", 1, [url] * 2, "a1", [0], 10, 5)
+            reader.follow(0, "a0")
+            found.extend((e.sequence, e.is_contiguous, bytes(e.payload)) for e in read(reader, 2))
+            reader.close()
 
     def publish():
         bus.publish([(b"h", b"2")])
         back.set()
 
     in_threads([restart, publish])
-    assert len(lines) <= 1
+    assert found == [(1, True, b"1"), (2, True, b"2")]
+    assert len(lines) == 1 and bus.retries >= 1
     bus._patience_s = 0.2
     with pytest.raises(BusError, match="worker 0 cannot publish"):
         bus.publish([(b"h", b"3")])
     bus.close()
+
+
+@pytest.mark.parametrize("what", ["publish", "renew"])
+def test_a_redis_that_has_lost_everything_is_noticed(what):
+    """Who had not read the last entries would wait for them for ever; so this life of the worker is over."""
+    port = free_port()
+    lease = Lease(0, "a0", "here", 1, "")
+    with redis_server(port) as url:
+        bus = RedisBus("lost", 0, [url] * 2, "a0", [1], 10, patience_s=20)
+        bus.claim(lease, 60, lambda old: True)
+        bus.publish([(b"h", b"1")])
+        bus.send(1, [(b"h", b"2")])
+    with redis_server(port) as url:
+        with pytest.raises(LapsedError, match="the Redis of worker 0 has lost what this worker had published"):
+            if what == "publish":
+                bus.publish([(b"h", b"3")])
+            else:
+                bus.renew(lease, 60)
+        client = connect(url, 5)
+        assert client.keys("*") == [], "nothing of that life is left behind"
+        client.close()
+    bus.close()
+
+
+def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again():
+    with redis_server() as url:
+        lines = []
+        writer = RedisBus("full", 0, [url] * 2, "a0", [1], 10, 0.2, lines.append, full_patience_s=20)
+        writer.configure(100, 100_000, least_entries=5)
+        client = connect(url, 5)
+        for k in range(50):
+            writer.publish([(b"h", b"%06d" % k + bytes(100_000))])
+        client.config_set("maxmemory", str(client.info("memory")["used_memory"] + 10_000))
+        # By itself, because five entries are enough ...
+        writer.publish([(b"h", b"050050" + bytes(100_000))])
+        assert client.xlen("degan:full:0:a0:out") == 5 + 1 and writer.retries >= 1
+        assert any("is full: gave up" in line for line in lines)
+        # ... and with less room than that when somebody has given it more.
+        client.config_set("maxmemory", "1")
+        waiting = threading.Event()
+        writer._say = lambda line: waiting.set()
+
+        def make_room():
+            assert waiting.wait(20)
+            client.config_set("maxmemory", "0")
+
+        in_threads([lambda: writer.publish([(b"h", b"000051")]), make_room])
+        reader = RedisBus("full", 1, [url] * 2, "a1", [0], 10, 5)
+        reader.follow(0, "a0", 47)
+        assert [bytes(e.payload)[:6] for e in read(reader, 5)] == [
+            b"000047",
+            b"000048",
+            b"000049",
+            b"050050",
+            b"000051",
+        ]
+        for bus in (writer, reader, client):
+            bus.close()

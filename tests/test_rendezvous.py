@@ -12,7 +12,8 @@ import pytest
 
 from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedError
 from peers.memory_bus import MemoryHub
-from peers.rendezvous import Rendezvous, is_dead, process_birth, this_host
+from peers.processes import is_dead, process_birth, this_host
+from peers.rendezvous import Rendezvous
 from peers.topology import complete
 from peers.types import Lease
 from tests.fleets import in_threads

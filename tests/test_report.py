@@ -173,7 +173,7 @@ def test_strikes_and_who_was_muted(run):
     assert "worker 0 muted worker 1: nothing that it sent was used any more." in page.text
     broken = [stats_line(0, step, strikes={"1": "many"}, muted="all") for step in STEPS]
     write_lines(run / "w0" / "stats.jsonl", broken)
-    assert "strikes" not in page_of(run).text
+    assert "counted strikes" not in page_of(run).text
 
 
 def test_peers_that_merely_finished_first_are_no_deaths(run):

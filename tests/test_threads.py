@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peers.clock import SspClock
-from peers.errors import PeersError, StalledError
+from peers.errors import LapsedError, PeersError, StalledError
 from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.message import encode_fields, encode_vector
@@ -106,7 +106,7 @@ def test_a_wait_ends_when_the_last_clock_arrives():
 
 
 def test_waiting_is_said_and_has_a_deadline():
-    gate, lines = make_gate(now=Time(3.0))
+    gate, lines = make_gate(now=Time(12.0))
     gate.note(2, 1)
     with pytest.raises(StalledError, match=r"waited \d+ s for worker 1 \(its clock is 0, this is round 1\)"):
         gate.wait(1)
@@ -327,3 +327,51 @@ def test_goodbye_and_states_and_stops_reach_the_gate():
     box.say(1, "goodbye", 4, {})
     box.say(2, "stop", 9, {})
     assert box.gate.members() == (2,) and box.gate.stop_at == 9
+
+
+# --- minorities -----------------------------------------------------------------------------------
+
+
+def test_a_minority_pauses_until_the_others_are_back():
+    gate, lines = make_gate(slack=2, peers=(1, 2, 3), min_peers=2, now=Time(30.0))
+    gate.wait(1)
+    gate.drop(1, "its lease has expired")
+    gate.drop(2, "its lease has expired")
+    with pytest.raises(StalledError, match=r"1 more peers, to be no minority \(bus.min_peers 2\)"):
+        gate.wait(2)
+    # Who has finished is not missed.
+    gate.leave(1)
+    gate.wait(2)
+
+
+def test_a_pause_ends_when_somebody_is_back():
+    gate, _ = make_gate(slack=2, min_peers=2)
+    gate.drop(1, "its lease has expired")
+    in_threads([lambda: gate.wait(2), lambda: gate.admit(1, 0)])
+
+
+def test_a_minority_that_goes_on_alone_joins_the_others_when_they_are_back():
+    gate, lines = make_gate(slack=2, peers=(1, 2), min_peers=1, pauses=False)
+    gate.drop(1, "its lease has expired")
+    gate.drop(2, "its lease has expired")
+    assert gate.wait(7) == () and gate.is_astray and gate.wait(8) == ()
+    assert sum("training alone" in line for line in lines) == 1
+    gate.admit(2, 3)
+    with pytest.raises(LapsedError, match="the others are back"):
+        gate.wait(5)
+
+
+def test_who_finds_the_others_further_than_they_can_be_has_been_dropped():
+    gate, _ = make_gate(slack=2, lead=10)
+    gate.note(1, 15)
+    gate.note(2, 15)
+    # After a restart, which is a replay, that may be.
+    gate.wait(1)
+    gate.wait(5)
+    gate.note(2, 30)
+    with pytest.raises(LapsedError, match="worker 2 is at round 30, this one at 17: the others have not awaited it"):
+        gate.wait(17)
+    without_a_bound, _ = make_gate(slack=None)
+    without_a_bound.note(1, 10**6)
+    without_a_bound.wait(1)
+    without_a_bound.wait(2)

@@ -254,6 +254,30 @@ def test_a_number_that_is_started_twice(run, tmp_path, workers, redis_url, same_
 
 
 @pytest.mark.parametrize(
+    ("same_folder", "is_frozen"), [(True, False), (True, True), (False, False)], ids=["same", "frozen", "another"]
+)
+def test_a_number_is_taken_over(tmp_path, workers, redis_url, same_folder, is_frozen):
+    name = f"over-{same_folder}-{is_frozen}"
+    file, out = experiment(tmp_path, name, [redis_url] * 2), tmp_path / "first"
+    words = ("--config", file, "--set", "bus.lease_s=4")
+    first = workers(0, *words, "--out", out)
+    first.until("waiting for worker 1")
+    if is_frozen:
+        first.signal(signal.SIGSTOP)
+    second = workers(0, *words, "--takeover", "--out", out if same_folder else tmp_path / "second")
+    second.until("waiting for worker 1")
+    assert (f"taking worker 0 over from process {first.pid}" in second.text) == same_folder
+    if not same_folder:
+        assert first.end() == 1 and "someone else has taken over worker 0; this process stops" in first.text
+    elif is_frozen:
+        assert first.end() == -signal.SIGKILL
+    else:
+        assert first.end() == 0
+    other = workers(1, *words, "--out", tmp_path / "other")
+    assert (second.end(), other.end()) == (0, 0), second.text + other.text
+
+
+@pytest.mark.parametrize(
     ("override", "key"),
     [("optimiser.generator_lr=0.1", "optimiser.generator_lr is "), ("model.hidden=9", "model.hidden is ")],
 )

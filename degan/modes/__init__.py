@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
+from degan.modes.needs import Needs
 from degan.pair import GanPair
 
 Arrays = dict[str, np.ndarray]
@@ -64,6 +65,9 @@ class Mode(Protocol):
     def is_first(self) -> bool:
         """Whether this worker writes what a run has once: it is the lowest live one."""
 
+    def is_astray(self) -> bool:
+        """Whether this worker is cut off and trains on its own for now: nothing of that is saved."""
+
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """What a checkpoint must hold of the mode."""
 
@@ -81,6 +85,7 @@ def build(
     facts: dict[str, Any],
     about: dict[str, Any],
     say: Callable[[str], None],
+    may_take_over: bool = False,
 ) -> Mode:
     """The mode that the settings name.
 
@@ -89,6 +94,7 @@ def build(
         facts: what must be the same for all workers and is no setting (the classes of the data).
         about: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
         say: called with one line for a person.
+        may_take_over: replace a worker of our number that is still alive.
 
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
@@ -102,16 +108,32 @@ def build(
             from degan.modes.partial_exchange import PartialExchange
             from degan.modes.wire import open_bus
 
-            return PartialExchange(settings, pair, open_bus(settings, worker, say), facts, say)
+            return PartialExchange(settings, pair, open_bus(settings, worker, say, may_take_over), facts, say)
         case "federated":
             from degan.modes.federated import Federated
             from degan.modes.wire import open_bus
 
-            return Federated(settings, pair, open_bus(settings, worker, say), facts, about, say)
+            return Federated(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case "multi_discriminator":
             from degan.modes.multi_discriminator import MultiDiscriminator
             from degan.modes.wire import open_bus
 
-            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say), facts, about, say)
+            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case name:
             raise ValueError(f"unknown mode {name!r}")
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker of the mode that the settings name asks of its node and of the wire."""
+    match settings.mode.__struct_config__.tag:
+        case "local":
+            return Needs(vector_bytes=4 * pair.size)
+        case "partial_exchange":
+            from degan.modes.partial_exchange import needs as found
+        case "federated":
+            from degan.modes.federated import needs as found
+        case "multi_discriminator":
+            from degan.modes.multi_discriminator import needs as found
+        case name:
+            raise ValueError(f"unknown mode {name!r}")
+    return found(settings, pair)

@@ -37,13 +37,15 @@ from config.settings import Experiment
 from degan import cohorts
 from degan.casts import torch_cast
 from degan.modes.claims import mean_losses, whole
-from degan.modes.led import MISSED, Led
+from degan.modes.led import MISSED, Led, leaders_of
+from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
 from peers import robust
 from peers.bus import Bus
-from peers.codec import build
+from peers.codec import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
+from peers.message import RoundLayout
 from peers.transfer import encoded_bytes
 from peers.types import Message
 
@@ -77,14 +79,16 @@ class Federated(Led):
         self._sampled: cohorts.BalancedState | None = None
         self._weak = stragglers(settings)
         self._me = bus.worker
+        kinds = kinds_of(settings, pair)
         sizes = {MODEL: self._model.size, SMOOTH: pair.smooth().size}
         self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
         self._smooth_bytes = 4 * sizes[SMOOTH]
-        super().__init__(settings, pair, bus, facts, about, {"result": (sizes[MODEL], self._codec)}, say)
+        super().__init__(settings, pair, bus, facts, about, kinds, say)
         steps = self._local_steps()
         say(
             f"a model of {sizes[MODEL]:,} values travels as {self._model_bytes / 1e6:,.2f} MB; "
-            f"this worker takes {steps} local steps a round" + (" (a weak worker)" if bus.worker in self._weak else "")
+            f"{needs(settings, pair)}; this worker takes {steps} local steps a round"
+            + (" (a weak worker)" if bus.worker in self._weak else "")
         )
 
     def _rounded(self, model: np.ndarray) -> np.ndarray:
@@ -303,6 +307,26 @@ class Federated(Led):
         self._steps_taken, self._void_rounds = int(values["steps_taken"]), int(values["void_rounds"])
         self._sampled = cohorts.BalancedState.from_plain(values["sampled"]) if values["sampled"] else None
         self._rounds.leadership.term = self._version[0]
+
+
+def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:
+    """The vectors that travel: number of values and codec by kind."""
+    size = pair.model(settings.mode.optimiser_state == "average").size
+    return {"result": (size, build(settings.mode.codec, cast=torch_cast))}
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker asks of its node: results for whoever leads, and as a leader the models that are fetched."""
+    kinds = kinds_of(settings, pair)
+    model_bytes = encoded_bytes(*kinds["result"])
+    others = min(len(leaders_of(settings)), settings.workers - 1)
+    return Needs(
+        outbox_bytes=led_outbox_bytes(RoundLayout(bytes(8), kinds), [("result",)] * others),
+        # The newest, the one before until its round is closed, and that of the newest cut, with its average.
+        state_bytes=3 * model_bytes + 2 * 4 * pair.smooth().size,
+        step_bytes=model_bytes,
+        vector_bytes=4 * pair.size,
+    )
 
 
 def stragglers(settings: Experiment) -> dict[int, int]:

@@ -80,6 +80,7 @@ class Led(abc.ABC):
             settings.bus.stall_timeout_s,
             settings.bus.finish_timeout_s,
             say,
+            settings.bus.min_peers,
             Judge(bus.worker, settings.bus.norm_gate, settings.bus.strikes, say=say),
         )
         self._guard, self._attack = Guard(pair, say), attack_on(bus, say)
@@ -175,7 +176,10 @@ class Led(abc.ABC):
         def describe() -> str:
             leader = self._rounds.leader()
             listed = ", ".join(map(str, self._rounds.leadership.leaders))
-            return f"{what} from worker {leader}" if leader is not None else f"a leader: none of {listed} is alive"
+            if leader is not None:
+                return f"{what} from worker {leader}"
+            least = self._settings.bus.min_peers
+            return f"a leader: none of {listed} is alive" + (f", or has {least} peers" if least else "")
 
         self._rounds.until(look, describe)
         return found[0] if found else None
@@ -328,6 +332,9 @@ class Led(abc.ABC):
 
     def is_first(self) -> bool:
         return all(self._me < peer for peer in self._rounds.mail.reached(self._step))
+
+    def is_astray(self) -> bool:
+        return False
 
     def close(self) -> None:
         try:

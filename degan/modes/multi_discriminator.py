@@ -43,13 +43,15 @@ from degan.casts import torch_cast
 from degan.modes import swaps
 from degan.modes.claims import mean_losses, whole
 from degan.modes.led import MISSED, Led
+from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
 from peers import robust
 from peers.bus import Bus
-from peers.codec import build
+from peers.codec import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
+from peers.message import RoundLayout
 from peers.transfer import encoded_bytes
 from peers.types import Message
 
@@ -95,18 +97,14 @@ class MultiDiscriminator(Led):
         self._held: list[tuple[Version, bool]] = []
         self._sizes = {NETWORK: pair.network(NETWORK, False).size, SMOOTH: pair.smooth().size}
         self._more = {MOMENTS: pair.network(NETWORK).size - self._sizes[NETWORK]}
-        kinds = {
-            "batch": (self._batches * math.prod(self._shape), build(mode.codec, cast=torch_cast)),
-            "feedback": (math.prod(self._shape), build(mode.feedback_codec, cast=torch_cast)),
-            "swap": (swaps.size(pair, settings), build("raw")),
-        }
+        kinds = kinds_of(settings, pair)
         self._bytes = {kind: encoded_bytes(*kinds[kind]) for kind in kinds}
         super().__init__(settings, pair, bus, facts, {"samples": about["samples"]}, kinds, say)
         self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, say)
         down, up, swapped = (self._bytes[kind] / 1e6 for kind in kinds)
         say(
             f"a round's {self._batches} x {self._shape[0]} fakes travel as {down:,.3f} MB to each worker, a feedback "
-            f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB"
+            f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB; {needs(settings, pair)}"
         )
 
     # --- a round ------------------------------------------------------------------------------
@@ -316,6 +314,30 @@ class MultiDiscriminator(Led):
 
     def stats(self) -> dict[str, Any]:
         return super().stats() | {"swaps": self._swaps.done, "swaps_missed": self._swaps.missed}
+
+
+def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:
+    """The vectors that travel: number of values and codec by kind."""
+    mode, size = settings.mode, settings.data.batch_size * math.prod(pair.sample_shape)
+    return {
+        "batch": (batches_of(settings) * size, build(mode.codec, cast=torch_cast)),
+        "feedback": (size, build(mode.feedback_codec, cast=torch_cast)),
+        "swap": (swaps.size(pair, settings), build("raw")),
+    }
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker asks of its node: batches for all, feedbacks and discriminators for each, and the states of G."""
+    kinds = kinds_of(settings, pair)
+    streams = [("batch",), *[("feedback", "swap")] * (settings.workers - 1)]
+    # The states that are kept, that of the newest cut, and one that is being put.
+    states = KEPT_STATES + 2
+    return Needs(
+        outbox_bytes=led_outbox_bytes(RoundLayout(bytes(8), kinds), streams),
+        state_bytes=states * 4 * (pair.network(NETWORK).size + pair.smooth().size),
+        step_bytes=encoded_bytes(*kinds["batch"]),
+        vector_bytes=4 * pair.size,
+    )
 
 
 def batches_of(settings: Experiment) -> int:

@@ -38,40 +38,106 @@ import torch
 from config.settings import Experiment
 from degan.casts import torch_cast
 from degan.modes.guard import Guard
+from degan.modes.needs import Needs, entry_bytes, float_bytes
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
-from peers.codec import build
+from peers.codec import CODECS, build
 from peers.errors import BusError, MessageError, StalledError
 from peers.exchange import Exchange
 from peers.message import Layout
 from peers.partition import Schedule
 from peers.rendezvous import Rendezvous, Start
-from peers.rules import Rules
+from peers.rules import Rules, make_carry
+from peers.spares import Spares
 from peers.types import Cursor, Slice
 
 # No weight of an honest worker is larger.
 RUNAWAY = 1e6
 
 
-def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
-    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits.
-
-    Under the bound no reader is more than 2 * (slack + 1) rounds behind.
-    """
-    mode, every = settings.mode, settings.checkpoint_every
+def least_rounds(settings: Experiment, rounds_per_step: int) -> int:
+    """How many rounds an outbox must keep: under the bound no reader is more than 2 * (slack + 1) rounds behind."""
+    mode = settings.mode
     if mode.slack is None:
-        needed = settings.bus.unbounded_backlog * rounds_per_step
-    else:
-        # With many parts a round is small; `Rules.outbox_entries` has room for those.
-        parts = 1 if mode.parts == "auto" else mode.parts
-        needed = (2 * mode.slack + 3) * rounds_per_step + parts * rounds_per_step
+        return settings.bus.unbounded_backlog * rounds_per_step
+    # With many parts a round is small; `Rules.outbox_entries` has room for those.
+    parts = 1 if mode.parts == "auto" else mode.parts
+    return (2 * mode.slack + 3 + parts) * rounds_per_step
+
+
+def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
+    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits."""
+    mode, every = settings.mode, settings.checkpoint_every
+    needed = least_rounds(settings, rounds_per_step)
     replay = every * rounds_per_step + needed if every else 0
     budget_bytes = settings.bus.replay_bytes
     if budget_bytes is None:
         budget_bytes = (512 if mode.slack == 0 else 64) * 2**20
     return max(needed, min(replay, budget_bytes // max(1, round_bytes)))
+
+
+def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)) -> Layout:
+    """What travels, and in which slices; the same on every worker."""
+    mode = settings.mode
+    is_auto = mode.parts == "auto"
+    sections = [Slice(*section) for section in pair.sections(mode.updates)]
+    return Layout(
+        schedule=Schedule(sections, FIRST if is_auto else mode.parts),
+        codec=build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
+        state_size=pair.statistics().size,
+        fingerprint=fingerprint,
+        parts=CHOICES if is_auto else (),
+        may_be_whole=mode.carry == "parameters",
+    )
+
+
+def rules_of(settings: Experiment, layout: Layout) -> Rules:
+    """How the exchange behaves, and how much it keeps."""
+    mode, run = settings.mode, settings.run
+    round_bytes = layout.codec.encoded_bytes(layout.largest.size)
+    return Rules(
+        slack=mode.slack,
+        carry=mode.carry,
+        remote=mode.remote,
+        own=mode.own,
+        reduce=mode.reduce,
+        hostile=mode.hostile,
+        norm_gate=settings.bus.norm_gate,
+        strikes=settings.bus.strikes,
+        keep_rounds=keep_rounds(settings, layout.schedule.rounds_per_step, round_bytes),
+        least_rounds=least_rounds(settings, layout.schedule.rounds_per_step),
+        min_peers=settings.bus.min_peers,
+        pauses=settings.bus.minority == "pause",
+        cut_periods=tuple(n for n in (settings.checkpoint_every, run.evaluate_every, run.snapshot_every) if n),
+        lease_s=settings.bus.lease_s,
+        stall_timeout_s=settings.bus.stall_timeout_s,
+        finish_timeout_s=settings.bus.finish_timeout_s,
+    )
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
+    layout = layout_of(settings, pair)
+    rules = rules_of(settings, layout)
+    everyone = tuple(range(1, settings.workers))
+    initial = np.zeros(pair.size, dtype=np.float32)
+    carried = make_carry(rules, 0, everyone, layout, initial, Spares()).shared_sizes()
+    states = rules.state_entries(layout)
+    part_bytes = entry_bytes(layout.largest.size, layout.codec)
+    statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
+    outbox_bytes = rules.outbox_entries(layout) * part_bytes + states * max(0, statistics_bytes - part_bytes)
+    if layout.may_be_whole and not layout.codec.is_exact:
+        # What is no difference to anything travels raw: each part once, at the beginning or after a loss.
+        outbox_bytes += 4 * pair.size
+    schedule = layout.schedule
+    return Needs(
+        outbox_bytes=outbox_bytes,
+        state_bytes=float_bytes(pair.vectors()) + float_bytes(carried),
+        step_bytes=sum(layout.codec.encoded_bytes(schedule.slice(k + 1).size) for k in range(schedule.rounds_per_step)),
+        vector_bytes=4 * pair.size,
+    )
 
 
 class PartialExchange:
@@ -94,39 +160,13 @@ class PartialExchange:
         mode = settings.mode
         self._sections = pair.sections(mode.updates)
         self._carries_parameters = mode.carry == "parameters"
-        is_auto = mode.parts == "auto"
-        schedule = Schedule([Slice(*section) for section in self._sections], FIRST if is_auto else mode.parts)
-        codec = build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)
         self._agreed = agreement(settings, pair, facts)
-        self._layout = Layout(
-            schedule=schedule,
-            codec=codec,
-            state_size=pair.statistics().size,
-            fingerprint=fingerprint(self._agreed),
-            parts=CHOICES if is_auto else (),
-            may_be_whole=self._carries_parameters,
-        )
-        round_bytes = codec.encoded_bytes(self._layout.largest.size)
-        every = [n for n in (settings.checkpoint_every, settings.run.evaluate_every, settings.run.snapshot_every) if n]
-        self._rules = Rules(
-            slack=mode.slack,
-            carry=mode.carry,
-            remote=mode.remote,
-            own=mode.own,
-            reduce=mode.reduce,
-            hostile=mode.hostile,
-            norm_gate=settings.bus.norm_gate,
-            strikes=settings.bus.strikes,
-            keep_rounds=keep_rounds(settings, schedule.rounds_per_step, round_bytes),
-            cut_periods=tuple(every),
-            lease_s=settings.bus.lease_s,
-            stall_timeout_s=settings.bus.stall_timeout_s,
-            finish_timeout_s=settings.bus.finish_timeout_s,
-        )
-        budget = self._rules.keep_rounds * round_bytes / 2**20
+        self._layout = layout_of(settings, pair, fingerprint(self._agreed))
+        self._rules = rules_of(settings, self._layout)
+        round_bytes = self._layout.codec.encoded_bytes(self._layout.largest.size)
         say(
             f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
-            f"the outbox keeps {self._rules.keep_rounds} rounds, at most {budget:,.1f} MiB on this node's Redis"
+            f"the outbox keeps {self._rules.keep_rounds} rounds; {needs(settings, pair)}"
         )
         self._guard = Guard(pair, say)
         self._attack = attack_on(bus, say)
@@ -246,6 +286,9 @@ class PartialExchange:
 
     def is_first(self) -> bool:
         return all(self._bus.worker < peer for peer in self._exchange.gate.members())
+
+    def is_astray(self) -> bool:
+        return self._exchange.gate.is_astray
 
     def state(self):
         return self._exchange.state()

@@ -19,8 +19,11 @@ from peers.redis_bus import RedisBus
 from peers.topology import complete
 
 
-def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> RedisBus:
+def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_take_over: bool = False) -> RedisBus:
     """Connect to our own Redis and to the peers'.
+
+    Args:
+        may_take_over: replace a worker of our number that is still alive.
 
     Raises:
         config.UsageError: `peers` is only a number, so there are no addresses.
@@ -38,8 +41,10 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
         incarnation=os.urandom(6).hex(),
         peers=complete(worker, settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
-        patience_s=settings.bus.lease_s,
+        patience_s=max(settings.bus.lease_s, settings.connect_timeout_s),
+        full_patience_s=settings.bus.stall_timeout_s,
         say=say,
+        may_take_over=may_take_over,
     )
 
 

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,9 @@ try:
 except ImportError:  # Not a Unix.
     fcntl = None
 
+# How long a worker that is replaced has to end by itself.
+TAKEOVER_S = 10.0
+
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
@@ -31,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
     found.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting")
     found.add_argument("--resume", metavar="latest|PATH", help="go on from a checkpoint")
+    found.add_argument("--takeover", action="store_true", help="replace a worker of this number that still runs")
     found.add_argument("--dry-run", action="store_true", help="check the settings, the data and the models, then stop")
     return found
 
@@ -48,9 +54,9 @@ def main(argv: list[str]) -> int:
         if arguments.number is None:
             say(f"this is worker {number}, from {source}")
         out = Path(arguments.out or Path("runs") / settings.name)
-        code = _live(settings, number, out, arguments.resume, arguments.dry_run)
+        code = _live(settings, number, out, arguments.resume, arguments.dry_run, arguments.takeover)
         while code is None:
-            code = _live(settings, number, out, "latest", False)
+            code = _live(settings, number, out, "latest")
         return code
     except UsageError as error:
         print(f"degan.worker: {error}", file=sys.stderr)
@@ -60,7 +66,14 @@ def main(argv: list[str]) -> int:
         return 0
 
 
-def _live(settings: config.Experiment, number: int, out: Path, resume: str | None, is_dry: bool) -> int | None:
+def _live(
+    settings: config.Experiment,
+    number: int,
+    out: Path,
+    resume: str | None,
+    is_dry: bool = False,
+    may_take_over: bool = False,
+) -> int | None:
     """One life of the worker: an exit code, or None if it was away for so long that it has to begin another."""
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
@@ -77,7 +90,9 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
         )
         return 0
     folder = out / f"w{number}"
-    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say)
+    if may_take_over:
+        _end_holder(folder, number)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints, say, settings.run.keep_best)
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
     signals, mode = Signals(), None
@@ -85,7 +100,7 @@ def _live(settings: config.Experiment, number: int, out: Path, resume: str | Non
     signals.install()
     lock = _lock_folder(folder, number)
     try:
-        mode = modes.build(settings, number, objects.pair, objects.facts, objects.about, say)
+        mode = modes.build(settings, number, objects.pair, objects.facts, objects.about, say, may_take_over)
         Loop(objects, mode, out, checkpoints, steps, signals, say).run()
         return 0
     except SetupError as error:
@@ -121,7 +136,7 @@ def _lock_folder(folder: Path, number: int) -> IO[str]:
         file.close()
         raise UsageError(
             f"worker {number} is already running on {platform.node()} as process {other}, in {folder}; "
-            "give this one another number or another --out, or stop that one first"
+            "give this one another number or another --out, stop that one first, or replace it with --takeover"
         ) from None
     except OSError:
         pass  # A file system without locks.
@@ -129,6 +144,36 @@ def _lock_folder(folder: Path, number: int) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def _end_holder(folder: Path, number: int) -> None:
+    """End the worker that has a folder's lock: first by its own will, then at once. Raises UsageError."""
+    signals, deadline = ["SIGTERM", "SIGKILL"], 0.0
+    while folder.exists():
+        try:
+            _lock_folder(folder, number).close()
+            return
+        except UsageError:
+            if time.monotonic() >= deadline:
+                pid = _holder(folder / "pid")
+                if pid is None or not signals:
+                    raise
+                name, deadline = signals.pop(0), time.monotonic() + TAKEOVER_S
+                say(f"taking worker {number} over from process {pid}, which gets a {name}")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, getattr(signal, name))
+        time.sleep(0.1)
+
+
+def _holder(path: Path) -> int | None:
+    """The process of this machine that a `pid` file names, if it has that file open: over a shared folder the
+    number may be another machine's."""
+    try:
+        pid = int(path.read_text(encoding="utf-8"))
+        opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except (OSError, ValueError):
+        return None
+    return pid if str(path.resolve()) in opened else None
 
 
 def _tidy(folder: Path) -> None:

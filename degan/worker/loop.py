@@ -6,6 +6,7 @@ statistics alike first, so what is shown and saved is of one moment.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import config
+from config import UsageError
 from degan.checkpoints import Checkpoints, check_same_experiment
 from degan.modes import Mode
 from degan.pair import spawn_seed
@@ -86,6 +88,8 @@ class Loop:
         self._signals, self._say = signals, say
         self._journal = Journal(run, objects.worker)
         self._trained_s = 0.0
+        # Of the newest evaluation: its step, and the Frechet distance.
+        self._score = (-1, 0.0)
         self._latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "grid"))
         self._grid_latents = torch.randn(GRID_COLUMNS**2, objects.pair.latent, generator=self._latents)
         self._losses: list[dict[str, float]] = []
@@ -129,10 +133,11 @@ class Loop:
                 return self._stop(step, is_together=is_stopping and not self._signals.is_leaving)
             if is_cut and has_state:
                 self._show(step)
-                self._save(step, is_due=self._is_due(step, self._settings.checkpoint_every))
+                if self._is_due(step, self._settings.checkpoint_every) and not self._mode.is_astray():
+                    self._save(step)
         self._mode.finish()
         self._show(step)
-        self._save(step, is_due=True)
+        self._save(step, is_last=True)
         self._say(f"finished after {step} steps and {self._trained_s:.1f} s")
         return step
 
@@ -169,7 +174,7 @@ class Loop:
     def _stop(self, step: int, is_together: bool) -> int:
         """Save and say goodbye before the end."""
         self._mode.leave(is_together)
-        self._save(step, is_due=True)
+        self._save(step, is_last=True)
         how = "together with the others" if is_together else "leaving the others"
         self._say(f"stopped after step {step}, {how}; go on with --resume latest")
         return step
@@ -217,8 +222,17 @@ class Loop:
                 lambda count: pair.sample(torch.randn(count, pair.latent, generator=latents))
             ):
                 self._journal.metric(step, images, metric.name, metric.value, round(metric.seconds, 3))
+                if metric.name.startswith("fid") and not metric.name.endswith("floor"):
+                    self._score = step, metric.value
 
-    def _save(self, step: int, is_due: bool) -> None:
-        if is_due:
-            checkpoint = self._objects.checkpoint(step, self._mode.state(), trained_s=self._trained_s)
-            self._checkpoints.save(checkpoint)
+    def _save(self, step: int, is_last: bool = False) -> None:
+        """Save; one that cannot be written is said, and training goes on with those before it. Raises UsageError."""
+        try:
+            values: dict[str, Any] = {"trained_s": self._trained_s}
+            if self._score[0] == step and math.isfinite(self._score[1]):
+                values["score"] = self._score[1]
+            self._checkpoints.save(self._objects.checkpoint(step, self._mode.state(), **values))
+        except UsageError as error:
+            if is_last:
+                raise
+            self._say(f"{error}; going on without it")

@@ -19,25 +19,36 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = config.load(arguments.config)
-        from degan import models
-        from degan.data.shard import Shard
-        from degan.data.sources import load, prepare
-        from degan.data.splits import split
+        from degan.data.sources import prepare
         from degan.metrics import classifier
 
         prepare(settings.data, settings.model.image_size)
-        source = load(settings.data, settings.model.image_size, "train")
-        # What would stop one of the workers stops here, before any of them starts.
-        parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
-        for worker, indices in enumerate(parts):
-            Shard(source, indices, settings.seed, worker, settings.data.batch_size)
-        models.build(settings.model, source.sample_shape)
+        source = check_data(settings)
         if settings.run.evaluate_every:
             classifier.obtain(source)
     except UsageError as error:
         print(f"degan: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_data(settings: config.Experiment):
+    """The training data, after a look whether each worker has a shard of it and the networks fit it.
+
+    Raises:
+        UsageError: what would stop one of the workers.
+    """
+    from degan import models
+    from degan.data.shard import Shard
+    from degan.data.sources import load
+    from degan.data.splits import split
+
+    source = load(settings.data, settings.model.image_size, "train")
+    parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
+    for worker, indices in enumerate(parts):
+        Shard(source, indices, settings.seed, worker, settings.data.batch_size)
+    models.build(settings.model, source.sample_shape)
+    return source
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""For the tests of the doctor: what a node is looked at for, servers that are no Redis, and lines of the table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+from peers.checkup import Visit, look
+from peers.types import Lease
+from peers.verdicts import Finding
+
+LEASE_S, BEAT_S = 20.0, 5.0
+
+
+def findings(url: str, run: str = "r", **changes) -> dict[str, Finding]:
+    """The checks of one node by name; of those with several lines the last."""
+    asked = {
+        "url": url,
+        "run": run,
+        "workers": (0,),
+        "is_own": True,
+        "needed_bytes": 2**20,
+        "step_bytes": 1000,
+        "lease_s": LEASE_S,
+        "beat_s": BEAT_S,
+        "is_dead": lambda lease: False,
+    }
+    return {finding.check: finding for finding in look(Visit(**{**asked, **changes}))}
+
+
+def lease(worker: int = 0, **changes) -> Lease:
+    about = {"incarnation": "life", "host": "host9/boot/1", "pid": 77, "birth": "1", "phase": "training", "step": 40}
+    return Lease(worker=worker, **{**about, **changes})
+
+
+def rows(table: str) -> list[tuple[str, str]]:
+    """Check and state of every line of the table."""
+    return [(check, state) for state, check in re.findall(r"^  (ok|warn|fail) +(\S+(?: \S+)*?)  ", table, re.MULTILINE)]
+
+
+@contextlib.contextmanager
+def listener(answer: Callable[[bytes], bytes]) -> Iterator[int]:
+    """Something that listens on a port (which is yielded) and answers whatever is said to it with `answer`."""
+    server = socket.create_server(("127.0.0.1", 0))
+    open_connections: list[socket.socket] = []
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while said := connection.recv(65536):
+                connection.sendall(answer(said))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                open_connections.append(connection)
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        for connection in open_connections:
+            connection.close()
+        thread.join(10)
+
+
+def only_pong(said: bytes) -> bytes:
+    """A server that says what connecting takes, and then nothing any more."""
+    return b"+OK\r\n" * said.count(b"SETINFO") + b"+PONG\r\n" * said.count(b"PING")
+
+
+def nonsense(said: bytes) -> bytes:
+    """A server that answers every command with a number."""
+    return only_pong(said) or b":7\r\n" * max(1, len(re.findall(rb"^\*\d+\r\n", said, re.MULTILINE)))
+
+
+def http(said: bytes) -> bytes:
+    return b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+
+def silence(said: bytes) -> bytes:
+    return b""

@@ -1,0 +1,122 @@
+"""What is found on a node, judged: facts that a test cannot bring about, and facts that nobody expects."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peers import verdicts
+from peers.errors import UnreachableError
+from peers.verdicts import FAIL, OK, WARN, Finding
+
+MIB = 2**20
+
+
+def error_of(cause: BaseException) -> UnreachableError:
+    """As `redis_client.connect` raises it: the cause is told, and kept."""
+    try:
+        try:
+            raise cause
+        except Exception as error:
+            raise UnreachableError(f"no Redis answers at host:1 ({error})") from None
+    except UnreachableError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "seen"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "the name is not found"),
+        (ConnectionRefusedError(111, "Connection refused"), "nothing listens on that port"),
+        (OSError(113, "No route to host"), "there is no way to that host"),
+        (TimeoutError("timed out"), "no answer in time"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "TLS is refused"),
+        (
+            ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self signed"),
+            "certificate is not accepted",
+        ),
+        (RuntimeError("LOADING Redis is loading the dataset in memory"), "still loading"),
+        (RuntimeError("max number of clients reached"), "as many clients as it takes"),
+        (RuntimeError("something\nelse"), "something else"),
+    ],
+)
+def test_why_nobody_answers(cause, seen):
+    found = verdicts.unreachable(error_of(cause), "redis://host:1", "host:1")
+    assert found.state == FAIL and seen in found.seen and found.seen.startswith("host:1: ") and found.mend
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (verdicts.version("redis", "7.0.15"), OK),
+        (verdicts.version("valkey", "8.1.0"), OK),
+        (verdicts.version("redis", "6.2.14"), WARN),
+        (verdicts.version("redis", "4.0.9"), FAIL),
+        (verdicts.version("fakeredis", "2.40.0"), WARN),
+        (verdicts.access("w0", True, []), OK),
+        (verdicts.access("w0", True, ["EVAL"]), WARN),
+        (verdicts.access("default", False, []), WARN),
+        (verdicts.writing({}, True, "degan:r:0:", "w0"), OK),
+        (verdicts.writing({"XADD": "MISCONF Redis is configured to save"}, True, "degan:r:0:", "w0"), FAIL),
+        (verdicts.memory(512 * MIB, MIB, 0, 0, 100 * MIB), OK),
+        (verdicts.memory(130 * MIB, MIB, 0, 0, 100 * MIB), WARN),
+        (verdicts.memory(99 * MIB, MIB, 0, 0, 100 * MIB), FAIL),
+        (verdicts.memory(0, MIB, 0, 64 * MIB, 100 * MIB), FAIL),
+        (verdicts.persistence({"aof_enabled": 1}, {"appendfsync": "always"}), OK),
+        (verdicts.persistence({"aof_enabled": 1, "aof_last_write_status": "err"}, {}), FAIL),
+        (verdicts.persistence({"rdb_last_bgsave_status": "err"}, {"stop-writes-on-bgsave-error": "yes"}), FAIL),
+        (verdicts.persistence({}, {"save": "900 1", "stop-writes-on-bgsave-error": "no"}), OK),
+        (verdicts.clock(0.5), OK),
+        (verdicts.clock(-0.51), WARN),
+        (verdicts.round_trip([0.09] * 3), OK),
+        (verdicts.round_trip([0.01, 0.2, 0.2]), WARN),
+        (verdicts.speed(1e6, 2e6, 1000), OK),
+        (verdicts.speed(None, None, 1000, "it is full"), WARN),
+    ],
+)
+def test_states(found, state):
+    assert found.state == state
+    # What fails has a mend.
+    assert found.mend or found.state != FAIL
+
+
+def test_a_step_takes_what_the_slower_way_takes():
+    assert "a step's 3.0 kB take 0.003 s on the wire" in verdicts.speed(1e6, 2e6, 3000).seen
+    assert "take 0.002 s" in verdicts.speed(None, 1.5e6, 3000, "read only").seen
+
+
+def test_a_clock_says_who_is_ahead():
+    assert verdicts.clock(2.0).seen == "2.000 s ahead of ours" and verdicts.clock(-2.0).seen == "2.000 s behind ours"
+
+
+def assert_well_made(found: Finding) -> None:
+    assert found.state in (OK, WARN, FAIL)
+    for text in (found.seen, found.mend):
+        assert text.isprintable(), text
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.text(), max_size=3), st.booleans())
+def test_whatever_a_server_says_is_one_printable_line(name, number, refused, flag):
+    assert_well_made(verdicts.version(name, number))
+    assert_well_made(verdicts.access(name, flag, [number.strip() and "CONFIG"]))
+    assert_well_made(verdicts.writing(dict.fromkeys(("XADD", "GET"), name) if flag else {}, flag, "degan:r:0:", number))
+    assert_well_made(verdicts.policy(name, int(flag)))
+    assert_well_made(verdicts.output_buffer(name))
+    assert_well_made(verdicts.output_buffer(f"normal {number} 0 0"))
+    assert_well_made(verdicts.persistence(refused, refused))
+    assert_well_made(verdicts.left_over(1, None, 1, name))
+    assert_well_made(verdicts.speed(None, None, 1, name))
+    assert_well_made(verdicts.unreachable(error_of(RuntimeError(name)), "redis://h", "h"))
+
+
+@given(*[st.integers(0, 2**45)] * 5)
+def test_memory_that_is_raised_as_it_says_is_enough(limit, used, own, system, needed):
+    found = verdicts.memory(limit, used, own, system, needed)
+    assert_well_made(found)
+    if "CONFIG SET maxmemory " in found.mend:
+        raised = int(found.mend.partition("maxmemory ")[2].partition("mb")[0]) * MIB
+        assert verdicts.memory(raised, used, own, system, needed).state == OK
