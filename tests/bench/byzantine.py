@@ -34,6 +34,8 @@ from tests.bench.quality_runs import RunError, Setting, open_bench, prepare  # n
 from tests.bench.table import finish, show  # noqa: E402
 
 WORKERS, SEED, BAR = 8, 1, 1.5
+# Stands for a run that failed, where JSON wants a number.
+FAILED = 1e9
 CLEAN = "clean"
 # The name in the table, and the settings that it stands for.
 KINDS = {
@@ -121,7 +123,7 @@ def bars(found: dict, steps: int) -> list[tuple[str, float, float, bool]]:
     if clean is None or clean["fid"] is None:
         return []
     return [
-        (f"{kind}, {attack}", fid := math.inf if line["fid"] is None else line["fid"], limit, fid <= limit)
+        (f"{kind}, {attack}", fid := FAILED if line["fid"] is None else line["fid"], limit, fid <= limit)
         for (kind, attack, hostile, at), line in sorted(found.items())
         if kind in RULES and hostile == 1 and at == steps
         for limit in [BAR * clean["fid"]]
