@@ -70,9 +70,10 @@ class Exchange:
         self.gate = make_gate(rules, self._peers, layout, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
         self._spares = Spares(2 * len(self._peers) + 4)
-        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares)
+        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares, say)
         self._accumulator = Accumulator()
-        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares)
+        refuse = self._carry.judge.note_refused
+        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares, refuse)
         # One thread, which keeps what is published in order; the pumps decode what they read.
         self._pool = SerialPool(lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
@@ -391,6 +392,7 @@ class Exchange:
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
             "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            **self._carry.judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,

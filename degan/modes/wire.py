@@ -12,6 +12,8 @@ import msgpack
 import config
 from config.settings import Experiment
 from degan.pair import GanPair
+from peers.attacks import Attack, attack_of
+from peers.bus import Bus
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
 from peers.topology import complete
@@ -54,6 +56,19 @@ def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dic
         "model (number of values)": pair.size,
         "model (sample shape)": list(pair.sample_shape),
     }
+
+
+def attack_on(bus: Bus, say: Callable[[str], None]) -> Attack | None:
+    """The attack that `DEGAN_FAULTS` asks of this worker, for tests and benchmarks; said, because it is no accident.
+
+    Raises:
+        peers.errors.SetupError: an unknown attack.
+    """
+    name = attack_of(os.environ.get("DEGAN_FAULTS", ""), bus.worker)
+    if name is None:
+        return None
+    say(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
+    return Attack(name)
 
 
 def fingerprint(agreed: dict[str, Any]) -> bytes:
