@@ -12,7 +12,7 @@ from peers.spares import Spares
 from peers.types import Slice
 from peers.window import Contribution
 from tests.fleets import make_layout
-from tests.hostile import SIZE, learn
+from tests.attackers import SIZE, learn
 
 HONEST = slice(0, -1)
 
