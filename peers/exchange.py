@@ -34,6 +34,7 @@ from peers.message import Layout, encode_fields, encode_vector
 from peers.partition import Schedule
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
 from peers.spares import Spares
@@ -392,7 +393,7 @@ class Exchange:
             "staleness_max": max(staleness, default=0),
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
-            "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            "dropped": total(self._inbox.dropped(), self._carry.counts, self._bus.refused()),
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,
         }

@@ -184,6 +184,7 @@ class Rendezvous:
         next_line, lives = time.monotonic() + 3.0, {}
         while True:
             leases = self._leases()
+            self._refuse_strangers()
             found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
             if found != lives or any(lease and not self._is_beating(lease) for lease in leases.values()):
                 # Someone came or went, or a dead run's lease is about to end: the wait begins anew.
@@ -275,6 +276,14 @@ class Rendezvous:
             except BusError:
                 leases.update(dict.fromkeys(self._bus.servers[server]))
         return leases
+
+    def _refuse_strangers(self) -> None:
+        for peer, why in self._bus.strangers().items():
+            time.sleep(SEEN_S)
+            raise DisagreementError(
+                f"worker {self._bus.worker} and worker {peer} cannot understand each other: {why}; give all the "
+                f"same run.key (if worker {peer} is not running any more, its lease ends within {self._lease_s:g} s)"
+            )
 
     def _check(self, peer: int, lease: Lease) -> list[int] | None:
         """The checkpoints of a peer that trains the same as we do; None if it has not said yet."""

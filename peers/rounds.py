@@ -31,6 +31,7 @@ from peers.mailbox import Letter, Mailbox
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
 from peers.types import Message, Slice
 from peers.waiting import failed
@@ -356,7 +357,7 @@ class Rounds:
             "staleness_mean": 0.0,
             "staleness_max": 0,
             "live_peers": len(self.mail.live()),
-            "dropped": self.mail.counts(),
+            "dropped": total(self.mail.counts(), self._bus.refused()),
             "wait_s": self.wait_s,
         }
 
