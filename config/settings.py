@@ -238,6 +238,12 @@ class Bus(Settings):
     stall_timeout_s: Seconds = 600.0
 
 
+class Security(Settings):
+    """Where this worker's certificates and keys lie (`config.security`); `{worker}` in it stands for its number."""
+
+    folder: str | None = None
+
+
 class Run(Settings):
     """How long, and how often something is written. 0 switches a periodic thing off."""
 
@@ -265,6 +271,7 @@ class Experiment(Settings, kw_only=True):
     optimiser: Optimiser = Optimiser()
     mode: Local | PartialExchange | Federated | MultiDiscriminator = PartialExchange()
     bus: Bus = Bus()
+    security: Security = Security()
     run: Run = Run()
 
     @property

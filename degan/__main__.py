@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("degan.generate", False, "write samples of a trained generator"),
     "evaluate": ("degan.evaluate", False, "measure a run's generators"),
     "report": ("degan.report", False, "write a run's report.html"),
+    "secure": ("launch.__main__", True, "make certificates, users and keys for the hosts of a run"),
     "compare": ("degan.compare", False, "hold runs against each other: one page, Markdown or JSON"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 
 from config import UsageError
@@ -13,6 +14,7 @@ from launch.voice import Voice
 EPILOG = """examples:
   python -m launch local smoke --out runs/first --set run.steps=100
   python -m launch compare runs/first runs/second --out compare.html
+  python -m launch secure experiment.yaml --out secrets
 """
 
 
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_local(commands)
     _add_compare(commands)
+    _add_secure(commands)
     return parser
 
 
@@ -112,6 +115,35 @@ def _run_compare(
     options = [f"--out={words.out}"] if words.out is not None else []
     options += [f"--{name}" for name in ("markdown", "json") if getattr(words, name)]
     return compare.run(words.runs, options, voice, commands or Commands(), limits or Limits())
+
+
+def _add_secure(commands: argparse._SubParsersAction) -> None:
+    secure = commands.add_parser(
+        "secure", help="certificates, users and keys for the hosts of a run", allow_abbrev=False
+    )
+    secure.add_argument("file", metavar="EXPERIMENT", help="experiment file; its `peers` name the hosts")
+    secure.add_argument("--out", metavar="DIR", required=True, help="a new folder for all of it")
+    secure.add_argument("--days", metavar="N", type=int, default=365, help="how long they are valid; default: 365")
+    secure.add_argument("--hosts", metavar="a,b,c", default="", help="hosts in worker order, instead of those in peers")
+    secure.set_defaults(run=_run_secure)
+
+
+def _run_secure(
+    words: argparse.Namespace,
+    voice: Voice,
+    command_line: list[str],
+    commands: Commands | None,
+    limits: Limits | None,
+) -> int:
+    try:
+        from launch import secure
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "cryptography":
+            raise
+        raise UsageError("secure needs the package cryptography; pip install cryptography") from None
+    hosts = [host.strip() for host in words.hosts.split(",")] if words.hosts else []
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return secure.run(words.file, words.out, words.days, hosts, voice, now)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from typing import Any
 import msgpack
 
 import config
+from config.security import read_secrets
 from config.settings import Experiment
 from degan.pair import GanPair
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
+from peers.tls import Access
 from peers.topology import complete
 
 
@@ -21,7 +23,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
     """Connect to our own Redis and to the peers'.
 
     Raises:
-        config.UsageError: `peers` is only a number, so there are no addresses.
+        config.UsageError: `peers` is only a number, so there are no addresses; or a secret cannot be used.
         peers.errors.UnreachableError: a Redis does not answer.
     """
     if isinstance(settings.peers, int):
@@ -29,6 +31,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
             "peers: a number is for the local launcher (python -m launch local ...); "
             "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
         )
+    secrets = read_secrets(settings.security.folder, worker)
     return RedisBus(
         run=settings.name,
         worker=worker,
@@ -38,6 +41,8 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None]) -> R
         connect_timeout_s=settings.connect_timeout_s,
         patience_s=settings.bus.lease_s,
         say=say,
+        access=Access(secrets.user, secrets.password, secrets.ca, secrets.certificate, secrets.key),
+        run_key=secrets.run_key,
     )
 
 
