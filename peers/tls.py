@@ -74,6 +74,11 @@ class TlsConnection(redis.Connection):
         plain = super()._connect()
         try:
             return self._context.wrap_socket(plain, server_hostname=self.host)
+        except TimeoutError:
+            plain.close()
+            raise OSError(
+                "it does not answer in TLS; if it has none, start it with the redis.conf of launch secure"
+            ) from None
         except OSError:
             plain.close()
             raise
