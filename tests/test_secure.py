@@ -14,7 +14,7 @@ import redis
 from degan.worker.journal import read_lines
 from launch.certificates import Authority
 from launch.nodes import COMMANDS
-from peers.errors import UnreachableError
+from peers.errors import DuplicateError, UnreachableError
 from peers.redis_bus import RedisBus
 from peers.redis_client import connect, open_link
 from peers.resp import command
@@ -66,6 +66,10 @@ def test_the_users_may_do_exactly_what_a_bus_does(tmp_path):
         mine, peer = buses
         try:
             mine.claim(lease(mine), 20, lambda old: False)
+            twin = RedisBus("exactly", 0, urls, "twin", [1], 10, 5, access=access(made, 0))
+            buses.append(twin)
+            with pytest.raises(DuplicateError):
+                twin.claim(lease(twin), 20, lambda old: False)
             mine.put_state({"hello": b"1", "model": bytes(1000)}, 20)
             mine.delete_state(["model"])
             mine.publish([(b"h", bytes(300_000))] * 3)
@@ -248,9 +252,7 @@ def test_a_wrong_password_is_refused(one):
 
 def test_a_server_without_tls_is_named(one, redis_url):
     made, _ = one
-    with pytest.raises(
-        UnreachableError, match=r"no Redis answers at 127.0.0.1:\d+ \(.*it does not answer in TLS; if it"
-    ):
+    with pytest.raises(UnreachableError, match=r"no Redis answers at 127.0.0.1:\d+ \(.*does not answer in TLS; start"):
         connect(redis_url.replace("redis:", "rediss:").removesuffix("/0"), 0.1, access=access(made, 0))
 
 
