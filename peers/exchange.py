@@ -151,7 +151,7 @@ class Exchange:
             carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
             self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
             load(vectors, meta["values"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
         self._say(f"took the state of worker {helper} at round {self._round}")
 

@@ -62,9 +62,10 @@ class Guard:
             return None
         self.strangers.pop(worker, None)
         try:
-            return None if inner is None else _lease_decoder.decode(inner)
+            lease = None if inner is None else _lease_decoder.decode(inner)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
+        return lease if lease is not None and lease.worker == worker else None
 
     def sealed_field(self, key: str, name: str, value: Buffer) -> Buffer:
         """A field of a state as it is written."""

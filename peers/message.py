@@ -52,6 +52,7 @@ from peers.types import Buffer, Entry, Message, Slice
 
 VERSION = 2
 MAX_FIELDS_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 4 * 1024
 MAX_ROUND = 2**48
 SUM_BYTES = 4
 
@@ -343,6 +344,8 @@ class Assembler:
         return partial
 
     def _checked(self, entry: Entry) -> Header:
+        if len(entry.header) > MAX_HEADER_BYTES:
+            raise MessageError("oversized", f"a header of {len(entry.header)} bytes")
         try:
             header = _decode_header(entry.header)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -293,7 +293,9 @@ class Rendezvous:
                 return None
             theirs, checkpoints = hello["agreed"], [int(step) for step in hello["checkpoints"]]
             self._abouts[peer] = dict(hello["about"])
-        except (BusError, MessageError, KeyError, TypeError, ValueError):
+        except (BusError, MessageError, KeyError, TypeError, ValueError, OverflowError):
+            return None
+        if not isinstance(theirs, dict) or not all(isinstance(key, str) for key in theirs):
             return None
         mine = self._agreed
         different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))

@@ -76,9 +76,7 @@ class TlsConnection(redis.Connection):
             return self._context.wrap_socket(plain, server_hostname=self.host)
         except TimeoutError:
             plain.close()
-            raise OSError(
-                "it does not answer in TLS; if it has none, start it with the redis.conf of launch secure"
-            ) from None
+            raise OSError("it does not answer in TLS; start it with the redis.conf of launch secure") from None
         except OSError:
             plain.close()
             raise

@@ -1,0 +1,367 @@
+"""Whatever a peer sends: no exception but ours, bounded time and memory, and every refusal counted once.
+
+The quick part is in every run of the tests, the whole of 100,000 messages in `make slow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+import tracemalloc
+from collections import Counter
+
+import msgpack
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peers import rendezvous, transfer
+from peers.clock import SspClock
+from peers.codec import CODECS
+from peers.errors import BusError, DisagreementError, MessageError, StalledError
+from peers.gate import ClockGate
+from peers.guard import Guard
+from peers.inbox import Inbox
+from peers.keys import Keys
+from peers.mailbox import Mailbox
+from peers.memory_bus import MemoryHub
+from peers.message import RoundLayout, decode_fields, encode_vector
+from peers.redis_client import Reader
+from peers.rendezvous import Rendezvous
+from peers.resp import Busy
+from peers.seal import Seals, Watch
+from peers.types import Entry, Lease, Slice
+from peers.window import Accumulator
+from tests.fleets import make_layout
+from tests.hostile import Corpus
+from tests.test_bus import lease
+
+PART = Slice(0, 600)
+MOST_BYTES, MOST_S = 16e6, 0.050
+# As many as there are receivers and codecs below, these make 100,000.
+CODEC_NAMES = ("raw", "float16", "int8", "topk", "sign")
+QUICK, WHOLE = 1_500, 100_000 // (2 * len(CODEC_NAMES))
+
+counts = pytest.mark.parametrize("count", [QUICK, pytest.param(WHOLE, marks=pytest.mark.slow)])
+
+
+def quiet(_):
+    pass
+
+
+class Partial:
+    """Who takes part in a partial exchange: worker 0, with peers 1 and 2."""
+
+    kind = "part"
+
+    def __init__(self, codec):
+        self.layout = make_layout(PART.size, 1, codec)
+        self.gate = ClockGate(SspClock((1, 2), 3), 10, quiet)
+        self.accumulator = Accumulator()
+        self.inbox = Inbox(0, self.layout, self.accumulator, self.gate)
+        self.feed, self.counts = self.inbox.feed, self.inbox.dropped
+
+    def check(self, rounds):
+        """Exactly the genuine ones have got through."""
+        found = self.accumulator.take(rounds, PART)
+        assert [(item.sender, item.round) for item in found] == [(1, round) for round in range(1, rounds + 1)]
+        assert self.accumulator.take(2**60, PART) == []
+        assert self.gate.members() == () and self.gate.stop_at is None and not self.inbox.take_wishes()
+
+
+class Led:
+    """Who takes part in rounds with a leader."""
+
+    kind = "result"
+
+    def __init__(self, codec):
+        self.layout = RoundLayout(b"testtest", {"result": (PART.size, CODECS[codec])})
+        self.mailbox = Mailbox(self.layout, (1, 2), 10, quiet)
+        self.feed, self.counts = self.mailbox.feed, self.mailbox.counts
+
+    def check(self, rounds):
+        assert self.mailbox.letter("result", 1).message.round == rounds
+        assert self.mailbox.letter("result", 2) is None and not self.mailbox.live()
+
+
+@counts
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("receiver", [Partial, Led])
+def test_every_spoiled_message_is_refused_and_counted_once(receiver, codec, count):
+    one = receiver(codec)
+    corpus = Corpus(one.layout, one.kind, PART, seed=count)
+    sequence, rounds, most_bytes, counted = 0, 0, 0, Counter()
+    header = payload = b""
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        for number in range(count):
+            if number % 50 == 0:
+                rounds, sequence = rounds + 1, sequence + 1
+                header, payload = corpus.genuine(rounds)
+                one.feed(Entry(1, "a", sequence, True, header, payload))
+                assert one.counts() == counted, "what is genuine is taken, whatever came before it"
+            bad_header, bad_payload, reasons = corpus.spoil(header, payload)
+            sequence += 1
+            entry = Entry(1, "a", sequence, True, bad_header, bad_payload)
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            one.feed(entry)
+            most_bytes = max(most_bytes, tracemalloc.get_traced_memory()[1] - before)
+            now = Counter(one.counts())
+            (reason,) = (now - counted).elements()
+            assert reason in reasons, (reason, reasons, bad_header[:200])
+            counted = now
+    finally:
+        tracemalloc.stop()
+    took_s = time.monotonic() - began
+    assert counted.total() == count
+    assert most_bytes < MOST_BYTES
+    assert took_s < MOST_S * count
+    one.check(rounds)
+
+
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_a_claim_of_a_terabyte_takes_no_memory(codec):
+    layout = make_layout(PART.size, 1, codec)
+    corpus, one = Corpus(layout, "part", PART, 0), Partial(codec)
+    header, payload = corpus.genuine(1)
+    for changes in ({"b": 2**40}, {"b": 2**40, "n": 2**22}, {"n": 2**40}, {"a": 2**40, "b": 2**41}):
+        lie = corpus.lie(header, payload, changes)
+        tracemalloc.start()
+        one.feed(Entry(1, "a", 1, True, lie, payload))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100_000
+    assert one.counts() == {"layout": 4}
+
+
+@given(st.lists(st.integers(1, 6), max_size=12))
+def test_rounds_said_again_or_left_out_are_counted(said):
+    one, newest, expected = Partial("raw"), None, Counter()
+    corpus = Corpus(one.layout, "part", PART, 0)
+    for sequence, round in enumerate(said, 1):
+        one.feed(Entry(1, "a", sequence, True, *corpus.genuine(round)))
+        if newest is not None and round <= newest:
+            expected["replayed"] += 1
+        elif newest is not None and round > newest + 1:
+            expected["overrun"] += round - newest - 1
+        newest = max(round, newest or 0)
+    assert one.counts() == dict(expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 2), max_size=9))
+def test_chunks_out_of_order_make_no_message(order):
+    size = 250_000
+    layout = make_layout(size)
+    accumulator = Accumulator()
+    inbox = Inbox(0, layout, accumulator, ClockGate(SspClock((1,), None), 10, quiet))
+    pairs = list(encode_vector(layout, "part", 1, Slice(0, size), np.ones(size, np.float32)))
+    assert len(pairs) == 3
+    expected, awaited = Counter(), 0
+    for sequence, chunk in enumerate(order, 1):
+        inbox.feed(Entry(1, "a", sequence, True, *pairs[chunk]))
+        if chunk and chunk != awaited:
+            expected["incomplete"] += 1
+            awaited = 0
+        else:
+            awaited = chunk + 1
+        if awaited == 3:
+            expected["whole"] += 1
+            awaited = 0
+    whole = expected.pop("whole", 0)
+    if whole > 1:
+        expected["replayed"] = whole - 1
+    assert inbox.dropped() == dict(expected)
+    assert len(accumulator.take(1, Slice(0, size))) == min(whole, 1)
+
+
+@counts
+def test_no_spoiled_message_passes_with_the_seal_of_the_genuine_one(count):
+    layout = make_layout(PART.size)
+    corpus, watch, seals = Corpus(layout, "part", PART, 5), Watch(), Seals(bytes(32), "degan:r:1:a:out")
+    found = Counter()
+    header, payload = corpus.genuine(1)
+    seal = seals.of_entry(1, header, payload)
+    assert watch.refusal(seals, 1, header, payload, seal) is None
+    for number in range(2, count // 2 + 2):
+        bad_header, bad_payload, _ = corpus.spoil(header, payload)
+        found[watch.refusal(seals, number, bad_header, bad_payload, seal)] += 1
+        found[watch.refusal(seals, number, header, payload, seal)] += 1
+    assert found == {"seal": count // 2, "replayed": count // 2}
+
+
+# --- what is not in a stream -------------------------------------------------------------------------
+
+plain = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=8),
+        st.binary(max_size=8),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.text(max_size=6), st.binary(max_size=3)), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+def blobs(genuine: dict):
+    """A genuine map with other values in it, cut and changed; and bytes of any kind."""
+    keys = st.sampled_from(sorted(genuine))
+    changed = st.dictionaries(keys, plain, max_size=3).map(lambda new: msgpack.packb({**genuine, **new}))
+    less = st.sets(keys).map(lambda gone: msgpack.packb({k: v for k, v in genuine.items() if k not in gone}))
+    packed = msgpack.packb(genuine)
+    cut = st.integers(0, len(packed)).map(lambda at: packed[:at])
+    flipped = st.tuples(st.integers(0, len(packed) - 1), st.integers(1, 255)).map(
+        lambda change: packed[: change[0]] + bytes([packed[change[0]] ^ change[1]]) + packed[change[0] + 1 :]
+    )
+    return st.one_of(changed, less, cut, flipped, st.binary(max_size=60), plain.map(msgpack.packb))
+
+
+@settings(deadline=None, max_examples=400)
+@given(blobs({"token": "x", "worker": 1, "list": [1, {"a": 2.5}]}))
+def test_a_map_is_a_map_or_refused(blob):
+    try:
+        fields = decode_fields(blob)
+    except MessageError as error:
+        assert error.reason in ("malformed", "oversized")
+    else:
+        assert all(isinstance(key, str) for key in fields)
+
+
+LEASE = {
+    "worker": 1,
+    "incarnation": "a1",
+    "host": rendezvous.this_host(),
+    "pid": 1,
+    "birth": "",
+    "seen": {0: "a0"},
+    "step": 3,
+}
+
+
+@settings(deadline=None, max_examples=400)
+@given(blobs({key: value for key, value in LEASE.items() if key != "seen"}), st.booleans())
+def test_a_lease_is_one_that_can_be_used_or_none(blob, is_sealed):
+    guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
+    if is_sealed:
+        assert guard.open_lease(1, blob) is None and 1 in guard.strangers
+        blob = guard.seals(guard_key := "degan:fuzz:1:lease").sealed("", blob)
+        assert guard_key == Keys("fuzz").lease(1)
+    found = guard.open_lease(1, blob)
+    if found is not None:
+        assert found.worker == 1 and rendezvous.is_dead(found) in (False, True)
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Lease) == found
+
+
+HELLO = {"agreed": {"a": 1}, "checkpoints": [5], "about": {"samples": 3}}
+lives = (f"a{k}" for k in itertools.count())
+
+
+@settings(deadline=None, max_examples=300)
+@given(blobs(HELLO))
+def test_a_hello_agrees_or_does_not(blob):
+    hub = MemoryHub()
+    meeting = Rendezvous(hub.bus(0, (1,), "a0"), {"a": 1}, 5, 1, quiet, quiet)
+    peer = hub.bus(1, (0,), next(lives))
+    peer.put_state({"hello": blob}, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendezvous, "SEEN_S", 0.0)
+        try:
+            found = meeting._check(1, lease(peer))
+        except DisagreementError as error:
+            assert "do not train the same" in str(error)
+        else:
+            assert found is None or all(isinstance(step, int) for step in found)
+        with contextlib.suppress(MessageError):
+            assert isinstance(meeting.about(1, peer.incarnation), dict)
+
+
+class OneState:
+    """A bus of which only the state of one peer can be read."""
+
+    def __init__(self, fields):
+        self.fields = fields
+
+    def get_state(self, peer, incarnation, names):
+        return {name: self.fields[name] for name in names if name in self.fields}
+
+
+VECTORS = {"weights": np.arange(700, dtype=np.float32), "moments": np.ones(3, np.float32)}
+STATE = {name: bytes(value) for name, value in transfer.fields_of(VECTORS, {"round": 7}, "t").items()}
+SIZES = {name: vector.size for name, vector in VECTORS.items()}
+SUMS = decode_fields(STATE["t:meta"])
+
+
+def take(fields):
+    return transfer.take(OneState(fields), 1, "a1", "t", SIZES, 0.0, lambda: None)
+
+
+def test_the_genuine_state_is_taken():
+    arrays, meta = take(STATE)
+    assert meta == {"round": 7} and all(np.array_equal(arrays[name], VECTORS[name]) for name in VECTORS)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(sorted(STATE)), blobs(SUMS), st.dictionaries(st.sampled_from(sorted(SIZES)), plain), st.data())
+def test_a_spoiled_state_is_refused(name, blob, sums, data):
+    spoiled = data.draw(
+        st.one_of(st.just(blob), st.just(msgpack.packb({**SUMS, "arrays": {**SUMS["arrays"], **sums}})))
+    )
+    fields = {**STATE, name: spoiled}
+    try:
+        arrays, _ = take(fields)
+    except (MessageError, StalledError):
+        return
+    # Only what goes with the vectors can have become something else.
+    assert name == "t:meta" and all(np.array_equal(arrays[key], VECTORS[key]) for key in VECTORS)
+
+
+class OneAnswer:
+    """A link over which a Redis says one thing."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def say(self, text):
+        pass
+
+    def read(self):
+        return self.answer
+
+    def close(self):
+        pass
+
+
+word = st.one_of(
+    st.binary(max_size=6), st.sampled_from([b"1-0", b"2-0", b"2-1", b"h", b"d", b"s", b"out"]), st.none(), st.integers()
+)
+answers = st.recursive(word, lambda inner: st.lists(inner, max_size=6), max_leaves=20)
+entry = st.tuples(st.sampled_from([b"1-0", b"2-0", b"2-1", b"x", b"-", b"9" * 30]), st.lists(word, max_size=6)).map(
+    list
+)
+streams = st.lists(st.tuples(st.sampled_from([b"out", b"to", b"?"]), st.lists(entry, max_size=4)).map(list), max_size=3)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.one_of(streams, answers), st.booleans())
+def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, is_sealed):
+    guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
+    reader = Reader(None, "host:1", Busy(), guard)
+    reader.follow(1, "a1", 0, "out", "to")
+    reader._link = OneAnswer(answer)
+    try:
+        found = reader.receive(0.01, 1000)
+    except BusError as error:
+        assert "host:1" in str(error)
+    else:
+        assert all(isinstance(one, Entry) for one in found) and not (is_sealed and found)
