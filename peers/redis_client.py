@@ -125,6 +125,16 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
     return Connection(TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket, buffer_bytes, busy)
 
 
+_BUFFERS = (bytes, memoryview)
+
+
+def _text(value: Buffer) -> bytes:
+    """The bytes of what should be some: of a number, `bytes` would make so many zeros."""
+    if not isinstance(value, _BUFFERS):
+        raise TypeError(f"{type(value).__name__} where bytes should be")
+    return bytes(value)
+
+
 class _Stream:
     """One stream that is followed: whose, and how far it has been read.
 
@@ -216,7 +226,7 @@ class Reader:
             if not answer:
                 return []
             try:
-                entries = [entry for key, items in answer for entry in self._take(streams[bytes(key)], items)]
+                entries = [entry for key, items in answer for entry in self._take(streams[_text(key)], items)]
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 self._hang_up()
                 raise BusError(f"Redis at {self.name} says what no Redis says: {type(error).__name__}") from None
@@ -248,15 +258,17 @@ class Reader:
         entries, after, size_bytes, item_id = [], stream.after, 0, b""
         peer, incarnation, is_direct, seals = stream.peer, stream.incarnation, stream.is_direct, stream.seals
         for item_id, fields in items:
-            number, _, rest = bytes(item_id).partition(b"-")
+            number, _, rest = _text(item_id).partition(b"-")
             sequence = int(number)
             if not 0 <= sequence < MAX_NUMBER:
                 raise ValueError("an id that is none")
             if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"d":
                 header, payload, seal = fields[1], fields[3], b""
             else:
-                values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
+                values = dict(zip(map(_text, fields[::2]), fields[1::2], strict=True))
                 header, payload, seal = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
+            if not isinstance(header, _BUFFERS) or not isinstance(payload, _BUFFERS):
+                raise TypeError("an entry of something else than bytes")
             size_bytes += len(header) + len(payload)
             if seals is not None or rest != b"0":
                 reason = self._reason(seals, sequence, rest, header, payload, seal)

@@ -83,6 +83,8 @@ class Watch:
 
     def refusal(self, seals: Seals, number: int, header: Buffer, payload: Buffer, seal: Buffer) -> str | None:
         """Why an entry is not to be taken: `replayed` if it was said before in another place, else `seal`."""
+        if not isinstance(seal, Buffer) or len(seal) != SEAL_BYTES:
+            return "seal"
         found = bytes(seal)
         if seals.is_of_entry(found, number, header, payload):
             self._seen[found] = seals, number

@@ -15,7 +15,7 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peers import rendezvous, transfer
@@ -263,6 +263,28 @@ def test_a_lease_is_one_that_can_be_used_or_none(blob, is_sealed):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Lease) == found
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": 2**40},
+        {"pid": 0},
+        {"pid": -1},
+        {"step": -1},
+        {"worker": 2},
+        {"incarnation": "a:b"},
+        {"incarnation": "a\nb"},
+        {"incarnation": "x" * 65},
+        {"host": "h" * 1000},
+        {"seen": {0: "*"}},
+    ],
+)
+def test_a_lease_with_what_no_worker_says_is_none(changes):
+    """No system has such a process, and an incarnation becomes part of a key."""
+    guard = Guard(None, Keys("fuzz"), quiet)
+    assert guard.open_lease(1, msgpack.packb(LEASE)).pid == 1
+    assert guard.open_lease(1, msgpack.packb({**LEASE, **changes})) is None
+
+
 HELLO = {"agreed": {"a": 1}, "checkpoints": [5], "about": {"samples": 3}}
 lives = (f"a{k}" for k in itertools.count())
 
@@ -311,6 +333,13 @@ def test_the_genuine_state_is_taken():
     assert meta == {"round": 7} and all(np.array_equal(arrays[name], VECTORS[name]) for name in VECTORS)
 
 
+@pytest.mark.parametrize("size", [float("inf"), float("nan"), 2**63, "1", None, [1]])
+def test_a_state_of_no_size_is_refused(size):
+    arrays = {**SUMS["arrays"], "weights": [size, 1]}
+    with pytest.raises(MessageError):
+        take({**STATE, "t:meta": msgpack.packb({**SUMS, "arrays": arrays})})
+
+
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(sorted(STATE)), blobs(SUMS), st.dictionaries(st.sampled_from(sorted(SIZES)), plain), st.data())
 def test_a_spoiled_state_is_refused(name, blob, sums, data):
@@ -354,14 +383,24 @@ streams = st.lists(st.tuples(st.sampled_from([b"out", b"to", b"?"]), st.lists(en
 
 @settings(deadline=None, max_examples=400)
 @given(st.one_of(streams, answers), st.booleans())
+@example([[b"out", [[2**31, [b"h", b"", b"d", b""]]]]], True)
+@example([[b"out", [[b"1-0", [b"h", b"", b"d", 2**31]]]]], False)
+@example([[b"out", [[b"1-0", [b"h", b"", b"s", 2**31, b"d", b""]]]]], True)
+@example([[2**31, []]], False)
 def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, is_sealed):
     guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
     reader = Reader(None, "host:1", Busy(), guard)
     reader.follow(1, "a1", 0, "out", "to")
     reader._link = OneAnswer(answer)
+    tracemalloc.start()
     try:
         found = reader.receive(0.01, 1000)
     except BusError as error:
         assert "host:1" in str(error)
     else:
-        assert all(isinstance(one, Entry) for one in found) and not (is_sealed and found)
+        assert all(isinstance(one.header, bytes) and isinstance(one.payload, bytes) for one in found)
+        assert not (is_sealed and found)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < MOST_BYTES
