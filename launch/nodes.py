@@ -77,7 +77,8 @@ def nodes_of(experiment: Experiment, hosts: Sequence[str] = ()) -> list[Node]:
 def _node(url: str, where: str) -> Node:
     try:
         parts = urlsplit(url)
-        host, port, database = parts.hostname or "", parts.port or PORT, int(parts.path.strip("/") or 0)
+        host, port = parts.hostname or "", parts.port or PORT
+        database = int(parts.path.strip("/") or 0) if host else 0
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     if parts.scheme not in ("redis", "rediss") or not _HOST.fullmatch(host):
