@@ -26,6 +26,7 @@ class Refusals:
         Args:
             reason: one word for the counters; `seal` or `replayed`, or `malformed` where it is no entry of ours.
             what: for a person, such as "entry 7 of its outbox".
+            how_many: are counted; 0 for what is looked at again and again.
         """
         with self._lock:
             if how_many:
@@ -33,7 +34,8 @@ class Refusals:
             is_new = (sender, reason) not in self._said
             self._said.add((sender, reason))
         if is_new:
-            self._say(f"worker {sender}: {what} {_WHY[reason]}; refused (said once, and counted as {reason!r})")
+            counted = f", and counted as {reason!r}" if how_many else ""
+            self._say(f"worker {sender}: {what} {_WHY[reason]}; refused (said once{counted})")
 
     def counts(self) -> dict[str, int]:
         """How many, by reason, since the start."""
