@@ -30,7 +30,7 @@ HEADERS: list[tuple[dict[str, Any], str]] = [
         (span, "layout")
         for span in ({"b": HUGE}, {"a": -1}, {"a": HUGE, "b": 0}, {"a": -HUGE, "b": HUGE}, {"a": 5, "b": 5})
     ),
-    *(({"c": c}, "layout") for c in ("", "sign", "map", "pickle", "../raw")),
+    *(({"c": c}, "layout") for c in ("", "signs", "map", "pickle", "../raw")),
     *(({"f": f}, "fingerprint") for f in (b"", b"another!", bytes(3000))),
     *(({"x": x}, "malformed") for x in ({"s": float("nan")}, {"s": float("inf")}, {"s": "1"}, "text", [1], {1: 1.0})),
     *(({key: value}, "malformed") for key in "vrinabk" for value in (None, 1.5, b"1", [1], {"a": 1})),
