@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.errors import UsageError
@@ -35,11 +35,11 @@ class Secrets:
     """
 
     user: str
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
-    run_key: bytes | None = None
+    run_key: bytes | None = field(default=None, repr=False)
 
 
 def user_of(worker: int) -> str:

@@ -2,7 +2,8 @@
 
 Plain XREAD with private cursors: no consumer groups (every peer needs every message), no pub/sub (it
 forgets), no Lua. `_insist` is the only place that retries. XADD and XREAD, which carry the vectors, go
-over links by `resp`, which copies nothing; everything small goes by redis-py.
+over links by `resp`, which copies nothing; everything small goes by redis-py. With a run key every entry has a third
+field `s`, its seal, and what is in the lease and the state begins with one (`peers.seal`).
 """
 
 from __future__ import annotations

@@ -271,7 +271,8 @@ class Reader:
                 raise TypeError("an entry of something else than bytes")
             size_bytes += len(header) + len(payload)
             if seals is not None or rest != b"0":
-                reason = self._reason(seals, sequence, rest, header, payload, seal)
+                is_next = rest == b"0" and sequence > after
+                reason = self._reason(seals, sequence, is_next, header, payload, seal)
                 if reason is not None:
                     self._guard.refusals.note(peer, reason, f"entry {sequence} of {stream.name}")
                     continue
@@ -279,18 +280,23 @@ class Reader:
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
             after = sequence
         stream.after = after
-        stream.move(bytes(item_id))
+        if item_id:
+            stream.move(bytes(item_id))
         self.received_bytes += size_bytes
         return entries
 
     def _reason(
-        self, seals: Seals | None, number: int, rest: bytes, header: Buffer, payload: Buffer, seal: Buffer
+        self, seals: Seals | None, number: int, is_next: bool, header: Buffer, payload: Buffer, seal: Buffer
     ) -> str | None:
-        """Why an entry is not handed on. A worker's ids end with -0, so others have been put beside them."""
+        """Why an entry is not handed on.
+
+        Args:
+            is_next: whether a worker may have put it there: its ids end with -0 and ascend.
+        """
         if seals is None:
             return "malformed"
         reason = self._watch.refusal(seals, number, header, payload, seal)
-        return "replayed" if reason is None and rest != b"0" else reason
+        return "replayed" if reason is None and not is_next else reason
 
     def _hang_up(self) -> None:
         if self._link is not None:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -32,7 +32,7 @@ class Access:
     """
 
     user: str = ""
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None

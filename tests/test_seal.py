@@ -157,6 +157,18 @@ def test_the_same_number_under_a_second_id_is_a_replay(town):
     assert town.reader.refused() == {"replayed": 1}
 
 
+def test_what_a_redis_says_twice_is_taken_once(town):
+    """Someone between us, or a Redis in other hands, may repeat an answer."""
+    ((item_id, fields),) = genuine(town, 1)
+    town.reader.follow(0, "life0")
+    assert len(read(town.reader, 1)) == 1
+    (reader,) = town.reader._readers
+    stream = reader._streams[town.key("life0:out").encode()]
+    assert reader._take(stream, [[item_id, [part for pair in fields.items() for part in pair]]]) == []
+    assert town.reader.refused() == {"replayed": 1}
+    assert reader._take(stream, []) == [] and stream.cursor == b"$3\r\n1-0\r\n"
+
+
 @pytest.mark.parametrize("place", ["header", "payload", "seal"])
 def test_any_changed_byte_of_an_entry_is_refused(town, place):
     town.writer.publish([(b"head", b"body")])
