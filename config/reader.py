@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 256 * 1024
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 # Settings that may differ from worker to worker; all the others must agree (see `agreed`).
-PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every")
+PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 
 
 class _Loader(yaml.SafeLoader):

@@ -253,6 +253,12 @@ class Bus(Settings):
     strikes: Natural = 10
 
 
+class Security(Settings):
+    """Where this worker's certificates and keys lie (`config.security`); `{worker}` in it stands for its number."""
+
+    folder: str | None = None
+
+
 class Run(Settings):
     """How long, and how often something is written. 0 switches a periodic thing off."""
 
@@ -281,6 +287,7 @@ class Experiment(Settings, kw_only=True):
     optimiser: Optimiser = Optimiser()
     mode: Local | PartialExchange | Federated | MultiDiscriminator = PartialExchange()
     bus: Bus = Bus()
+    security: Security = Security()
     run: Run = Run()
 
     @property

@@ -33,6 +33,7 @@ from peers.message import Layout, encode_fields, encode_vector
 from peers.partition import Schedule
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
 from peers.spares import Spares
@@ -149,7 +150,7 @@ class Exchange:
             carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
             self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
             load(vectors, meta["values"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
         self._say(f"took the state of worker {helper} at round {self._round}")
 
@@ -391,7 +392,7 @@ class Exchange:
             "staleness_max": max(staleness, default=0),
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
-            "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            "dropped": total(self._inbox.dropped(), self._carry.counts, self._bus.refused()),
             **self._carry.judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,6 +34,7 @@ from peers.mailbox import Letter, TimedMailbox
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
 from peers.robust import norm
 from peers.types import Message, Slice
@@ -371,7 +371,7 @@ class Rounds:
             "staleness_mean": 0.0,
             "staleness_max": 0,
             "live_peers": len(self.mail.live()),
-            "dropped": dict(Counter(self.mail.counts()) + self._judge.counts),
+            "dropped": total(self.mail.counts(), self._judge.counts, self._bus.refused()),
             **self._judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,

@@ -11,8 +11,8 @@ from peers.rules import Rules, make_carry
 from peers.spares import Spares
 from peers.types import Slice
 from peers.window import Contribution
-from tests.fleets import make_layout
 from tests.attackers import SIZE, learn
+from tests.fleets import make_layout
 
 HONEST = slice(0, -1)
 

@@ -10,12 +10,14 @@ from typing import Any
 import msgpack
 
 import config
+from config.security import read_secrets
 from config.settings import Experiment
 from degan.pair import GanPair
 from peers.attacks import Attack, attack_of
 from peers.bus import Bus
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
+from peers.tls import Access
 from peers.topology import complete
 
 
@@ -26,7 +28,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
         may_take_over: replace a worker of our number that is still alive.
 
     Raises:
-        config.UsageError: `peers` is only a number, so there are no addresses.
+        config.UsageError: `peers` is only a number, so there are no addresses; or a secret cannot be used.
         peers.errors.UnreachableError: a Redis does not answer.
     """
     if isinstance(settings.peers, int):
@@ -34,6 +36,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
             "peers: a number is for the local launcher (python -m launch local ...); "
             "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
         )
+    access, run_key = access_of(settings, worker)
     return RedisBus(
         run=settings.name,
         worker=worker,
@@ -45,7 +48,19 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
         full_patience_s=settings.bus.stall_timeout_s,
         say=say,
         may_take_over=may_take_over,
+        access=access,
+        run_key=run_key,
     )
+
+
+def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
+    """What a worker shows to every Redis, and the run's key.
+
+    Raises:
+        config.UsageError: a secret cannot be used.
+    """
+    found = read_secrets(settings.security.folder, worker)
+    return Access(found.user, found.password, found.ca, found.certificate, found.key), found.run_key
 
 
 def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dict[str, Any]:
