@@ -51,7 +51,7 @@ slow: $(VENV)/ready
 # All of them, also after one that missed a bar; thin_wire needs root, and says so.
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[demo,test,bench]'
-	@missed=""; for name in exchange overhead thin_wire scaling; do \
+	@missed=""; for name in exchange overhead thin_wire scaling rules secure; do \
 		echo "== benchmark $$name"; $(BIN)/python tests/bench/$$name.py || missed="$$missed $$name"; \
 	done; test -z "$$missed" || { echo "== not kept:$$missed"; exit 1; }
 

@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 256 * 1024
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 # Settings that may differ from worker to worker; all the others must agree (see `agreed`).
-PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every")
+PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 
 
 class _Loader(yaml.SafeLoader):
@@ -291,6 +291,7 @@ def _check_together(experiment: Experiment) -> None:
     if experiment.bus.min_peers >= experiment.workers:
         least, most = experiment.bus.min_peers, experiment.workers - 1
         raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
+    _check_robust(experiment)
     _check_led(experiment)
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:
@@ -304,6 +305,40 @@ def _check_together(experiment: Experiment) -> None:
     ring, mlp = experiment.data.name == "gaussian-ring", experiment.model.__struct_config__.tag == "mlp"
     if ring and not mlp:
         raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")
+
+
+def _check_robust(experiment: Experiment) -> None:
+    """Rules that bear hostile workers need like things of all workers to choose among."""
+    mode, workers = experiment.mode, experiment.workers
+    if 0 < experiment.bus.norm_gate < 1:
+        raise SettingsError("bus.norm_gate: below 1 it would leave out what is usual; give it 1 or more, or 0 for none")
+    rule = getattr(mode, "reduce", "mean")
+    if rule in ("mean", "sum"):
+        return
+    if rule == "trimmed_mean" and 2 * mode.hostile >= workers:
+        raise SettingsError(
+            f"mode.hostile: of {workers} workers fewer than half can be borne, not {mode.hostile}; "
+            "lower mode.hostile, or use more workers"
+        )
+    if getattr(mode, "optimiser_state", "") == "average":
+        raise SettingsError(
+            f"mode.reduce: {rule} is for models, and optimiser_state: average sends Adam's moments with them; "
+            "set mode.optimiser_state: keep or reset"
+        )
+    carry = getattr(mode, "carry", None)
+    if carry is not None and mode.slack is None:
+        raise SettingsError(
+            f"mode.reduce: {rule} chooses among what all have published by the bound; give mode.slack a number"
+        )
+    if carry == "gradients" and mode.own == "fresh":
+        raise SettingsError(
+            f"mode.reduce: {rule} chooses among what all have published, and with own: fresh ours is not among it; "
+            "set mode.own: published"
+        )
+    if carry == "gradients" and mode.remote == "hold":
+        raise SettingsError(
+            f"mode.reduce: {rule} makes one lump of all, and remote: hold spreads each worker's; set mode.remote: lump"
+        )
 
 
 def _check_led(experiment: Experiment) -> None:

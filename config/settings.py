@@ -146,6 +146,10 @@ class Local(Settings, tag_field="name", tag="local"):
     updates: Updates = "simultaneous"
 
 
+# How several workers' values become one; all but the mean (and the sum) bear some hostile workers.
+Robust = Literal["mean", "clipped_mean", "median", "trimmed_mean", "centered_clip"]
+
+
 class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     """DEGAN and Ako: one of `parts` slices of the gathered gradient, or of the weights, is published in each step."""
 
@@ -157,7 +161,8 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     carry: Literal["gradients", "parameters"] = "parameters"
     remote: Literal["lump", "hold"] = "lump"
     own: Literal["fresh", "published"] = "fresh"
-    reduce: Literal["mean", "sum"] = "mean"
+    reduce: Literal["mean", "sum", "clipped_mean", "median", "trimmed_mean", "centered_clip"] = "mean"
+    hostile: Natural = 1
     updates: Updates = "simultaneous"
 
 
@@ -201,6 +206,8 @@ class Federated(Settings, tag_field="name", tag="federated"):
     quorum: Share = 0.5
     deadline: Deadline = Deadline()
     codec: Literal["raw", "float16", "bfloat16"] = "raw"
+    reduce: Robust = "mean"
+    hostile: Natural = 1
     stragglers: Stragglers = Stragglers()
 
 
@@ -222,6 +229,8 @@ class MultiDiscriminator(Settings, tag_field="name", tag="multi_discriminator"):
     deadline: Deadline = Deadline()
     codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
     feedback_codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
+    reduce: Robust = "mean"
+    hostile: Natural = 1
 
 
 class Bus(Settings):
@@ -229,7 +238,8 @@ class Bus(Settings):
 
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
     of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker is in a minority: it pauses,
-    or trains on alone without saving, until they are back.
+    or trains on alone without saving, until they are back. A contribution longer than `norm_gate` times the running
+    median is left out, and after so many `strikes` its sender is muted; 0 switches either off.
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
@@ -239,6 +249,14 @@ class Bus(Settings):
     stall_timeout_s: Seconds = 600.0
     min_peers: Natural = 0
     minority: Literal["pause", "alone"] = "pause"
+    norm_gate: Weight = 10.0
+    strikes: Natural = 10
+
+
+class Security(Settings):
+    """Where this worker's certificates and keys lie (`config.security`); `{worker}` in it stands for its number."""
+
+    folder: str | None = None
 
 
 class Run(Settings):
@@ -269,6 +287,7 @@ class Experiment(Settings, kw_only=True):
     optimiser: Optimiser = Optimiser()
     mode: Local | PartialExchange | Federated | MultiDiscriminator = PartialExchange()
     bus: Bus = Bus()
+    security: Security = Security()
     run: Run = Run()
 
     @property

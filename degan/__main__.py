@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("degan.evaluate", False, "measure a run's generators"),
     "report": ("degan.report", False, "write a run's report.html"),
     "doctor": ("launch.__main__", True, "check every node of an experiment, and this host, before it trains"),
+    "secure": ("launch.__main__", True, "make certificates, users and keys for the hosts of a run"),
     "compare": ("degan.compare", False, "hold runs against each other: one page, Markdown or JSON"),
 }
 

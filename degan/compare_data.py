@@ -24,7 +24,7 @@ from degan.report_data import Run, is_of, read_run
 from degan.report_faults import behind
 
 # What two repeats may differ in, of the settings that could be read but do not load (a loaded file knows its own).
-PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every")
+PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 REPEATS = ("name", "seed")
 
 

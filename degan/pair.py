@@ -187,11 +187,10 @@ class GanPair:
         """`batches` times `size` samples of G in its training mode, (size, *sample_shape), with their graphs."""
         return [self.generator.module(self._draw(size)) for _ in range(batches)]
 
-    def discriminator_step(self, real: torch.Tensor, fake: np.ndarray) -> float:
-        """One step of D's optimiser on these reals and fakes, both (batch, *sample_shape); returns the loss."""
+    def discriminator_gradient(self, real: torch.Tensor, fake: np.ndarray) -> tuple[np.ndarray, float]:
+        """D's gradient, for `apply`, on these reals and fakes, both (batch, *sample_shape); and the loss."""
         loss = self._discriminator_gradient(real.to(self.device), torch.from_numpy(fake).to(self.device))
-        self._optimisers[1].step()
-        return loss
+        return to_numpy(self.discriminator.gradient), loss
 
     def feedback(self, fake: np.ndarray) -> tuple[np.ndarray, float]:
         """The gradient of G's loss at generated samples, float32 like `fake`, and the loss.
@@ -207,11 +206,11 @@ class GanPair:
             self.discriminator.freeze(False)
         return to_numpy(gradient), float(loss.detach())
 
-    def generator_step(self, fakes: list[torch.Tensor], gradients: list[np.ndarray]) -> None:
-        """One step of G's optimiser: the gradients at its fakes, from `make_fakes`, propagated back through it."""
+    def generator_gradient(self, fakes: list[torch.Tensor], gradients: list[np.ndarray]) -> np.ndarray:
+        """G's gradient, for `apply`: those at its fakes, from `make_fakes`, propagated back through it."""
         self.generator.clear_gradient()
         torch.autograd.backward(fakes, [torch.from_numpy(g).to(self.device) for g in gradients])
-        self._optimisers[0].step()
+        return to_numpy(self.generator.gradient)
 
     def network(self, name: str, has_moments: bool = True) -> np.ndarray:
         """`generator` or `discriminator`: weights, running statistics, Adam's moments if wanted; a copy."""

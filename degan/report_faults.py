@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from html import escape
 
-from degan.report_data import Run, Worker
+from degan.report_data import Run, Worker, number
 from degan.report_html import many
 
 
@@ -49,6 +49,7 @@ def _found(run: Run) -> list[str]:
         found += [f"{who} restarted: from step {a:,} back to {b:,}." for a, b in worker.restarts]
         dropped = [(reason, int(count)) for reason, count in worker.dropped.items() if count]
         found += [f"{who} dropped {many(count, 'message')}: {reason}." for reason, count in dropped]
+        found += _strikes(who, worker)
         lost = _lost_peers(run, worker, bool(late - {index}))
         if lost:
             witnesses.setdefault(lost, []).append(str(index))
@@ -57,6 +58,18 @@ def _found(run: Run) -> list[str]:
         found.append(f"{many(int(run.void_rounds), 'round')} counted for nothing: too few answered in time.")
     found += [f"{file}: {many(count, 'line')} could not be read." for file, count in run.unreadable.items()]
     return found
+
+
+def _strikes(who: str, worker: Worker) -> list[str]:
+    """Whose contributions a worker could not use, as its last line says."""
+    last = worker.lines[-1] if worker.lines else {}
+    strikes, muted = last.get("strikes"), last.get("muted")
+    if not isinstance(strikes, dict) or not strikes:
+        return []
+    some = ", ".join(f"worker {sender} {number(count):,.0f}" for sender, count in strikes.items() if number(count))
+    found = [f"{who} counted strikes (too long, not finite or malformed) against {some}."] if some else []
+    gone = ", ".join(str(sender) for sender in muted) if isinstance(muted, list) else ""
+    return found + ([f"{who} muted worker {gone}: nothing that it sent was used any more."] if gone else [])
 
 
 def _lost_peers(run: Run, worker: Worker, someone_is_behind: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 
 from config import UsageError
@@ -14,6 +15,7 @@ EPILOG = """examples:
   python -m launch local smoke --out runs/first --set run.steps=100
   python -m launch compare runs/first runs/second --out compare.html
   python -m launch doctor experiment.yaml
+  python -m launch secure experiment.yaml --out secrets
 """
 
 
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_compare(commands)
     _add_doctor(commands)
+    _add_secure(commands)
     return parser
 
 
@@ -148,6 +151,35 @@ def _run_doctor(
         except UsageError as error:
             options.append(f"--no-local-redis={error}")
     return handover.run([*commands.doctor, *options, "--", words.file], "the doctor", limits.report_s, voice)
+
+
+def _add_secure(commands: argparse._SubParsersAction) -> None:
+    secure = commands.add_parser(
+        "secure", help="certificates, users and keys for the hosts of a run", allow_abbrev=False
+    )
+    secure.add_argument("file", metavar="EXPERIMENT", help="experiment file; its `peers` name the hosts")
+    secure.add_argument("--out", metavar="DIR", required=True, help="a new folder for all of it")
+    secure.add_argument("--days", metavar="N", type=int, default=365, help="how long they are valid; default: 365")
+    secure.add_argument("--hosts", metavar="a,b,c", default="", help="hosts in worker order, instead of those in peers")
+    secure.set_defaults(run=_run_secure)
+
+
+def _run_secure(
+    words: argparse.Namespace,
+    voice: Voice,
+    command_line: list[str],
+    commands: Commands | None,
+    limits: Limits | None,
+) -> int:
+    try:
+        from launch import secure
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "cryptography":
+            raise
+        raise UsageError("secure needs the package cryptography; pip install cryptography") from None
+    hosts = [host.strip() for host in words.hosts.split(",")] if words.hosts else []
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return secure.run(words.file, words.out, words.days, hosts, voice, now)
 
 
 if __name__ == "__main__":

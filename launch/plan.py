@@ -76,7 +76,8 @@ class Plan:
     def settings_at(self, urls: list[str]) -> Experiment:
         """The settings of the run with its servers' URLs, one a worker."""
         peers = [urls[number % len(urls)] for number in range(self.workers)]
-        return config.build({**config.parse(config.dump(self.experiment)), "peers": peers})
+        # These servers are this machine's own, and know no users.
+        return config.build({**config.parse(config.dump(self.experiment)), "peers": peers, "security": {}})
 
     def worker_command(self, number: int, resume: bool) -> list[str]:
         """The command line of worker `number`, also for a person who restarts it by hand."""

@@ -109,7 +109,21 @@ class Bus(Protocol):
         """Take fields of my state hash away. Raises as `publish`."""
 
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
-        """Fields of a peer's state hash; those that are not there are left out."""
+        """Fields of a peer's state hash; those that are not there are left out.
+
+        Raises:
+            BusError: as `receive`.
+            MessageError: a field does not bear the run's seal.
+        """
+
+    def refused(self) -> dict[str, int]:
+        """What was not handed on because it does not bear the run's seal, by reason, since the start.
+
+        The reasons: `seal`, or `replayed` where it was said before, in another place. Empty without seals.
+        """
+
+    def strangers(self) -> dict[int, str]:
+        """Workers whose lease, when we last looked, did not bear the run's seal, and why; they count as absent."""
 
     def close(self) -> None:
         """Close every connection."""

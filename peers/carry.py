@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from peers.judge import Judge
 from peers.partition import Schedule
 from peers.types import Buffer, Slice
 from peers.window import Contribution
@@ -91,9 +92,11 @@ class Carry(Protocol):
     Attributes:
         counts: what was not applied as it should have been, by reason.
         keeps_leaving: whether it looks at what left after that has been published.
+        judge: says whose contributions are used; its counts are the carry's.
     """
 
     keeps_leaving: bool
+    judge: Judge
     counts: Counter[str]
 
     def begin(self, round: int) -> None:

@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
 import redis
 
 from peers import goodput, verdicts
 from peers.errors import UnreachableError, UnseenError
+from peers.guard import Guard
 from peers.keys import Keys
 from peers.redis_client import address, connect, split_socket
+from peers.tls import Access
 from peers.types import Lease
-from peers.verdicts import OK, WARN, Finding, Life
+from peers.verdicts import FAIL, OK, WARN, Finding, Life
 
 PROBE_S = 60
 PINGS, TIMES = 20, 5
@@ -44,6 +45,8 @@ class Visit:
         step_bytes: what one peer reads from there in a step.
         lease_s, beat_s: how long a lease lasts, and how often it is renewed.
         is_dead: whether the process that wrote a lease is certainly gone.
+        access: what is shown to the node, and whom we trust.
+        run_key: with which the run's leases are sealed; None for no seals.
     """
 
     url: str
@@ -55,33 +58,30 @@ class Visit:
     lease_s: float
     beat_s: float
     is_dead: Callable[[Lease], bool]
-
-
-def open_client(url: str) -> redis.Redis:
-    """A client that has answered; tried once. Raises as `connect`."""
-    return connect(url, 0.0)
+    access: Access = Access()
+    run_key: bytes | None = None
 
 
 def look(visit: Visit) -> list[Finding]:
     """All checks of a node, in the order in which a person reads them; never raises for what a server does."""
     far, near = split_socket(visit.url)
     try:
-        client = open_client(far)
+        client = connect(far, 0.0, access=visit.access)
     except UnreachableError as error:
         return [verdicts.unreachable(error, far, address(far))]
     found = [Finding("reachable", OK, f"{address(far)} answers")]
     try:
         if visit.is_own and near != far:
-            found.append(_near(near))
+            found.append(_near(near, visit.access))
         return found + _Checkup(client, visit).all()
     finally:
         _close(client)
 
 
-def _near(url: str) -> Finding:
+def _near(url: str, access: Access) -> Finding:
     """The socket by which this host's own worker reaches its node."""
     try:
-        _close(open_client(url))
+        _close(connect(url, 0.0, access=access))
     except UnreachableError as error:
         return verdicts.unreachable(error, url, address(url))._replace(check="socket")
     return Finding("socket", OK, f"{address(url)} answers")
@@ -309,15 +309,16 @@ class _Checkup:
         visit = self._visit
         keys = [self._keys.lease(worker) for worker in visit.workers]
         values = self._ask(lambda client: client.mget(keys))
-        for key, value in zip(keys, values, strict=True):
-            try:
-                lease = msgspec.msgpack.decode(value or b"", type=Lease)
-            except (msgspec.MsgspecError, ValueError):
+        guard = Guard(visit.run_key, self._keys, lambda line: None)
+        for worker, key, value in zip(visit.workers, keys, values, strict=True):
+            lease = guard.open_lease(worker, value)
+            if lease is None:
                 continue
             left_s = self._ask(lambda client, key=key: client.pttl(key)) / 1000
             silent_s = max(0.0, visit.lease_s - left_s)
             self._lives.append(Life(lease, silent_s, left_s, visit.is_dead(lease) or silent_s > 2 * visit.beat_s + 1))
-        return verdicts.running(self._lives)
+        strange = [Finding("run", FAIL, f"worker {worker}: {why}") for worker, why in sorted(guard.strangers.items())]
+        return strange or verdicts.running(self._lives)
 
     def _left_over(self) -> Finding:
         live = {f"degan:{self._visit.run}:{life.lease.worker}:{life.lease.incarnation}:" for life in self._lives}

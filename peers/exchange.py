@@ -33,6 +33,7 @@ from peers.message import Layout, encode_fields, encode_vector
 from peers.partition import Schedule
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
 from peers.spares import Spares
@@ -70,9 +71,10 @@ class Exchange:
         self.gate = make_gate(rules, self._peers, layout, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
         self._spares = Spares(2 * len(self._peers) + 4)
-        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares)
+        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares, say)
         self._accumulator = Accumulator()
-        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares)
+        refuse = self._carry.judge.note_refused
+        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares, refuse)
         # One thread, which keeps what is published in order; the pumps decode what they read.
         self._pool = SerialPool(lambda error: self.gate.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
@@ -148,7 +150,7 @@ class Exchange:
             carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
             self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
             load(vectors, meta["values"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
         self._say(f"took the state of worker {helper} at round {self._round}")
 
@@ -390,7 +392,8 @@ class Exchange:
             "staleness_max": max(staleness, default=0),
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
-            "dropped": self._inbox.dropped() | dict(self._carry.counts),
+            "dropped": total(self._inbox.dropped(), self._carry.counts, self._bus.refused()),
+            **self._carry.judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,

@@ -5,10 +5,14 @@
 With `own: fresh` a worker's own gradient enters at once and in full, those of the others when they come, as in
 the sources. With `own: published` it enters as the others read it and when they do: everyone applies the same
 messages in the same rounds (round t - slack in round t), so the replicas stay alike bit by bit under any parts,
-slack and codec, and a run repeats; the price is that a worker's own gradient is as old as everyone's.
+slack and codec, and a run repeats; the price is that a worker's own gradient is as old as everyone's. Only so is
+there a set of like things of which a robust rule can take what it takes.
+
+What the judge does not let pass is left out of the sum and of the number by which a mean divides.
 
 What always holds (conservation): everything pushed into the window leaves exactly once; what a lossy
-codec drops stays behind as error feedback; so after the flush, delivered + kept = produced.
+codec drops stays behind as error feedback; so after the flush, delivered + kept = produced, but for what was
+judged unusable. (A robust rule does not conserve: what it takes for bad is gone.)
 
 Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN code is `lump` and `sum`.
 """
@@ -23,9 +27,11 @@ import numpy as np
 
 from peers.carry import Leaving, Outgoing, Published, State
 from peers.held import Held
+from peers.judge import Judge, Term
 from peers.lossy import ErrorFeedback
 from peers.message import MAX_ROUND, Layout, decode_vector, encode_vector
 from peers.partition import Schedule
+from peers.robust import Reduce, norm
 from peers.spares import Spares
 from peers.types import Buffer, Slice
 from peers.window import Contribution, GradientWindow
@@ -47,6 +53,8 @@ class GradientCarry:
         is_published: our own gradient enters as and when the others' do; needs a bound.
         peers: of whom a joiner may be given lumps.
         spares: where what leaves is written.
+        reduce: a robust rule instead of mean or sum; needs `is_published` and no `is_held`.
+        judge: whose contributions are used.
     """
 
     def __init__(
@@ -60,8 +68,12 @@ class GradientCarry:
         is_published: bool = False,
         peers: tuple[int, ...] = (),
         spares: Spares | None = None,
+        reduce: Reduce | None = None,
+        judge: Judge | None = None,
     ):
-        self.counts: Counter[str] = Counter()
+        self.judge = judge or Judge(worker, is_alike=is_published)
+        self.counts: Counter[str] = self.judge.counts
+        self._reduce = reduce
         self.keeps_leaving = is_published and layout.codec.is_exact
         self._worker, self._layout, self._size = worker, layout, size
         self._lag, self._is_mean, self._is_published, self._peers = lag, is_mean, is_published, peers
@@ -84,11 +96,12 @@ class GradientCarry:
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
-        extras = self._span(round, part)
-        if self._lag == 0 and part == section and not self._window.is_dirty:
-            # All of it leaves before the others' come in, so it need not be copied.
-            return Leaving(round, part, values, extras, is_lent=True)
-        return Leaving(round, part, self._window.pass_through(section, part, values), extras)
+        is_lent = self._lag == 0 and part == section and not self._window.is_dirty
+        # All of it leaves before the others' come in, so it need not be copied.
+        leaving = values if is_lent else self._window.pass_through(section, part, values)
+        if not self._is_published and self.judge.is_gating:
+            self.judge.note_own(part, norm(leaving))
+        return Leaving(round, part, leaving, self._span(round, part), is_lent=is_lent)
 
     def _span(self, round: int, part: Slice) -> dict[str, float]:
         if self._held is None:
@@ -128,6 +141,10 @@ class GradientCarry:
     ) -> np.ndarray:
         if self._is_published:
             return self._collect_alike(through, section, values, items)
+        everyone = {item.sender for item in items}
+        items = self._usable(items)
+        # A mean is among those who count.
+        sharers = max(0, sharers - len(everyone - {item.sender for item in items}))
         if self._held is not None:
             for item in items:
                 self._held.add(item.sender, item.slice, item.values, _span(item.extras))
@@ -147,19 +164,36 @@ class GradientCarry:
         rounds = sorted(mine.keys() | {item.round for item in items})
         self._has_applied = bool(rounds)
         for round in rounds:
-            terms = [(item.sender, item.slice, item.values, item.extras) for item in items if item.round == round]
+            terms = [item for item in items if item.round == round]
             if round in mine:
-                terms.append((self._worker, mine[round].part, mine[round].values, mine[round].extras))
-            share = np.float32(1 / len(terms) if self._is_mean else 1)
-            for sender, part, term, extras in sorted(terms, key=lambda term: term[0]):
+                own = mine[round]
+                terms.append(Contribution(self._worker, "", round, own.part, own.values, 0, own.extras))
+            terms = self._usable(sorted(terms, key=lambda term: term.sender))
+            if self._reduce is not None:
+                for part in dict.fromkeys(term.slice for term in terms):
+                    alike = self._reduce([term.values for term in terms if term.slice == part])
+                    values[part.start - section.start : part.stop - section.start] += alike
+                continue
+            share = np.float32(1 / max(1, len(terms)) if self._is_mean else 1)
+            for term in terms:
                 if self._held is not None:
-                    self._held.add(sender, part, term * share, _span(extras))
+                    self._held.add(term.sender, term.slice, term.values * share, _span(term.extras))
                 else:
-                    values[part.start - section.start : part.stop - section.start] += term * share
+                    part = term.slice
+                    values[part.start - section.start : part.stop - section.start] += term.values * share
         if self._held is not None:
             self._gave = self._held.give_out(section, values)
         self._applied = max(self._applied, through)
         return values
+
+    def _usable(self, items: list[Contribution]) -> list[Contribution]:
+        """Those of the items that the judge lets pass, in the same order."""
+        accepted: dict[tuple[int, Slice], set[int]] = {}
+        for key in dict.fromkeys((item.round, item.slice) for item in items):
+            alike = [item for item in items if (item.round, item.slice) == key]
+            terms = [Term(item.sender, item.incarnation, norm(item.values)) for item in alike]
+            accepted[key] = self.judge.judge(key[1], terms)
+        return [item for item in items if item.sender in accepted[item.round, item.slice]]
 
     def _shared(self, values: np.ndarray, sharers: int) -> np.ndarray:
         if self._is_mean and sharers:
@@ -192,6 +226,8 @@ class GradientCarry:
     def state(self) -> tuple[State, dict[str, Any]]:
         arrays = {"window": self._window.state(), "kept": self._lossy.state()}
         values: dict[str, Any] = {"left_at": [[*part, step] for part, step in self._left_at.items()]}
+        judged, values["strikes"] = self.judge.state(self._schedule, self._layout.parts)
+        arrays |= judged
         if self._held is not None:
             rates, values["held"] = self._held.state()
             arrays |= {f"held.{peer}": rate for peer, rate in rates.items()}
@@ -202,10 +238,11 @@ class GradientCarry:
         self._lossy.load_state(arrays["kept"])
         self._left_at = {Slice(start, stop): step for start, stop, step in values.get("left_at", ())}
         self._load_held(arrays, values.get("held", []))
+        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
 
     def shared_sizes(self) -> dict[str, int]:
         peers = () if self._held is None else (*self._peers, self._worker)
-        return {f"held.{peer}": self._size for peer in peers}
+        return {f"held.{peer}": self._size for peer in peers} | self.judge.sizes(self._schedule, self._layout.parts)
 
     def applied(self, round: int) -> int:
         if self._is_published and self._lag is not None:
@@ -213,16 +250,19 @@ class GradientCarry:
         return round
 
     def shared(self) -> tuple[State, dict[str, Any]]:
+        arrays, strikes = self.judge.state(self._schedule, self._layout.parts)
         if self._held is None:
-            return {}, {}
+            return arrays, {"strikes": strikes}
         rates, left = self._held.state()
         nothing = np.zeros(self._size, dtype=np.float32)
-        return {name: rates.get(int(name[5:]), nothing) for name in self.shared_sizes()}, {"held": left}
+        held = {f"held.{peer}": rates.get(peer, nothing) for peer in (*self._peers, self._worker)}
+        return arrays | held, {"strikes": strikes, "held": left}
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
         self.begin(round)
         self._applied = applied
         self._load_held(arrays, values.get("held", []))
+        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
 
     def _load_held(self, arrays: State, left: list) -> None:
         if self._held is not None:

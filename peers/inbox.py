@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peers.auto import AutoParts
@@ -41,6 +42,7 @@ class Inbox:
         gate: takes clocks, membership, states and stop wishes.
         wishes: takes what the peers say of the number of parts; None where that is fixed.
         spares: where the arrays of messages come from.
+        refused: called with sender and incarnation for a message that its sender should not have sent.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Inbox:
         gate: ClockGate,
         wishes: AutoParts | None = None,
         spares: Spares | None = None,
+        refused: Callable[[int, str], None] = lambda sender, incarnation: None,
     ):
+        self._refused = refused
         self._spares = spares
         self._worker = worker
         self._parts = wishes
@@ -101,6 +105,9 @@ class Inbox:
             message = assembler.feed(entry)
         except MessageError as error:
             self.count(error.reason)
+            # What is incomplete may have been trimmed before we came to read it: nobody's fault.
+            if error.reason != "incomplete":
+                self._refused(entry.sender, entry.incarnation)
             return
         if message is None:
             return
@@ -108,6 +115,7 @@ class Inbox:
             self._dispatch(sender, entry, message)
         except (KeyError, TypeError, ValueError, OverflowError):
             self.count("malformed")
+            self._refused(entry.sender, entry.incarnation)
 
     def _dispatch(self, sender: _Sender, entry: Entry, message: Message) -> None:
         peer, fields = entry.sender, message.fields

@@ -37,6 +37,9 @@ class Mailbox(Waiting):
     Args:
         layout: what every message must fit.
         stall_timeout_s, say, now: as of `Waiting`.
+
+    Attributes:
+        refused: called with sender and incarnation for a message that its sender should not have sent.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Mailbox(Waiting):
         now: Callable[[], float] = time.monotonic,
     ):
         super().__init__(stall_timeout_s, say, now)
+        self.refused: Callable[[int, str], None] = lambda sender, incarnation: None
         self._layout = layout
         self._lives: dict[int, str] = {}
         self._assemblers: dict[tuple[int, bool], Assembler] = {}
@@ -76,6 +80,7 @@ class Mailbox(Waiting):
         except MessageError as error:
             if error.reason != "incomplete" or stream not in self._torn:
                 self.count(error.reason)
+                self.refused(entry.sender, entry.incarnation)
             return
         if message is None:
             return
@@ -84,6 +89,7 @@ class Mailbox(Waiting):
             self._take(entry, message)
         except (KeyError, TypeError, ValueError, OverflowError):
             self.count("malformed")
+            self.refused(entry.sender, entry.incarnation)
 
     def _begin_life(self, sender: int, incarnation: str) -> None:
         with self._changed:

@@ -171,6 +171,12 @@ class MemoryBus:
             self.received_bytes += sum(map(len, found.values()))
             return found
 
+    def refused(self) -> dict[str, int]:
+        return {}
+
+    def strangers(self) -> dict[int, str]:
+        return {}
+
     def close(self) -> None:
         with self._hub.changed:
             self._is_closed = True

@@ -1,6 +1,7 @@
 """The wire: headers, chunks and whole messages, with no socket and no thread in sight.
 
-A message is cut into entries of at most 384 KiB of payload, each with a small MessagePack header.
+A message is cut into entries of at most 384 KiB of payload, each with a small MessagePack header,
+whose last four bytes are a checksum of the header before them and of the payload.
 `Layout` is what both sides must agree on; from it a receiver computes the slice, the number of
 chunks and the exact size of each payload that a header may announce, and refuses anything else
 before it allocates. An `Assembler` puts one sender's entries together again; the entries of one
@@ -49,9 +50,11 @@ from peers.partition import Schedule, balanced
 from peers.spares import Spares
 from peers.types import Buffer, Entry, Message, Slice
 
-VERSION = 1
+VERSION = 2
 MAX_FIELDS_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 4 * 1024
 MAX_ROUND = 2**48
+SUM_BYTES = 4
 
 # Kinds that carry a vector, and kinds that carry a small map.
 VECTOR_KINDS = ("part", "state", "result", "batch", "feedback", "swap")
@@ -61,8 +64,10 @@ FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop", "round_start", "roun
 Write = Callable[[Slice, np.ndarray], Buffer]
 
 
-class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A stream entry's header; the design's section 4 has the meaning of the keys.
+
+    `z`, which comes last, is the checksum of all that comes before it in the header, and then of the payload.
 
     `x` of a part's first chunk, where the rules have a use for it: `s` how many steps gathered it, `b` the
     checksum of the values that it is a difference to, `p` the number of parts in force, `w` the one wished for.
@@ -76,12 +81,12 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     a: int
     b: int
     f: bytes
-    z: int
     c: str = ""
     x: dict[str, float] = {}
+    z: bytes
 
 
-_encode_header = msgspec.msgpack.Encoder().encode
+_pack_header = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 
 
@@ -188,6 +193,18 @@ class RoundLayout:
         return max([MAX_FIELDS_BYTES // 16, *sizes])
 
 
+def _encode_header(header: Header, payload: Buffer) -> bytes:
+    """A header, with the checksum of itself and its payload in the place of the one that it has."""
+    said = _pack_header(header)[:-SUM_BYTES]
+    return said + checksum(payload, checksum(said)).to_bytes(SUM_BYTES, "big")
+
+
+def _is_whole(header: Header, packed: Buffer, payload: Buffer) -> bool:
+    """Whether nothing has changed since the checksum was made."""
+    expected = checksum(payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big")
+    return header.z == expected == packed[-SUM_BYTES:]
+
+
 def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
     """The pieces in which a slice travels; an empty slice is one empty piece."""
     for start in range(whole.start, max(whole.stop, whole.start + 1), codec.chunk_values):
@@ -227,11 +244,11 @@ def encode_vector(
             a=whole.start,
             b=whole.stop,
             f=layout.fingerprint,
-            z=checksum(payload),
             c=codec.name,
             x=extras if extras and index == 0 else {},
+            z=bytes(SUM_BYTES),
         )
-        yield _encode_header(header), payload
+        yield _encode_header(header, payload), payload
 
 
 def decode_vector(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> np.ndarray:
@@ -255,8 +272,8 @@ def encode_fields(
     payload = msgpack.packb(fields)
     if len(payload) > MAX_FIELDS_BYTES:
         raise ValueError(f"a {kind} of {len(payload)} bytes does not fit in {MAX_FIELDS_BYTES}")
-    header = Header(v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, z=checksum(payload), c="map")
-    return [(_encode_header(header), payload)]
+    header = Header(v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, c="map", z=bytes(SUM_BYTES))
+    return [(_encode_header(header, payload), payload)]
 
 
 def decode_fields(payload: Buffer) -> dict[str, Any]:
@@ -327,6 +344,8 @@ class Assembler:
         return partial
 
     def _checked(self, entry: Entry) -> Header:
+        if len(entry.header) > MAX_HEADER_BYTES:
+            raise MessageError("oversized", f"a header of {len(entry.header)} bytes")
         try:
             header = _decode_header(entry.header)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -340,7 +359,7 @@ class Assembler:
             raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
         if not 0 <= header.r < MAX_ROUND:
             raise MessageError("malformed", f"round {header.r}")
-        if header.z != checksum(entry.payload):
+        if not _is_whole(header, entry.header, entry.payload):
             raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
         return header
 

@@ -11,10 +11,16 @@ weights would swing up. The delay is the bound itself, not
 whatever the wire happened to need: every worker applies round t - slack in round t, so a run repeats bit by
 bit under any slack, and all have the same reference when they encode.
 
-What always holds: an application moves the workers' weights towards each other and leaves their mean where
+What always holds: an application moves the workers' weights towards each other and (the mean) leaves theirs where
 it is, because the corrections of all workers add up to zero, whatever the codec dropped: that stays in the
 worker's own weights and goes out with the next difference (error feedback by construction). After the
 flush, in which every part is sent whole, all live workers hold the same weights: the mean (agreement).
+
+`reduce` says what the average is: the mean, or a robust rule. Every worker judges and reduces the same messages,
+its own as the others read it, so all move to the same; with a robust rule, or where something was left out, the
+workers' mean moves too: to what the rule takes for good. What the norm gate looks at is the published difference.
+An exact codec publishes the weights themselves, so there it is their distance to what was last agreed for the part:
+the same for all (the median of the round's terms would be as well, at the price of sorting every value).
 
 The checksum of the reference travels with each part. Workers whose references differ (they saw a dying
 peer's last words differently) all notice, and send that part whole the next time, which mends it. An exact
@@ -40,11 +46,16 @@ import numpy as np
 from peers.carry import Leaving, Outgoing, Published, State
 from peers.checksum import checksum
 from peers.codec import CODECS
+from peers.judge import Judge, Term
 from peers.message import Layout, decode_vector, encode_vector
 from peers.partition import Schedule
+from peers.robust import Reduce, distance, is_finite, mean, norm
 from peers.spares import Spares
 from peers.types import Buffer, Slice
 from peers.window import Contribution
+
+# Sums of what is shorter are finite.
+HUGE = 1e37
 
 
 class ParameterCarry:
@@ -57,6 +68,9 @@ class ParameterCarry:
         lag: the staleness bound in rounds, None for none.
         backlog: without a bound, how many rounds of our own are remembered.
         spares: where what leaves is written.
+        reduce: the average of several vectors; with a bound.
+        measures_lengths: the rule needs differences; it is given those to what was last agreed.
+        judge: whose contributions are used.
     """
 
     def __init__(
@@ -67,15 +81,22 @@ class ParameterCarry:
         lag: int | None,
         backlog: int = 64,
         spares: Spares | None = None,
+        reduce: Reduce = mean,
+        measures_lengths: bool = False,
+        judge: Judge | None = None,
     ):
         self._spares = spares or Spares()
-        self.counts: Counter[str] = Counter()
+        self.judge = judge or Judge(worker)
+        self.counts: Counter[str] = self.judge.counts
+        self._reduce, self._measures_lengths = reduce, measures_lengths
         # What an exact codec writes is what the others read.
         self.keeps_leaving = layout.codec.is_exact
         self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
-        has_reference = lag is not None and not layout.codec.is_exact
-        self._reference = initial.astype(np.float32, copy=True) if has_reference else None
+        # What was last agreed. With an exact codec nothing is encoded against it, but lengths are taken from it.
+        is_wanted = lag is not None and (not layout.codec.is_exact or self.judge.is_gating or measures_lengths)
+        self._agreed = initial.astype(np.float32, copy=True) if is_wanted else None
+        self._reference = None if layout.codec.is_exact else self._agreed
         self._outgoing = Outgoing(backlog if lag is None else None)
         self._newest = self._applied = 0
         # Per round that has been published and not applied: our corrections of its slice since, and the reference's.
@@ -169,8 +190,8 @@ class ParameterCarry:
             self.counts["late"] += len(items)
             return
         part = mine.part
-        terms = []
-        for one in (found[worker] for worker in sorted(found)):
+        fitting = {}
+        for worker, one in sorted(found.items()):
             if isinstance(one, Contribution) and one.slice != part:
                 self.counts["misaligned"] += 1
                 continue
@@ -180,25 +201,62 @@ class ParameterCarry:
             if self._reference is not None and is_other and not mine.is_whole and round > self._mended.get(part, 0):
                 self.counts["diverged"] += 1
                 self._broken.add(part)
-            terms.append((one.values, one.is_whole))
+            fitting[worker] = one
+        usable, longest = self._usable(part, fitting)
+        terms = [(one.values, one.is_whole) for one in usable]
+        # Our own weights are no numbers any more: take what the others agree on.
+        is_lost = not any(one is mine for one in usable) and not is_finite(mine.values)
         here = values[part.start - section.start : part.stop - section.start]
         reference = None if self._reference is None else self._reference[part.start : part.stop]
-        if reference is None or all(is_whole for _, is_whole in terms):
-            average = _mean([term for term, _ in terms])
+        are_weights = reference is None or all(is_whole for _, is_whole in terms)
+        if are_weights:
+            average = self._average([term for term, _ in terms], part)
+        else:
+            changes = [term - reference if is_whole else term for term, is_whole in terms]
+            average = self._reduce(changes) if changes else None
+        if average is None or longest * len(terms) > HUGE and not is_finite(average):
+            # The same for everyone: each keeps what it has.
+            self._shifts.pop(round, None)
+            return
+        if are_weights:
+            if self._agreed is not None:
+                self._agreed[part.start : part.stop] = average
             if reference is not None:
-                reference[:] = average
                 self._mended[part] = self._newest
-            if round == self._newest or self._is_flushing and mine.is_whole:
+            if is_lost or round == self._newest or self._is_flushing and mine.is_whole:
                 # We have done nothing to it since it was published: agree to the last bit.
                 here[:] = average
                 self._shifts.pop(round, None)
             else:
                 self._correct(round, part, here, average - mine.values, None)
             return
-        changes = [term - reference if is_whole else term for term, is_whole in terms]
         own = mine.values - reference if mine.is_whole else mine.values
-        average = _mean(changes)
+        if is_lost:
+            here[:], own = reference, np.float32(0)
         self._correct(round, part, here, average - own, average)
+
+    def _usable(self, part: Slice, found: dict[int, Any]) -> tuple[list[Any], float]:
+        """What the judge lets pass of what a round's workers published, in worker order; and the greatest length."""
+        terms = []
+        for worker, one in found.items():
+            is_difference = self._reference is not None and not one.is_whole
+            if is_difference or self._agreed is None:
+                length = norm(one.values)
+            else:
+                length = distance(one.values, self._agreed[part.start : part.stop])
+            terms.append(Term(worker, getattr(one, "incarnation", ""), length))
+        accepted = self.judge.judge(part, terms, is_gated=self._agreed is not None)
+        longest = max((term.norm for term in terms if term.sender in accepted), default=0.0)
+        return [one for worker, one in found.items() if worker in accepted], longest
+
+    def _average(self, terms: list[np.ndarray], part: Slice) -> np.ndarray | None:
+        """Of weights."""
+        if not terms:
+            return None
+        if not self._measures_lengths:
+            return self._reduce(terms)
+        last = self._agreed[part.start : part.stop]
+        return last + self._reduce([term - last for term in terms])
 
     def _correct(self, round: int, part: Slice, here: np.ndarray, change: np.ndarray, move: np.ndarray | None) -> None:
         """Change our weights of a part, and its reference, less what they have been changed since the round left.
@@ -238,6 +296,9 @@ class ParameterCarry:
             if mine is None or mine.part != item.slice:
                 self.counts["late" if mine is None else "misaligned"] += 1
                 continue
+            term = Term(item.sender, item.incarnation, distance(item.values, mine.values))
+            if not self.judge.judge(item.slice, [term]):
+                continue
             here = values[item.slice.start - section.start : item.slice.stop - section.start]
             change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
             here += change
@@ -262,15 +323,20 @@ class ParameterCarry:
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """At a cut everything published has been applied, so the reference is all there is."""
-        return self._reference_state(), {"broken": [list(part) for part in self._broken]}
+        arrays, strikes = self.judge.state(self._schedule, self._layout.parts)
+        if self._agreed is not None:
+            arrays["reference"] = self._agreed.copy()
+        return arrays, {"broken": [list(part) for part in self._broken], "strikes": strikes}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
-        if self._reference is not None:
-            self._reference[:] = arrays["reference"]
+        if self._agreed is not None:
+            self._agreed[:] = arrays["reference"]
+        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
         self._broken = {Slice(*part) for part in values.get("broken", ())}
 
     def shared_sizes(self) -> dict[str, int]:
-        return {} if self._reference is None else {"reference": self._reference.size}
+        sizes = self.judge.sizes(self._schedule, self._layout.parts)
+        return sizes if self._agreed is None else sizes | {"reference": self._agreed.size}
 
     def applied(self, round: int) -> int:
         return round if self._lag is None else max(self._applied, round - self._lag)
@@ -283,18 +349,6 @@ class ParameterCarry:
         self._newest = self._outgoing.newest = round
         self._applied = applied
         self._origin = (helper, round)
-
-    def _reference_state(self) -> State:
-        return {} if self._reference is None else {"reference": self._reference.copy()}
-
-
-def _mean(terms: list[np.ndarray]) -> np.ndarray:
-    """In the order given, so that every worker gets the same."""
-    total = terms[0].copy() if len(terms) == 1 else terms[0] + terms[1]
-    for term in terms[2:]:
-        total += term
-    total /= np.float32(len(terms))
-    return total
 
 
 def _overlap(one: Slice, other: Slice) -> bool:

@@ -2,7 +2,8 @@
 
 Plain XREAD with private cursors: no consumer groups (every peer needs every message), no pub/sub (it
 forgets), no Lua. `_insist` is the only place that retries. XADD and XREAD, which carry the vectors, go
-over links by `resp`, which copies nothing; everything small goes by redis-py.
+over links by `resp`, which copies nothing; everything small goes by redis-py. With a run key every entry has a third
+field `s`, its seal, and what is in the lease and the state begins with one (`peers.seal`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import msgspec
 import redis
 
-from peers.errors import BusError, DuplicateError, LapsedError
+from peers.errors import BusError, DisagreementError, DuplicateError, LapsedError
+from peers.guard import Guard
 from peers.keys import Keys
 from peers.redis_client import REPLY_BYTES, Reader, address, connect, open_link, split_socket
 from peers.resp import Busy, Connection, ReplyError, bulks
+from peers.tls import Access
 from peers.types import Buffer, Entry, Lease
 
 # How much is gathered for one system call while more is being made.
@@ -32,8 +34,6 @@ LAST_LIFE_S = 60
 FULL = ("OOM", "MISCONF")
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
-_encode_lease = msgspec.msgpack.Encoder().encode
-_lease_decoder = msgspec.msgpack.Decoder(Lease)
 
 
 class RedisBus:
@@ -50,6 +50,9 @@ class RedisBus:
         full_patience_s: how long it may be full.
         may_take_over: see `peers.bus.Bus`.
         say: called with one line for a person, for instance while retrying.
+        access: what we show to every Redis, and whom we trust.
+        run_key: 32 bytes that all workers of the run have and nobody else; everything said is sealed with it, and
+            nothing is taken without its seal. None for no seals.
     """
 
     def __init__(
@@ -64,12 +67,15 @@ class RedisBus:
         say: Callable[[str], None] = lambda line: None,
         full_patience_s: float = 600.0,
         may_take_over: bool = False,
+        access: Access | None = None,
+        run_key: bytes | None = None,
     ):
         self.worker, self.incarnation, self.may_take_over = worker, incarnation, may_take_over
         self.sent_bytes = self._state_bytes = self.retries = 0
         self._keys = Keys(run)
         self._patience_s, self._full_patience_s = patience_s, full_patience_s
         self._say = say
+        self._guard = Guard(run_key, self._keys, say)
         own_far, own_near = split_socket(urls[worker])
         by_url: dict[str, list[int]] = {}
         for peer in peers:
@@ -78,11 +84,16 @@ class RedisBus:
             by_url.setdefault(own_near if far == own_far else far, []).append(peer)
         self.servers = tuple(tuple(group) for group in by_url.values())
         deadline = time.monotonic() + connect_timeout_s
-        self._own = connect(own_near, connect_timeout_s, say)
+        self._own = connect(own_near, connect_timeout_s, say, access)
         # Reading blocks, so each followed server gets a client of its own, even our own node's.
         self._read_busy, self._publish_busy = Busy(), Busy()
         self._readers = [
-            Reader(connect(url, max(0.0, deadline - time.monotonic()), say), address(url), self._read_busy)
+            Reader(
+                connect(url, max(0.0, deadline - time.monotonic()), say, access),
+                address(url),
+                self._read_busy,
+                self._guard,
+            )
             for url in by_url
         ]
         self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
@@ -118,6 +129,12 @@ class RedisBus:
         self._max_entries, self._entry_bytes = max_entries, max(1, entry_bytes)
         self._least_entries = min(max_entries, least_entries or max_entries)
 
+    def refused(self) -> dict[str, int]:
+        return self._guard.refusals.counts()
+
+    def strangers(self) -> dict[int, str]:
+        return dict(self._guard.strangers)
+
     # --- publishing ---------------------------------------------------------------------------
 
     def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
@@ -138,14 +155,16 @@ class RedisBus:
 
     def _append_in_order(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         name, number, batch = key.encode(), self._sequences.get(key), _Batch()
-        is_new, number = number is None, number or 0
-        first = b"*9\r\n" + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
+        is_new, number, seals, sealed = number is None, number or 0, self._guard.seals(key), b""
+        first = b"*%d\r\n" % (11 if seals else 9) + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
         for header, payload in entries:
             number += 1
             self._sequences[key] = number
             item_id = bulks(b"%d-0" % number)
-            head = b"%b%b$1\r\nh\r\n$%d\r\n%b\r\n$1\r\nd\r\n$%d\r\n"
-            batch.add(head % (first, item_id, len(header), header, len(payload)), item_id, payload, b"\r\n")
+            if seals is not None:
+                sealed = bulks(b"s", seals.of_entry(number, header, payload))
+            head = b"%b%b$1\r\nh\r\n$%d\r\n%b\r\n%b$1\r\nd\r\n$%d\r\n"
+            batch.add(head % (first, item_id, len(header), header, sealed, len(payload)), item_id, payload, b"\r\n")
             with self._lock:
                 self.sent_bytes += len(header) + len(payload)
             if batch.waiting_bytes >= SEND_BYTES:
@@ -247,10 +266,15 @@ class RedisBus:
     # --- leases and states --------------------------------------------------------------------
 
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
-        key, value, ttl_ms = self._keys.lease(self.worker), _encode_lease(lease), int(ttl_s * 1000)
+        key, value, ttl_ms = self._keys.lease(self.worker), self._guard.sealed_lease(lease), int(ttl_s * 1000)
 
         def take(pipeline: redis.client.Pipeline) -> Lease | None:
-            old = _decode_lease(pipeline.get(key))
+            old = self._guard.open_lease(self.worker, pipeline.get(key))
+            if self.worker in self._guard.strangers:
+                raise DisagreementError(
+                    f"someone else is worker {self.worker}: {self._guard.strangers[self.worker]}; stop that one, or "
+                    "wait until its lease has ended"
+                )
             # Our own: the reply to an earlier attempt was lost.
             if old is not None and old.incarnation != self.incarnation and not may_replace(old):
                 raise DuplicateError(self.worker, old.host, old.pid)
@@ -283,7 +307,7 @@ class RedisBus:
             *self._sequences.copy(),
         ]
         try:
-            old = _decode_lease(self._own.get(key))
+            old = self._guard.open_lease(self.worker, self._own.get(key))
             if old is not None and old.incarnation != self.incarnation:
                 return "taken"
             if old is None:
@@ -292,7 +316,7 @@ class RedisBus:
                 for name in self._kept.copy():
                     self._check_kept(name)
             pipeline = self._own.pipeline(transaction=False)
-            pipeline.set(key, _encode_lease(lease), px=int(ttl_s * 1000))
+            pipeline.set(key, self._guard.sealed_lease(lease), px=int(ttl_s * 1000))
             for name in own:
                 pipeline.expire(name, KEEP_S)
             pipeline.execute()
@@ -303,7 +327,7 @@ class RedisBus:
     def release(self) -> None:
         key = self._keys.lease(self.worker)
         try:
-            old = _decode_lease(self._own.get(key))
+            old = self._guard.open_lease(self.worker, self._own.get(key))
             if old is not None and old.incarnation == self.incarnation:
                 self._own.delete(key)
         except redis.RedisError:
@@ -315,7 +339,7 @@ class RedisBus:
             values = self._readers[server].client.mget([self._keys.lease(peer) for peer in group])
         except redis.RedisError as error:
             raise BusError(f"Redis at {self._readers[server].name}: {error}") from None
-        return {peer: _decode_lease(value) for peer, value in zip(group, values, strict=True)}
+        return {peer: self._guard.open_lease(peer, value) for peer, value in zip(group, values, strict=True)}
 
     def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
         key = self._keys.state(self.worker, self.incarnation)
@@ -323,7 +347,7 @@ class RedisBus:
         def put() -> None:
             pipeline = self._own.pipeline(transaction=False)
             for name, value in fields.items():
-                pipeline.hset(key, name, _as_bytes(value))
+                pipeline.hset(key, name, self._guard.sealed_field(key, name, value))
             pipeline.expire(key, max(KEEP_S, int(ttl_s)))
             pipeline.execute()
 
@@ -343,6 +367,7 @@ class RedisBus:
         except redis.RedisError as error:
             raise BusError(f"cannot read the state of worker {peer}: {error}") from None
         found = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        found = self._guard.open_fields(peer, key, found)
         with self._lock:
             self._state_bytes += sum(map(len, found.values()))
         return found
@@ -374,17 +399,5 @@ class _Batch:
         self.waiting_bytes += len(head) + sum(map(len, rest))
 
 
-def _as_bytes(value: Buffer) -> Buffer:
-    return bytes(value) if isinstance(value, bytearray) else value
-
-
 def _number(item_id: bytes) -> int:
     return int(item_id.split(b"-", 1)[0])
-
-
-def _decode_lease(value: bytes | None) -> Lease | None:
-    """A lease that someone else wrote; what is no lease counts as none."""
-    try:
-        return None if value is None else _lease_decoder.decode(value)
-    except (msgspec.MsgspecError, ValueError):
-        return None

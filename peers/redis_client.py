@@ -8,6 +8,7 @@ the second for which a read may block.
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -18,14 +19,22 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from peers.errors import BusError, UnreachableError
+from peers.guard import Guard
 from peers.resp import Busy, Connection, ReplyError, bulks
-from peers.types import Entry
+from peers.seal import Seals, Watch
+from peers.tls import Access, TlsLink, refusal
+from peers.types import Buffer, Entry
 
 BLOCK_S = 1.0
 SOCKET_TIMEOUT_S = BLOCK_S + 3.0
 # What an answer to XREAD holds at most, unless a single entry is larger: of larger ones the processor's cache
 # would have lost the first when the last has come.
 REPLY_BYTES = 512 * 1024
+MAX_NUMBER = 2**64
+# Else redis-py would send CLIENT SETINFO, which no user of ours needs; under the name that its version has for it.
+_NAMELESS = (
+    {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
 
 
 def address(url: str) -> str:
@@ -48,13 +57,20 @@ def split_socket(url: str) -> tuple[str, str]:
     return far, f"unix://{login}{at}{quote(path)}" + ("?" + urlencode(query) if query else "")
 
 
-def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> redis.Redis:
+def connect(
+    url: str, timeout_s: float, say: Callable[[str], None] = lambda line: None, access: Access | None = None
+) -> redis.Redis:
     """A client that has answered PING.
 
+    Args:
+        access: what we show, and whom we trust.
+
     Raises:
+        SetupError: a file of `access` cannot be used.
         UnreachableError: no answer within `timeout_s`, or one that waiting will not mend; the message
             has host, port and reason.
     """
+    access = access or Access()
     try:
         client = redis.Redis.from_url(
             url,
@@ -65,6 +81,8 @@ def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line
             retry=Retry(NoBackoff(), 0),
             retry_on_timeout=False,
             health_check_interval=0,
+            **_NAMELESS,
+            **access.options(url),
         )
     except (ValueError, TypeError) as error:
         shown = re.sub(r"//[^@/]*@", "//", url)
@@ -78,6 +96,9 @@ def connect(url: str, timeout_s: float, say: Callable[[str], None] = lambda line
             client.close()
             raise UnreachableError(f"Redis at {address(url)} refuses us: {error}") from None
         except redis.RedisError as error:
+            if url.startswith("rediss:") and (why := refusal(error, access)):
+                client.close()
+                raise UnreachableError(f"Redis at {address(url)}: {why}") from None
             reason = " ".join(str(error).split()).rstrip(".")
             if time.monotonic() >= deadline:
                 client.close()
@@ -101,21 +122,41 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
     made.connect()
     # From here on the socket is ours: the client's connection would close it with itself.
     socket, made._sock = made._sock, None
-    return Connection(socket, buffer_bytes, busy)
+    return Connection(TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket, buffer_bytes, busy)
+
+
+_BUFFERS = (bytes, memoryview)
+
+
+def _text(value: Buffer) -> bytes:
+    """The bytes of what should be some: of a number, `bytes` would make so many zeros."""
+    if not isinstance(value, _BUFFERS):
+        raise TypeError(f"{type(value).__name__} where bytes should be")
+    return bytes(value)
 
 
 class _Stream:
-    """One stream that is followed: whose, and how far it has been read."""
+    """One stream that is followed: whose, and how far it has been read.
 
-    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer")
+    Attributes:
+        after: number of the newest entry that was handed on.
+        cursor: what comes after this is asked for.
+        seals: what its entries must bear; None for nothing.
+    """
 
-    def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int):
-        self.peer, self.incarnation, self.is_direct = peer, incarnation, is_direct
-        self.move(after)
+    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "seals")
 
-    def move(self, after: int) -> None:
-        item_id = b"%d-0" % after
-        self.after, self.cursor = after, b"$%d\r\n%b\r\n" % (len(item_id), item_id)
+    def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int, seals: Seals | None):
+        self.peer, self.incarnation, self.is_direct, self.seals = peer, incarnation, is_direct, seals
+        self.after = after
+        self.move(b"%d-0" % after)
+
+    def move(self, item_id: bytes) -> None:
+        self.cursor = b"$%d\r\n%b\r\n" % (len(item_id), item_id)
+
+    @property
+    def name(self) -> str:
+        return "its stream for this worker" if self.is_direct else "its outbox"
 
 
 class Reader:
@@ -127,14 +168,16 @@ class Reader:
         client: has answered; for the link, and for the caller's own small questions.
         name: of the server, for errors.
         busy: is entered while an answer comes in.
+        guard: says which seals the entries must bear, and is told of those that are not handed on.
 
     Attributes:
         received_bytes: payload and header bytes so far.
     """
 
-    def __init__(self, client: redis.Redis, name: str, busy: Busy):
+    def __init__(self, client: redis.Redis, name: str, busy: Busy, guard: Guard):
         self.client, self.name = client, name
         self.received_bytes = 0
+        self._guard, self._watch = guard, Watch()
         self._busy = busy
         self._reading, self._changing = threading.Lock(), threading.Lock()
         self._followed = threading.Event()
@@ -149,8 +192,8 @@ class Reader:
         """Read a peer's outbox after entry number `after`, and its stream for us, instead of what was followed."""
         with self._changing:
             others = {key: stream for key, stream in self._streams.items() if stream.peer != peer}
-            others[out.encode()] = _Stream(peer, incarnation, False, after)
-            others[direct.encode()] = _Stream(peer, incarnation, True, 0)
+            for key, is_direct, first in ((out, False, after), (direct, True, 0)):
+                others[key.encode()] = _Stream(peer, incarnation, is_direct, first, self._guard.seals(key))
             self._streams = others
         self._followed.set()
 
@@ -182,7 +225,11 @@ class Reader:
                 raise BusError(f"Redis at {self.name}: {error}") from None
             if not answer:
                 return []
-            entries = [entry for key, items in answer for entry in self._take(streams[bytes(key)], items)]
+            try:
+                entries = [entry for key, items in answer for entry in self._take(streams[_text(key)], items)]
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                self._hang_up()
+                raise BusError(f"Redis at {self.name} says what no Redis says: {type(error).__name__}") from None
             try:
                 self._ask(self._streams, timeout_ms, entry_bytes)
             except (OSError, redis.RedisError):
@@ -207,23 +254,49 @@ class Reader:
         self._asked = streams
 
     def _take(self, stream: _Stream, items: list) -> list[Entry]:
-        """A stream's entries; its cursor moves behind them."""
-        entries, after, size_bytes = [], stream.after, 0
-        peer, incarnation, is_direct = stream.peer, stream.incarnation, stream.is_direct
+        """A stream's entries, but for those that are refused; its cursor moves behind all of them."""
+        entries, after, size_bytes, item_id = [], stream.after, 0, b""
+        peer, incarnation, is_direct, seals = stream.peer, stream.incarnation, stream.is_direct, stream.seals
         for item_id, fields in items:
-            sequence = int(bytes(item_id).partition(b"-")[0])
+            number, _, rest = _text(item_id).partition(b"-")
+            sequence = int(number)
+            if not 0 <= sequence < MAX_NUMBER:
+                raise ValueError("an id that is none")
             if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"d":
-                header, payload = fields[1], fields[3]
+                header, payload, seal = fields[1], fields[3], b""
             else:
-                values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
-                header, payload = values.get(b"h", b""), values.get(b"d", b"")
+                values = dict(zip(map(_text, fields[::2]), fields[1::2], strict=True))
+                header, payload, seal = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
+            if not isinstance(header, _BUFFERS) or not isinstance(payload, _BUFFERS):
+                raise TypeError("an entry of something else than bytes")
+            size_bytes += len(header) + len(payload)
+            if seals is not None or rest != b"0":
+                is_next = rest == b"0" and sequence > after
+                reason = self._reason(seals, sequence, is_next, header, payload, seal)
+                if reason is not None:
+                    self._guard.refusals.note(peer, reason, f"entry {sequence} of {stream.name}")
+                    continue
             # The header is small and is kept; the payload stays where the socket has put it.
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
             after = sequence
-            size_bytes += len(header) + len(payload)
-        stream.move(after)
+        stream.after = after
+        if item_id:
+            stream.move(bytes(item_id))
         self.received_bytes += size_bytes
         return entries
+
+    def _reason(
+        self, seals: Seals | None, number: int, is_next: bool, header: Buffer, payload: Buffer, seal: Buffer
+    ) -> str | None:
+        """Why an entry is not handed on.
+
+        Args:
+            is_next: whether a worker may have put it there: its ids end with -0 and ascend.
+        """
+        if seals is None:
+            return "malformed"
+        reason = self._watch.refusal(seals, number, header, payload, seal)
+        return "replayed" if reason is None and not is_next else reason
 
     def _hang_up(self) -> None:
         if self._link is not None:

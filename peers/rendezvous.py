@@ -162,6 +162,7 @@ class Rendezvous:
             if self._failure is not None:
                 raise self._failure
             leases = self._leases()
+            self._refuse_strangers()
             found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
             if found != lives or any(lease and not self._is_beating(lease) for lease in leases.values()):
                 # Someone came or went, or a dead run's lease is about to end: the wait begins anew.
@@ -255,6 +256,14 @@ class Rendezvous:
                 leases.update(dict.fromkeys(self._bus.servers[server]))
         return leases
 
+    def _refuse_strangers(self) -> None:
+        for peer, why in self._bus.strangers().items():
+            time.sleep(SEEN_S)
+            raise DisagreementError(
+                f"worker {self._bus.worker} and worker {peer} cannot understand each other: {why}; give all the "
+                f"same run.key (if worker {peer} is not running any more, its lease ends within {self._lease_s:g} s)"
+            )
+
     def _check(self, peer: int, lease: Lease) -> list[int] | None:
         """The checkpoints of a peer that trains the same as we do; None if it has not said yet."""
         try:
@@ -263,7 +272,9 @@ class Rendezvous:
                 return None
             theirs, checkpoints = hello["agreed"], [int(step) for step in hello["checkpoints"]]
             self._abouts[peer] = dict(hello["about"])
-        except (BusError, MessageError, KeyError, TypeError, ValueError):
+        except (BusError, MessageError, KeyError, TypeError, ValueError, OverflowError):
+            return None
+        if not isinstance(theirs, dict) or not all(isinstance(key, str) for key in theirs):
             return None
         mine = self._agreed
         different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))

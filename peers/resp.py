@@ -34,10 +34,11 @@ ROOM_BYTES = 1024 * 1024
 
 # The answer to XREAD where one stream has news, up to its entries.
 _ANSWER = re.compile(rb"\*1\r\n\*2\r\n\$(\d{1,3})\r\n([^\r\n]+)\r\n\*(\d{1,5})\r\n")
-# An entry of XREAD with two fields of one letter, up to the bytes of its second value. In two halves, because the
-# first value, of at most 9,999 bytes, may be anything.
-_ENTRY = re.compile(rb"\*2\r\n\$(\d\d?)\r\n([\d-]+)\r\n\*4\r\n\$1\r\n(.)\r\n\$(\d{1,4})\r\n", re.DOTALL)
-_SECOND = re.compile(rb"\r\n\$1\r\n(.)\r\n\$(\d{1,8})\r\n", re.DOTALL)
+# An entry of XREAD with two or three fields of one letter, up to the bytes of its first value; and from the end of a
+# value to the next. The values before the last, of at most 9,999 bytes, may be anything.
+_ENTRY = re.compile(rb"\*2\r\n\$(\d\d?)\r\n([\d-]+)\r\n\*([46])\r\n\$1\r\n(.)\r\n\$(\d{1,4})\r\n", re.DOTALL)
+_NEXT = re.compile(rb"\r\n\$1\r\n(.)\r\n\$(\d{1,8})\r\n", re.DOTALL)
+MAX_SMALL_BYTES = 9_999
 
 # Under a name that an argument does not hide.
 _Socket = socket.socket
@@ -197,19 +198,23 @@ class Replies:
         first = _ENTRY.match(self._buffer, self._at, self._end)
         if first is None or depth < 3:
             return None
-        id_size, item_id, name, value_size = first.groups()
-        start = first.end()
-        stop = start + int(value_size)
-        second = _SECOND.match(self._buffer, stop, self._end)
-        if second is None or len(item_id) != int(id_size):
+        id_size, item_id, words, name, size_text = first.groups()
+        if len(item_id) != int(id_size):
             return None
-        value, size = bytes(self._view[start:stop]), int(second[2])
-        small_bytes = len(item_id) + len(value) + 2
-        if len(value) > MAX_BULK_BYTES or size > MAX_BULK_BYTES or small_bytes + size > self._left_bytes:
+        fields, start, size, small_bytes = [name], first.end(), int(size_text), len(item_id) + 1
+        for _ in range(int(words) // 2 - 1):
+            found = _NEXT.match(self._buffer, start + size, self._end)
+            if found is None or size > min(MAX_SMALL_BYTES, MAX_BULK_BYTES):
+                return None
+            fields += (bytes(self._view[start : start + size]), found[1])
+            small_bytes += size + 1
+            start, size = found.end(), int(found[2])
+        if size > MAX_BULK_BYTES or small_bytes + size > self._left_bytes:
             return None
         self._left_bytes -= small_bytes
-        self._at = second.end()
-        return [item_id, [name, value, second[1], self._bulk(size)]]
+        self._at = start
+        fields.append(self._bulk(size))
+        return [item_id, fields]
 
     def _length(self, text: bytes, limit: int) -> int:
         try:

@@ -14,6 +14,8 @@ is counted as late; a peer that is gone holds nobody up.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -26,12 +28,15 @@ from peers.bus import Bus
 from peers.codec import CODECS, Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
+from peers.judge import Judge, Term
 from peers.leadership import Leadership
 from peers.mailbox import Letter, TimedMailbox
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
+from peers.refusals import total
 from peers.rendezvous import Start
+from peers.robust import norm
 from peers.types import Message, Slice
 from peers.waiting import failed
 
@@ -49,7 +54,7 @@ class Gathered:
     """The answers of a round.
 
     Attributes:
-        answers: the finite vectors, our own included, in worker order.
+        answers: the vectors that may be used, our own included, in worker order.
         messages: all that came, by sender, in worker order.
         missing: who was asked and had not answered by the end.
         is_void: fewer than the quorum can be used.
@@ -73,6 +78,7 @@ class Rounds:
             end of the others is awaited.
         say: called with one line for a person.
         min_peers: with fewer peers that are there, or have finished, this worker does not lead.
+        judge: whose answers are used; its memory is its own, and begins anew with another leader.
 
     Attributes:
         mail: where the main thread waits.
@@ -90,11 +96,14 @@ class Rounds:
         finish_timeout_s: float,
         say: Callable[[str], None],
         min_peers: int = 0,
+        judge: Judge | None = None,
     ):
+        self._judge = judge or Judge(bus.worker, say=say)
         self._bus, self._layout, self._say = bus, layout, say
         self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
         self.leadership, self.deadline = leadership, deadline
         self.mail = TimedMailbox(deadline, layout, stall_timeout_s, say)
+        self.mail.refused = self._judge.note_refused
         self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
         self._pumps: list[Pump] = []
         self._is_abreast, self._min_peers = True, min_peers
@@ -268,10 +277,11 @@ class Rounds:
         is_off: Callable[[], bool] = lambda: False,
         own: np.ndarray | None = None,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
+        length: Callable[[np.ndarray], float] = norm,
     ) -> Gathered:
         """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
 
-        What is not finite is left out, counted and said.
+        What is not finite, or far longer than usual, is left out, counted and said.
 
         Args:
             senders: who was asked, besides ourselves.
@@ -280,6 +290,7 @@ class Rounds:
             is_off: ends the wait when it becomes true.
             own: our own answer, if we have one.
             read: the vector that a message stands for; a ValueError says that it stands for none.
+            length: what is compared of the vectors; not finite where they are not.
         """
 
         def found() -> dict[int, Letter]:
@@ -305,31 +316,22 @@ class Rounds:
             self.mail.note_answer(kind, round, letter.at_s)
         gone = tuple(sender for sender in sorted(senders) if sender not in letters)
         messages = {sender: letter.message for sender, letter in letters.items()}
-        answers = self._finite(kind, round, messages, own, read)
-        return Gathered(answers, messages, gone, len(answers) < quorum)
-
-    def _finite(
-        self,
-        kind: str,
-        round: int,
-        messages: dict[int, Message],
-        own: np.ndarray | None,
-        read: Callable[[Message], np.ndarray],
-    ) -> dict[int, np.ndarray]:
-        found: dict[int, np.ndarray | None] = {} if own is None else {self._bus.worker: own}
+        answers = {} if own is None else {self._bus.worker: own}
         for sender, message in messages.items():
-            try:
-                found[sender] = read(message)
-            except ValueError:
-                found[sender] = None
-        usable: dict[int, np.ndarray] = {}
-        for worker, values in sorted(found.items()):
-            if values is not None and np.isfinite(values).all():
-                usable[worker] = values
-            else:
-                self.mail.count("not finite")
-                self._say(f"round {round}: the {kind} of worker {worker} is not finite; left out")
-        return usable
+            with contextlib.suppress(ValueError):
+                answers[sender] = read(message)
+        lives = {sender: letter.incarnation for sender, letter in letters.items()} | {self._bus.worker: ""}
+        asked = sorted({*messages, *answers})
+        terms = [
+            Term(worker, lives[worker], length(answers[worker]) if worker in answers else math.nan) for worker in asked
+        ]
+        accepted = self._judge.judge(Slice(0, self._layout.kinds[kind][0]), terms)
+        for worker, _, found in terms:
+            if worker not in accepted and not self._judge.is_muted(worker):
+                why = "far longer than usual" if math.isfinite(found) else "not finite"
+                self._say(f"round {round}: the {kind} of worker {worker} is {why}; left out")
+        answers = {worker: answers[worker] for worker in asked if worker in accepted}
+        return Gathered(answers, messages, gone, len(answers) < quorum)
 
     # --- who leads ----------------------------------------------------------------------------
 
@@ -369,7 +371,8 @@ class Rounds:
             "staleness_mean": 0.0,
             "staleness_max": 0,
             "live_peers": len(self.mail.live()),
-            "dropped": self.mail.counts(),
+            "dropped": total(self.mail.counts(), self._judge.counts, self._bus.refused()),
+            **self._judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from peers import robust
 from peers.carry import Carry
 from peers.gradients import GradientCarry
+from peers.judge import Judge
 from peers.message import Layout
 from peers.parameters import ParameterCarry
 from peers.spares import Spares
@@ -22,7 +25,10 @@ class Rules:
         carry: gradients or parameters.
         remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
         own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
-        reduce: for gradients: mean (of the members) or sum.
+        reduce: mean (of the members), for gradients also sum, or one of the robust rules, which need a bound and,
+            for gradients, that `own` is published; see `peers.robust`.
+        hostile: for the trimmed mean, how many of the workers may be bad.
+        norm_gate, strikes: see `peers.judge.Judge`; 0 for none.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         least_rounds: how many of them where Redis is full; None for all.
         min_peers: with fewer live peers this worker is in a minority; see `ClockGate`.
@@ -36,6 +42,9 @@ class Rules:
     remote: str = "lump"
     own: str = "fresh"
     reduce: str = "mean"
+    hostile: int = 1
+    norm_gate: float = 10.0
+    strikes: int = 10
     keep_rounds: int = 64
     least_rounds: int | None = None
     min_peers: int = 0
@@ -79,12 +88,30 @@ class Rules:
 
 
 def make_carry(
-    rules: Rules, worker: int, peers: tuple[int, ...], layout: Layout, initial: np.ndarray, spares: Spares
+    rules: Rules,
+    worker: int,
+    peers: tuple[int, ...],
+    layout: Layout,
+    initial: np.ndarray,
+    spares: Spares,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Carry:
     """What is carried, for one worker; see `peers.exchange.Exchange` for the arguments."""
     slack = rules.slack_rounds(layout.schedule.rounds_per_step)
+    is_alike = slack is not None if rules.carry == "parameters" else rules.own == "published"
+    judge = Judge(worker, rules.norm_gate, rules.strikes, is_alike, say)
     if rules.carry == "parameters":
-        return ParameterCarry(worker, layout, initial, slack, rules.keep_rounds, spares)
+        return ParameterCarry(
+            worker,
+            layout,
+            initial,
+            slack,
+            rules.keep_rounds,
+            spares,
+            reduce=robust.build(rules.reduce, rules.hostile),
+            measures_lengths=rules.reduce == "clipped_mean",
+            judge=judge,
+        )
     return GradientCarry(
         worker,
         layout,
@@ -95,4 +122,6 @@ def make_carry(
         is_published=rules.own == "published",
         peers=peers,
         spares=spares,
+        reduce=robust.build(rules.reduce, rules.hostile) if rules.reduce in robust.RULES else None,
+        judge=judge,
     )

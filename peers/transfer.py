@@ -96,7 +96,7 @@ def take(
     meta = decode_fields(found[name])
     try:
         sums = {array: (int(size_bytes), int(checksum)) for array, (size_bytes, checksum) in meta.pop("arrays").items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise MessageError("malformed", f"the state of worker {giver} does not say what it holds") from None
     expected_sizes = {array: encoded_bytes(size, codec) for array, size in sizes.items()}
     if {array: size_bytes for array, (size_bytes, _) in sums.items()} != expected_sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,6 +12,10 @@ Buffer = bytes | bytearray | memoryview
 
 # A wait that takes longer than this says what for.
 SAY_AFTER_S = 5.0
+# What somebody else has written is checked when it is decoded.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Short = Annotated[str, msgspec.Meta(max_length=512)]
+Life = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
 
 
 class Slice(NamedTuple):
@@ -39,17 +43,17 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         term: the highest term in which it has followed a leader, or led; 0 in modes without one.
     """
 
-    worker: int
-    incarnation: str
-    host: str
-    pid: int
-    birth: str
-    phase: str = "waiting"
-    step: int = 0
-    since: int = 0
-    beat: int = 0
-    seen: dict[int, str] = {}
-    term: int = 0
+    worker: Count
+    incarnation: Life
+    host: Short
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    birth: Short
+    phase: Short = "waiting"
+    step: Count = 0
+    since: Count = 0
+    beat: Count = 0
+    seen: dict[Count, Life] = {}
+    term: Count = 0
 
 
 class Entry(NamedTuple):

@@ -1,4 +1,4 @@
-"""The contract of the bus, on every backend: memory, fakeredis over TCP, a real redis-server."""
+"""The contract of the bus, on every backend: memory, fakeredis over TCP, a real redis-server, with seals too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fleets import in_threads
 RUNS = iter(range(10**6))
 
 
-@pytest.fixture(params=["memory", "fake", "redis"])
+@pytest.fixture(params=["memory", "fake", "redis", "sealed"])
 def open_buses(request):
     """A function that opens buses for `n` workers of one run; `life` names the incarnation."""
     opened = []
@@ -28,11 +28,13 @@ def open_buses(request):
         def open_one(worker, workers, life):
             return hub.bus(worker, complete(worker, workers), life)
     else:
-        url = request.getfixturevalue(f"{request.param}_url")
+        is_sealed = request.param == "sealed"
+        url = request.getfixturevalue("redis_url" if is_sealed else f"{request.param}_url")
+        run_key = os.urandom(32) if is_sealed else None
         run = f"contract{os.getpid()}-{next(RUNS)}"
 
         def open_one(worker, workers, life):
-            return RedisBus(run, worker, [url] * workers, life, complete(worker, workers), 10, 5)
+            return RedisBus(run, worker, [url] * workers, life, complete(worker, workers), 10, 5, run_key=run_key)
 
     def open_all(workers, life="a"):
         buses = [open_one(worker, workers, f"{life}{worker}") for worker in range(workers)]
@@ -40,6 +42,7 @@ def open_buses(request):
         return buses
 
     yield open_all
+    assert not any(bus.refused() or bus.strangers() for bus in opened)
     for bus in opened:
         bus.close()
 

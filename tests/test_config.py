@@ -356,5 +356,33 @@ def test_what_no_leader_could_do_is_refused(write, overrides, message):
     assert refused(path, *overrides).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "mode, overrides, message",
+    [
+        ("partial_exchange", ["mode.slack=null"], "mode.reduce: median chooses among what all have published by the"),
+        (
+            "partial_exchange",
+            ["mode.carry=gradients"],
+            "mode.reduce: median chooses among what all have published, and",
+        ),
+        (
+            "partial_exchange",
+            ["mode.carry=gradients", "mode.own=published", "mode.remote=hold"],
+            "mode.reduce: median makes one lump of all, and remote: hold spreads each worker's",
+        ),
+        ("partial_exchange", ["mode.reduce=trimmed_mean", "mode.hostile=2"], "mode.hostile: of 4 workers fewer than"),
+        ("partial_exchange", ["mode.reduce=krum"], "mode.reduce: unknown value 'krum'"),
+        ("federated", ["mode.optimiser_state=average"], "mode.reduce: median is for models"),
+        ("federated", ["mode.reduce=sum"], "mode.reduce: unknown value 'sum'"),
+        ("multi_discriminator", ["mode.reduce=trimmed_mean", "mode.hostile=2"], "mode.hostile: of 4 workers"),
+        ("multi_discriminator", ["bus.norm_gate=0.5"], "bus.norm_gate: below 1"),
+    ],
+)
+def test_what_a_robust_rule_could_not_do_is_refused(write, mode, overrides, message):
+    path = write(SMALL + f"peers: 4\nmode: {{name: {mode}, reduce: median}}\n")
+    assert config.load(path).mode.reduce == "median"
+    assert refused(path, *overrides).startswith(message)
+
+
 def test_settings_errors_are_usage_errors():
     assert issubclass(SettingsError, UsageError)

@@ -14,6 +14,7 @@ from degan import cohorts
 from degan.modes.claims import plain_about
 from degan.modes.federated import Federated, stragglers
 from degan.pair import GanPair
+from peers.attacks import Attack
 from peers.errors import LapsedError
 from tests.fleets import in_threads, memory_buses, redis_buses
 
@@ -284,6 +285,17 @@ def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
 def test_a_model_that_is_not_finite_is_left_out():
     settings = experiment(3, local_steps=1, leaders=1)
     fleet = Fleet(settings, memory_buses(3))
+    fleet.modes[2]._attack = Attack("nan")
+    pairs = fleet.run(3)
+    assert_same_model(pairs)
+    assert np.isfinite(pairs[0].model()).all()
+    assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not_finite": 3}
+    assert fleet.stats[0]["strikes"] == {"2": 3}
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_where_it_is_taken():
+    settings = experiment(3, local_steps=1, leaders=1)
+    fleet = Fleet(settings, memory_buses(3))
     gradients = fleet.pairs[2].gradients
 
     def broken(section, real):
@@ -295,7 +307,34 @@ def test_a_model_that_is_not_finite_is_left_out():
     pairs = fleet.run(3)
     assert_same_model(pairs)
     assert np.isfinite(pairs[0].model()).all()
-    assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not finite": 3}
+    assert fleet.stats[0]["answered"] == 3 and fleet.stats[0]["dropped"] == {}
+    assert fleet.stats[2]["dropped"] == {"own_not_finite": 3}
+
+
+@pytest.mark.parametrize("rule", ["clipped_mean", "median", "trimmed_mean", "centered_clip"])
+def test_a_robust_rule_bears_a_hostile_model(rule):
+    """The model is nearer to that of a clean run than with the mean, and the same for all."""
+    found = {}
+    for name, attack, reduce in (("clean", None, "mean"), ("mean", "scale", "mean"), (rule, "scale", rule)):
+        sgd = {"algorithm": "sgd", "generator_lr": 0.05, "discriminator_lr": 0.05}
+        settings = experiment(4, optimiser=sgd, local_steps=1, leaders=1, weighting="uniform", reduce=reduce)
+        fleet = Fleet(settings, memory_buses(4))
+        fleet.modes[3]._attack = Attack(attack) if attack else None
+        assert_same_model(fleet.run(1))
+        found[name] = fleet.pairs[0].model()
+    away = {name: float(np.linalg.norm(found[name] - found["clean"])) for name in ("mean", rule)}
+    assert away[rule] < 0.1 * away["mean"]
+
+
+def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
+    settings = experiment(4, local_steps=1, leaders=1)
+    plain = config.dump(settings).replace("strikes: 10", "strikes: 2")
+    fleet = Fleet(config.build(config.parse(plain)), memory_buses(4))
+    fleet.modes[3]._attack = Attack("scale")
+    fleet.run(7)
+    stats = fleet.stats[0]
+    # Two rounds of four norms are known before the gate works.
+    assert stats["dropped"] == {"gated": 2, "muted": 3} and stats["muted"] == [3] and stats["answered"] == 3
 
 
 def test_a_member_that_leaves_saves_the_model_that_its_version_names():

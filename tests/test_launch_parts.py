@@ -149,6 +149,16 @@ def test_a_table_shows_a_dash_for_what_is_not_known():
     assert sizes == ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1048576.0 TiB"]
 
 
+def test_strikes_have_a_column_only_where_there_are_any():
+    calm = Row(0, 60, "training", {"strikes": {}, "muted": []})
+    struck = Row(1, 60, "training", {"strikes": {"2": 3, "7": 10}, "muted": [7]})
+    assert "strikes" not in table.aligned([calm]) + table.line(calm)
+    titles, first, second = table.aligned([calm, struck]).splitlines()
+    assert titles.endswith("strikes") and first.endswith("-") and second.endswith("w2: 3, w7: muted")
+    assert table.line(struck).endswith("strikes w2: 3, w7: muted")
+    assert "w9" not in table.line(Row(1, 60, "training", {"strikes": "w9", "muted": 9}))
+
+
 def test_a_narrow_terminal_loses_the_spare_columns():
     rows = [Row(0, 2000, "training", {"step": 10, "d_loss": 0.5, "sent_bytes": 5 << 20, "staleness_mean": 1.0})]
     assert table.fitting(rows, table.LIVE, 150) == list(table.LIVE)

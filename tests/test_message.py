@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peers.checksum import checksum
 from peers.codec import RAW_BYTES
 from peers.errors import MessageError
 from peers.message import Assembler, decode_fields, encode_fields, encode_vector
@@ -67,14 +68,20 @@ def header_of(entry):
 
 
 def mutate(entry, **changes):
+    """An entry with another header, and a checksum that fits it, unless that is what is changed."""
     header = header_of(entry) | changes
-    return entry._replace(header=msgpack.packb({k: v for k, v in header.items() if v is not ...}))
+    # It comes last.
+    header["z"] = header.pop("z")
+    packed = msgpack.packb({k: v for k, v in header.items() if v is not ...})
+    if "z" not in changes:
+        packed = packed[:-4] + checksum(entry.payload, checksum(packed[:-4])).to_bytes(4, "big")
+    return entry._replace(header=packed)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"v": 2}, "version"),
+        ({"v": 1}, "version"),
         ({"k": "nonsense"}, "kind"),
         ({"r": 0}, "malformed"),
         ({"r": -1}, "malformed"),
@@ -86,7 +93,9 @@ def mutate(entry, **changes):
         ({"b": 2**40}, "layout"),
         ({"c": "float16"}, "layout"),
         ({"f": b"another!"}, "fingerprint"),
-        ({"z": 1}, "checksum"),
+        ({"z": b"\0\0\0\1"}, "checksum"),
+        ({"z": b""}, "checksum"),
+        ({"z": 1}, "malformed"),
         ({"z": "text"}, "malformed"),
         ({"extra": 1}, "malformed"),
         ({"k": ...}, "malformed"),
@@ -122,11 +131,32 @@ def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
             for entry in bad:
                 assembler.feed(entry)
         assert caught.value.reason == reason
-    import zlib
-
     short = sent[0].payload[:-4]
     with pytest.raises(MessageError, match="raw needs"):
-        Assembler(layout).feed(mutate(sent[0]._replace(payload=short), z=zlib.crc32(short)))
+        Assembler(layout).feed(mutate(sent[0]._replace(payload=short)))
+
+
+@pytest.mark.parametrize("kind", ["part", "hello"])
+def test_every_changed_byte_of_an_entry_is_refused(kind):
+    """P7: wherever it is, in the header or in the payload, and whatever it becomes."""
+    layout = make_layout(10)
+    if kind == "part":
+        pairs = encode_vector(layout, "part", 1, Slice(0, 10), np.ones(10, np.float32), extras={"s": 1.0, "b": 2.0**31})
+    else:
+        pairs = encode_fields(layout, "hello", 3, {"is_joining": False, "is_replaying": False})
+    entry = entries(pairs)[0]
+    assembler, tried = Assembler(layout), 0
+    assert assembler.feed(entry).kind == kind
+    for field in ("header", "payload"):
+        whole = getattr(entry, field)
+        for at in range(len(whole)):
+            for other in set(range(256)) - {whole[at]}:
+                changed = whole[:at] + bytes([other]) + whole[at + 1 :]
+                with pytest.raises(MessageError):
+                    assembler.feed(entry._replace(**{field: changed}))
+                tried += 1
+    assert tried == 255 * (len(entry.header) + len(entry.payload))
+    assert assembler.feed(entry).kind == kind
 
 
 @settings(max_examples=300)

@@ -239,7 +239,7 @@ def test_without_a_value_swaps_come_once_an_epoch():
 
 
 def spoil(worker, at_step):
-    """Worker `worker` answers round `at_step` with what is no number."""
+    """Worker `worker` answers round `at_step` with what is no number, past its own guard."""
 
     def change(mode):
         if mode._me == worker:
@@ -247,9 +247,10 @@ def spoil(worker, at_step):
 
             def feedback(fake):
                 gradient, loss = original(fake)
-                return (gradient * np.float32("nan"), math.nan) if mode._step == at_step else (gradient, loss)
+                return gradient, math.nan if mode._step == at_step else loss
 
             mode._pair.feedback = feedback
+            mode._attack = lambda gradient: gradient * np.float32("nan" if mode._step == at_step else 1)
 
     return change
 
@@ -259,7 +260,7 @@ def test_a_feedback_that_is_not_finite_is_left_out(buses, worker):
     fleet = Fleet(experiment(3), buses(3), change=spoil(worker, 2))
     fleet.train(3)
     assert np.isfinite(fleet.pairs[0].network("generator")).all()
-    assert fleet.modes[0].stats()["dropped"].get("not finite") == 1
+    assert fleet.modes[0].stats()["dropped"].get("not_finite") == 1
     assert fleet.modes[0].stats()["void_rounds"] == 0
     assert f"the feedback of worker {worker} is not finite" in "".join(fleet.lines[0])
 

@@ -165,6 +165,17 @@ def test_a_death_as_the_others_saw_it(run):
     assert "worker 1 dropped 2 messages: stale." in page.text
 
 
+def test_strikes_and_who_was_muted(run):
+    lines = [stats_line(0, step, strikes={"1": step // 100}, muted=[1] * (step >= 500)) for step in STEPS]
+    write_lines(run / "w0" / "stats.jsonl", lines)
+    page = page_of(run)
+    assert "worker 0 counted strikes (too long, not finite or malformed) against worker 1 10." in page.text
+    assert "worker 0 muted worker 1: nothing that it sent was used any more." in page.text
+    broken = [stats_line(0, step, strikes={"1": "many"}, muted="all") for step in STEPS]
+    write_lines(run / "w0" / "stats.jsonl", broken)
+    assert "counted strikes" not in page_of(run).text
+
+
 def test_peers_that_merely_finished_first_are_no_deaths(run):
     write_lines(run / "w1" / "stats.jsonl", [stats_line(1, step, live_peers=int(step < 990)) for step in STEPS])
     assert "None: no message dropped" in page_of(run).text

@@ -103,7 +103,7 @@ def build(
         case "local":
             from degan.modes.local import Local
 
-            return Local(settings, worker, pair)
+            return Local(settings, worker, pair, say)
         case "partial_exchange":
             from degan.modes.partial_exchange import PartialExchange
             from degan.modes.wire import open_bus

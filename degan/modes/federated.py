@@ -4,6 +4,9 @@
     member: fetch the model -> `local_steps` steps on its own shard -> `result` to the leader
     leader: what came by the deadline, weighted -> the next model; under the quorum the round is void
 
+`reduce` asks for a robust rule instead of the weighted mean: over what the answers are away from the global model,
+each counting the same, because whoever could say how much it counts could say too much.
+
 The other leaders fetch every round's model, so each could go on from it; everybody fetches at a cut. The optimisers'
 moments stay with their worker (`optimiser_state: keep`), begin anew in every round (`reset`), or are averaged
 with the model and travel with it (`average`). G's moving average is the leaders' business: it takes a round as
@@ -37,6 +40,7 @@ from degan.modes.claims import mean_losses, whole
 from degan.modes.led import MISSED, Led, leaders_of
 from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
+from peers import robust
 from peers.bus import Bus
 from peers.codec import Codec, build
 from peers.errors import MessageError
@@ -138,7 +142,15 @@ class Federated(Led):
         }
         self._rounds.publish("round_start", step, fields)
         own, losses = self._train(next_batch) if self._me in cohort else (None, {})
-        gathered = self._gather("result", step, cohort, own, began + deadline_s, self._model_bytes)
+        gathered = self._gather(
+            "result",
+            step,
+            cohort,
+            own,
+            began + deadline_s,
+            self._model_bytes,
+            length=lambda model: robust.distance(model, self._model),
+        )
         if gathered is None:
             return losses
         if not gathered.is_void:
@@ -166,6 +178,9 @@ class Federated(Led):
 
     def _mean(self, answers: dict[int, np.ndarray]) -> np.ndarray:
         mode, workers = self._mode, sorted(answers)
+        if mode.reduce != "mean":
+            changes = [answers[worker] - self._model for worker in workers]
+            return self._rounded(self._model + robust.build(mode.reduce, mode.hostile)(changes))
         sizes = {worker: int(self._about(worker).get("samples", 0)) for worker in workers}
         histograms = self._histograms(sorted(self._abouts)) if mode.weighting == "kl" else None
         weights = cohorts.weights(mode.weighting, mode.scheme, mode.sign, workers, sizes, histograms)
@@ -186,11 +201,15 @@ class Federated(Led):
         for _ in range(steps):
             real = next_batch()
             for section in self._sections:
-                gradient, losses = pair.gradients(section, real)
-                pair.apply(section, gradient)
+                gradient, losses, is_usable = self._guard.gradients(section, real)
+                if is_usable:
+                    pair.apply(section, gradient)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value / steps
-        return pair.model(self._has_moments), sums
+        model = pair.model(self._has_moments)
+        if self._attack:
+            model = self._model + self._attack(model - self._model)
+        return model, sums
 
     def _local_steps(self) -> int:
         return self._weak.get(self._me, self._mode.local_steps)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,16 +23,19 @@ import numpy as np
 
 from config.settings import Experiment
 from degan.modes.claims import plain_about
-from degan.modes.wire import agreement, fingerprint
+from degan.modes.guard import Guard
+from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.bus import Bus
 from peers.codec import Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.rendezvous import Rendezvous, Start
+from peers.robust import norm
 from peers.rounds import Gathered, Rounds
 from peers.types import Message
 
@@ -80,7 +84,9 @@ class Led(abc.ABC):
             settings.bus.finish_timeout_s,
             say,
             settings.bus.min_peers,
+            Judge(bus.worker, settings.bus.norm_gate, settings.bus.strikes, say=say),
         )
+        self._guard, self._attack = Guard(pair, say), attack_on(bus, say)
         fail = self._rounds.mail.fail
         self._rendezvous = Rendezvous(
             bus, agreed, lease_s, settings.connect_timeout_s, say, fail, about=about, may_replay=False
@@ -257,12 +263,13 @@ class Led(abc.ABC):
         until_s: float,
         answer_bytes: int,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
+        length: Callable[[np.ndarray], float] = norm,
     ) -> Gathered | None:
         """As the leader: the answers of a round, void ones counted; None if somebody else leads by now.
 
         Args:
             asked: who takes part, ourselves included.
-            own, read: as of `Rounds.gather`.
+            own, read, length: as of `Rounds.gather`.
             until_s: when the deadline is (monotonic).
             answer_bytes: of one answer on the wire.
         """
@@ -271,7 +278,7 @@ class Led(abc.ABC):
         quorum = math.ceil(self._settings.mode.quorum * len(asked))
         # Our own steps may have taken longer than the others': they still get a chance.
         patience_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
-        gathered = self._rounds.gather(kind, step, others, quorum, patience_s, self._is_deposed, own, read)
+        gathered = self._rounds.gather(kind, step, others, quorum, patience_s, self._is_deposed, own, read, length)
         self._predicted["received"] += len(gathered.messages) * answer_bytes
         if self._is_deposed():
             self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
@@ -354,6 +361,7 @@ class Led(abc.ABC):
     def stats(self) -> dict[str, Any]:
         found = self._rounds.stats()
         return found | {
+            "dropped": dict(Counter(found["dropped"]) + self._guard.counts),
             "exchange_s": 0.0,
             "round": self._step,
             "leader": self._led_by,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from config.settings import Experiment
+from degan.modes.guard import Guard
 from degan.pair import GanPair
 
 
@@ -18,13 +19,17 @@ class Local:
         settings: the experiment.
         worker: our number.
         pair: what is trained.
+        say: called with one line for a person.
     """
 
     is_shared = False
 
-    def __init__(self, settings: Experiment, worker: int, pair: GanPair):
+    def __init__(
+        self, settings: Experiment, worker: int, pair: GanPair, say: Callable[[str], None] = lambda line: None
+    ):
         self._worker = worker
         self._pair = pair
+        self._guard = Guard(pair, say)
         self._sections = pair.sections(settings.mode.updates)
         self._stop_at: int | None = None
 
@@ -36,9 +41,10 @@ class Local:
     def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
         found, real = {}, next_batch()
         for section in self._sections:
-            gradient, some = self._pair.gradients(section, real)
-            self._pair.apply(section, gradient)
-            self._pair.average(section)
+            gradient, some, is_usable = self._guard.gradients(section, real)
+            if is_usable:
+                self._pair.apply(section, gradient)
+                self._pair.average(section)
             found.update(some)
         return found
 
@@ -73,7 +79,7 @@ class Local:
             "staleness_mean": 0.0,
             "staleness_max": 0,
             "live_peers": 0,
-            "dropped": {},
+            "dropped": dict(self._guard.counts),
             "wait_s": 0.0,
             "exchange_s": 0.0,
         }

@@ -10,11 +10,16 @@ A feedback is the gradient of the mean loss over a batch, so the chain rule does
 a plain alternating GAN step, and with equal discriminators a step on their mean loss. D is in its training mode
 throughout; for a feedback its parameters stay, and its running statistics take the fakes in, as in any GAN step.
 
-What always holds: a feedback that is late, or not finite, is left out and counted, and under the quorum G stays; a
-discriminator that is swapped is replaced only by one that has come whole; nobody waits for another's swap, and one
-that is slow is taken between two later rounds. Every `state_every` rounds and at cuts the leader puts G under its
-state key (weights, running statistics, Adam's moments, moving average); those who may lead fetch it, at a cut
-everybody does. When the leader dies, what G learned since is lost, and no discriminator but the leader's is.
+`reduce` asks for a robust rule instead of the sum, over the feedbacks to one batch; it takes three to choose among.
+Our own steps are guarded: D keeps what it was where its gradient is not finite, and a feedback that is not finite is
+sent as zeros.
+
+What always holds: a feedback that is late, not finite, or far longer than usual, is left out and counted, and under
+the quorum G stays; a discriminator that is swapped is replaced only by one that has come whole; nobody waits for
+another's swap, and one that is slow is taken between two later rounds. Every `state_every` rounds and at cuts the
+leader puts G under its state key (weights, running statistics, Adam's moments, moving average); those who may lead
+fetch it, at a cut everybody does. When the leader dies, what G learned since is lost, and no discriminator but the
+leader's is.
 
 Source: Hardy, Le Merrer, Sericola, "MD-GAN", IPDPS 2019, algorithm 1. Departures: succession of leaders, an adaptive
 deadline and a quorum (there the server waits for all); each discriminator step has a batch of its own; the swap is a
@@ -23,6 +28,7 @@ derangement; Adam's moments go with a discriminator unless `swap_optimiser` is f
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -40,6 +46,7 @@ from degan.modes.led import MISSED, Led
 from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
+from peers import robust
 from peers.bus import Bus
 from peers.codec import Codec, build
 from peers.errors import MessageError
@@ -153,9 +160,24 @@ class MultiDiscriminator(Led):
         """Our discriminator's steps; then the feedback, float32 (values of a batch,), and the losses."""
         place, count = workers.index(self._me), self._mode.discriminator_steps
         learned, judged = fakes[(place + 1) % self._batches], fakes[place % self._batches]
-        d_loss = sum(self._pair.discriminator_step(next_batch(), learned) for _ in range(count)) / count
+        d_loss = sum(self._learn(next_batch(), learned) for _ in range(count)) / count
+        kept = self._guard.keep()
         feedback, g_loss = self._pair.feedback(judged)
+        if not self._guard.allows(feedback, self._guard.is_sound()):
+            feedback = np.zeros_like(feedback)
+            self._guard.set_back(kept)
+        feedback = self._attack(feedback) if self._attack else feedback
         return feedback.reshape(-1), {"d_loss": d_loss, "g_loss": g_loss}
+
+    def _learn(self, real: torch.Tensor, fake: np.ndarray) -> float:
+        """One step of our discriminator; returns the loss."""
+        kept = self._guard.keep()
+        gradient, loss = self._pair.discriminator_gradient(real, fake)
+        if self._guard.allows(gradient, self._guard.is_sound()):
+            self._pair.apply((self._pair.generator.size, self._pair.size), gradient)
+        else:
+            self._guard.set_back(kept)
+        return loss
 
     def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
         common = self._announcement(step)
@@ -191,14 +213,22 @@ class MultiDiscriminator(Led):
 
     def _update(self, workers: list[int], fakes: list[torch.Tensor], answers: dict[int, np.ndarray]) -> None:
         """One step of G: of each batch that somebody has judged the sum of the answers, over all answers."""
-        sums: dict[int, np.ndarray] = {}
+        judged: dict[int, list[np.ndarray]] = {}
         for place, worker in enumerate(workers):
             if worker in answers:
-                batch = place % self._batches
-                sums[batch] = sums[batch] + answers[worker] if batch in sums else answers[worker]
-        gradients = [total.reshape(self._shape) / np.float32(len(answers)) for total in sums.values()]
-        self._pair.generator_step([fakes[batch] for batch in sums], gradients)
-        self._pair.average((0, self._pair.generator.size))
+                judged.setdefault(place % self._batches, []).append(answers[worker])
+        gradients = [self._sum(some).reshape(self._shape) / np.float32(len(answers)) for some in judged.values()]
+        gradient = self._pair.generator_gradient([fakes[batch] for batch in judged], gradients)
+        if self._guard.allows_together(gradient):
+            self._pair.apply((0, self._pair.generator.size), gradient)
+            self._pair.average((0, self._pair.generator.size))
+
+    def _sum(self, feedbacks: list[np.ndarray]) -> np.ndarray:
+        """Of the feedbacks to one batch, in worker order; by a robust rule if one is asked for and has a choice."""
+        if self._mode.reduce != "mean" and len(feedbacks) >= 3:
+            return robust.build(self._mode.reduce, self._mode.hostile)(feedbacks) * np.float32(len(feedbacks))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return functools.reduce(np.add, feedbacks)
 
     def _is_swap(self, step: int, workers: list[int]) -> bool:
         """Whether discriminators change hands after this round: every so many epochs of the mean shard."""

@@ -28,6 +28,7 @@ all parameters trained, mean over the members as default, a bound on staleness, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,9 @@ import torch
 
 from config.settings import Experiment
 from degan.casts import torch_cast
+from degan.modes.guard import Guard
 from degan.modes.needs import Needs, entry_bytes, float_bytes
-from degan.modes.wire import agreement, fingerprint
+from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
@@ -50,6 +52,9 @@ from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules, make_carry
 from peers.spares import Spares
 from peers.types import Cursor, Slice
+
+# No weight of an honest worker is larger.
+RUNAWAY = 1e6
 
 
 def least_rounds(settings: Experiment, rounds_per_step: int) -> int:
@@ -98,6 +103,9 @@ def rules_of(settings: Experiment, layout: Layout) -> Rules:
         remote=mode.remote,
         own=mode.own,
         reduce=mode.reduce,
+        hostile=mode.hostile,
+        norm_gate=settings.bus.norm_gate,
+        strikes=settings.bus.strikes,
         keep_rounds=keep_rounds(settings, layout.schedule.rounds_per_step, round_bytes),
         least_rounds=least_rounds(settings, layout.schedule.rounds_per_step),
         min_peers=settings.bus.min_peers,
@@ -160,6 +168,8 @@ class PartialExchange:
             f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
             f"the outbox keeps {self._rules.keep_rounds} rounds; {needs(settings, pair)}"
         )
+        self._guard = Guard(pair, say)
+        self._attack = attack_on(bus, say)
         self._exchange: Exchange | None = None
         self._failure: BaseException | None = None
         self._rendezvous = Rendezvous(
@@ -209,19 +219,41 @@ class PartialExchange:
     def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
         found, real = {}, next_batch()
         for section in self._sections:
-            gradient, some = self._pair.gradients(section, real)
+            gradient, some, is_usable = self._guard.gradients(section, real)
             if self._carries_parameters:
-                self._pair.apply(section, gradient)
-                together = self._exchange.exchange(self._pair.parameters(section), lambda: self._is_cut(step, is_cut))
-                self._pair.load_parameters(section, together)
+                self._step_parameters(section, gradient, is_usable, lambda: self._is_cut(step, is_cut))
             else:
-                combined = self._exchange.exchange(gradient, lambda: self._is_cut(step, is_cut))
-                self._pair.apply(section, combined)
-            self._pair.average(section)
+                self._step_gradient(section, gradient, is_usable, lambda: self._is_cut(step, is_cut))
             found.update(some)
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
         self._rendezvous.progress(step)
         return found
+
+    def _step_gradient(self, section, gradient: np.ndarray, is_usable: bool, is_cut: Callable[[], bool]) -> None:
+        """Send our gradient and apply what is to be applied. One that cannot be used is zeros: the others' count."""
+        if self._attack:
+            gradient[:] = self._attack(gradient, section)
+        combined = self._exchange.exchange(gradient, is_cut)
+        if self._guard.allows_together(combined) and (is_usable or combined.any()):
+            self._pair.apply(section, combined)
+            self._pair.average(section)
+
+    def _step_parameters(self, section, gradient: np.ndarray, is_usable: bool, is_cut: Callable[[], bool]) -> None:
+        """Apply our gradient, send our weights, and take over what all agree on. An unusable one changes nothing."""
+        before = self._pair.parameters(section).copy() if self._attack else None
+        if is_usable:
+            self._pair.apply(section, gradient)
+        values = self._pair.parameters(section)
+        if before is not None:
+            honest = values.copy()
+            values[:] = before + self._attack(values - before, section)
+        together = self._exchange.exchange(values, is_cut)
+        if before is not None:
+            # Whoever attacks means to go on: what has run away is taken back.
+            np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
+        self._pair.load_parameters(section, together)
+        if is_usable:
+            self._pair.average(section)
 
     def _is_cut(self, step: int, is_cut: bool) -> bool:
         return is_cut or self.is_stopping(step)
@@ -237,8 +269,9 @@ class PartialExchange:
                 self._pair.load_parameters(section, together)
             return
         for section, combined in self._exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
-            self._pair.apply(section, combined)
-            self._pair.average(section)
+            if self._guard.allows_together(combined):
+                self._pair.apply(section, combined)
+                self._pair.average(section)
 
     def leave(self, is_together: bool) -> None:
         self._rendezvous.leaving()
@@ -261,7 +294,8 @@ class PartialExchange:
         return self._exchange.state()
 
     def stats(self) -> dict[str, Any]:
-        return self._exchange.stats()
+        found = self._exchange.stats()
+        return found | {"dropped": dict(Counter(found["dropped"]) + self._guard.counts)}
 
     def close(self) -> None:
         try:

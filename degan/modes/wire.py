@@ -10,13 +10,16 @@ from typing import Any
 import msgpack
 
 import config
+from config.security import read_secrets
 from config.settings import Experiment
 from degan.pair import GanPair
+from peers.attacks import Attack, attack_of
 from peers.bus import Bus
 from peers.faults import VARIABLE, WIRE_HOOKS, Faults
 from peers.faulty_bus import FaultyBus, harm
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
+from peers.tls import Access
 from peers.topology import complete
 
 
@@ -27,7 +30,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
         may_take_over: replace a worker of our number that is still alive.
 
     Raises:
-        config.UsageError: `peers` is only a number, so there are no addresses.
+        config.UsageError: `peers` is only a number, so there are no addresses; or a secret cannot be used.
         peers.errors.UnreachableError: a Redis does not answer.
     """
     if isinstance(settings.peers, int):
@@ -35,6 +38,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
             "peers: a number is for the local launcher (python -m launch local ...); "
             "to start workers by hand, list each worker's Redis: peers: [redis://host0:6379, ...]"
         )
+    access, run_key = access_of(settings, worker)
     bus = RedisBus(
         run=settings.name,
         worker=worker,
@@ -46,6 +50,8 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
         full_patience_s=settings.bus.stall_timeout_s,
         say=say,
         may_take_over=may_take_over,
+        access=access,
+        run_key=run_key,
     )
     return _with_faults(bus, settings) if VARIABLE in os.environ else bus
 
@@ -57,6 +63,16 @@ def _with_faults(bus: Bus, settings: Experiment) -> Bus:
     return FaultyBus(bus, plan, 2 if is_alternating else 1, harm) if plan.faults else bus
 
 
+def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
+    """What a worker shows to every Redis, and the run's key.
+
+    Raises:
+        config.UsageError: a secret cannot be used.
+    """
+    found = read_secrets(settings.security.folder, worker)
+    return Access(found.user, found.password, found.ca, found.certificate, found.key), found.run_key
+
+
 def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for all workers: settings, data, networks, protocol; plain values by path."""
     return config.agreed(settings) | {
@@ -65,6 +81,19 @@ def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dic
         "model (number of values)": pair.size,
         "model (sample shape)": list(pair.sample_shape),
     }
+
+
+def attack_on(bus: Bus, say: Callable[[str], None]) -> Attack | None:
+    """The attack that `DEGAN_FAULTS` asks of this worker, for tests and benchmarks; said, because it is no accident.
+
+    Raises:
+        peers.errors.SetupError: an unknown attack.
+    """
+    name = attack_of(os.environ.get("DEGAN_FAULTS", ""), bus.worker)
+    if name is None:
+        return None
+    say(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
+    return Attack(name)
 
 
 def fingerprint(agreed: dict[str, Any]) -> bytes:

@@ -28,8 +28,10 @@ import msgspec
 import config
 from config import UsageError
 from peers.checkup import Visit, look
+from peers.processes import is_dead
 from peers.redis_client import address, split_socket
-from peers.rendezvous import heartbeat_s, is_dead
+from peers.rendezvous import heartbeat_s
+from peers.tls import Access
 from peers.verdicts import FAIL, OK, WARN, Finding, mib, printable
 
 WIDTH = 100
@@ -85,6 +87,7 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
         launcher: what stands for the nodes where `peers` is a number.
     """
     from degan import modes
+    from degan.modes.wire import access_of
 
     found = [_settings(settings, file)]
     source, data = _data(settings)
@@ -95,7 +98,10 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
     found += [data, networks, _device(settings.device)]
     nodes = _nodes(settings)
     with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
-        sections = list(pool.map(lambda node: _node(settings, node, nodes[node], needs), nodes))
+        own = {node: is_here(node) for node in nodes}
+        # Who looks is the first worker of this host.
+        access = access_of(settings, min((nodes[node][0] for node in nodes if own[node]), default=0))
+        sections = list(pool.map(lambda node: _node(settings, node, nodes[node], needs, own[node], access), nodes))
     if not nodes:
         found.append(launcher)
         here = settings.workers
@@ -125,8 +131,14 @@ def _nodes(settings: config.Experiment) -> dict[str, tuple[int, ...]]:
     return {url: tuple(workers[far]) for far, url in urls.items()}
 
 
-def _node(settings: config.Experiment, url: str, workers: tuple[int, ...], needs: Any) -> Section:
-    is_own = is_here(url)
+def _node(
+    settings: config.Experiment,
+    url: str,
+    workers: tuple[int, ...],
+    needs: Any,
+    is_own: bool,
+    access: tuple[Access, bytes | None],
+) -> Section:
     visit = Visit(
         url=url,
         run=settings.name,
@@ -137,6 +149,8 @@ def _node(settings: config.Experiment, url: str, workers: tuple[int, ...], needs
         lease_s=settings.bus.lease_s,
         beat_s=heartbeat_s(settings.bus.lease_s),
         is_dead=is_dead,
+        access=access[0],
+        run_key=access[1],
     )
     return Section(address(url), workers, is_own, look(visit))
 

@@ -20,8 +20,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -53,10 +55,10 @@ RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
 class Degan:
     """The exchange as `degan.modes.partial_exchange` builds it, with a gradient that costs nothing."""
 
-    def __init__(self, rank: int, urls: list[str], run: str, codec: str, values: int):
+    def __init__(self, rank: int, urls: list[str], run: str, codec: str, values: int, **secure: Any):
         self.values = values
         self._gradient = np.random.default_rng(rank).standard_normal(values, np.float32) * np.float32(1e-3)
-        self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank])
+        self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank], **secure)
         layout = Layout(Schedule([Slice(0, values)], 1), build(codec, cast=torch_cast), 0, b"benchmrk")
         rules = Rules(slack=0, keep_rounds=KEEP_ROUNDS)
         self._rendezvous = Rendezvous(self._bus, {"codec": codec}, rules.lease_s, 30.0, _silent, _silent)
@@ -90,13 +92,13 @@ def _open(method: str, rank: int, urls: list[str], ports: list[int], values: int
     return Degan(rank, urls, run, method.removeprefix("degan "), values)
 
 
-def _work(rank: int, urls: list[str], values: int, pipe: Connection) -> None:
+def _work(rank: int, urls: list[str], values: int, pipe: Connection, open_rival: Callable = _open) -> None:
     """A worker process: opens a method, warms it up, runs rounds when told, and says how long each took."""
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):
         while True:
             method, run, ports, warm, rounds = pipe.recv()
-            rival = _open(method, rank, urls, ports, values, run)
+            rival = open_rival(method, rank, urls, ports, values, run)
             for _ in range(warm):
                 rival.round()
             pipe.send("warm")
@@ -118,16 +120,21 @@ def cpu_s(pid: int) -> float:
 
 
 class Pair:
-    """Two worker processes and their two servers."""
+    """Two worker processes and their two servers.
 
-    def __init__(self, urls: list[str], values: int):
+    Args:
+        urls: of the servers; after a comma may follow what only `open_rival` understands.
+        open_rival: called in a worker with a method's name; opens what is measured.
+    """
+
+    def __init__(self, urls: list[str], values: int, open_rival: Callable = _open):
         self.urls = urls
         context = multiprocessing.get_context("spawn")
-        self._clients = [redis.Redis.from_url(split_socket(url)[0]) for url in urls]
+        self._clients = [redis.Redis.from_url(split_socket(url.split(",")[0])[0]) for url in urls]
         self._pipes, self._workers = [], []
         for rank in range(2):
             here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(rank, urls, values, there), daemon=True)
+            worker = context.Process(target=_work, args=(rank, urls, values, there, open_rival), daemon=True)
             worker.start()
             there.close()
             self._pipes.append(here)
@@ -175,7 +182,7 @@ class Pair:
             client.close()
 
 
-def _ratio(results: dict[str, list[tuple[float, float]]], one: str, other: str, index: int = 0) -> float:
+def ratio(results: dict[str, list[tuple[float, float]]], one: str, other: str, index: int = 0) -> float:
     """The median over the turns of one method's figure to another's in the same turn."""
     return statistics.median(a[index] / b[index] for a, b in zip(results[one], results[other], strict=True))
 
@@ -191,7 +198,7 @@ def _bars(results: dict[str, list[tuple[float, float]]]) -> list[tuple[str, floa
     bars = []
     for label, one, other, index, limit in wanted:
         if one in results and other in results:
-            value = _ratio(results, one, other, index)
+            value = ratio(results, one, other, index)
             bars.append((label, round(value, 3), limit, value <= limit))
     return bars
 
@@ -222,13 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
                     results[method].append(pair.block(method, KEEP_ROUNDS + 2, options.rounds))
         finally:
             pair.close()
-    rows = [_row(method, figures, options.values) for method, figures in results.items()]
+    rows = [row(method, figures, options.values) for method, figures in results.items()]
     show(f"A full exchange of {options.values:,} float32 between two workers", rows)
     figures = {m: {"ms": t, "cpu_ms": c} for m, t, c in ((r["method"], r["ms a round"], r["CPU ms"]) for r in rows)}
     return finish("exchange", _bars(results), {"values": options.values, "methods": figures})
 
 
-def _row(method: str, figures: list[tuple[float, float]], values: int) -> dict[str, object]:
+def row(method: str, figures: list[tuple[float, float]], values: int) -> dict[str, object]:
     round_s = statistics.median(time_s for time_s, _ in figures)
     return {
         "method": method,

@@ -49,11 +49,13 @@ class Setting:
         label: its name in the table and in the results.
         words: overrides of the experiment, as for `--set`.
         workers: 1 for the base line with all the data in one place.
+        base: the experiment that the words change.
     """
 
     label: str
     words: tuple[str, ...]
     workers: int = WORKERS
+    base: str = EXPERIMENT
 
     @classmethod
     def exchange(cls, rule: str, codec: str, parts: int | str, slack: int) -> Setting:
@@ -84,7 +86,7 @@ class Setting:
         """
         run = [f"seed={seed}", f"run.steps={steps}", f"run.evaluate_every={steps}", *QUIET]
         urls = self.workers if peers is None else "[" + ", ".join(peers[: self.workers]) + "]"
-        return config.load(EXPERIMENT, [*self.words, *run, *words, f"peers={urls}"])
+        return config.load(self.base, [*self.words, *run, *words, f"peers={urls}"])
 
 
 def prepare(settings: Experiment) -> int:

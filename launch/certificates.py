@@ -1,0 +1,110 @@
+"""A private certificate authority and the certificates that it issues: who belongs to a run, and on which host."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+# Clocks of hosts differ by so much at most.
+LEEWAY = datetime.timedelta(hours=1)
+LOCAL = ("localhost", "127.0.0.1")
+
+
+class Authority:
+    """One CA, with its key in memory.
+
+    Args:
+        name: for people.
+        days: how long its certificates are valid.
+        now: from when; a time with a zone.
+
+    Attributes:
+        certificate, key: PEM.
+        until: when all of them end.
+    """
+
+    def __init__(self, name: str, days: int, now: datetime.datetime):
+        self._begin, self.until = now - LEEWAY, now + datetime.timedelta(days=days)
+        self._key, self._name = ec.generate_private_key(ec.SECP256R1()), _named(name)
+        usage = {"key_cert_sign": True, "crl_sign": True}
+        made = (
+            self._builder(self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(**usage), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.certificate, self.key = made.public_bytes(serialization.Encoding.PEM), _pem(self._key)
+
+    def issue(self, name: str, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+        """A certificate for a server and a client on these hosts, and its key; PEM.
+
+        Args:
+            hosts: names or addresses; with a local one all names of the own machine are added.
+
+        Raises:
+            ValueError: a host name that is none.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = list(dict.fromkeys([*hosts, *(LOCAL if any(map(is_local, hosts)) else ())]))
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        made = (
+            self._builder(_named(name), key)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(digital_signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_general(host) for host in names]), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return made.public_bytes(serialization.Encoding.PEM), _pem(key)
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._begin)
+            .not_valid_after(self.until)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+
+
+def is_local(host: str) -> bool:
+    """Whether a host name or address is the own machine's only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _general(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host.encode("idna").decode())
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+
+
+def _usage(**used: bool) -> x509.KeyUsage:
+    words = (
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    )
+    return x509.KeyUsage(**{word: used.get(word, False) for word in words})
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,0 +1,88 @@
+"""What a hostile worker sends instead of what it has found; for tests and benchmarks of the robust rules.
+
+| name         | sends |
+| ------------ | ----- |
+| sign_flip    | the opposite |
+| scale        | a hundred times as much |
+| constant     | the same value in every coordinate, ten times as long as what it has |
+| small_enough | the mean less z standard deviations, of what it has and has found before: within the honest spread |
+| nan          | no numbers |
+
+Switched on for one worker through the environment only: `DEGAN_FAULTS="w7:attack:sign_flip"`.
+
+Sources: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019
+(there the attackers know each other's gradients; this one is alone and estimates from its own last ones).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from peers.errors import SetupError
+
+NAMES = ("sign_flip", "scale", "constant", "small_enough", "nan")
+SCALE = 100.0
+CONSTANT = 10.0
+Z = 1.5
+REMEMBERED = 8
+
+
+def attack_of(text: str, worker: int) -> str | None:
+    """The attack that `DEGAN_FAULTS` asks of a worker, if any: items `wN:attack:NAME`; others are not ours.
+
+    Raises:
+        SetupError: an attack that is none.
+    """
+    found = None
+    for item in text.split(","):
+        who, _, rest = item.strip().partition(":")
+        action, _, name = rest.partition(":")
+        if action.strip() != "attack":
+            continue
+        if name.strip() not in NAMES:
+            known = ", ".join(NAMES)
+            raise SetupError(f"DEGAN_FAULTS: unknown attack {name.strip()!r} in {item.strip()!r}; known: {known}")
+        if who.strip() == f"w{worker}":
+            found = name.strip()
+    return found
+
+
+class Attack:
+    """One attack of one worker. What it is given is left as it is.
+
+    Args:
+        name: one of `NAMES`.
+    """
+
+    def __init__(self, name: str):
+        if name not in NAMES:
+            raise ValueError(f"unknown attack {name!r}")
+        self.name = name
+        # The last values of each kind that was asked for, for what is to be small enough.
+        self._seen: dict[object, deque[np.ndarray]] = {}
+
+    def __call__(self, values: np.ndarray, kind: object = None) -> np.ndarray:
+        """What is sent instead of `values`, float32 of any shape.
+
+        Args:
+            kind: values of one kind (a section of the vector) are alike; each kind has a memory of its own.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            match self.name:
+                case "sign_flip":
+                    return -values
+                case "scale":
+                    return values * np.float32(SCALE)
+                case "constant":
+                    return np.full_like(values, CONSTANT * float(np.sqrt(np.mean(np.square(values)))))
+                case "nan":
+                    return np.full_like(values, np.nan)
+                case _:
+                    return self._small_enough(values, kind)
+
+    def _small_enough(self, values: np.ndarray, kind: object) -> np.ndarray:
+        seen = self._seen.setdefault(kind, deque(maxlen=REMEMBERED))
+        seen.append(values.copy())
+        return np.mean(seen, axis=0) - np.float32(Z) * np.std(seen, axis=0)

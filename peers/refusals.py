@@ -1,0 +1,58 @@
+"""What the bus did not hand on: counted by reason, and said once a sender."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+
+class Refusals:
+    """Counts what does not bear the run's seal. Thread-safe.
+
+    Args:
+        say: called with one line for a person, once for each sender and reason.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._said: set[tuple[int, str]] = set()
+
+    def note(self, sender: int, reason: str, what: str, how_many: int = 1) -> None:
+        """Something under the name of `sender` was refused.
+
+        Args:
+            reason: one word for the counters; `seal` or `replayed`, or `malformed` where it is no entry of ours.
+            what: for a person, such as "entry 7 of its outbox".
+            how_many: are counted; 0 for what is looked at again and again.
+        """
+        with self._lock:
+            if how_many:
+                self._counts[reason] += how_many
+            is_new = (sender, reason) not in self._said
+            self._said.add((sender, reason))
+        if is_new:
+            counted = f", and counted as {reason!r}" if how_many else ""
+            self._say(f"worker {sender}: {what} {_WHY[reason]}; refused (said once{counted})")
+
+    def counts(self) -> dict[str, int]:
+        """How many, by reason, since the start."""
+        with self._lock:
+            return dict(self._counts)
+
+
+_WHY = {
+    "seal": "does not bear this run's seal: it was changed on its way, or written by someone without the run key",
+    "replayed": "is one that was said before, put in another place by someone else",
+    "malformed": "is none that a worker writes",
+}
+
+
+def total(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by reason, added up."""
+    found: Counter[str] = Counter()
+    for one in counts:
+        found.update(one)
+    return dict(found)

@@ -1,0 +1,60 @@
+"""A small problem whose optimum is known, learnt by a fleet of which one may be hostile."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peers.attacks import Attack
+from peers.rules import Rules
+from tests.fleets import Fleet, make_layout, memory_buses
+
+SIZE, WORKERS, RATE, NOISE = 60, 5, 0.9, 0.3
+OPTIMUM = np.linspace(-2, 2, SIZE).astype(np.float32)
+
+
+def gradient(values, random):
+    """The true gradient, seen through noise as a batch of data gives it."""
+    return (values - OPTIMUM + NOISE * random.standard_normal(SIZE)).astype(np.float32)
+
+
+def learn(attack=None, carry="parameters", codec="raw", parts=1, slack=0, steps=60, buses=None, **rules):
+    """Train a fleet, the last worker of which may attack.
+
+    Returns:
+        Per worker its values at the end, per worker how far it was from the optimum in the later half of the steps
+        (the root of the mean square), and the fleet.
+    """
+    own = "published" if carry == "gradients" else "fresh"
+    made = Rules(slack=slack, carry=carry, own=own, finish_timeout_s=20.0, **rules)
+    layout = make_layout(SIZE, parts, codec, may_be_whole=carry == "parameters")
+    buses = buses or memory_buses(WORKERS)
+    fleet = Fleet(buses, layout, SIZE, made)
+
+    def job(worker, exchange):
+        random, values = np.random.default_rng(worker), np.zeros(SIZE, np.float32)
+        hostile = Attack(attack) if attack and worker == len(buses) - 1 else None
+        trail = []
+        for step in range(steps):
+            if step >= steps // 2:
+                trail.append(float(np.linalg.norm((values - OPTIMUM).astype(np.float64))))
+            found = gradient(values, random)
+            if carry == "gradients":
+                values -= RATE * exchange.exchange(hostile(found) if hostile else found)
+                continue
+            change = -RATE * found
+            honest = values + change
+            together = exchange.exchange(values + (hostile(change) if hostile else change))
+            # Whoever attacks means to go on: what has run away is taken back.
+            values = np.where(np.abs(together) < 1e6, together, honest) if hostile else together
+        for section, last in exchange.finish(
+            lambda s: values if carry == "parameters" else np.zeros(s.size, np.float32)
+        ):
+            if carry == "parameters":
+                values[section.start : section.stop] = last
+            else:
+                values[section.start : section.stop] -= RATE * last
+        return values, float(np.sqrt(np.mean(np.square(trail))))
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        values, trails = zip(*fleet.run(job), strict=True)
+    return values, trails, fleet

@@ -1,0 +1,160 @@
+"""What hostile workers do to the pictures, attack by attack and rule by rule: eight workers on scikit-learn's digits.
+
+    python tests/bench/byzantine.py [--rules TEXT ...] [--attacks TEXT ...] [--hostile 0,1,2] [--steps N] [--budget-s N]
+
+Real workers and a real Redis each; the last one or two are told by DEGAN_FAULTS to attack in every step. A cell is
+the Frechet distance of the worst honest worker at the end; beside it stands the clean run of the same rule, and the
+base line is the mean without a gate and without anybody hostile. Every finished cell is a line of the results file,
+and what has one is not run again.
+
+The bar (only for what was run): with a robust rule and the gate, one hostile worker of eight costs at most half of
+the clean mean's distance more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# One thread each: more than that only get into each other's way, and a process with a pool must not fork.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from config import UsageError  # noqa: E402
+from peers.attacks import NAMES  # noqa: E402
+from peers.robust import RULES  # noqa: E402
+from tests.bench.quality_runs import RunError, Setting, open_bench, prepare  # noqa: E402
+from tests.bench.table import finish, show  # noqa: E402
+
+WORKERS, SEED, BAR = 8, 1, 1.5
+# Stands for a run that failed, where JSON wants a number.
+FAILED = 1e9
+CLEAN = "clean"
+# The name in the table, and the settings that it stands for.
+KINDS = {
+    "mean, no gate": ("mode.reduce=mean", "bus.norm_gate=0", "bus.strikes=0"),
+    "mean": ("mode.reduce=mean",),
+    **{rule: (f"mode.reduce={rule}",) for rule in RULES},
+}
+
+
+def cells(kinds: list[str], attacks: list[str], hostile: list[int]) -> list[tuple[str, str, int]]:
+    """Rule, attack, number of hostile workers: the clean runs first, then what one hostile does, then two."""
+    found = [(kind, CLEAN, 0) for kind in kinds]
+    return found + [(kind, attack, count) for count in hostile for attack in attacks for kind in kinds]
+
+
+def setting(kind: str, hostile: int) -> Setting:
+    """The experiment of a cell."""
+    words = (*KINDS[kind], f"mode.hostile={max(1, hostile)}", "run.log_every=50", "run.evaluate_samples=5000")
+    return Setting(kind, words, WORKERS, "smoke")
+
+
+def faults(attack: str, hostile: int) -> str:
+    """What DEGAN_FAULTS has to say: the last workers are the hostile ones."""
+    return ",".join(f"w{WORKERS - 1 - n}:attack:{attack}" for n in range(hostile))
+
+
+def worst(fids: list[float | None], hostile: int) -> float:
+    """Of the honest workers; infinite where one has none."""
+    honest = fids[: WORKERS - hostile]
+    return max(math.inf if fid is None or not math.isfinite(fid) else fid for fid in honest)
+
+
+def known(file: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+    """What earlier runs have found, by rule, attack, hostile and steps."""
+    if not file.exists():
+        return {}
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {(line["rule"], line["attack"], line["hostile"], line["steps"]): line for line in lines}
+
+
+def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: float) -> None:
+    """Run what is not known yet, as long as the budget lasts, and write each result down."""
+    found, began = known(file), time.monotonic()
+    missing = [cell for cell in wanted if (*cell, steps) not in found]
+    if not missing:
+        return
+    prepare(setting(missing[0][0], 0).experiment((), SEED, steps))
+    with open_bench(WORKERS) as bench:
+        for index, (kind, attack, hostile) in enumerate(missing):
+            if time.monotonic() - began > budget_s:
+                print(f"the budget is spent; {len(missing) - index} cells are left", flush=True)
+                return
+            os.environ["DEGAN_FAULTS"] = faults(attack, hostile)
+            line: dict[str, Any] = {"rule": kind, "attack": attack, "hostile": hostile, "steps": steps}
+            try:
+                figures = bench.run(setting(kind, hostile), (), SEED, steps)
+                line |= {"fid": worst(figures["fid"], hostile), "seconds": figures["seconds"]}
+                line["dropped"] = figures["dropped"]
+            except RunError as error:
+                line |= {"fid": math.inf, "failed": str(error)}
+            finally:
+                del os.environ["DEGAN_FAULTS"]
+            # JSON has no infinity.
+            line["fid"] = line["fid"] if math.isfinite(line["fid"]) else None
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
+def rows(found: dict, kinds: list[str], attacks: list[str], hostile: list[int], steps: int) -> list[dict[str, Any]]:
+    """One row an attack and number of hostile workers, one column a rule."""
+    table = []
+    for attack, count in [(CLEAN, 0), *((attack, count) for count in hostile for attack in attacks)]:
+        row: dict[str, Any] = {"attack": f"{attack} x{count}" if count else CLEAN}
+        for kind in kinds:
+            line = found.get((kind, attack, count, steps))
+            row[kind] = "" if line is None else "failed" if line["fid"] is None else round(line["fid"], 1)
+        table.append(row)
+    return table
+
+
+def bars(found: dict, steps: int) -> list[tuple[str, float, float, bool]]:
+    """Robust rules with one hostile worker, against the clean mean."""
+    clean = found.get(("mean, no gate", CLEAN, 0, steps))
+    if clean is None or clean["fid"] is None:
+        return []
+    return [
+        (f"{kind}, {attack}", fid := FAILED if line["fid"] is None else line["fid"], limit, fid <= limit)
+        for (kind, attack, hostile, at), line in sorted(found.items())
+        if kind in RULES and hostile == 1 and at == steps
+        for limit in [BAR * clean["fid"]]
+    ]
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rules", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--attacks", nargs="+", default=list(NAMES), choices=list(NAMES))
+    parser.add_argument("--hostile", default="1,2", help="numbers of hostile workers")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--budget-s", type=float, default=3600.0)
+    parser.add_argument("--results", type=Path, default=Path("byzantine.jsonl"))
+    arguments = parser.parse_args(words)
+    hostile = [int(count) for count in arguments.hostile.split(",") if int(count)]
+    try:
+        run(
+            arguments.results,
+            cells(arguments.rules, arguments.attacks, hostile),
+            arguments.steps,
+            arguments.budget_s,
+        )
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = known(arguments.results)
+    table = rows(found, arguments.rules, arguments.attacks, hostile, arguments.steps)
+    show(f"worst honest worker's FID after {arguments.steps} steps, {WORKERS} workers", table)
+    return finish("byzantine", bars(found, arguments.steps), {"steps": arguments.steps, "table": table})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

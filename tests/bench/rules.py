@@ -1,0 +1,100 @@
+"""What the norm gate and the robust rules cost: one worker's own work in a round, with and without them.
+
+    python tests/bench/rules.py [--values N] [--parts N] [--workers N ...]
+
+The carry alone, without a wire: copy out, encode, judge, reduce, apply, of one part in a round; in seconds of this
+process, as the median of many rounds, and as a share of that of the mean without a gate in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from degan.casts import torch_cast
+from peers.codec import build
+from peers.message import Layout
+from peers.partition import Schedule
+from peers.robust import RULES
+from peers.rules import Rules, make_carry
+from peers.spares import Spares
+from peers.types import Slice
+from peers.window import Contribution
+from tests.bench.table import finish, show
+
+VALUES = 4_240_320  # DEGAN's model.
+# An exact codec sends weights, so there what was last agreed has to be taken off first.
+BARS = {"float16": 0.25, "raw": 0.75}
+KINDS = {"mean, no gate": ("mean", 0.0), "mean": ("mean", 10.0), **{rule: (rule, 10.0) for rule in RULES}}
+
+
+class Worker:
+    """One worker's carry of parameters, and what its peers say in every round."""
+
+    def __init__(self, kind: str, codec: str, values: int, parts: int, workers: int):
+        rule, gate = KINDS[kind]
+        self._layout = Layout(
+            Schedule([Slice(0, values)], parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True
+        )
+        self._mine, self._spares, self._round = np.zeros(values, np.float32), Spares(workers + 4), 0
+        rules = Rules(slack=0, carry="parameters", reduce=rule, norm_gate=gate)
+        peers = tuple(range(1, workers))
+        self._carry = make_carry(rules, 0, peers, self._layout, self._mine, self._spares)
+        random, largest = np.random.default_rng(0), self._layout.largest.size
+        self._theirs = {peer: random.standard_normal(largest, np.float32) * np.float32(1e-3) for peer in peers}
+
+    def round(self) -> float:
+        """Seconds of the main thread, without what reading and decoding the others' takes."""
+        self._round += 1
+        part, everything = self._layout.schedule.slice(self._round), Slice(0, self._mine.size)
+        began = time.process_time()
+        leaving = self._carry.offer(self._round, everything, part, self._mine)
+        spent_s = time.process_time() - began
+        for _ in self._carry.encode(leaving, {}):
+            pass
+        items = []
+        for peer, change in self._theirs.items():
+            values = self._spares.take(part.size)
+            values[:] = change[: part.size]
+            items.append(Contribution(peer, "a", self._round, part, values, self._round, dict(leaving.extras)))
+        began = time.process_time()
+        self._carry.collect(self._round, everything, self._mine, items, len(items))
+        spent_s += time.process_time() - began
+        for item in items:
+            self._spares.give(item.values)
+        return spent_s
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--values", type=int, default=VALUES)
+    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--workers", type=int, nargs="+", default=[3, 8])
+    parser.add_argument("--rounds", type=int, default=40)
+    arguments = parser.parse_args(words)
+    rows, bars = [], []
+    for workers in arguments.workers:
+        for codec, bar in BARS.items():
+            made = {kind: Worker(kind, codec, arguments.values, arguments.parts, workers) for kind in KINDS}
+            times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            for _ in range(arguments.rounds):
+                for kind, worker in made.items():
+                    times[kind].append(worker.round())
+            middle = {kind: statistics.median(found[len(found) // 4 :]) for kind, found in times.items()}
+            share = middle["mean"] / middle["mean, no gate"] - 1
+            label = f"{workers} workers, {codec}"
+            rows.append({"a round, in ms": label} | {kind: 1000 * found for kind, found in middle.items()})
+            bars.append((f"the gate's share of the carry's work, {label}", share, bar, share <= bar))
+    show(f"{arguments.values:,} values in {arguments.parts} parts", rows)
+    return finish("rules", bars, {"rows": rows})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""Hostile workers: with a robust rule the honest ones learn as well, agree, and know whom not to listen to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers import attacks, robust
+from peers.errors import SetupError
+from peers.rules import Rules, make_carry
+from peers.spares import Spares
+from peers.types import Slice
+from peers.window import Contribution
+from tests.attackers import SIZE, learn
+from tests.fleets import make_layout
+
+HONEST = slice(0, -1)
+
+
+# --- what an attack is -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", None),
+        ("w7:attack:sign_flip", "sign_flip"),
+        ("w1@step12:kill, w7:attack:nan , redis0@step30:restart,w3:slow:10", "nan"),
+        ("w6:attack:scale", None),
+        ("w77:attack:scale", None),
+    ],
+)
+def test_an_attack_is_one_item_of_the_faults(text, found):
+    assert attacks.attack_of(text, 7) == found
+
+
+@pytest.mark.parametrize("text", ["w7:attack:sing_flip", "w1:attack:", "w1:attack"])
+def test_an_unknown_attack_is_a_persons_error(text):
+    with pytest.raises(SetupError, match="known: sign_flip, scale"):
+        attacks.attack_of(text, 7)
+
+
+def test_what_the_attacks_send():
+    values = np.array([1, -2, 2], np.float32)
+    found = {name: attacks.Attack(name)(values) for name in attacks.NAMES}
+    np.testing.assert_array_equal(found["sign_flip"], -values)
+    np.testing.assert_array_equal(found["scale"], 100 * values)
+    assert np.linalg.norm(found["constant"]) == pytest.approx(30) and len(set(found["constant"])) == 1
+    assert np.isnan(found["nan"]).all()
+    # Of one alone the spread is not known yet.
+    np.testing.assert_array_equal(found["small_enough"], values)
+    np.testing.assert_array_equal(values, np.array([1, -2, 2], np.float32))
+
+
+def test_what_is_small_enough_is_within_the_honest_spread():
+    random, attack = np.random.default_rng(0), attacks.Attack("small_enough")
+    seen = [random.standard_normal(50).astype(np.float32) for _ in range(attacks.REMEMBERED)]
+    sent = [attack(values, "g") for values in seen][-1]
+    np.testing.assert_allclose(sent, np.mean(seen, axis=0) - attacks.Z * np.std(seen, axis=0), rtol=1e-5, atol=1e-6)
+    # Another kind of values has a memory of its own.
+    np.testing.assert_array_equal(attack(seen[0], "d"), seen[0])
+
+
+# --- what it does ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carry", ["parameters", "gradients"])
+@pytest.mark.parametrize("rule", robust.RULES)
+def test_one_hostile_worker_of_five_costs_at_most_a_quarter(carry, rule):
+    """Fault 17, where the noise of the batches is what keeps everybody from the optimum."""
+    _, clean, _ = learn(carry=carry, reduce=rule)
+    for attack in attacks.NAMES:
+        values, trails, fleet = learn(attack, carry=carry, reduce=rule)
+        assert all(np.isfinite(one).all() for one in values[HONEST]), attack
+        assert max(trails[HONEST]) <= 1.25 * max(clean), attack
+        struck = fleet.exchanges[0].stats()["strikes"]
+        assert set(struck) <= {"4"} and (attack != "nan" or struck == {"4": 10}), attack
+
+
+@pytest.mark.parametrize("carry", ["parameters", "gradients"])
+def test_the_mean_without_a_gate_bears_no_long_one(carry):
+    _, clean, _ = learn(carry=carry, norm_gate=0.0)
+    for attack in ("scale", "constant"):
+        _, trails, _ = learn(attack, carry=carry, norm_gate=0.0, steps=20)
+        assert not max(trails[HONEST]) <= 10 * max(clean), attack
+    # With a gate it has a bound, once enough is known for the gate to work.
+    _, trails, fleet = learn("scale", carry=carry, norm_gate=10.0)
+    assert max(trails[HONEST]) <= 1.25 * max(clean)
+    assert fleet.exchanges[0].stats()["muted"] == [4]
+    assert fleet.exchanges[0].stats()["dropped"]["gated"] == 10
+
+
+@pytest.mark.parametrize("slack", [0, 2])
+@pytest.mark.parametrize("rule", ["mean", *robust.RULES])
+def test_all_end_with_the_same_weights(rule, slack):
+    for codec in ("raw", "float16", "int8", "topk"):
+        for attack in ("sign_flip", "scale"):
+            values, _, fleet = learn(attack, codec=codec, parts=3, slack=slack, steps=30, reduce=rule, strikes=3)
+            for one in values[1:]:
+                np.testing.assert_array_equal(one, values[0], err_msg=f"{codec} {attack}")
+            seen = [exchange.stats() for exchange in fleet.exchanges]
+            assert len({str(stats["strikes"]) for stats in seen}) == 1
+            assert all("diverged" not in stats["dropped"] for stats in seen), codec
+
+
+@pytest.mark.parametrize("rule", robust.RULES)
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+def test_replicas_that_carry_gradients_stay_alike(rule, codec):
+    values, _, _ = learn("scale", carry="gradients", codec=codec, parts=3, slack=1, steps=20, reduce=rule)
+    # The hostile one too: it applies what was published.
+    for one in values[1:]:
+        np.testing.assert_array_equal(one, values[0])
+
+
+@pytest.mark.parametrize("carry", ["parameters", "gradients"])
+@pytest.mark.parametrize(("codec", "parts", "slack"), [("raw", 1, 0), ("int8", 4, 2), ("topk", 2, 1)])
+def test_a_clean_run_is_the_same_with_the_gate_bit_by_bit(carry, codec, parts, slack):
+    rules = {"carry": carry, "codec": codec, "parts": parts, "slack": slack}
+    gated, _, fleet = learn(norm_gate=10.0, **rules)
+    free, _, _ = learn(norm_gate=0.0, strikes=0, **rules)
+    for one, other in zip(gated, free, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for exchange in fleet.exchanges:
+        assert exchange.stats()["strikes"] == {} and "gated" not in exchange.stats()["dropped"]
+
+
+def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
+    """Nobody is alike here; the long one is left out all the same."""
+    for slack, own in ((0, "fresh"), (None, "fresh")):
+        rules = Rules(slack=slack, carry="gradients", own=own)
+        carry = make_carry(rules, 0, (1, 2), make_layout(4), np.zeros(4, np.float32), Spares())
+        everything = Slice(0, 4)
+        for round in range(1, 12):
+            ours = np.full(4, 1, np.float32)
+            carry.offer(round, everything, everything, ours)
+            items = [
+                Contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
+                Contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
+            ]
+            found = carry.collect(round, everything, ours, items, 2)
+            expected = 2.0 if round < 10 else 1.5
+            np.testing.assert_allclose(found, np.full(4, expected), rtol=1e-6)
+        assert carry.counts["gated"] == 2
+
+
+# --- who joins ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "rule"),
+    [
+        ("parameters", "raw", "clipped_mean"),
+        ("parameters", "int8", "median"),
+        ("parameters", "float16", "mean"),
+        ("gradients", "raw", "trimmed_mean"),
+    ],
+)
+def test_who_joins_decides_as_the_others(kind, codec, rule):
+    """A carry, and one that takes over its state in the middle, apply the same messages: the same weights."""
+    layout = make_layout(SIZE, 2, codec, may_be_whole=kind == "parameters")
+    rules = Rules(slack=0, carry=kind, own="published", reduce=rule, strikes=4)
+    everything, first = Slice(0, SIZE), np.zeros(SIZE, np.float32)
+    random = np.random.default_rng(3)
+
+    def make(worker):
+        return make_carry(rules, worker, tuple({0, 1, 2, 3, 4} - {worker}), layout, first, Spares())
+
+    helper, others, joiner = make(0), [1, 2, 3], make(4)
+    values = {0: first.copy(), 4: None}
+    for round in range(1, 41):
+        part = layout.schedule.slice(round)
+        sent = [random.standard_normal(part.size).astype(np.float32) for _ in others]
+        if round in (25, 26, 33, 34, 35):
+            sent[2] *= np.float32(1e4)
+        own = random.standard_normal(SIZE).astype(np.float32)
+        published = {}
+        carries = {0: helper} | ({4: joiner} if values[4] is not None else {})
+        for worker, carry in carries.items():
+            offered = values[worker] + own if kind == "parameters" else own.copy()
+            leaving = carry.offer(round, everything, part, offered)
+            list(carry.encode(leaving, {}))
+            mine = carry._outgoing.get(round)
+            published[worker] = (offered, mine)
+        base = published[0][1].extras
+        shift = values[0][part.start : part.stop] if kind == "parameters" and codec == "raw" else np.float32(0)
+        for worker, carry in carries.items():
+            items = [
+                Contribution(other, "a", round, part, some + shift, round, dict(base))
+                for other, some in zip(others, sent, strict=True)
+            ]
+            for peer in carries.keys() - {worker}:
+                mine = published[peer][1]
+                items.append(Contribution(peer, "a", round, part, mine.values.copy(), round, dict(mine.extras)))
+            items.sort(key=lambda item: item.sender)
+            found = carry.collect(round, everything, published[worker][0], items, len(items))
+            if kind == "parameters":
+                values[worker] = np.array(found)
+            else:
+                values[worker] = values[worker] - found
+        if round == 28:
+            arrays, small = helper.shared()
+            assert {name: array.size for name, array in arrays.items()} == joiner.shared_sizes()
+            joiner.load_shared(arrays, small, 0, round, helper.applied(round))
+            values[4] = values[0].copy()
+    mean = part.stop - part.start
+    assert mean and helper.judge.stats()["muted"] == joiner.judge.stats()["muted"] == [3]
+    if kind == "gradients":
+        np.testing.assert_array_equal(values[4], values[0])
+    else:
+        np.testing.assert_array_equal(values[4][part.start : part.stop], values[0][part.start : part.stop])
