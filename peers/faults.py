@@ -32,13 +32,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from peers.attacks import NAMES as ATTACKS
 from peers.errors import SetupError
 
 VARIABLE = "DEGAN_FAULTS"
 BEGIN, SAVING = "", "saving"
 WIRE_HOOKS = ("before_publish", "between_chunks", "after_publish")
 HOOKS = (*WIRE_HOOKS, "before_apply", SAVING)
-ATTACKS = ("sign_flip", "scale", "constant", "small_enough", "nan")
 
 SIGNALS = ("kill", "term", "int", "usr1")
 DISK = ("disk_full", "torn")

@@ -289,23 +289,18 @@ class RedisBus:
 
     def _let_go_of_last_life(self, ttl_s: float) -> None:
         """Whoever replays or joins reads the lives that hold a lease, which the last one does not any more."""
-        key, peers = self._keys.life(self.worker), self._reader_of
+        keys, me, key = self._keys, self.worker, self._keys.life(self.worker)
         last = (self._own.get(key) or b"").decode(errors="replace")
         pipeline = self._own.pipeline(transaction=False)
         if last not in ("", self.incarnation):
-            streams = [self._keys.out(self.worker, last), *(self._keys.direct(self.worker, last, p) for p in peers)]
-            for name in (self._keys.state(self.worker, last), *streams):
+            direct = [keys.direct(me, last, peer) for peer in self._reader_of]
+            for name in (keys.state(me, last), keys.out(me, last), *direct):
                 pipeline.expire(name, max(LAST_LIFE_S, int(2 * ttl_s)))
-        pipeline.set(key, self.incarnation, ex=KEEP_S)
-        pipeline.execute()
+        pipeline.set(key, self.incarnation, ex=KEEP_S).execute()
 
     def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         key = self._keys.lease(self.worker)
-        own = [
-            self._keys.life(self.worker),
-            self._keys.state(self.worker, self.incarnation),
-            *self._sequences.copy(),
-        ]
+        own = [self._keys.life(self.worker), self._keys.state(self.worker, self.incarnation), *self._sequences.copy()]
         try:
             old = self._guard.open_lease(self.worker, self._own.get(key))
             if old is not None and old.incarnation != self.incarnation:

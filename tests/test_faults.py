@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import config
 from degan.worker.faults import Suffering
+from peers.attacks import NAMES
 from peers.errors import SetupError
-from peers.faults import ATTACKS, BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
+from peers.faults import BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
 from peers.faulty_bus import FaultyBus
 from tests.fleets import make_layout, memory_buses
 from tests.workers import Worker, experiment, wait_for
@@ -42,7 +43,7 @@ EXAMPLES = (
     "w0@step9.saving:kill",
     "w0@step9.saving:torn",
     "w0:disk_full",
-    *(f"w7:attack:{name}" for name in ATTACKS),
+    *(f"w7:attack:{name}" for name in NAMES),
 )
 
 
