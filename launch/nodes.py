@@ -16,7 +16,7 @@ CONF, USERS = "redis.conf", "users.acl"
 # All that a worker says to Redis; SELECT where its URL has a database. A test trains with no more than these.
 COMMANDS = (
     *("ping", "get", "set", "mget", "del", "expire", "hset", "hmget", "hdel"),
-    *("xadd", "xread", "xrange", "xrevrange", "watch", "unwatch", "multi", "exec"),
+    *("xadd", "xread", "xrange", "xrevrange", "xtrim", "watch", "unwatch", "multi", "exec"),
 )
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})|[0-9a-fA-F:]{2,39}")
 

@@ -76,6 +76,11 @@ def test_the_users_may_do_exactly_what_a_bus_does(tmp_path):
             mine.delete_state(["model"])
             mine.publish([(b"h", bytes(300_000))] * 3)
             mine.send(1, [(b"h", b"one")])
+            # As after an outage, and where Redis is full.
+            mine._hang_up()
+            mine.configure(1000, 300_000, least_entries=100)
+            mine._make_room()
+            mine.publish([(b"h", b"more")])
             assert mine.renew(lease(mine), 20) == "held"
             peer.follow(0, "life0")
             assert [len(entry.payload) for entry in read(peer, 4)].count(300_000) == 3
@@ -122,7 +127,7 @@ CLIENT LIST / CLIENT KILL ID 1 / CLIENT NO-EVICT on / MODULE LIST / MODULE LOAD 
 SWAPDB 0 1 / SELECT 1 / INFO / LATENCY RESET / SLOWLOG GET / MEMORY DOCTOR / COMMAND / CLUSTER INFO / PSYNC ? -1
 MIGRATE h 1 {mine} 0 1 / SORT {mine} / DUMP {mine} / RESTORE {mine} 0 x / RENAME {mine} {mine}2 / COPY {mine} {mine}2
 OBJECT ENCODING {mine} / TYPE {mine} / TTL {mine} / PERSIST {mine} / SUBSCRIBE x / PUBLISH x y / WAIT 0 0
-XGROUP CREATE {mine} g 0 / XTRIM {mine} MAXLEN 0 / XDEL {mine} 1-0 / LPUSH {mine} x / APPEND {mine} x / UNLINK {mine}
+XGROUP CREATE {mine} g 0 / XTRIM {theirs} MAXLEN 0 / XDEL {mine} 1-0 / LPUSH {mine} x / APPEND {mine} x / UNLINK {mine}
 SET {theirs} x / DEL {theirs} / EXPIRE {theirs} 1 / HSET {theirs} a b / HDEL {theirs} a / XADD {theirs} * h x
 SET degan:other:0:lease x / GET degan:other:0:lease / SET elsewhere x / GET elsewhere / MGET {mine} elsewhere
 HMGET elsewhere a / XREAD STREAMS elsewhere 0 / XREAD STREAMS degan:other:0:a:out 0 / XRANGE degan:othe:0:a:out - +
