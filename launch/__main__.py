@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+from typing import NamedTuple
 
 from config import UsageError
 from launch.plan import Commands, Limits
@@ -17,6 +18,16 @@ EPILOG = """examples:
   python -m launch doctor experiment.yaml
   python -m launch secure experiment.yaml --out secrets
 """
+
+
+class Call(NamedTuple):
+    """What a command is given: the words that were typed, and who else is called, for how long; see `main`."""
+
+    words: argparse.Namespace
+    voice: Voice
+    command_line: list[str]
+    commands: Commands
+    limits: Limits
 
 
 def main(argv: list[str], commands: Commands | None = None, limits: Limits | None = None) -> int:
@@ -33,7 +44,8 @@ def main(argv: list[str], commands: Commands | None = None, limits: Limits | Non
     words = _parser().parse_args(argv)
     voice = Voice()
     try:
-        return words.run(words, voice, ["python", "-m", "launch", *argv], commands, limits)
+        command_line = ["python", "-m", "launch", *argv]
+        return words.run(Call(words, voice, command_line, commands or Commands(), limits or Limits()))
     except UsageError as error:
         voice.error(f"error: {error}")
         return 2
@@ -70,15 +82,10 @@ def _add_local(commands: argparse._SubParsersAction) -> None:
     local.set_defaults(run=_run_local)
 
 
-def _run_local(
-    words: argparse.Namespace,
-    voice: Voice,
-    command_line: list[str],
-    commands: Commands | None,
-    limits: Limits | None,
-) -> int:
+def _run_local(call: Call) -> int:
     from launch import local, plan
 
+    words = call.words
     made = plan.make(
         words.file,
         words.out,
@@ -88,10 +95,10 @@ def _run_local(
         one_server=words.servers == "one",
         port=words.port,
         resume=words.resume is not None,
-        commands=commands,
-        limits=limits,
+        commands=call.commands,
+        limits=call.limits,
     )
-    return local.run(made, voice, command_line)
+    return local.run(made, call.voice, call.command_line)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -105,20 +112,16 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     compare.set_defaults(run=_run_compare)
 
 
-def _run_compare(
-    words: argparse.Namespace,
-    voice: Voice,
-    command_line: list[str],
-    commands: Commands | None,
-    limits: Limits | None,
-) -> int:
+def _run_compare(call: Call) -> int:
     from launch import handover
 
-    commands, limits = commands or Commands(), limits or Limits()
+    words = call.words
     options = [f"--out={words.out}"] if words.out is not None else []
     options += [f"--{name}" for name in ("markdown", "json") if getattr(words, name)]
     # "--" before the folders: the name of one may begin with a dash.
-    return handover.run([*commands.compare, *options, "--", *words.runs], "comparing", limits.report_s, voice)
+    return handover.run(
+        [*call.commands.compare, *options, "--", *words.runs], "comparing", call.limits.report_s, call.voice
+    )
 
 
 def _add_doctor(commands: argparse._SubParsersAction) -> None:
@@ -130,17 +133,11 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor.set_defaults(run=_run_doctor)
 
 
-def _run_doctor(
-    words: argparse.Namespace,
-    voice: Voice,
-    command_line: list[str],
-    commands: Commands | None,
-    limits: Limits | None,
-) -> int:
+def _run_doctor(call: Call) -> int:
     import config
     from launch import handover, servers
 
-    commands, limits = commands or Commands(), limits or Limits()
+    words = call.words
     options = [f"--set={item}" for item in words.set]
     options += [f"--out={words.out}"] if words.out is not None else []
     options += ["--json"] if words.json else []
@@ -150,7 +147,9 @@ def _run_doctor(
             options.append(f"--local-redis={servers.find('auto').about()}")
         except UsageError as error:
             options.append(f"--no-local-redis={error}")
-    return handover.run([*commands.doctor, *options, "--", words.file], "the doctor", limits.report_s, voice)
+    return handover.run(
+        [*call.commands.doctor, *options, "--", words.file], "the doctor", call.limits.report_s, call.voice
+    )
 
 
 def _add_secure(commands: argparse._SubParsersAction) -> None:
@@ -164,22 +163,17 @@ def _add_secure(commands: argparse._SubParsersAction) -> None:
     secure.set_defaults(run=_run_secure)
 
 
-def _run_secure(
-    words: argparse.Namespace,
-    voice: Voice,
-    command_line: list[str],
-    commands: Commands | None,
-    limits: Limits | None,
-) -> int:
+def _run_secure(call: Call) -> int:
     try:
         from launch import secure
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "cryptography":
             raise
         raise UsageError("secure needs the package cryptography; pip install cryptography") from None
+    words = call.words
     hosts = [host.strip() for host in words.hosts.split(",")] if words.hosts else []
     now = datetime.datetime.now(datetime.timezone.utc)
-    return secure.run(words.file, words.out, words.days, hosts, voice, now)
+    return secure.run(words.file, words.out, words.days, hosts, call.voice, now)
 
 
 if __name__ == "__main__":
