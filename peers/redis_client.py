@@ -226,10 +226,20 @@ class Reader:
             if not answer:
                 return []
             try:
-                entries = [entry for key, items in answer for entry in self._take(streams[_text(key)], items)]
+                taken = [self._take(streams[_text(key)], _text(key), items) for key, items in answer]
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 self._hang_up()
                 raise BusError(f"Redis at {self.name} says what no Redis says: {type(error).__name__}") from None
+            except redis.RedisError as error:
+                self._hang_up()
+                raise BusError(f"Redis at {self.name}: {error}") from None
+            # Only now: of an answer of which a part makes no sense nothing is taken.
+            for stream, _, after, item_id in taken:
+                stream.after = after
+                if item_id:
+                    stream.move(bytes(item_id))
+            entries = [entry for _, some, _, _ in taken for entry in some]
+            self.received_bytes += sum(len(entry.header) + len(entry.payload) for entry in entries)
             try:
                 self._ask(self._streams, timeout_ms, entry_bytes)
             except (OSError, redis.RedisError):
@@ -253,9 +263,14 @@ class Reader:
         self._link.say(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
         self._asked = streams
 
-    def _take(self, stream: _Stream, items: list) -> list[Entry]:
-        """A stream's entries, but for those that are refused; its cursor moves behind all of them."""
-        entries, after, size_bytes, item_id = [], stream.after, 0, b""
+    def _take(self, stream: _Stream, key: bytes, items: list) -> tuple[_Stream, list[Entry], int, Buffer]:
+        """A stream's entries, but for those that are refused; and where its cursor moves behind all of them.
+
+        Raises:
+            ValueError, TypeError: it is no answer of Redis.
+            redis.RedisError: a gap could not be looked into.
+        """
+        entries, after, item_id, has_gap = [], stream.after, b"", False
         peer, incarnation, is_direct, seals = stream.peer, stream.incarnation, stream.is_direct, stream.seals
         for item_id, fields in items:
             number, _, rest = _text(item_id).partition(b"-")
@@ -269,7 +284,7 @@ class Reader:
                 header, payload, seal = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
             if not isinstance(header, _BUFFERS) or not isinstance(payload, _BUFFERS):
                 raise TypeError("an entry of something else than bytes")
-            size_bytes += len(header) + len(payload)
+            has_gap |= sequence != after + 1
             if seals is not None or rest != b"0":
                 is_next = rest == b"0" and sequence > after
                 reason = self._reason(seals, sequence, is_next, header, payload, seal)
@@ -279,11 +294,12 @@ class Reader:
             # The header is small and is kept; the payload stays where the socket has put it.
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
             after = sequence
-        stream.after = after
-        if item_id:
-            stream.move(bytes(item_id))
-        self.received_bytes += size_bytes
-        return entries
+        if has_gap:
+            # A number that changed on its way is under no checksum: beyond the end we would wait for ever.
+            newest = self.client.xrevrange(key, count=1)
+            if newest and sequence > int(newest[0][0].partition(b"-")[0]):
+                raise ValueError("an id beyond the end")
+        return stream, entries, after, item_id
 
     def _reason(
         self, seals: Seals | None, number: int, is_next: bool, header: Buffer, payload: Buffer, seal: Buffer

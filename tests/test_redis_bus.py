@@ -10,6 +10,7 @@ import redis
 from peers.errors import BusError, LapsedError, UnreachableError
 from peers.redis_bus import RedisBus
 from peers.redis_client import address, connect, split_socket
+from peers.resp import Replies
 from peers.types import Lease
 from tests.fleets import in_threads
 from tests.servers import free_port, redis_server
@@ -93,6 +94,31 @@ def test_a_connection_that_breaks_is_made_anew(redis_url):
     finally:
         writer.close()
         reader.close()
+
+
+def test_an_entry_whose_number_changed_on_its_way_is_asked_for_again(redis_url, monkeypatch):
+    """No checksum covers the number, and a reader that has been sent beyond the end would wait there for ever."""
+    writer = RedisBus("number", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    reader = RedisBus("number", 1, [redis_url] * 2, "a1", [0], 10, 5)
+    reader.follow(0, "a0")
+    for k in range(3):
+        writer.publish([(b"h", b"%d" % k)])
+    plain, changes = Replies.read, [b"7-0"]
+
+    def read_changed(link):
+        answer = plain(link)
+        if answer and changes:
+            answer[0][1][-1][0] = changes.pop()
+        return answer
+
+    monkeypatch.setattr(Replies, "read", read_changed)
+    with pytest.raises(BusError, match="says what no Redis says"):
+        reader.receive(0, 1.0)
+    assert [(e.sequence, e.is_contiguous, bytes(e.payload)) for e in read(reader, 3)] == [
+        (k + 1, True, b"%d" % k) for k in range(3)
+    ]
+    writer.close()
+    reader.close()
 
 
 def test_what_the_server_refuses_is_an_error_with_its_words():
