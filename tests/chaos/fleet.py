@@ -227,7 +227,11 @@ class Fleet:
             assert self.is_alive(number), f"worker {number} ended before step {step}:\n{self.text(number)[-600:]}"
             return False
 
-        self.wait(is_there, f"worker {number} to reach step {step}", timeout_s)
+        try:
+            self.wait(is_there, f"worker {number} to reach step {step}", timeout_s)
+        except AssertionError as error:
+            said = self.life(number).text.strip().splitlines()[-1:]
+            raise AssertionError(f"{error}, at step {self.step(number)}, which says {said}") from None
 
     def advance(self, numbers: list[int], steps: int = 20, timeout_s: float = 60.0) -> None:
         """Wait until each of them has trained so many steps more."""
