@@ -77,6 +77,9 @@ class Bus(Protocol):
             BusError: the server does not answer; the next call tries again.
         """
 
+    def read_again(self, entry: Entry) -> None:
+        """Receive an entry, and what came after it in its stream, once more; by whom `receive` is called."""
+
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
         """Become the worker of that number; returns the lease of a dead predecessor that it replaced.
 

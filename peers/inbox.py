@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
-from peers.message import Assembler, Layout
+from peers.message import Assembler, Layout, is_sound
 from peers.spares import Spares
 from peers.types import Cursor, Entry, Message
 from peers.window import Accumulator, Contribution
@@ -92,8 +92,15 @@ class Inbox:
         with self._lock:
             self._senders.setdefault(sender, _Sender()).admitted = incarnation
 
-    def feed(self, entry: Entry) -> None:
-        """Take one entry; never raises for what a peer can send."""
+    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
+        """Take one entry; never raises for what a peer can send.
+
+        Args:
+            may_come_again: it can be read once more.
+
+        Returns:
+            False if it changed on its way and should come again; nothing of it has been taken or counted then.
+        """
         with self._lock:
             sender = self._senders.setdefault(entry.sender, _Sender())
             if sender.incarnation != entry.incarnation:
@@ -104,18 +111,22 @@ class Inbox:
         try:
             message = assembler.feed(entry)
         except MessageError as error:
+            has_changed = not is_sound(entry)
+            if has_changed and may_come_again:
+                return False
             self.count(error.reason)
-            # What is incomplete may have been trimmed before we came to read it: nobody's fault.
-            if error.reason != "incomplete":
+            # What changed on its way, or was trimmed before we came to read it, is not the sender's fault.
+            if not has_changed and error.reason != "incomplete":
                 self._refused(entry.sender, entry.incarnation)
-            return
+            return True
         if message is None:
-            return
+            return True
         try:
             self._dispatch(sender, entry, message)
         except (KeyError, TypeError, ValueError, OverflowError):
             self.count("malformed")
             self._refused(entry.sender, entry.incarnation)
+        return True
 
     def _dispatch(self, sender: _Sender, entry: Entry, message: Message) -> None:
         peer, fields = entry.sender, message.fields

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from peers.deadline import Deadline
 from peers.errors import MessageError
-from peers.message import Assembler, RoundLayout
+from peers.message import Assembler, RoundLayout, is_sound
 from peers.types import Entry, Message
 from peers.waiting import Waiting
 
@@ -66,8 +66,8 @@ class Mailbox(Waiting):
 
     # --- called by the pumps ------------------------------------------------------------------
 
-    def feed(self, entry: Entry) -> None:
-        """Take one entry; never raises for what a peer can send."""
+    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
+        """Take one entry; as `peers.inbox.Inbox.feed`."""
         stream = entry.sender, entry.is_direct
         if self._lives.get(entry.sender) != entry.incarnation:
             self._begin_life(entry.sender, entry.incarnation)
@@ -78,18 +78,23 @@ class Mailbox(Waiting):
         try:
             message = self._assemblers[stream].feed(entry)
         except MessageError as error:
+            has_changed = not is_sound(entry)
+            if has_changed and may_come_again:
+                return False
             if error.reason != "incomplete" or stream not in self._torn:
                 self.count(error.reason)
-                self.refused(entry.sender, entry.incarnation)
-            return
+                if not has_changed:
+                    self.refused(entry.sender, entry.incarnation)
+            return True
         if message is None:
-            return
+            return True
         self._torn.discard(stream)
         try:
             self._take(entry, message)
         except (KeyError, TypeError, ValueError, OverflowError):
             self.count("malformed")
             self.refused(entry.sender, entry.incarnation)
+        return True
 
     def _begin_life(self, sender: int, incarnation: str) -> None:
         with self._changed:

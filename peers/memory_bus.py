@@ -121,6 +121,12 @@ class MemoryBus:
                     self.received_bytes += len(header) + len(payload)
         return read
 
+    def read_again(self, entry: Entry) -> None:
+        with self._hub.changed:
+            incarnation, cursors = self._cursors.get(entry.sender, ("", {}))
+            if incarnation == entry.incarnation:
+                cursors[self.worker if entry.is_direct else TO_ALL] = entry.sequence - 1
+
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
         with self._hub.changed:
             old = self._lease(self.worker)

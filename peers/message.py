@@ -199,6 +199,12 @@ def _encode_header(header: Header, payload: Buffer) -> bytes:
     return said + checksum(payload, checksum(said)).to_bytes(SUM_BYTES, "big")
 
 
+def is_sound(entry: Entry) -> bool:
+    """Whether an entry bears the checksum of its own bytes, whatever these say: it came as it was sent."""
+    said = bytes(entry.header)
+    return checksum(entry.payload, checksum(said[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big") == said[-SUM_BYTES:]
+
+
 def _is_whole(header: Header, packed: Buffer, payload: Buffer) -> bool:
     """Whether nothing has changed since the checksum was made."""
     expected = checksum(payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big")
@@ -313,12 +319,14 @@ class Assembler:
         """One entry; returns the message that it completes, if it does.
 
         Raises:
-            MessageError: the entry does not fit; an unfinished message is given up.
+            MessageError: the entry does not fit; an unfinished message is given up, unless what did not fit is an
+                entry that changed on its way, which may come again.
         """
         try:
             return self._feed(entry)
         except MessageError:
-            self._partial = None
+            if is_sound(entry):
+                self._partial = None
             raise
 
     def _feed(self, entry: Entry) -> Message | None:

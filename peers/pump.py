@@ -55,6 +55,8 @@ class Pump:
         self._lease_s = lease_s
         self._known = dict(known)
         self._is_absent: set[int] = set()
+        # Per stream the newest entry that has been read again.
+        self._doubted: dict[tuple[int, bool], tuple[str, int]] = {}
         self._quiet_until = 0.0
         self._ease = max(1.0, len(bus.servers) / FEW_SERVERS)
         self._say = say
@@ -108,8 +110,17 @@ class Pump:
                 return
 
     def _hand_on(self, entries: list[Entry]) -> bool:
+        again: set[tuple[int, bool]] = set()
         for entry in entries:
-            self._inbox.feed(entry)
+            stream, number = (entry.sender, entry.is_direct), (entry.incarnation, entry.sequence)
+            if stream in again:
+                continue
+            if not self._inbox.feed(entry, self._doubted.get(stream) != number):
+                # It changed on its way. With nothing after it a round would be missing for ever: once more from there.
+                self._inbox.count("damaged")
+                self._doubted[stream] = number
+                self._bus.read_again(entry)
+                again.add(stream)
         return bool(entries)
 
     def _watch(self, leases: Mapping[int, Lease | None]) -> None:

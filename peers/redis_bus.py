@@ -47,8 +47,7 @@ class RedisBus:
         peers: whom we follow.
         connect_timeout_s: how long an absent Redis is tried at the start.
         patience_s: how long our own node may be away in the middle of a run before that is an error.
-        full_patience_s: how long it may be full.
-        may_take_over: see `peers.bus.Bus`.
+        full_patience_s, may_take_over: how long it may be full; see `peers.bus.Bus`.
         say: called with one line for a person, for instance while retrying.
         access: what we show to every Redis, and whom we trust.
         run_key: 32 bytes that all workers of the run have and nobody else; everything said is sealed with it, and
@@ -262,6 +261,9 @@ class RedisBus:
 
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
         return self._readers[server].receive(timeout_s, self._entry_bytes)
+
+    def read_again(self, entry: Entry) -> None:
+        self._reader_of[entry.sender].read_again(entry)
 
     # --- leases and states --------------------------------------------------------------------
 

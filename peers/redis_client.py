@@ -247,6 +247,17 @@ class Reader:
                 self._hang_up()
             return entries
 
+    def read_again(self, entry: Entry) -> None:
+        """Move a stream's cursor before an entry; see `peers.bus.Bus.read_again`."""
+        with self._reading:
+            # What is on its way was asked for from a later cursor.
+            self._hang_up()
+            for stream in self._streams.values():
+                whose = stream.peer, stream.incarnation, stream.is_direct
+                if whose == (entry.sender, entry.incarnation, entry.is_direct):
+                    stream.after = entry.sequence - 1
+                    stream.move(b"%d-0" % stream.after)
+
     def _ask(self, streams: dict[bytes, _Stream], timeout_ms: int, entry_bytes: int) -> None:
         """Send XREAD for what comes after the cursors."""
         if self._link is None:

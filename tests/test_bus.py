@@ -267,3 +267,20 @@ def test_the_meters_count_what_travels_and_not_what_is_awaited(open_buses):
         assert reader.read_busy_s > 0.0 and writer.publish_busy_s > 0.0
     else:
         assert reader.read_busy_s == writer.publish_busy_s == 0.0
+
+
+def test_an_entry_is_read_again_with_all_that_came_after_it(open_buses):
+    writer, reader = open_buses(2)
+    reader.follow(0, writer.incarnation)
+    writer.publish([(b"h", b"%d" % k) for k in range(4)])
+    writer.send(1, [(b"h", b"direct")])
+    first = read(reader, 5)
+    out = [entry for entry in first if not entry.is_direct]
+    reader.read_again(out[2])
+    again = read(reader, 2)
+    assert [(e.sequence, e.is_contiguous, e.is_direct, bytes(e.payload)) for e in again] == [
+        (3, True, False, b"2"),
+        (4, True, False, b"3"),
+    ]
+    writer.publish([(b"h", b"4")])
+    assert [e.sequence for e in read(reader, 1)] == [5]

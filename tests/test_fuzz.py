@@ -66,7 +66,7 @@ class Led:
 
     def __init__(self, codec):
         self.layout = RoundLayout(b"testtest", {"result": (PART.size, CODECS[codec])})
-        self.mailbox = Mailbox(self.layout, (1, 2), 10, quiet)
+        self.mailbox = Mailbox(self.layout, 10, quiet)
         self.feed, self.counts = self.mailbox.feed, self.mailbox.counts
 
     def check(self, rounds):

@@ -190,6 +190,13 @@ def test_a_spoiled_state_is_refused(name, blob, sums, data):
     assert name == "t:meta" and all(np.array_equal(arrays[key], VECTORS[key]) for key in VECTORS)
 
 
+class NoStream:
+    """A client of a Redis in which the stream is not there any more."""
+
+    def xrevrange(self, key, count):
+        return []
+
+
 class OneAnswer:
     """A link over which a Redis says one thing."""
 
@@ -224,7 +231,7 @@ streams = st.lists(st.tuples(st.sampled_from([b"out", b"to", b"?"]), st.lists(en
 @example([[2**31, []]], False)
 def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, is_sealed):
     guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
-    reader = Reader(None, "host:1", Busy(), guard)
+    reader = Reader(NoStream(), "host:1", Busy(), guard)
     reader.follow(1, "a1", 0, "out", "to")
     reader._link = OneAnswer(answer)
     tracemalloc.start()
