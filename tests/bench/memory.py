@@ -171,18 +171,24 @@ def compare(readings: Sequence[Reading], name: str, worker: int) -> dict[str, fl
 
 def picture(readings: Sequence[Reading], workers: int) -> str:
     """The readings as one SVG image, a panel a figure."""
-    panels = []
-    for index, name in enumerate(SHOWN):
-        lines = [
-            (worker, f"{worker}", [(reading.step / 1000, reading.figures[name][worker]) for reading in readings])
-            for worker in range(workers)
-        ]
-        body = chart(lines, x_label=f"{name}; 1,000 steps", x_text=short, y_text=short, describe=name, from_zero=True)
+
+    def points(name: str, worker: int) -> list[tuple[float, float]]:
+        return [(reading.step / 1000, reading.figures[name][worker]) for reading in readings]
+
+    return panels({name: [points(name, worker) for worker in range(workers)] for name in SHOWN}, "1,000 steps")
+
+
+def panels(figures: dict[str, list[list[tuple[float, float]]]], unit: str) -> str:
+    """One SVG image with a panel a figure, and in it a line a worker; `unit` is that of the points' first value."""
+    found = []
+    for index, (name, each) in enumerate(figures.items()):
+        lines = [(number, f"{number}", points) for number, points in enumerate(each) if points]
+        body = chart(lines, x_label=f"{name}; {unit}", x_text=short, y_text=short, describe=name, from_zero=True)
         place = f'<svg x="{index % 2 * WIDTH}" y="{index // 2 * HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        panels.append(body.replace("<svg ", place, 1))
+        found.append(body.replace("<svg ", place, 1))
     width, height = 2 * WIDTH, 2 * HEIGHT
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return f'{head}<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>{"".join(panels)}</svg>\n'
+    return f'{head}<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>{"".join(found)}</svg>\n'
 
 
 def parser() -> argparse.ArgumentParser:

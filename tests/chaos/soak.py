@@ -23,9 +23,8 @@ from pathlib import Path
 
 import redis
 
-from degan.report_svg import HEIGHT, WIDTH, chart, short
 from peers.faults import Fault, Faults
-from tests.bench.memory import FILES, MIB, OWN, RSS, STYLE, THREADS, USED, read_worker
+from tests.bench.memory import FILES, MIB, OWN, RSS, THREADS, USED, panels, read_worker
 from tests.bench.table import finish, show
 from tests.chaos.fleet import ROOT, Fleet
 
@@ -170,15 +169,7 @@ def undisturbed(folder: Path, workers: int, steps: int) -> dict[int, float]:
 
 def picture(soak: Soak) -> str:
     """The readings as one SVG image, a panel a figure."""
-    panels = []
-    for index, name in enumerate((OWN, USED, THREADS, FILES)):
-        lines = [(number, f"{number}", values) for number, values in enumerate(soak.readings[name]) if values]
-        body = chart(lines, x_label=f"{name}; minutes", x_text=short, y_text=short, describe=name, from_zero=True)
-        place = f'<svg x="{index % 2 * WIDTH}" y="{index // 2 * HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        panels.append(body.replace("<svg ", place, 1))
-    width, height = 2 * WIDTH, 2 * HEIGHT
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return f'{head}<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>{"".join(panels)}</svg>\n'
+    return panels({name: soak.readings[name] for name in (OWN, USED, THREADS, FILES)}, "minutes")
 
 
 def parser() -> argparse.ArgumentParser:
