@@ -113,7 +113,9 @@ def _instructions(folder: Path, places: Sequence[nodes.Node], until: datetime.da
         if is_local(node.host):
             lines.append(f"  worker {worker}: {node.host} is this machine; nothing to copy")
         else:
-            lines.append(f"  worker {worker}: scp -rp {at}/w{worker} {at}/{SETTINGS} {node.host}:{at}/")
+            there = f"[{node.host}]" if ":" in node.host else node.host
+            lines.append(f"  worker {worker}: ssh {node.host} mkdir -p -m 700 {at} &&")
+            lines.append(f"    scp -rp {at}/w{worker} {at}/{SETTINGS} {there}:{at}/")
     lines.append("(to another path: set security.folder in experiment.yaml there.) Then, on each host:")
     for worker, _ in enumerate(places):
         server = (

@@ -68,6 +68,9 @@ class Bus(Protocol):
     def holds(self, peer: int, incarnation: str, after: int) -> bool:
         """Whether everything that the peer said after number `after` can still be read."""
 
+    def newest(self, peer: int, incarnation: str) -> int:
+        """The number of the newest entry in a peer's outbox; 0 if there is none. Raises as `receive`."""
+
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
         """What the followed peers on one server have said since the last call; waits for something.
 

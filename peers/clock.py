@@ -83,6 +83,10 @@ class SspClock:
             if state.is_member and not state.has_left and (round is None or state.first_round <= round)
         )
 
+    def line(self) -> dict[int, int]:
+        """The clocks of the peers in the bound, and of those that have left after their last round."""
+        return {peer: state.clock for peer, state in self._peers.items() if state.is_member or state.has_left}
+
     def reachable(self) -> int:
         """How many peers are in the bound, or have left after everything that they had to say."""
         return sum(state.is_member or state.has_left for state in self._peers.values())

@@ -119,6 +119,8 @@ class Exchange:
             self._inbox.expect_after(peer, cursor)
             self.gate.admit(peer, cursor.complete)
         known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
+        if start.kind == "replay":
+            self._inbox.replay({peer: self._bus.newest(peer, life) for peer, life in known.items()})
         for server in range(len(self._bus.servers)):
             pump = Pump(self._bus, server, self._inbox, self.gate, self._rules.lease_s, known, self._say)
             self._pumps.append(pump)
@@ -362,10 +364,6 @@ class Exchange:
         self._pool.submit(lambda: self._bus.publish(entries))
 
     # --- what others want to know -------------------------------------------------------------
-
-    @property
-    def round(self) -> int:
-        return self._round
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""

@@ -51,6 +51,8 @@ class ClockGate(Waiting):
         # Whether we train on alone in a minority; and whether we have once been where the others can await us.
         self.is_astray = False
         self._is_abreast = False
+        # Until everything has been read that was there when we were started again.
+        self.is_replaying = False
         self._states: dict[tuple[int, int], np.ndarray] = {}
         self._averaged = -1
         self.stop_at: int | None = None
@@ -150,14 +152,16 @@ class ClockGate(Waiting):
         self.is_astray = is_minority
         if self._lead is None:
             return
-        ahead = [peer for peer in self._clock.members() if self._clock.clock(peer) > round + self._lead]
-        if ahead and self._is_abreast:
+        clocks = self._clock.line()
+        ahead = [peer for peer, clock in clocks.items() if clock > round + self._lead]
+        # One alone may be the one that was cut off.
+        are_most = len(ahead) > max(len(clocks) / 2, self._min_peers)
+        if are_most and self._is_abreast:
             raise LapsedError(
-                f"worker {ahead[0]} is at round {self._clock.clock(ahead[0])}, this one at {round}: "
-                "the others have not awaited it"
+                f"worker {ahead[0]} is at round {clocks[ahead[0]]}, this one at {round}: the others have not awaited it"
             )
-        # After a restart, when what the others said meanwhile is replayed, they are ahead for a while.
-        self._is_abreast = self._is_abreast or not ahead
+        # When what the others said before a restart is replayed, they are ahead for a while.
+        self._is_abreast = self._is_abreast or not ahead and not self.is_replaying
 
     def unfinished(self, round: int) -> list[int]:
         """The members that have neither said goodbye nor reached a round. For `until`: the lock is held."""

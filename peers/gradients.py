@@ -201,6 +201,7 @@ class GradientCarry:
         return values
 
     def reschedule(self, schedule: Schedule) -> None:
+        self.judge.reschedule(schedule)
         # What has gathered since its slice last left is now in slices of another cut; the mean is near enough.
         if self._left_at:
             self._since = schedule.since - (self._schedule.parts - 1) // 2

@@ -66,6 +66,8 @@ class Inbox:
         self._senders: dict[int, _Sender] = {}
         self._counts: Counter[str] = Counter()
         self._wishes: dict[int, tuple[str, str]] = {}
+        # After a restart: per peer the number of its newest entry then.
+        self._unread: dict[int, int] = {}
 
     def dropped(self) -> dict[str, int]:
         """How much was not applied, by reason, since the start."""
@@ -86,6 +88,18 @@ class Inbox:
         """What the cursor covers is known already; the rounds after it come next."""
         with self._lock:
             self._senders[sender] = _Sender(cursor.incarnation, list(cursor.rounds))
+
+    def replay(self, newest: dict[int, int]) -> None:
+        """Tell the gate when everything up to these entries of the peers' outboxes has been read."""
+        with self._lock:
+            self._unread = {peer: number for peer, number in newest.items() if number}
+            self._gate.is_replaying = bool(self._unread)
+
+    def _note_read(self, entry: Entry) -> None:
+        if not entry.is_direct and entry.sequence >= self._unread.get(entry.sender, entry.sequence + 1):
+            with self._lock:
+                self._unread.pop(entry.sender, None)
+                self._gate.is_replaying = bool(self._unread)
 
     def note_admitted(self, sender: int, incarnation: str) -> None:
         """This life of a peer has been given a state, so its wish to join is granted."""
@@ -119,13 +133,14 @@ class Inbox:
             if not has_changed and error.reason != "incomplete":
                 self._refused(entry.sender, entry.incarnation)
             return True
-        if message is None:
-            return True
-        try:
-            self._dispatch(sender, entry, message)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            self.count("malformed")
-            self._refused(entry.sender, entry.incarnation)
+        if message is not None:
+            try:
+                self._dispatch(sender, entry, message)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                self.count("malformed")
+                self._refused(entry.sender, entry.incarnation)
+        if self._unread:
+            self._note_read(entry)
         return True
 
     def _dispatch(self, sender: _Sender, entry: Entry, message: Message) -> None:

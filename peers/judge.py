@@ -5,13 +5,13 @@ part is left out, and not before `KNOWN` norms are known. A scale may change for
 part that was silent), and then it is the yardstick that is off: the median norm of the other senders counts as
 well, whichever is larger. Who sends nothing says nothing: a norm of zero is no yardstick.
 
-A strike against a sender is a contribution that was gated or not finite, or a message that was refused. After
-`most_strikes` it is muted for the rest of this life (its incarnation): its contributions are not used any more. It
-is awaited as ever, so the bound holds.
+A strike against a sender is a contribution that was gated or not finite. After `most_strikes` it is muted for the
+rest of this life (its incarnation): its contributions are not used any more. It is awaited as ever, so the bound
+holds. A message that was refused is a strike as well, but only this worker may have seen it: where all have to decide
+alike it is shown and does not mute.
 
 What always holds: where everyone judges the same terms in the same order, everyone decides alike, if they began
-with the same state (`state`, which travels to a joiner and into checkpoints). Refused messages are the
-one thing that a worker may have seen alone; what they cost is lost to it anyway.
+with the same state (`state`, which travels to a joiner and into checkpoints).
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Judge:
         self._strikes: Counter[int] = Counter()
         self._lives: dict[int, str] = {}
         self._refused: deque[tuple[int, str]] = deque()
+        # Messages of theirs that only we may have seen, where all have to decide alike.
+        self._malformed: Counter[int] = Counter()
+        # The parts in force; empty until `reschedule`.
+        self._parts: frozenset[Slice] = frozenset()
 
     @property
     def is_gating(self) -> bool:
@@ -113,6 +117,11 @@ class Judge:
             self._newest.setdefault(part, {})[self._worker] = length
             self._note(part, length)
 
+    def reschedule(self, schedule: Schedule) -> None:
+        """The parts are others from now on; former ones are forgotten, because a joiner knows nothing of them."""
+        self._parts = frozenset(_slices(schedule))
+        self._windows = {part: window for part, window in self._windows.items() if part in self._parts}
+
     def note_refused(self, sender: int, life: str) -> None:
         """A message that did not fit; from any thread."""
         self._refused.append((sender, life))
@@ -130,7 +139,7 @@ class Judge:
     def _note(self, part: Slice, length: float) -> None:
         # As it is written into a state, so that whoever loads that decides alike.
         length = float(np.float32(min(length, float(np.finfo(np.float32).max))))
-        if length > 0:
+        if length > 0 and (not self._parts or part in self._parts):
             self._windows.setdefault(part, deque(maxlen=WINDOW)).append(length)
 
     # --- strikes ------------------------------------------------------------------------------
@@ -139,7 +148,9 @@ class Judge:
         while self._refused:
             sender, life = self._refused.popleft()
             self._meet(sender, life)
-            if not self.is_muted(sender):
+            if self._is_alike:
+                self._malformed[sender] += 1
+            elif not self.is_muted(sender):
                 self._strike(sender)
 
     def _meet(self, sender: int, life: str) -> None:
@@ -148,6 +159,7 @@ class Judge:
             return
         if self._lives.get(sender, life) != life:
             self._strikes.pop(sender, None)
+            self._malformed.pop(sender, None)
         self._lives[sender] = life
 
     def is_muted(self, sender: int) -> bool:
@@ -167,7 +179,8 @@ class Judge:
 
     def stats(self) -> dict[str, Any]:
         """For stats.jsonl: strikes by worker, and who is muted."""
-        struck = {sender: count for sender, count in sorted(self._strikes.items()) if count}
+        strikes = self._strikes + self._malformed
+        struck = {sender: count for sender, count in sorted(strikes.items()) if count}
         muted = [sender for sender in struck if self.is_muted(sender)]
         return {"strikes": {str(sender): count for sender, count in struck.items()}, "muted": muted}
 

@@ -81,6 +81,9 @@ class Mailbox(Waiting):
             has_changed = not is_sound(entry)
             if has_changed and may_come_again:
                 return False
+            if has_changed:
+                # What follows of its message is no fault of the sender's.
+                self._torn.add(stream)
             if error.reason != "incomplete" or stream not in self._torn:
                 self.count(error.reason)
                 if not has_changed:

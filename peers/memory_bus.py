@@ -91,6 +91,11 @@ class MemoryBus:
                 return False
             return stream.last == after or bool(stream.entries) and stream.entries[0][0] <= after + 1 <= stream.last
 
+    def newest(self, peer: int, incarnation: str) -> int:
+        with self._hub.changed:
+            stream = self._hub.streams.get((peer, incarnation, TO_ALL))
+            return stream.last if stream else 0
+
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
         with self._hub.changed:
             found: list[Entry] = []

@@ -309,6 +309,7 @@ class ParameterCarry:
                     np.add(other.values, change, out=other.values)
 
     def reschedule(self, schedule: Schedule) -> None:
+        self.judge.reschedule(schedule)
         self._schedule = schedule
 
     def begin_flush(self) -> int:
@@ -329,7 +330,8 @@ class ParameterCarry:
         return arrays, {"broken": [list(part) for part in self._broken], "strikes": strikes}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
-        if self._agreed is not None:
+        # A checkpoint of weights that were not judged has none; everybody then measures from the first weights.
+        if self._agreed is not None and ("reference" in arrays or self._reference is not None):
             self._agreed[:] = arrays["reference"]
         self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
         self._broken = {Slice(*part) for part in values.get("broken", ())}

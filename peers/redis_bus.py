@@ -19,7 +19,7 @@ import redis
 from peers.errors import BusError, DisagreementError, DuplicateError, LapsedError
 from peers.guard import Guard
 from peers.keys import Keys
-from peers.redis_client import REPLY_BYTES, Reader, address, connect, open_link, split_socket
+from peers.redis_client import REPLY_BYTES, Batch, Reader, address, connect, open_link, split_socket
 from peers.resp import Busy, Connection, ReplyError, bulks
 from peers.tls import Access
 from peers.types import Buffer, Entry, Lease
@@ -153,7 +153,7 @@ class RedisBus:
                 raise
 
     def _append_in_order(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
-        name, number, batch = key.encode(), self._sequences.get(key), _Batch()
+        name, number, batch = key.encode(), self._sequences.get(key), Batch()
         is_new, number, seals, sealed = number is None, number or 0, self._guard.seals(key), b""
         first = b"*%d\r\n" % (11 if seals else 9) + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
         for header, payload in entries:
@@ -173,7 +173,7 @@ class RedisBus:
         self._insist(lambda: self._deliver(key, batch, is_last=True), "publish")
         self._kept[key] = number
 
-    def _deliver(self, key: str, batch: _Batch, is_last: bool) -> None:
+    def _deliver(self, key: str, batch: Batch, is_last: bool) -> None:
         """Send what has not been sent on this connection; at last await the answers. Raises LapsedError."""
         answers: list = []
         with self._publish_busy:
@@ -191,10 +191,18 @@ class RedisBus:
             except OSError as error:
                 self._hang_up()
                 raise redis.ConnectionError(f"{type(error).__name__}: {error}") from None
+        refused = None
         for answer in answers:
             if isinstance(answer, ReplyError) and "equal or smaller" not in str(answer):
-                batch.sent = 0
-                raise redis.ResponseError(str(answer))
+                refused = refused or str(answer)
+            elif refused and not isinstance(answer, ReplyError | int):
+                # An entry before this one was not taken, and now it never will be.
+                raise LapsedError(
+                    f"the Redis of worker {self.worker} took an entry after it had refused one ({refused})"
+                )
+        if refused:
+            batch.sent = 0
+            raise redis.ResponseError(refused)
 
     def _hang_up(self) -> None:
         if self._appender is not None:
@@ -216,8 +224,9 @@ class RedisBus:
         """Our Redis is full: keep only what the peers may still have to read, and nothing for replay."""
         if self._max_entries == self._least_entries:
             return
-        self._max_entries = self._least_entries
-        trimmed = sum(self._own.xtrim(name, self._max_entries, approximate=False) for name in self._sequences.copy())
+        least = self._least_entries
+        trimmed = sum(self._own.xtrim(name, least, approximate=False) for name in self._sequences.copy())
+        self._max_entries = least
         self._say(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
 
     def _insist(self, action: Callable, what: str):
@@ -249,15 +258,10 @@ class RedisBus:
         self._reader_of[peer].follow(peer, incarnation, after, out, direct)
 
     def holds(self, peer: int, incarnation: str, after: int) -> bool:
-        key = self._keys.out(peer, incarnation)
-        try:
-            first = self._reader_of[peer].client.xrange(key, count=1)
-            last = self._reader_of[peer].client.xrevrange(key, count=1)
-        except redis.RedisError:
-            return False
-        if not first or not last:
-            return False
-        return _number(last[0][0]) == after or _number(first[0][0]) <= after + 1 <= _number(last[0][0])
+        return self._reader_of[peer].holds(self._keys.out(peer, incarnation), after)
+
+    def newest(self, peer: int, incarnation: str) -> int:
+        return self._reader_of[peer].newest(self._keys.out(peer, incarnation))
 
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
         return self._readers[server].receive(timeout_s, self._entry_bytes)
@@ -376,24 +380,6 @@ class RedisBus:
             reader.close()
         self._own.close()
         self._own.connection_pool.disconnect()
-
-
-class _Batch:
-    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again.
-
-    Attributes:
-        answers: what Redis says where all goes well.
-    """
-
-    def __init__(self):
-        self.pieces: list[Buffer] = []
-        self.answers: list[bytes] = []
-        self.sent = self.waiting_bytes = 0
-
-    def add(self, head: bytes, answer: bytes, *rest: Buffer) -> None:
-        self.pieces += (head, *rest)
-        self.answers.append(answer)
-        self.waiting_bytes += len(head) + sum(map(len, rest))
 
 
 def _number(item_id: bytes) -> int:

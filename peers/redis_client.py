@@ -141,10 +141,11 @@ class _Stream:
     Attributes:
         after: number of the newest entry that was handed on.
         cursor: what comes after this is asked for.
+        read: number of the newest entry that has come, handed on or not.
         seals: what its entries must bear; None for nothing.
     """
 
-    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "seals")
+    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "read", "seals")
 
     def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int, seals: Seals | None):
         self.peer, self.incarnation, self.is_direct, self.seals = peer, incarnation, is_direct, seals
@@ -153,6 +154,7 @@ class _Stream:
 
     def move(self, item_id: bytes) -> None:
         self.cursor = b"$%d\r\n%b\r\n" % (len(item_id), item_id)
+        self.read = int(item_id.partition(b"-")[0])
 
     @property
     def name(self) -> str:
@@ -196,6 +198,22 @@ class Reader:
                 others[key.encode()] = _Stream(peer, incarnation, is_direct, first, self._guard.seals(key))
             self._streams = others
         self._followed.set()
+
+    def holds(self, key: str, after: int) -> bool:
+        """Whether everything after entry number `after` of a stream can still be read."""
+        try:
+            first, last = self.client.xrange(key, count=1), self.newest(key)
+        except (redis.RedisError, BusError):
+            return False
+        return bool(first) and (last == after or int(first[0][0].partition(b"-")[0]) <= after + 1 <= last)
+
+    def newest(self, key: str) -> int:
+        """The number of a stream's newest entry; 0 if there is none. Raises BusError."""
+        try:
+            last = self.client.xrevrange(key, count=1)
+        except redis.RedisError as error:
+            raise BusError(f"Redis at {self.name}: {error}") from None
+        return int(last[0][0].partition(b"-")[0]) if last else 0
 
     def receive(self, timeout_s: float, entry_bytes: int) -> list[Entry]:
         """What came since the last call; see `peers.bus.Bus.receive`.
@@ -281,7 +299,7 @@ class Reader:
             ValueError, TypeError: it is no answer of Redis.
             redis.RedisError: a gap could not be looked into.
         """
-        entries, after, item_id, has_gap = [], stream.after, b"", False
+        entries, after, item_id, before = [], stream.after, b"", stream.read
         peer, incarnation, is_direct, seals = stream.peer, stream.incarnation, stream.is_direct, stream.seals
         for item_id, fields in items:
             number, _, rest = _text(item_id).partition(b"-")
@@ -295,7 +313,9 @@ class Reader:
                 header, payload, seal = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
             if not isinstance(header, _BUFFERS) or not isinstance(payload, _BUFFERS):
                 raise TypeError("an entry of something else than bytes")
-            has_gap |= sequence != after + 1
+            if sequence != before + 1:
+                self._look_into(key, before, sequence)
+            before = sequence
             if seals is not None or rest != b"0":
                 is_next = rest == b"0" and sequence > after
                 reason = self._reason(seals, sequence, is_next, header, payload, seal)
@@ -305,12 +325,19 @@ class Reader:
             # The header is small and is kept; the payload stays where the socket has put it.
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
             after = sequence
-        if has_gap:
-            # A number that changed on its way is under no checksum: beyond the end we would wait for ever.
-            newest = self.client.xrevrange(key, count=1)
-            if newest and sequence > int(newest[0][0].partition(b"-")[0]):
-                raise ValueError("an id beyond the end")
         return stream, entries, after, item_id
+
+    def _look_into(self, key: bytes, before: int, sequence: int) -> None:
+        """Are there no entries between these two? No checksum covers a number: with one that changed on its way
+        entries would be passed over, or awaited for ever.
+
+        Raises:
+            ValueError: the number is another.
+            redis.RedisError: that could not be looked up.
+        """
+        first = self.client.xrange(key, min=b"%d-0" % (before + 1), count=1)
+        if sequence < before or first and sequence > int(first[0][0].partition(b"-")[0]):
+            raise ValueError("an entry with a number that is not its own")
 
     def _reason(
         self, seals: Seals | None, number: int, is_next: bool, header: Buffer, payload: Buffer, seal: Buffer
@@ -337,3 +364,21 @@ class Reader:
             self._link.close()
         self.client.close()
         self.client.connection_pool.disconnect()
+
+
+class Batch:
+    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again.
+
+    Attributes:
+        answers: what Redis says where all goes well.
+    """
+
+    def __init__(self):
+        self.pieces: list[Buffer] = []
+        self.answers: list[bytes] = []
+        self.sent = self.waiting_bytes = 0
+
+    def add(self, head: bytes, answer: bytes, *rest: Buffer) -> None:
+        self.pieces += (head, *rest)
+        self.answers.append(answer)
+        self.waiting_bytes += len(head) + sum(map(len, rest))

@@ -35,7 +35,8 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         incarnation: one life of a worker process.
         host, pid, birth: which process that is; birth tells a reused pid apart.
-        phase: waiting (for all peers), ready (has seen them), joining (a running group), training, leaving.
+        phase: waiting (for all peers), ready (has seen them), joining (a running group), training,
+            astray (alone, where it was cut off), leaving.
         step: the newest step that it has finished.
         since: the step at which it began, or joined, the line of training that it is on.
         beat: counts renewals, so that who looks twice sees that it is alive.

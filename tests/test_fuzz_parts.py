@@ -193,7 +193,7 @@ def test_a_spoiled_state_is_refused(name, blob, sums, data):
 class NoStream:
     """A client of a Redis in which the stream is not there any more."""
 
-    def xrevrange(self, key, count):
+    def xrange(self, key, min, count):
         return []
 
 

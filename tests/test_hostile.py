@@ -64,8 +64,14 @@ def test_what_is_small_enough_is_within_the_honest_spread():
 # --- what it does ------------------------------------------------------------------------------
 
 
+# What one rule shows the others show much alike: those are slow tests.
+rules = pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=() if rule == "median" else pytest.mark.slow) for rule in robust.RULES]
+)
+
+
 @pytest.mark.parametrize("carry", ["parameters", "gradients"])
-@pytest.mark.parametrize("rule", robust.RULES)
+@rules
 def test_one_hostile_worker_of_five_costs_at_most_a_quarter(carry, rule):
     """Fault 17, where the noise of the batches is what keeps everybody from the optimum."""
     _, clean, _ = learn(carry=carry, reduce=rule)
@@ -90,8 +96,8 @@ def test_the_mean_without_a_gate_bears_no_long_one(carry):
     assert fleet.exchanges[0].stats()["dropped"]["gated"] == 10
 
 
-@pytest.mark.parametrize("slack", [0, 2])
-@pytest.mark.parametrize("rule", ["mean", *robust.RULES])
+@pytest.mark.parametrize("slack", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("rule", ["mean", *(pytest.param(rule, marks=pytest.mark.slow) for rule in robust.RULES)])
 def test_all_end_with_the_same_weights(rule, slack):
     for codec in ("raw", "float16", "int8", "topk"):
         for attack in ("sign_flip", "scale"):
@@ -103,7 +109,7 @@ def test_all_end_with_the_same_weights(rule, slack):
             assert all("diverged" not in stats["dropped"] for stats in seen), codec
 
 
-@pytest.mark.parametrize("rule", robust.RULES)
+@rules
 @pytest.mark.parametrize("codec", ["raw", "int8"])
 def test_replicas_that_carry_gradients_stay_alike(rule, codec):
     values, _, _ = learn("scale", carry="gradients", codec=codec, parts=3, slack=1, steps=20, reduce=rule)

@@ -96,10 +96,14 @@ def test_after_so_many_strikes_a_sender_is_muted_and_that_is_said_once():
 
 
 def test_refused_messages_are_strikes_and_zero_never_mutes():
-    judge = Judge(0, most_strikes=2)
+    judge, alike = Judge(0, most_strikes=2, is_alike=False), Judge(0, most_strikes=2)
     for _ in range(2):
         judge.note_refused(1, "a")
+        alike.note_refused(1, "a")
     assert judge.judge(PART, terms(1, 1)) == {0}
+    # Where all decide alike, what only one may have seen is shown, and mutes nobody.
+    assert alike.judge(PART, terms(1, 1)) == {0, 1}
+    assert alike.stats() == {"strikes": {"1": 2}, "muted": []}
     patient = Judge(0, most_strikes=0)
     for _ in range(100):
         patient.note_refused(1, "a")

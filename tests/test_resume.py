@@ -272,7 +272,7 @@ def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_p
     [
         pytest.param(SIMULTANEOUS, 1500, id="simultaneous", marks=pytest.mark.slow),
         pytest.param((*ALTERNATING, "mode.parts=1"), 1500, id="alternating", marks=pytest.mark.slow),
-        pytest.param((*NORMALISED, "mode.parts=1"), 400, id="normalised"),
+        pytest.param((*NORMALISED, "mode.parts=1"), 400, id="normalised", marks=pytest.mark.slow),
     ],
 )
 def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):

@@ -254,7 +254,12 @@ def test_a_number_that_is_started_twice(run, tmp_path, workers, redis_url, same_
 
 
 @pytest.mark.parametrize(
-    ("same_folder", "is_frozen"), [(True, False), (True, True), (False, False)], ids=["same", "frozen", "another"]
+    ("same_folder", "is_frozen"),
+    [
+        pytest.param(True, False, id="same"),
+        pytest.param(True, True, id="frozen", marks=pytest.mark.slow),
+        pytest.param(False, False, id="another", marks=pytest.mark.slow),
+    ],
 )
 def test_a_number_is_taken_over(tmp_path, workers, redis_url, same_folder, is_frozen):
     name = f"over-{same_folder}-{is_frozen}"

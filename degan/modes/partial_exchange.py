@@ -226,7 +226,7 @@ class PartialExchange:
                 self._step_gradient(section, gradient, is_usable, lambda: self._is_cut(step, is_cut))
             found.update(some)
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
-        self._rendezvous.progress(step)
+        self._rendezvous.progress(step, self.is_astray())
         return found
 
     def _step_gradient(self, section, gradient: np.ndarray, is_usable: bool, is_cut: Callable[[], bool]) -> None:

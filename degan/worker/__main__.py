@@ -17,6 +17,7 @@ import config
 from config import UsageError
 from degan.worker.journal import say
 from degan.worker.number import worker_number
+from degan.worker.signals import Signals
 
 try:
     import fcntl
@@ -54,9 +55,10 @@ def main(argv: list[str]) -> int:
         if arguments.number is None:
             say(f"this is worker {number}, from {source}")
         out = Path(arguments.out or Path("runs") / settings.name)
-        code = _live(settings, number, out, arguments.resume, arguments.dry_run, arguments.takeover)
+        signals = Signals()
+        code = _live(settings, number, out, signals, arguments.resume, arguments.dry_run, arguments.takeover)
         while code is None:
-            code = _live(settings, number, out, "latest")
+            code = _live(settings, number, out, signals, "latest")
         return code
     except UsageError as error:
         print(f"degan.worker: {error}", file=sys.stderr)
@@ -70,6 +72,7 @@ def _live(
     settings: config.Experiment,
     number: int,
     out: Path,
+    signals: Signals,
     resume: str | None,
     is_dry: bool = False,
     may_take_over: bool = False,
@@ -79,7 +82,7 @@ def _live(
     from degan import modes
     from degan.checkpoints import Checkpoints
     from degan.worker.faults import Suffering, script
-    from degan.worker.loop import Loop, Signals
+    from degan.worker.loop import Loop
     from degan.worker.objects import Objects
     from peers.errors import LapsedError, PeersError, SetupError
 
@@ -103,7 +106,7 @@ def _live(
     checkpoints = Checkpoints(folder / "checkpoints", *kept, *hooks[1:])
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
-    signals, mode = Signals(), None
+    mode = None
     # Before the pid is written: whoever reads it there may send us a signal.
     signals.install()
     lock = _lock_folder(folder, number)
@@ -114,6 +117,10 @@ def _live(
     except SetupError as error:
         raise UsageError(str(error)) from None
     except LapsedError as error:
+        if signals.is_leaving:
+            say(f"{error}; stopping, as this worker was told to")
+            return 0
+        signals.has_begun = False
         say(f"{error}; the others went on, joining them again")
         return None
     except PeersError as error:

@@ -27,6 +27,7 @@ class Journal:
     def __init__(self, run: Path, worker: int):
         self.folder = run / f"w{worker}"
         self._worker = worker
+        self._has_said = False
         self._stats = self.folder / "stats.jsonl"
         self._metrics = run / "metrics.jsonl"
 
@@ -42,11 +43,20 @@ class Journal:
             os.replace(temporary, self._stats)
 
     def stats(self, line: dict[str, Any]) -> None:
-        _append(self._stats, line)
+        self._write(self._stats, line)
 
     def metric(self, step: int, images: int, name: str, value: float, seconds: float, **more: Any) -> None:
         line = {"step": step, "worker": self._worker, "images": images, "metric": name, "value": value}
-        _append(self._metrics, {**line, "seconds": seconds, **more})
+        self._write(self._metrics, {**line, "seconds": seconds, **more})
+
+    def _write(self, path: Path, line: dict[str, Any]) -> None:
+        """A line that cannot be written (a full disk) is said once, and training goes on."""
+        try:
+            _append(path, line)
+        except OSError as error:
+            if not self._has_said:
+                say(f"cannot write to {path}: {error.strerror}; going on without what belongs there")
+            self._has_said = True
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

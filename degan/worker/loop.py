@@ -7,7 +7,6 @@ statistics alike first, so what is shown and saved is of one moment.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,40 +22,9 @@ from degan.pair import spawn_seed
 from degan.pictures import grid, save_png
 from degan.worker.journal import Journal
 from degan.worker.objects import Objects, shards_json, write
+from degan.worker.signals import Signals
 
 GRID_COLUMNS = 8
-
-
-class Signals:
-    """What the process was asked to do: leave alone (Ctrl-C, SIGTERM, SIGUSR1) or stop all together (SIGUSR2).
-
-    The first signal lets the step end; a second one of the same kind ends the process at once. Before the
-    first step there is nothing to save, so a wish to leave interrupts whatever is being waited for.
-
-    Attributes:
-        has_begun: set by the loop when training begins.
-    """
-
-    def __init__(self):
-        self.is_leaving = self.is_together = self.has_begun = False
-
-    def install(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._leave)
-        if hasattr(signal, "SIGUSR2"):
-            signal.signal(signal.SIGUSR2, self._stop)
-
-    def _leave(self, number: int, frame: Any) -> None:
-        if self.is_leaving:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.is_leaving = True
-        if not self.has_begun:
-            raise KeyboardInterrupt
-
-    def _stop(self, number: int, frame: Any) -> None:
-        self.is_together = True
 
 
 class Loop:
@@ -216,9 +184,12 @@ class Loop:
         run, pair = self._settings.run, self._objects.pair
         if self._is_due(step, run.snapshot_every):
             picture = grid(pair.sample(self._grid_latents), GRID_COLUMNS)
-            save_png(self._journal.folder / f"fakes-{step:06d}.png", picture)
-            if self._mode.is_first():
-                save_png(self._run_folder / f"fakes-{step:06d}.png", picture)
+            folders = [self._journal.folder, *([self._run_folder] if self._mode.is_first() else [])]
+            for folder in folders:
+                try:
+                    save_png(folder / f"fakes-{step:06d}.png", picture)
+                except OSError as error:
+                    self._say(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
         if self._is_due(step, run.evaluate_every):
             latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "evaluation"))
             images = self._objects.shard.drawn
