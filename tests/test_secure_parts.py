@@ -14,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import config
 from config.security import read_secrets
+from degan.modes.wire import access_of
 from launch import nodes
 from launch.__main__ import main
 from launch.certificates import Authority
@@ -281,3 +282,18 @@ def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.delattr("launch.secure", raising=False)
     assert secure(experiment(tmp_path, "x", HOSTS), "--out", tmp_path / "made") == 2
     assert capsys.readouterr().err == "error: secure needs the package cryptography; pip install cryptography\n"
+
+
+def test_a_password_is_not_sent_to_another_host_in_the_clear(tmp_path):
+    (tmp_path / "ca.crt").write_text("a certificate")
+    about = {
+        "name": "clear",
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "security": {"folder": str(tmp_path)},
+    }
+    for urls in (["redis://localhost:1", "redis://host1:2"], ["redis://10.0.0.1:1"]):
+        with pytest.raises(UsageError, match=r"redis://(host1|10\.0\.0\.1) is not encrypted.*write rediss://"):
+            access_of(config.build({**about, "peers": urls}), 0)
+    access, _ = access_of(config.build({**about, "peers": ["redis://localhost:1", "rediss://host1:2"]}), 0)
+    assert access.ca == str(tmp_path / "ca.crt")

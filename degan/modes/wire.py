@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgpack
 
@@ -21,6 +22,9 @@ from peers.message import VERSION
 from peers.redis_bus import RedisBus
 from peers.tls import Access
 from peers.topology import complete
+
+# Where nothing that is said leaves the machine.
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_take_over: bool = False) -> Bus:
@@ -70,6 +74,13 @@ def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
         config.UsageError: a secret cannot be used.
     """
     found = read_secrets(settings.security.folder, worker)
+    for url in settings.peers if found.ca is not None and isinstance(settings.peers, list) else ():
+        host = urlsplit(url).hostname or "localhost"
+        if url.startswith("redis://") and host not in LOCAL:
+            raise config.UsageError(
+                f"peers: redis://{host} is not encrypted, and {settings.security.folder} has passwords and a CA; "
+                "write rediss://, or take the experiment file that `launch secure` wrote"
+            )
     return Access(found.user, found.password, found.ca, found.certificate, found.key), found.run_key
 
 
