@@ -56,6 +56,8 @@ class Mailbox(Waiting):
         self._assemblers: dict[tuple[int, bool], Assembler] = {}
         # Streams of which the beginning is gone: what is cut off there is no fault.
         self._torn: set[tuple[int, bool]] = set()
+        # Streams of whose newest message a part has changed on its way.
+        self._damaged: set[tuple[int, bool]] = set()
         self._kept: dict[tuple[str, int], deque[Letter]] = {}
         self._closed: dict[str, int] = {}
         self._live: set[int] = set()
@@ -82,16 +84,17 @@ class Mailbox(Waiting):
             if has_changed and may_come_again:
                 return False
             if has_changed:
-                # What follows of its message is no fault of the sender's.
-                self._torn.add(stream)
+                self._damaged.add(stream)
             if error.reason != "incomplete" or stream not in self._torn:
                 self.count(error.reason)
-                if not has_changed:
+                # What follows of a message of which a part was damaged is no fault of the sender's either.
+                if not has_changed and (error.reason != "incomplete" or stream not in self._damaged):
                     self.refused(entry.sender, entry.incarnation)
             return True
         if message is None:
             return True
         self._torn.discard(stream)
+        self._damaged.discard(stream)
         try:
             self._take(entry, message)
         except (KeyError, TypeError, ValueError, OverflowError):
