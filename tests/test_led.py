@@ -60,6 +60,7 @@ def test_when_the_leader_is_killed_the_next_one_goes_on(make):
     assert "worker 0 is gone" in lives[1].text
 
 
+@pytest.mark.slow
 def test_a_leader_killed_in_the_middle_of_a_round_costs_that_round_only(make):
     run = make(SLOWLY)
     lives = [run.start(number) for number in range(3)]
@@ -118,12 +119,11 @@ def test_the_only_leader_returns_and_leads_on(make):
     assert hold_the_same(run, (0, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
-    [
-        pytest.param((), marks=pytest.mark.slow, id="plain"),
-        pytest.param(("mode.sampling=balanced", "mode.weighting=kl", "mode.cohort=2"), id="balanced"),
-    ],
+    [(), ("mode.sampling=balanced", "mode.weighting=kl", "mode.cohort=2")],
+    ids=["plain", "balanced"],
 )
 def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
     settings = (*CALM, *extra)
@@ -175,6 +175,7 @@ def test_only_one_worker_measures_and_draws(make):
     assert drawn == [Path("w0") / f"fakes-{step:06d}.png" for step in (0, 6, 12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["fake_url", "redis_url"])
 def test_either_server_will_do(tmp_path, request, server):
     run = Run(tmp_path, request.getfixturevalue(server), CALM, 3)
