@@ -19,7 +19,7 @@ import redis
 from peers.errors import BusError, DisagreementError, DuplicateError, LapsedError
 from peers.guard import Guard
 from peers.keys import Keys
-from peers.redis_client import REPLY_BYTES, Batch, Reader, address, connect, open_link, split_socket
+from peers.redis_client import REPLY_BYTES, Batch, Reader, address, connect, number_of, open_link, split_socket
 from peers.resp import Busy, Connection, ReplyError, bulks
 from peers.tls import Access
 from peers.types import Buffer, Entry, Lease
@@ -217,7 +217,7 @@ class RedisBus:
         """
         kept = self._kept.get(key, 0)
         newest = self._own.xrevrange(key, count=1) if kept else []
-        if kept and (not newest or _number(newest[0][0]) < kept):
+        if kept and (not newest or number_of(newest[0][0]) < kept):
             raise LapsedError(f"the Redis of worker {self.worker} has lost what this worker had published")
 
     def _make_room(self) -> None:
@@ -380,7 +380,3 @@ class RedisBus:
             reader.close()
         self._own.close()
         self._own.connection_pool.disconnect()
-
-
-def _number(item_id: bytes) -> int:
-    return int(item_id.split(b"-", 1)[0])

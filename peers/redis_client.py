@@ -135,6 +135,11 @@ def _text(value: Buffer) -> bytes:
     return bytes(value)
 
 
+def number_of(item_id: bytes) -> int:
+    """The first part of a stream id, which is the sender's sequence number."""
+    return int(item_id.partition(b"-")[0])
+
+
 class _Stream:
     """One stream that is followed: whose, and how far it has been read.
 
@@ -154,7 +159,7 @@ class _Stream:
 
     def move(self, item_id: bytes) -> None:
         self.cursor = b"$%d\r\n%b\r\n" % (len(item_id), item_id)
-        self.read = int(item_id.partition(b"-")[0])
+        self.read = number_of(item_id)
 
     @property
     def name(self) -> str:
@@ -205,7 +210,7 @@ class Reader:
             first, last = self.client.xrange(key, count=1), self.newest(key)
         except (redis.RedisError, BusError):
             return False
-        return bool(first) and (last == after or int(first[0][0].partition(b"-")[0]) <= after + 1 <= last)
+        return bool(first) and (last == after or number_of(first[0][0]) <= after + 1 <= last)
 
     def newest(self, key: str) -> int:
         """The number of a stream's newest entry; 0 if there is none. Raises BusError."""
@@ -213,7 +218,7 @@ class Reader:
             last = self.client.xrevrange(key, count=1)
         except redis.RedisError as error:
             raise BusError(f"Redis at {self.name}: {error}") from None
-        return int(last[0][0].partition(b"-")[0]) if last else 0
+        return number_of(last[0][0]) if last else 0
 
     def receive(self, timeout_s: float, entry_bytes: int) -> list[Entry]:
         """What came since the last call; see `peers.bus.Bus.receive`.
@@ -336,7 +341,7 @@ class Reader:
             redis.RedisError: that could not be looked up.
         """
         first = self.client.xrange(key, min=b"%d-0" % (before + 1), count=1)
-        if sequence < before or first and sequence > int(first[0][0].partition(b"-")[0]):
+        if sequence < before or first and sequence > number_of(first[0][0]):
             raise ValueError("an entry with a number that is not its own")
 
     def _reason(

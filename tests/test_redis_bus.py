@@ -10,7 +10,7 @@ import redis
 from peers.errors import BusError, LapsedError, UnreachableError
 from peers.redis_bus import RedisBus
 from peers.redis_client import address, connect, split_socket
-from peers.resp import Replies
+from peers.resp import Replies, ReplyError
 from peers.types import Lease
 from tests.fleets import in_threads
 from tests.servers import free_port, redis_server
@@ -237,6 +237,18 @@ def test_a_redis_that_has_lost_everything_is_noticed(what):
         assert client.keys("*") == [], "nothing of that life is left behind"
         client.close()
     bus.close()
+
+
+def test_an_entry_that_was_taken_after_a_refused_one_ends_this_life(redis_url, monkeypatch):
+    """The refused one can never be added any more: who reads on would not know that it was there."""
+    writer = RedisBus("hole", 0, [redis_url] * 2, "a0", [1], 10, 5)
+    answers = [b"1-0", ReplyError("OOM command not allowed"), b"3-0", 1]
+    monkeypatch.setattr(Replies, "expect", lambda link, text: False)
+    monkeypatch.setattr(Replies, "read", lambda link: answers.pop(0))
+    with pytest.raises(LapsedError, match="took an entry after it had refused one"):
+        writer.publish([(b"h", b"x")] * 3)
+    assert not answers
+    writer.close()
 
 
 def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again():
