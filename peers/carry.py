@@ -41,12 +41,13 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Published:
-    """What the others read of ours in a round: float32 (part.size,), as they decode it."""
+    """What the others read of ours in a round: float32 (part.size,) and its squares, as they decode it."""
 
     part: Slice
     values: np.ndarray
     extras: dict[str, float]
     is_whole: bool = False
+    squares: float | None = None
 
 
 class Outgoing:

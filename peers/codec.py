@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.coding import CHUNK_BYTES, Codec, as_bytes, forget_what_is_not_finite
+from peers.coding import Codec, as_bytes, forget_what_is_not_finite
 from peers.quantised import Int8, Sign
 from peers.sparse import TopK
 from peers.types import Buffer
@@ -51,8 +51,10 @@ def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
             np.copyto(target, source, casting="same_kind")
 
 
-# Nothing is converted, so a larger entry costs no cache, and there are fewer of them. Still small enough for fakeredis.
-RAW_BYTES = 384 * 1024
+# Each entry wakes three processes, one after the other, so there should be few; beyond 1 MiB XADD becomes slower.
+RAW_BYTES = 1024 * 1024
+# As many values.
+HALF_BYTES = RAW_BYTES // 2
 
 
 class Raw(Codec):
@@ -61,6 +63,7 @@ class Raw(Codec):
     name = "raw"
     is_exact = True
     chunk_values = RAW_BYTES // 4
+    value_bytes = 4
 
     def encoded_bytes(self, count: int) -> int:
         return 4 * count
@@ -86,7 +89,8 @@ class Half(Codec):
         cast: does the conversion; the result does not depend on which cast it is.
     """
 
-    chunk_values = CHUNK_BYTES // 2
+    chunk_values = HALF_BYTES // 2
+    value_bytes = 2
 
     def __init__(self, name: str, cast: Cast = numpy_cast):
         self.name = name

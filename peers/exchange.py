@@ -219,9 +219,9 @@ class Exchange:
         self._bus.publish(entries)
         if leaving.is_lent:
             self._lent = 0
-            self.gate.touch()
         elif not self._carry.keeps_leaving:
             self._spares.give(leaving.values)
+        self.gate.touch()
 
     def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
         """Wait under the bound; returns the round through which to collect and how many share a mean."""

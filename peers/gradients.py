@@ -19,8 +19,8 @@ Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from peers.carry import Leaving, Outgoing, Published, State
 from peers.held import Held
 from peers.judge import Judge, Term
 from peers.lossy import ErrorFeedback
-from peers.message import MAX_ROUND, Layout, decode_vector, encode_vector
+from peers.message import MAX_ROUND, Layout, Write, encode_vector
 from peers.partition import Schedule
+from peers.passes import look_through, read_back, squares_of
 from peers.robust import Reduce, norm
 from peers.spares import Spares
 from peers.types import Buffer, Slice
@@ -74,6 +75,7 @@ class GradientCarry:
         self.judge = judge or Judge(worker, is_alike=is_published)
         self.counts: Counter[str] = self.judge.counts
         self._reduce = reduce
+        self._measures_own = self.judge.is_gating and not is_published
         self.keeps_leaving = is_published and layout.codec.is_exact
         self._worker, self._layout, self._size = worker, layout, size
         self._lag, self._is_mean, self._is_published, self._peers = lag, is_mean, is_published, peers
@@ -88,19 +90,21 @@ class GradientCarry:
         self._schedule = layout.schedule
         # Per slice the step in which it last left, so that a lump can say how many steps it spans.
         self._left_at: dict[Slice, int] = {}
-        self._since = self._newest = self._applied = 0
+        # The lengths of what left, by round and part: measured while it is encoded, noted as late as the bound allows,
+        # so that how far the encoding is decides nothing.
+        self._lengths: deque[tuple[int, Slice, float]] = deque()
+        self._since = self._newest = self._applied = self._measured = 0
 
     def begin(self, round: int) -> None:
         self._since = self._schedule.step(round)
-        self._newest = self._applied = self._outgoing.newest = round
+        self._newest = self._applied = self._measured = self._outgoing.newest = round
+        self._lengths.clear()
 
     def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
         is_lent = self._lag == 0 and part == section and not self._window.is_dirty
         # All of it leaves before the others' come in, so it need not be copied.
         leaving = values if is_lent else self._window.pass_through(section, part, values)
-        if not self._is_published and self.judge.is_gating:
-            self.judge.note_own(part, norm(leaving))
         return Leaving(round, part, leaving, self._span(round, part), is_lent=is_lent)
 
     def _span(self, round: int, part: Slice) -> dict[str, float]:
@@ -114,6 +118,8 @@ class GradientCarry:
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         write = None if self._layout.codec.is_exact else self._lossy.encode
         extras = leaving.extras | extras
+        if self._measures_own:
+            return self._encode_measured(leaving, write, extras)
         entries = encode_vector(
             self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
         )
@@ -121,11 +127,30 @@ class GradientCarry:
             codec, read = self._layout.codec, leaving.values
             if codec.is_exact:
                 read = read.copy() if leaving.is_lent else read
+                total = squares_of(read, codec)
             else:
                 entries = list(entries)
-                read = decode_vector(entries, codec, leaving.part.size)
-            self._outgoing.add(leaving.round, Published(leaving.part, read, extras))
+                read, total = read_back([payload for _, payload in entries], codec, leaving.part.size)
+            self._outgoing.add(leaving.round, Published(leaving.part, read, extras, squares=total))
         return entries
+
+    def _encode_measured(
+        self, leaving: Leaving, write: Write | None, extras: dict[str, float]
+    ) -> Iterator[tuple[bytes, Buffer]]:
+        """The entries; after the last of them the length is known as well."""
+        total = 0.0
+
+        def look(payload: Buffer, chunk: np.ndarray, before: int) -> int:
+            nonlocal total
+            before, total = look_through(payload, chunk, before, total)
+            return before
+
+        values = leaving.values
+        yield from encode_vector(
+            self._layout, "part", leaving.round, leaving.part, values, write=write, extras=extras, look=look
+        )
+        self._lengths.append((leaving.round, leaving.part, norm(values, total)))
+        self._measured = leaving.round
 
     def through(self, round: int, is_synchronous: bool) -> int:
         # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
@@ -134,13 +159,16 @@ class GradientCarry:
         return round - self._lag if self._is_published and not is_synchronous else round
 
     def is_ready(self, through: int) -> bool:
-        return not self._is_published or self._outgoing.newest >= min(through, self._newest)
+        if self._is_published:
+            return self._outgoing.newest >= min(through, self._newest)
+        return not self._measures_own or self._lag is None or self._measured >= self._newest - self._lag
 
     def collect(
         self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
     ) -> np.ndarray:
         if self._is_published:
             return self._collect_alike(through, section, values, items)
+        self._note_own()
         everyone = {item.sender for item in items}
         items = self._usable(items)
         # A mean is among those who count.
@@ -157,6 +185,11 @@ class GradientCarry:
                 values[item.slice.start - section.start : item.slice.stop - section.start] += item.values
         return self._shared(values, sharers)
 
+    def _note_own(self) -> None:
+        while self._lengths and (self._lag is None or self._lengths[0][0] <= self._newest - self._lag):
+            _, part, length = self._lengths.popleft()
+            self.judge.note_own(part, length)
+
     def _collect_alike(self, through: int, section: Slice, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
         """Round by round what everyone published, ourselves included, in worker order."""
         mine = self._outgoing.take(through, section)
@@ -167,7 +200,9 @@ class GradientCarry:
             terms = [item for item in items if item.round == round]
             if round in mine:
                 own = mine[round]
-                terms.append(Contribution(self._worker, "", round, own.part, own.values, 0, own.extras))
+                terms.append(
+                    Contribution(self._worker, "", round, own.part, own.values, 0, own.extras, squares=own.squares)
+                )
             terms = self._usable(sorted(terms, key=lambda term: term.sender))
             if self._reduce is not None:
                 for part in dict.fromkeys(term.slice for term in terms):
@@ -191,7 +226,7 @@ class GradientCarry:
         accepted: dict[tuple[int, Slice], set[int]] = {}
         for key in dict.fromkeys((item.round, item.slice) for item in items):
             alike = [item for item in items if (item.round, item.slice) == key]
-            terms = [Term(item.sender, item.incarnation, norm(item.values)) for item in alike]
+            terms = [Term(item.sender, item.incarnation, norm(item.values, item.squares)) for item in alike]
             accepted[key] = self.judge.judge(key[1], terms)
         return [item for item in items if item.sender in accepted[item.round, item.slice]]
 

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from peers.assembler import Assembler
 from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
-from peers.message import Assembler, Layout, is_sound
+from peers.message import Layout, is_sound
 from peers.spares import Spares
 from peers.types import Cursor, Entry, Message
 from peers.window import Accumulator, Contribution
@@ -199,6 +200,7 @@ class Inbox:
             message.last_sequence,
             message.extras,
             message.is_whole,
+            message.squares,
         )
         self._accumulator.add(contribution)
         if self._parts is not None and "w" in message.extras:

@@ -12,9 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from peers.assembler import Assembler
 from peers.deadline import Deadline
 from peers.errors import MessageError
-from peers.message import Assembler, RoundLayout, is_sound
+from peers.message import RoundLayout, is_sound
 from peers.types import Entry, Message
 from peers.waiting import Waiting
 

@@ -1,11 +1,10 @@
 """The wire: headers, chunks and whole messages, with no socket and no thread in sight.
 
-A message is cut into entries of at most 384 KiB of payload, each with a small MessagePack header,
+A message is cut into entries of at most 1 MiB of payload, each with a small MessagePack header,
 whose last four bytes are a checksum of the header before them and of the payload.
 `Layout` is what both sides must agree on; from it a receiver computes the slice, the number of
 chunks and the exact size of each payload that a header may announce, and refuses anything else
-before it allocates. An `Assembler` puts one sender's entries together again; the entries of one
-sender come in order, so it holds at most one unfinished message of a stream.
+before it allocates (`peers.assembler`).
 
 | kind    | carries | says |
 | ------- | ------- | ---- |
@@ -33,7 +32,6 @@ Nothing from the wire is unpickled, evaluated, imported or used as a path.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,8 +45,7 @@ from peers.checksum import checksum
 from peers.codec import CODECS, Codec
 from peers.errors import MessageError
 from peers.partition import Schedule, balanced
-from peers.spares import Spares
-from peers.types import Buffer, Entry, Message, Slice
+from peers.types import Buffer, Entry, Slice
 
 VERSION = 2
 MAX_FIELDS_BYTES = 64 * 1024
@@ -62,6 +59,8 @@ FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop", "round_start", "roun
 
 
 Write = Callable[[Slice, np.ndarray], Buffer]
+# A payload, the values that it was made from, and the checksum of what goes before it: its checksum.
+Look = Callable[[Buffer, np.ndarray, int], int]
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -87,7 +86,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
 
 
 _pack_header = msgspec.msgpack.Encoder().encode
-_decode_header = msgspec.msgpack.Decoder(Header).decode
+decode_header = msgspec.msgpack.Decoder(Header).decode
 
 
 @dataclass(frozen=True)
@@ -193,22 +192,25 @@ class RoundLayout:
         return max([MAX_FIELDS_BYTES // 16, *sizes])
 
 
-def _encode_header(header: Header, payload: Buffer) -> bytes:
-    """A header, with the checksum of itself and its payload in the place of the one that it has."""
+def _encode_header(header: Header, sum_payload: Callable[[int], int]) -> bytes:
+    """A header, with the checksum of itself and its payload in the place of the one that it has.
+
+    Args:
+        sum_payload: the payload's checksum, going on from that of the header.
+    """
     said = _pack_header(header)[:-SUM_BYTES]
-    return said + checksum(payload, checksum(said)).to_bytes(SUM_BYTES, "big")
+    return said + sum_payload(checksum(said)).to_bytes(SUM_BYTES, "big")
 
 
 def is_sound(entry: Entry) -> bool:
     """Whether an entry bears the checksum of its own bytes, whatever these say: it came as it was sent."""
     said = bytes(entry.header)
-    return checksum(entry.payload, checksum(said[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big") == said[-SUM_BYTES:]
+    return checksum(entry.payload, sum_of_header(said)).to_bytes(SUM_BYTES, "big") == said[-SUM_BYTES:]
 
 
-def _is_whole(header: Header, packed: Buffer, payload: Buffer) -> bool:
-    """Whether nothing has changed since the checksum was made."""
-    expected = checksum(payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big")
-    return header.z == expected == packed[-SUM_BYTES:]
+def sum_of_header(packed: Buffer) -> int:
+    """The checksum of a packed header, up to its own: what the payload's goes on from."""
+    return checksum(packed[:-SUM_BYTES])
 
 
 def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
@@ -226,6 +228,7 @@ def encode_vector(
     codec: Codec | None = None,
     write: Write | None = None,
     extras: dict[str, float] | None = None,
+    look: Look = lambda payload, values, before: checksum(payload, before),
 ) -> Iterator[tuple[bytes, Buffer]]:
     """A vector message as (header, payload) entries, made one by one so that one leaves while the next is made.
 
@@ -235,6 +238,7 @@ def encode_vector(
         codec: one of `layout.codecs(kind)`; the usual one unless said otherwise.
         write: writes one chunk (its slice and its values) with the codec; for error feedback.
         extras: small numbers for the first header.
+        look: makes the checksum of a payload, and may look at the chunk's values on that way.
     """
     codec = codec or layout.codecs(kind)[0]
     pieces = list(chunks(whole, codec))
@@ -254,17 +258,7 @@ def encode_vector(
             x=extras if extras and index == 0 else {},
             z=bytes(SUM_BYTES),
         )
-        yield _encode_header(header, payload), payload
-
-
-def decode_vector(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> np.ndarray:
-    """What a reader makes of our own entries, float32 (size,)."""
-    found, start = np.empty(size, dtype=np.float32), 0
-    for _, payload in entries:
-        stop = min(size, start + codec.chunk_values)
-        codec.decode(payload, found[start:stop])
-        start = stop
-    return found
+        yield _encode_header(header, lambda before, bytes=payload, part=part: look(bytes, part, before)), payload
 
 
 def encode_fields(
@@ -279,7 +273,7 @@ def encode_fields(
     if len(payload) > MAX_FIELDS_BYTES:
         raise ValueError(f"a {kind} of {len(payload)} bytes does not fit in {MAX_FIELDS_BYTES}")
     header = Header(v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, c="map", z=bytes(SUM_BYTES))
-    return [(_encode_header(header, payload), payload)]
+    return [(_encode_header(header, lambda before: checksum(payload, before)), payload)]
 
 
 def decode_fields(payload: Buffer) -> dict[str, Any]:
@@ -297,94 +291,3 @@ def decode_fields(payload: Buffer) -> dict[str, Any]:
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise MessageError("malformed", "not a map with text keys")
     return fields
-
-
-class Assembler:
-    """Puts the entries of one stream of one sender together. Pure; entries come in order.
-
-    Args:
-        layout: what this worker expects of everyone.
-        spares: where the arrays of messages come from.
-    """
-
-    def __init__(self, layout: Layout | RoundLayout, spares: Spares | None = None):
-        self._layout = layout
-        self._spares = spares or Spares()
-        self._partial: Message | None = None
-        self._pieces: list[Slice] = []
-        self._codec: Codec = layout.codec
-        self._next = 0
-
-    def feed(self, entry: Entry) -> Message | None:
-        """One entry; returns the message that it completes, if it does.
-
-        Raises:
-            MessageError: the entry does not fit; an unfinished message is given up, unless what did not fit is an
-                entry that changed on its way, which may come again.
-        """
-        try:
-            return self._feed(entry)
-        except MessageError:
-            if is_sound(entry):
-                self._partial = None
-            raise
-
-    def _feed(self, entry: Entry) -> Message | None:
-        header = self._checked(entry)
-        if header.k in FIELD_KINDS:
-            self._partial = None
-            fields = decode_fields(entry.payload)
-            return Message(header.k, header.r, Slice(0, 0), None, fields, entry.sequence)
-        if header.i == 0:
-            self._begin(header)
-        partial = self._partial
-        if partial is None or (partial.kind, partial.round) != (header.k, header.r) or header.i != self._next:
-            raise MessageError("incomplete", f"chunk {header.i} of {header.k} {header.r} without those before it")
-        piece, whole, codec = self._pieces[header.i], partial.slice, self._codec
-        if len(entry.payload) != codec.encoded_bytes(piece.size):
-            expected = codec.encoded_bytes(piece.size)
-            raise MessageError("malformed", f"{len(entry.payload)} bytes where {codec.name} needs {expected}")
-        codec.decode(entry.payload, partial.values[piece.start - whole.start : piece.stop - whole.start])
-        self._next += 1
-        if self._next < len(self._pieces):
-            return None
-        partial.last_sequence, self._partial = entry.sequence, None
-        return partial
-
-    def _checked(self, entry: Entry) -> Header:
-        if len(entry.header) > MAX_HEADER_BYTES:
-            raise MessageError("oversized", f"a header of {len(entry.header)} bytes")
-        try:
-            header = _decode_header(entry.header)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            # A ValueError too: text that is no UTF-8 comes as UnicodeDecodeError.
-            raise MessageError("malformed", f"header: {error}") from None
-        if header.v != VERSION:
-            raise MessageError("version", f"protocol {header.v}, this is {VERSION}")
-        if header.f != self._layout.fingerprint:
-            raise MessageError("fingerprint", f"worker {entry.sender} trains something else")
-        if header.k not in VECTOR_KINDS and header.k not in FIELD_KINDS:
-            raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
-        if not 0 <= header.r < MAX_ROUND:
-            raise MessageError("malformed", f"round {header.r}")
-        if not _is_whole(header, entry.header, entry.payload):
-            raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
-        return header
-
-    def _begin(self, header: Header) -> None:
-        if header.k == "part" and header.r < 1:
-            raise MessageError("malformed", "parts begin with round 1")
-        whole = Slice(header.a, header.b)
-        codec = next((codec for codec in self._layout.codecs(header.k) if codec.name == header.c), None)
-        # The layout has checked the slice before anything of its size is computed or allocated.
-        pieces = list(chunks(whole, codec)) if codec and self._layout.allows(header.k, header.r, whole) else []
-        if not pieces or header.n != len(pieces):
-            came = f"{header.c[:32]} [{header.a}, {header.b}) in {header.n}"
-            raise MessageError("layout", f"{header.k} {header.r} is {came}, which does not fit here")
-        if not all(math.isfinite(value) for value in header.x.values()):
-            raise MessageError("malformed", "a header with a number that is none")
-        self._pieces, self._codec, self._next = pieces, codec, 0
-        values = self._spares.take(whole.size)
-        # Raw instead of the usual codec says that the values stand for themselves.
-        is_whole = codec.name != self._layout.codec.name
-        self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=is_whole)

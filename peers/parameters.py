@@ -47,8 +47,9 @@ from peers.carry import Leaving, Outgoing, Published, State
 from peers.checksum import checksum
 from peers.codec import CODECS
 from peers.judge import Judge, Term
-from peers.message import Layout, decode_vector, encode_vector
+from peers.message import Layout, encode_vector
 from peers.partition import Schedule
+from peers.passes import read_back
 from peers.robust import Reduce, distance, is_finite, mean, norm
 from peers.spares import Spares
 from peers.types import Buffer, Slice
@@ -144,14 +145,14 @@ class ParameterCarry:
             codec=codec,
             extras=leaving.extras | extras,
         )
-        read = leaving.values
+        read, total = leaving.values, None
         if codec.is_exact and (self._lag is None or not self.keeps_leaving):
             # They may be changed here, or be given back, while they are being sent.
             read = leaving.values.copy()
         elif not codec.is_exact:
             entries = list(entries)
-            read = decode_vector(entries, codec, leaving.part.size)
-        self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole))
+            read, total = read_back([payload for _, payload in entries], codec, leaving.part.size)
+        self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole, total))
         return entries
 
     def through(self, round: int, is_synchronous: bool) -> int:
@@ -185,7 +186,7 @@ class ParameterCarry:
         elif self._origin is not None and round <= self._origin[1]:
             # We were that worker then; what it published is what our weights had.
             same = next((item for item in items if item.sender == self._origin[0]), None)
-            mine = same and Published(same.slice, same.values, same.extras, same.is_whole)
+            mine = same and Published(same.slice, same.values, same.extras, same.is_whole, same.squares)
         if mine is None:
             self.counts["late"] += len(items)
             return
@@ -241,7 +242,7 @@ class ParameterCarry:
         for worker, one in found.items():
             is_difference = self._reference is not None and not one.is_whole
             if is_difference or self._agreed is None:
-                length = norm(one.values)
+                length = norm(one.values, one.squares)
             else:
                 length = distance(one.values, self._agreed[part.start : part.stop])
             terms.append(Term(worker, getattr(one, "incarnation", ""), length))

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 BLOCK_VALUES = 16 * 1024
+# Summing needs no room beside the values, so a block may be larger.
+SQUARES_VALUES = 32 * 1024
 CLIP_ROUNDS = 3
 
 Reduce = Callable[[list[np.ndarray]], np.ndarray]
@@ -137,7 +139,23 @@ def centered_clip(vectors: list[np.ndarray], radius: float | None = None, rounds
     return centre
 
 
-def norm(values: np.ndarray) -> float:
+def squares(values: np.ndarray, before: float = 0.0) -> float:
+    """The sum of the squares, added to `before`: that of what lies before these values in a longer vector.
+
+    So whoever has a vector piece by piece adds it up while each piece is in the processor's cache. To the last bit
+    the sum depends on the pieces.
+
+    Args:
+        values: float32 (size,).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, values.size, SQUARES_VALUES):
+            block = values[start : start + SQUARES_VALUES]
+            before += float(np.dot(block, block))
+    return before
+
+
+def norm(values: np.ndarray, total: float | None = None) -> float:
     """The Euclidean norm; infinity, or NaN, where any value is not finite, and only there.
 
     One pass over memory: the squares of what is not finite are not finite, and add up to what is not. Only where the
@@ -145,12 +163,9 @@ def norm(values: np.ndarray) -> float:
 
     Args:
         values: float32 (size,).
+        total: the sum of their squares, where it is known.
     """
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, values.size, BLOCK_VALUES):
-            block = values[start : start + BLOCK_VALUES]
-            total += float(np.dot(block, block))
+    total = squares(values) if total is None else total
     if math.isfinite(total):
         return math.sqrt(total)
     largest = float(np.abs(values).max())

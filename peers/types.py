@@ -126,6 +126,7 @@ class Message:
         last_sequence: number of the message's last entry in its stream.
         extras: small numbers that go with a vector.
         is_whole: the vector's values stand for themselves where others are differences.
+        squares: of a part, the sum of its squares, chunk by chunk.
     """
 
     kind: str
@@ -136,3 +137,4 @@ class Message:
     last_sequence: int = 0
     extras: dict[str, float] = field(default_factory=dict)
     is_whole: bool = False
+    squares: float = 0.0

@@ -73,7 +73,10 @@ class GradientWindow:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one sender published for one round; `values` are the taker's to change. See `Message` for the rest."""
+    """What one sender published for one round; `values` are the taker's to change. See `Message` for the rest.
+
+    `squares` is None where nobody has added them up.
+    """
 
     sender: int
     incarnation: str
@@ -83,6 +86,7 @@ class Contribution:
     last_sequence: int
     extras: dict[str, float] = field(default_factory=dict)
     is_whole: bool = False
+    squares: float | None = None
 
 
 class Accumulator:

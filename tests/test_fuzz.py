@@ -143,7 +143,7 @@ def test_rounds_said_again_or_left_out_are_counted(said):
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 2), max_size=9))
 def test_chunks_out_of_order_make_no_message(order):
-    size = 250_000
+    size = 600_000
     layout = make_layout(size)
     accumulator = Accumulator()
     inbox = Inbox(0, layout, accumulator, ClockGate(SspClock((1,), None), 10, quiet))

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peers.assembler import Assembler
 from peers.checksum import checksum
 from peers.codec import RAW_BYTES
 from peers.errors import MessageError
-from peers.message import Assembler, decode_fields, encode_fields, encode_vector
+from peers.message import decode_fields, encode_fields, encode_vector
 from peers.partition import balanced
 from peers.types import Entry, Slice
 from tests.fleets import make_layout
@@ -33,7 +34,7 @@ def test_parts_are_balanced_to_one_element(size, parts, offset):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    size=st.sampled_from([1, 2, 98_303, 98_304, 98_305, 200_000]),
+    size=st.sampled_from([1, 2, 32_767, 32_768, 32_769, RAW_BYTES // 4, RAW_BYTES // 4 + 1, 600_000]),
     parts=st.integers(1, 3),
     codec=st.sampled_from(["raw", "float16"]),
     round=st.integers(1, 9),
@@ -116,8 +117,8 @@ def test_a_header_that_does_not_fit_is_refused(changes, reason):
 
 
 def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
-    layout = make_layout(250_000)
-    sent = entries(encode_vector(layout, "part", 1, Slice(0, 250_000), np.ones(250_000, dtype=np.float32)))
+    layout = make_layout(600_000)
+    sent = entries(encode_vector(layout, "part", 1, Slice(0, 600_000), np.ones(600_000, dtype=np.float32)))
     assert len(sent) == 3
     damaged = bytearray(sent[0].payload)
     damaged[5] ^= 1
@@ -134,6 +135,24 @@ def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
     short = sent[0].payload[:-4]
     with pytest.raises(MessageError, match="raw needs"):
         Assembler(layout).feed(mutate(sent[0]._replace(payload=short)))
+
+
+def test_a_changed_byte_of_a_later_chunk_is_refused_and_costs_nothing_of_the_message():
+    """A later chunk is decoded while its checksum is made, so what it should not have written is written over."""
+    size = RAW_BYTES // 4 + 100
+    layout, values = make_layout(size), np.random.default_rng(3).standard_normal(size).astype(np.float32)
+    first, last = entries(encode_vector(layout, "part", 1, Slice(0, size), values))
+    assembler = Assembler(layout)
+    assert assembler.feed(first) is None
+    for field, step in (("header", 1), ("payload", 7)):
+        whole = getattr(last, field)
+        for at in range(0, len(whole), step):
+            changed = whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
+            with pytest.raises(MessageError):
+                assembler.feed(last._replace(**{field: changed}))
+    message = assembler.feed(last)
+    assert np.array_equal(message.values, values)
+    assert message.squares == pytest.approx(float(np.square(values, dtype=np.float64).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["part", "hello"])

@@ -34,7 +34,15 @@ from tests.servers import redis_server
 EXPERIMENT = "mnist-degan"
 WORKERS = 4
 RUN_TIMEOUT_S = 1800.0
-QUIET = ("device=cpu", "run.log_every=50", "run.snapshot_every=0", "run.checkpoint_every=0", "connect_timeout_s=120")
+QUIET = (
+    "device=cpu",
+    "run.log_every=50",
+    "run.snapshot_every=0",
+    "run.checkpoint_every=0",
+    "connect_timeout_s=120",
+    # Stopped and continued (SIGSTOP, SIGCONT), workers and servers together: nobody is to be taken for dead.
+    "bus.lease_s=3600",
+)
 
 
 class RunError(Exception):
