@@ -28,28 +28,14 @@ def decode_chunk(codec: Codec, payload: Buffer, out: np.ndarray, before: int, to
     Raises:
         MessageError: no encoder writes this.
     """
-    if not codec.value_bytes:
-        before = checksum(payload, before)
-        codec.decode(payload, out)
-        return before, squares(out, total)
-    view, size = memoryview(payload), SQUARES_VALUES * codec.value_bytes
-    for start in range(0, len(view), size):
-        piece, at = view[start : start + size], start // codec.value_bytes
-        before = checksum(piece, before)
-        values = out[at : at + SQUARES_VALUES]
-        codec.decode(piece, values)
-        total = squares(values, total)
-    return before, total
+    before = checksum(payload, before)
+    codec.decode(payload, out)
+    return before, squares(out, total)
 
 
 def look_through(payload: Buffer, values: np.ndarray, before: int, total: float) -> tuple[int, float]:
     """The same for a chunk of our own: the checksum with the payload, and the sum of the squares with the values."""
-    view, size = memoryview(payload), max(1, len(payload) // -(-max(1, values.size) // SQUARES_VALUES))
-    for start in range(0, values.size, SQUARES_VALUES):
-        at = start // SQUARES_VALUES * size
-        before = checksum(view[at:] if start + SQUARES_VALUES >= values.size else view[at : at + size], before)
-        total = squares(values[start : start + SQUARES_VALUES], total)
-    return before if values.size else checksum(view, before), total
+    return checksum(payload, before), squares(values, total)
 
 
 def read_back(payloads: list[Buffer], codec: Codec, size: int) -> tuple[np.ndarray, float]:

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 BLOCK_VALUES = 16 * 1024
-# Summing needs no room beside the values, so a block may be larger.
-SQUARES_VALUES = 32 * 1024
+# Summing needs no room beside the values, so a block may be as large as a chunk.
+SQUARES_VALUES = 256 * 1024
 CLIP_ROUNDS = 3
 
 Reduce = Callable[[list[np.ndarray]], np.ndarray]
