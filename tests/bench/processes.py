@@ -189,6 +189,7 @@ def read_workers(
     settle_s: float,
     seconds: float,
     servers: Sequence[Server] = (),
+    least_steps: int = 3,
 ) -> Reading:
     """Run one process a worker and take a reading; all have ended on return.
 
@@ -196,8 +197,9 @@ def read_workers(
         commands: of the workers, each of which writes `run/wN/stats.jsonl`.
         warm_steps: how many steps each makes before the reading.
         settle_s: a time to wait after that.
-        seconds: how long the reading takes; longer where a worker has made no three steps by then.
+        seconds: how long the reading takes; longer where a worker has not made its least steps by then.
         servers: whose CPU time is read.
+        least_steps: of each worker.
     """
     logs = [run / f"worker{number}.txt" for number in range(len(commands))]
     with contextlib.ExitStack() as stack:
@@ -223,7 +225,7 @@ def read_workers(
         wait(lambda: time.monotonic() > began + settle_s, settle_s + 60)
         before, spent, began = all_lines(), all_cpu_s(), time.monotonic()
         wait(lambda: time.monotonic() > began + seconds, seconds + 60)
-        wait(lambda: all(len(a) > len(b) + 2 for a, b in zip(all_lines(), before, strict=True)), 300)
+        wait(lambda: all(len(a) >= len(b) + least_steps for a, b in zip(all_lines(), before, strict=True)), 300)
         after, spent_after = all_lines(), all_cpu_s()
     lines = [a[len(b) - 1 :] for a, b in zip(after, before, strict=True)]
     costs = [late - early for early, late in zip(spent, spent_after, strict=True)]

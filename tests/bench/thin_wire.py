@@ -3,8 +3,10 @@
 Each worker and its redis-server have a network namespace of their own, whose link is shaped in both directions. The
 rates (steps a second of one worker) are held against those of unshaped workers that train alone on the same cores,
 and against data parallel training on the same links: the same pair, the same batches, the mean of the gradients by
-torch.distributed's all_reduce over Gloo. The kinds of run take turns. Of a run that exchanges the second half is
-measured, so that `parts: auto` has found its value; what it was on the way is shown.
+torch.distributed's all_reduce over Gloo. The kinds of run take turns, and each rate of a link lies between two runs
+of the workers alone: what these differ by is the machine's mood, and their mean is what the rate is held against. Of a
+run that exchanges the second half is measured, so that `parts: auto` has found its value; what it was on the way is
+shown.
 
 The model is the mnist experiment's. With `--model dcgan` a step is some 25 ms of computing, so what the exchange
 takes of two cores that four workers fill shows most; that is the harder case.
@@ -18,6 +20,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -47,7 +50,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mbit", type=float, nargs="+", default=list(KEPT), help="rates of the links")
     parser.add_argument("--gloo-dtype", default="float32", choices=["float32", "float16"], help="what all_reduce sends")
     parser.add_argument("--rounds", type=int, default=1, help="how often each kind of run is made")
-    parser.add_argument("--seconds", type=float, default=14, help="of each run that are counted")
+    parser.add_argument("--seconds", type=float, default=20, help="of each run that are counted, or more")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each worker that are counted at least")
     parser.add_argument("--all-reduce", nargs=4, metavar=("RANK", "FILE", "RUN", "URL"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -71,7 +75,7 @@ class Bench:
         with processes.new_folder() as folder:
             file = self._experiment(folder, self._options.workers, "mode.name=local")
             commands = processes.worker_commands(file, folder / "run", self._options.workers)
-            return processes.read_workers(commands, folder / "run", 10, 0, self._options.seconds)
+            return self._read(commands, folder / "run", 3, 0)
 
     def exchange(self, mbit: float) -> Reading:
         """Partial exchange over links of this rate: the second half of the run."""
@@ -84,8 +88,7 @@ class Bench:
             file = self._experiment(folder, [server.url for server in servers], *mode)
             prefixes = [wire.prefix(k) for k in range(options.workers)]
             commands = processes.worker_commands(file, folder / "run", options.workers, prefixes)
-            half_s = options.seconds
-            return processes.read_workers(commands, folder / "run", 5, half_s, half_s, servers)
+            return self._read(commands, folder / "run", 3, options.seconds, servers)
 
     def all_reduce(self, mbit: float) -> Reading:
         """Data parallel training over links of this rate."""
@@ -98,7 +101,14 @@ class Bench:
             for rank in range(options.workers):
                 words = ["--all-reduce", str(rank), str(file), str(run), url, "--gloo-dtype", options.gloo_dtype]
                 commands.append([*wire.prefix(rank), sys.executable, str(Path(__file__).resolve()), *words])
-            return processes.read_workers(commands, run, 2, 0, options.seconds)
+            # A step over the thinnest link takes 12 s.
+            return processes.read_workers(commands, run, 1, 0, options.seconds)
+
+    def _read(
+        self, commands: list[list[str]], run: Path, warm_steps: int, settle_s: float, servers: Sequence[Server] = ()
+    ) -> Reading:
+        options = self._options
+        return processes.read_workers(commands, run, warm_steps, settle_s, options.seconds, servers, options.steps)
 
     def _experiment(self, folder: Path, peers: object, *more: str) -> Path:
         (folder / "run").mkdir()
@@ -180,12 +190,15 @@ def main() -> int:
         show("what a plain TCP transfer between two namespaces gets", links)
         bench = Bench(options, wire)
         for turn in range(options.rounds):
-            reading = bench.local()
-            local = 1 / reading.step_s
-            found = [row("local", reading, local)]
+            before, found = bench.local(), []
             for mbit in rates:
-                found.append(row(f"degan {mbit:g}", bench.exchange(mbit), local))
-                found.append(row(f"gloo {mbit:g}", bench.all_reduce(mbit), local))
+                ours, theirs, after = bench.exchange(mbit), bench.all_reduce(mbit), bench.local()
+                local = statistics.mean(1 / alone.step_s for alone in (before, after))
+                found.append(row("local", before, local))
+                found.append(row(f"degan {mbit:g}", ours, local))
+                found.append(row(f"gloo {mbit:g}", theirs, local))
+                before = after
+            found.append(row("local", before, local))
             for one in found:
                 kinds.setdefault(one["run"], []).append(one)
             rows += [{"turn": turn + 1, **one} for one in found]
