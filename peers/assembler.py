@@ -1,7 +1,6 @@
 """From entries to whole messages: one sender's entries come in order, so there is at most one unfinished message.
 
-A header is believed only as far as the layout allows what it says, and memory is taken for nothing else. The
-payload's checksum, its decoding and the sum of its squares are one pass over memory (`peers.passes`).
+A header is believed only as far as the layout allows what it says, and memory is taken for nothing else.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ import math
 
 import msgspec
 
-from peers.checksum import checksum
 from peers.codec import Codec
 from peers.errors import MessageError
 from peers.message import (
     FIELD_KINDS,
     MAX_HEADER_BYTES,
     MAX_ROUND,
-    SUM_BYTES,
     VECTOR_KINDS,
     VERSION,
     Header,
@@ -27,26 +24,11 @@ from peers.message import (
     decode_fields,
     decode_header,
     is_sound,
-    sum_of_header,
+    is_whole,
 )
-from peers.passes import decode_chunk
+from peers.robust import squares
 from peers.spares import Spares
 from peers.types import Entry, Message, Slice
-
-
-def _bears(header: Header, entry: Entry, found: int) -> bool:
-    """Whether an entry bears the checksum that was found: nothing has changed since it was made."""
-    expected = found.to_bytes(SUM_BYTES, "big")
-    return header.z == expected == entry.header[-SUM_BYTES:]
-
-
-def _is_later(header: Header) -> bool:
-    """Whether an entry is a chunk of a message that has begun."""
-    return header.i > 0 and header.k in VECTOR_KINDS
-
-
-def _damaged(header: Header) -> MessageError:
-    return MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
 
 
 class Assembler:
@@ -95,11 +77,10 @@ class Assembler:
             expected = codec.encoded_bytes(piece.size)
             raise MessageError("malformed", f"{len(entry.payload)} bytes where {codec.name} needs {expected}")
         chunk = partial.values[piece.start - whole.start : piece.stop - whole.start]
-        said = sum_of_header(entry.header)
-        found, total = decode_chunk(codec, entry.payload, chunk, said, partial.squares)
-        if _is_later(header) and not _bears(header, entry, found):
-            raise _damaged(header)
-        partial.squares = total
+        codec.decode(entry.payload, chunk)
+        if header.k == "part":
+            # Whoever applies it asks for its length: here it is in the processor's cache, and the main thread computes.
+            partial.squares = squares(chunk, partial.squares)
         self._next += 1
         if self._next < len(self._pieces):
             return None
@@ -122,10 +103,8 @@ class Assembler:
             raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
         if not 0 <= header.r < MAX_ROUND:
             raise MessageError("malformed", f"round {header.r}")
-        # What begins a message, or is one, is looked through before anything is begun. A later chunk goes where nobody
-        # looks before it is complete: it is looked through while it is decoded.
-        if not _is_later(header) and not _bears(header, entry, checksum(entry.payload, sum_of_header(entry.header))):
-            raise _damaged(header)
+        if not is_whole(header, entry.header, entry.payload):
+            raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
         return header
 
     def _begin(self, header: Header) -> None:
@@ -143,5 +122,5 @@ class Assembler:
         self._pieces, self._codec, self._next = pieces, codec, 0
         values = self._spares.take(whole.size)
         # Raw instead of the usual codec says that the values stand for themselves.
-        is_whole = codec.name != self._layout.codec.name
-        self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=is_whole)
+        stands_alone = codec.name != self._layout.codec.name
+        self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=stands_alone)

@@ -63,7 +63,6 @@ class Raw(Codec):
     name = "raw"
     is_exact = True
     chunk_values = RAW_BYTES // 4
-    value_bytes = 4
 
     def encoded_bytes(self, count: int) -> int:
         return 4 * count
@@ -90,7 +89,6 @@ class Half(Codec):
     """
 
     chunk_values = HALF_BYTES // 2
-    value_bytes = 2
 
     def __init__(self, name: str, cast: Cast = numpy_cast):
         self.name = name

@@ -25,14 +25,11 @@ class Codec(abc.ABC):
         name: as in settings and on the wire.
         is_exact: decode(encode(x)) is x, bit for bit.
         chunk_values: how many values a full chunk holds.
-        value_bytes: what each value takes by itself, so that a chunk can be read piece by piece; 0 where values are
-            written together.
     """
 
     name: str
     is_exact: bool = False
     chunk_values: int
-    value_bytes: int = 0
 
     @abc.abstractmethod
     def encoded_bytes(self, count: int) -> int:

@@ -29,10 +29,9 @@ from peers.carry import Leaving, Outgoing, Published, State
 from peers.held import Held
 from peers.judge import Judge, Term
 from peers.lossy import ErrorFeedback
-from peers.message import MAX_ROUND, Layout, Write, encode_vector
+from peers.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 from peers.partition import Schedule
-from peers.passes import look_through, read_back, squares_of
-from peers.robust import Reduce, norm
+from peers.robust import Reduce, norm, squares
 from peers.spares import Spares
 from peers.types import Buffer, Slice
 from peers.window import Contribution, GradientWindow
@@ -130,7 +129,7 @@ class GradientCarry:
                 total = squares_of(read, codec)
             else:
                 entries = list(entries)
-                read, total = read_back([payload for _, payload in entries], codec, leaving.part.size)
+                read, total = read_back(entries, codec, leaving.part.size)
             self._outgoing.add(leaving.round, Published(leaving.part, read, extras, squares=total))
         return entries
 
@@ -140,10 +139,9 @@ class GradientCarry:
         """The entries; after the last of them the length is known as well."""
         total = 0.0
 
-        def look(payload: Buffer, chunk: np.ndarray, before: int) -> int:
+        def look(chunk: np.ndarray) -> None:
             nonlocal total
-            before, total = look_through(payload, chunk, before, total)
-            return before
+            total = squares(chunk, total)
 
         values = leaving.values
         yield from encode_vector(

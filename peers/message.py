@@ -45,6 +45,7 @@ from peers.checksum import checksum
 from peers.codec import CODECS, Codec
 from peers.errors import MessageError
 from peers.partition import Schedule, balanced
+from peers.robust import squares
 from peers.types import Buffer, Entry, Slice
 
 VERSION = 2
@@ -59,8 +60,6 @@ FIELD_KINDS = ("hello", "goodbye", "want", "admit", "stop", "round_start", "roun
 
 
 Write = Callable[[Slice, np.ndarray], Buffer]
-# A payload, the values that it was made from, and the checksum of what goes before it: its checksum.
-Look = Callable[[Buffer, np.ndarray, int], int]
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -192,25 +191,22 @@ class RoundLayout:
         return max([MAX_FIELDS_BYTES // 16, *sizes])
 
 
-def _encode_header(header: Header, sum_payload: Callable[[int], int]) -> bytes:
-    """A header, with the checksum of itself and its payload in the place of the one that it has.
-
-    Args:
-        sum_payload: the payload's checksum, going on from that of the header.
-    """
+def _encode_header(header: Header, payload: Buffer) -> bytes:
+    """A header, with the checksum of itself and its payload in the place of the one that it has."""
     said = _pack_header(header)[:-SUM_BYTES]
-    return said + sum_payload(checksum(said)).to_bytes(SUM_BYTES, "big")
+    return said + checksum(payload, checksum(said)).to_bytes(SUM_BYTES, "big")
 
 
 def is_sound(entry: Entry) -> bool:
     """Whether an entry bears the checksum of its own bytes, whatever these say: it came as it was sent."""
     said = bytes(entry.header)
-    return checksum(entry.payload, sum_of_header(said)).to_bytes(SUM_BYTES, "big") == said[-SUM_BYTES:]
+    return checksum(entry.payload, checksum(said[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big") == said[-SUM_BYTES:]
 
 
-def sum_of_header(packed: Buffer) -> int:
-    """The checksum of a packed header, up to its own: what the payload's goes on from."""
-    return checksum(packed[:-SUM_BYTES])
+def is_whole(header: Header, packed: Buffer, payload: Buffer) -> bool:
+    """Whether nothing has changed since the checksum was made."""
+    expected = checksum(payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big")
+    return header.z == expected == packed[-SUM_BYTES:]
 
 
 def chunks(whole: Slice, codec: Codec) -> Iterator[Slice]:
@@ -228,7 +224,7 @@ def encode_vector(
     codec: Codec | None = None,
     write: Write | None = None,
     extras: dict[str, float] | None = None,
-    look: Look = lambda payload, values, before: checksum(payload, before),
+    look: Callable[[np.ndarray], None] = lambda chunk: None,
 ) -> Iterator[tuple[bytes, Buffer]]:
     """A vector message as (header, payload) entries, made one by one so that one leaves while the next is made.
 
@@ -238,7 +234,7 @@ def encode_vector(
         codec: one of `layout.codecs(kind)`; the usual one unless said otherwise.
         write: writes one chunk (its slice and its values) with the codec; for error feedback.
         extras: small numbers for the first header.
-        look: makes the checksum of a payload, and may look at the chunk's values on that way.
+        look: called with the values of each chunk that has been encoded, while the processor has them in its cache.
     """
     codec = codec or layout.codecs(kind)[0]
     pieces = list(chunks(whole, codec))
@@ -258,7 +254,28 @@ def encode_vector(
             x=extras if extras and index == 0 else {},
             z=bytes(SUM_BYTES),
         )
-        yield _encode_header(header, lambda before, bytes=payload, part=part: look(bytes, part, before)), payload
+        packed = _encode_header(header, payload)
+        look(part)
+        yield packed, payload
+
+
+def read_back(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> tuple[np.ndarray, float]:
+    """What a reader makes of our own entries, float32 (size,), and the sum of the squares as it adds them up."""
+    found, start, total = np.empty(size, dtype=np.float32), 0, 0.0
+    for _, payload in entries:
+        chunk = found[start : start + codec.chunk_values]
+        codec.decode(payload, chunk)
+        total = squares(chunk, total)
+        start += codec.chunk_values
+    return found, total
+
+
+def squares_of(values: np.ndarray, codec: Codec) -> float:
+    """The sum of the squares of a whole message of an exact codec, float32 (size,), as a reader adds it up."""
+    total = 0.0
+    for piece in chunks(Slice(0, values.size), codec):
+        total = squares(values[piece.start : piece.stop], total)
+    return total
 
 
 def encode_fields(
@@ -273,7 +290,7 @@ def encode_fields(
     if len(payload) > MAX_FIELDS_BYTES:
         raise ValueError(f"a {kind} of {len(payload)} bytes does not fit in {MAX_FIELDS_BYTES}")
     header = Header(v=VERSION, k=kind, r=round, i=0, n=1, a=0, b=0, f=layout.fingerprint, c="map", z=bytes(SUM_BYTES))
-    return [(_encode_header(header, lambda before: checksum(payload, before)), payload)]
+    return [(_encode_header(header, payload), payload)]
 
 
 def decode_fields(payload: Buffer) -> dict[str, Any]:

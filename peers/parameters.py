@@ -47,9 +47,8 @@ from peers.carry import Leaving, Outgoing, Published, State
 from peers.checksum import checksum
 from peers.codec import CODECS
 from peers.judge import Judge, Term
-from peers.message import Layout, encode_vector
+from peers.message import Layout, encode_vector, read_back
 from peers.partition import Schedule
-from peers.passes import read_back
 from peers.robust import Reduce, distance, is_finite, mean, norm
 from peers.spares import Spares
 from peers.types import Buffer, Slice
@@ -151,7 +150,7 @@ class ParameterCarry:
             read = leaving.values.copy()
         elif not codec.is_exact:
             entries = list(entries)
-            read, total = read_back([payload for _, payload in entries], codec, leaving.part.size)
+            read, total = read_back(entries, codec, leaving.part.size)
         self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole, total))
         return entries
 

@@ -138,7 +138,7 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
         everything = Slice(0, 4)
         for round in range(1, 12):
             ours = np.full(4, 1, np.float32)
-            carry.offer(round, everything, everything, ours)
+            list(carry.encode(carry.offer(round, everything, everything, ours), {}))
             items = [
                 Contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
                 Contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
@@ -147,6 +147,28 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
             expected = 2.0 if round < 10 else 1.5
             np.testing.assert_allclose(found, np.full(4, expected), rtol=1e-6)
         assert carry.counts["gated"] == 2
+
+
+@pytest.mark.parametrize("slack", [0, 2])
+def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
+    """How far the thread that publishes is decides nothing, so a run repeats: it is awaited up to that round."""
+    layout, everything = make_layout(4), Slice(0, 4)
+    rules = Rules(slack=slack, carry="gradients", own="fresh")
+    carry = make_carry(rules, 0, (1, 2), layout, np.zeros(4, np.float32), Spares())
+    for round in range(1, 8):
+        leaving = carry.offer(round, everything, everything, np.full(4, round, np.float32))
+        # So far everything up to the round before has been encoded.
+        assert carry.is_ready(round) == (slack > 0)
+        list(carry.encode(leaving, {}))
+        assert carry.is_ready(round)
+        carry.collect(round, everything, np.zeros(4, np.float32), [], 0)
+        norms = carry.judge.state(layout.schedule, ())[0]["norms"]
+        assert list(norms[norms > 0]) == [2.0 * noted for noted in range(1, round - slack + 1)]
+    carry.offer(8, everything, everything, np.ones(4, np.float32))
+    carry.offer(9, everything, everything, np.ones(4, np.float32))
+    assert carry.is_ready(9) == (slack == 2)
+    carry.offer(10, everything, everything, np.ones(4, np.float32))
+    assert not carry.is_ready(10)
 
 
 # --- who joins ---------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
 
 
 def test_a_changed_byte_of_a_later_chunk_is_refused_and_costs_nothing_of_the_message():
-    """A later chunk is decoded while its checksum is made, so what it should not have written is written over."""
+    """It may come again, and the chunks before it count."""
     size = RAW_BYTES // 4 + 100
     layout, values = make_layout(size), np.random.default_rng(3).standard_normal(size).astype(np.float32)
     first, last = entries(encode_vector(layout, "part", 1, Slice(0, size), values))
