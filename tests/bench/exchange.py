@@ -8,6 +8,10 @@ hops only one does, and that one is TCP here as well.
 A round is over when every worker has the whole vector of the other (degan's: and the mean of both). Every method
 runs in blocks, the blocks of all methods take turns, a block's figure is the median of its rounds, and a ratio is
 the median of the ratios of blocks of one turn.
+
+The CPU of a round is shown for both workers and for both servers. `off the wire` is what both workers would take for
+the same round if nothing had to be sent: encoding with error feedback, checksums, decoding, lengths for the gate and
+the mean, one after the other in one thread with nothing else running. The bare socket does nothing of that.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -32,6 +36,7 @@ import redis
 import torch
 
 from degan.casts import torch_cast
+from peers.assembler import Assembler
 from peers.codec import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
 from peers.message import Layout
@@ -39,8 +44,10 @@ from peers.partition import Schedule
 from peers.redis_bus import RedisBus
 from peers.redis_client import split_socket
 from peers.rendezvous import Rendezvous
-from peers.rules import Rules
-from peers.types import Slice
+from peers.rules import Rules, make_carry
+from peers.spares import Spares
+from peers.types import Entry, Slice
+from peers.window import Contribution
 from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq
 from tests.bench.table import finish, show
 from tests.servers import free_port, redis_server
@@ -52,6 +59,36 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
 
 
+def _layout(codec: str, values: int) -> Layout:
+    return Layout(Schedule([Slice(0, values)], 1), build(codec, cast=torch_cast), 0, b"benchmrk")
+
+
+def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
+    """Median CPU seconds that one worker takes for a round, but for sending and receiving."""
+    layout, everything, spares = _layout(codec, values), Slice(0, values), Spares()
+    random, found = np.random.default_rng(0), []
+    gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
+    carry, theirs = (
+        make_carry(Rules(slack=0), rank, (1 - rank,), layout, np.zeros(values, np.float32), spares) for rank in (0, 1)
+    )
+    said = [
+        (header, bytes(payload))
+        for header, payload in theirs.encode(theirs.offer(1, everything, everything, other), {})
+    ]
+    assembler = Assembler(layout, spares)
+    for round in range(1, rounds + 1):
+        began = time.process_time()
+        for _ in carry.encode(carry.offer(round, everything, everything, gradient), {}):
+            pass
+        for number, (header, payload) in enumerate(said, 1):
+            message = assembler.feed(Entry(1, "life", number, True, header, payload))
+        item = Contribution(1, "life", round, everything, message.values, len(said), squares=message.squares)
+        carry.collect(round, everything, gradient, [item], 1)
+        found.append(time.process_time() - began)
+        spares.give(message.values)
+    return statistics.median(found)
+
+
 class Degan:
     """The exchange as `degan.modes.partial_exchange` builds it, with a gradient that costs nothing."""
 
@@ -59,7 +96,7 @@ class Degan:
         self.values = values
         self._gradient = np.random.default_rng(rank).standard_normal(values, np.float32) * np.float32(1e-3)
         self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank], **secure)
-        layout = Layout(Schedule([Slice(0, values)], 1), build(codec, cast=torch_cast), 0, b"benchmrk")
+        layout = _layout(codec, values)
         rules = Rules(slack=0, keep_rounds=KEEP_ROUNDS)
         self._rendezvous = Rendezvous(self._bus, {"codec": codec}, rules.lease_s, 30.0, _silent, _silent)
         self._rendezvous.claim([])
@@ -119,6 +156,15 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
 
 
+class Figures(NamedTuple):
+    """Of a block: median seconds a round, and CPU seconds a round of all, of both workers, and of both servers."""
+
+    round_s: float
+    cpu_s: float
+    workers_cpu_s: float
+    servers_cpu_s: float
+
+
 class Pair:
     """Two worker processes and their two servers.
 
@@ -139,25 +185,26 @@ class Pair:
             there.close()
             self._pipes.append(here)
             self._workers.append(worker)
-        self._pids = [worker.pid for worker in self._workers]
-        self._pids += [client.info("server")["process_id"] for client in self._clients]
+        servers = [client.info("server")["process_id"] for client in self._clients]
+        self._pids = [worker.pid for worker in self._workers], servers
         self._blocks = 0
 
-    def block(self, method: str, warm: int, rounds: int) -> tuple[float, float]:
-        """Median seconds a round, and CPU seconds a round of both workers and both servers."""
+    def block(self, method: str, warm: int, rounds: int) -> Figures:
+        """Run a method."""
         for client in self._clients:
             client.flushall()
         self._blocks += 1
         ports = [free_port(), free_port()]
         self._tell((method, f"bench{self._blocks}", ports, warm, rounds))
         self._hear()
-        before = sum(map(cpu_s, self._pids))
+        before = [sum(map(cpu_s, pids)) for pids in self._pids]
         self._tell("go")
         times = self._hear()
-        used_s = sum(map(cpu_s, self._pids)) - before
+        used_s = [sum(map(cpu_s, pids)) - spent_s for pids, spent_s in zip(self._pids, before, strict=True)]
         self._tell("close")
         self._hear()
-        return statistics.median(max(both) for both in zip(*times, strict=True)), used_s / rounds
+        round_s = statistics.median(max(both) for both in zip(*times, strict=True))
+        return Figures(round_s, sum(used_s) / rounds, *(spent_s / rounds for spent_s in used_s))
 
     def _tell(self, what: object) -> None:
         for pipe in self._pipes:
@@ -182,12 +229,12 @@ class Pair:
             client.close()
 
 
-def ratio(results: dict[str, list[tuple[float, float]]], one: str, other: str, index: int = 0) -> float:
+def ratio(results: dict[str, list[Figures]], one: str, other: str, index: int = 0) -> float:
     """The median over the turns of one method's figure to another's in the same turn."""
     return statistics.median(a[index] / b[index] for a, b in zip(results[one], results[other], strict=True))
 
 
-def _bars(results: dict[str, list[tuple[float, float]]]) -> list[tuple[str, float, float, bool]]:
+def _bars(results: dict[str, list[Figures]]) -> list[tuple[str, float, float, bool]]:
     wanted = [
         ("raw / zeromq pickle", "degan raw", "zeromq pickle", 0, 1.0),
         ("raw / gloo all_gather", "degan raw", "gloo all_gather", 0, 1.0),
@@ -213,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     methods = [f"degan {name}" for name in NAMES] + list(RIVALS)
     methods = [m for m in methods if not options.only or any(word in m for word in options.only)]
-    results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    results: dict[str, list[Figures]] = {method: [] for method in methods}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="degan-bench-"))
         urls = []
@@ -230,20 +277,26 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             pair.close()
     rows = [row(method, figures, options.values) for method, figures in results.items()]
+    torch.set_num_threads(1)
+    for line in rows:
+        kind, _, codec = line["method"].partition(" ")
+        line["off the wire"] = round(2e3 * off_the_wire_s(codec, options.values), 1) if kind == "degan" else 0.0
     show(f"A full exchange of {options.values:,} float32 between two workers", rows)
     figures = {m: {"ms": t, "cpu_ms": c} for m, t, c in ((r["method"], r["ms a round"], r["CPU ms"]) for r in rows)}
     return finish("exchange", _bars(results), {"values": options.values, "methods": figures})
 
 
-def row(method: str, figures: list[tuple[float, float]], values: int) -> dict[str, object]:
-    round_s = statistics.median(time_s for time_s, _ in figures)
+def row(method: str, figures: list[Figures], values: int) -> dict[str, object]:
+    middle = Figures(*map(statistics.median, zip(*figures, strict=True)))
     return {
         "method": method,
-        "ms a round": round(1e3 * round_s, 2),
-        "lowest": round(1e3 * min(time_s for time_s, _ in figures), 2),
+        "ms a round": round(1e3 * middle.round_s, 2),
+        "lowest": round(1e3 * min(one.round_s for one in figures), 2),
         # What float32 the gradient would have taken: a codec delivers the same values in fewer bytes.
-        "MB/s delivered": round(4 * values / round_s / 1e6),
-        "CPU ms": round(1e3 * statistics.median(used_s for _, used_s in figures), 1),
+        "MB/s delivered": round(4 * values / middle.round_s / 1e6),
+        "CPU ms": round(1e3 * middle.cpu_s, 1),
+        "workers": round(1e3 * middle.workers_cpu_s, 1),
+        "servers": round(1e3 * middle.servers_cpu_s, 1),
     }
 
 

@@ -22,7 +22,7 @@ from degan.casts import torch_cast
 from peers.codec import build
 from peers.message import Layout
 from peers.partition import Schedule
-from peers.robust import RULES
+from peers.robust import RULES, squares
 from peers.rules import Rules, make_carry
 from peers.spares import Spares
 from peers.types import Slice
@@ -63,7 +63,11 @@ class Worker:
         for peer, change in self._theirs.items():
             values = self._spares.take(part.size)
             values[:] = change[: part.size]
-            items.append(Contribution(peer, "a", self._round, part, values, self._round, dict(leaving.extras)))
+            items.append(
+                Contribution(
+                    peer, "a", self._round, part, values, self._round, dict(leaving.extras), squares=squares(values)
+                )
+            )
         began = time.process_time()
         self._carry.collect(self._round, everything, self._mine, items, len(items))
         spent_s += time.process_time() - began

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from launch.certificates import Authority
 from peers.tls import Access
-from tests.bench.exchange import KEEP_ROUNDS, VALUES, Degan, Pair, ratio, row
+from tests.bench.exchange import KEEP_ROUNDS, VALUES, Degan, Figures, Pair, ratio, row
 from tests.bench.table import finish, show
 from tests.secured import tls_server
 from tests.servers import free_port, process
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if program is None:
         sys.exit("no redis-server >= 7 with TLS on PATH")
     methods = [f"{codec} {kind}" for codec in CODECS for kind in KINDS]
-    results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    results: dict[str, list[Figures]] = {method: [] for method in methods}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degan-bench-")))
         authority = Authority("benchmark", 1, datetime.datetime.now(datetime.timezone.utc))
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     return finish("secure", [], {"values": options.values, "turns": options.turns, "methods": figures})
 
 
-def _row(method: str, results: dict[str, list[tuple[float, float]]], values: int) -> dict[str, object]:
+def _row(method: str, results: dict[str, list[Figures]], values: int) -> dict[str, object]:
     plain = f"{method.partition(' ')[0]} {PLAIN}"
     return row(method, results[method], values) | {
         "to plain": round(ratio(results, method, plain), 2),
