@@ -151,10 +151,11 @@ def test_what_holds_and_what_waits_for_a_saving():
 
 
 def entries(round: int, count: int):
+    from peers.codec import RAW_BYTES
     from peers.message import encode_vector
     from peers.types import Slice
 
-    size = count * 100_000
+    size = count * RAW_BYTES // 4
     layout = make_layout(size)
     return list(encode_vector(layout, "part", round, Slice(0, size), np.zeros(size, np.float32)))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers.codec import CODECS
+from peers.codec import CODECS, RAW_BYTES
 from peers.deadline import ENOUGH, Deadline
 from peers.errors import StalledError
 from peers.leadership import Leadership
@@ -23,7 +23,7 @@ from peers.types import Entry, Lease, Slice
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
-SIZE = 100_000  # More than one entry.
+SIZE = RAW_BYTES // 4 + 1000  # More than one entry.
 
 
 # --- the deadline ---------------------------------------------------------------------------------
