@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import statistics
@@ -230,8 +231,12 @@ class Pair:
 
 
 def ratio(results: dict[str, list[Figures]], one: str, other: str, index: int = 0) -> float:
-    """The median over the turns of one method's figure to another's in the same turn."""
-    return statistics.median(a[index] / b[index] for a, b in zip(results[one], results[other], strict=True))
+    """The median over the turns of one method's figure to another's in the same turn; infinite where that is none.
+
+    CPU time is counted in ticks of 10 ms, so very few short rounds take none.
+    """
+    pairs = zip(results[one], results[other], strict=True)
+    return statistics.median(a[index] / b[index] if b[index] else math.inf for a, b in pairs)
 
 
 def _bars(results: dict[str, list[Figures]]) -> list[tuple[str, float, float, bool]]:

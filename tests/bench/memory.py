@@ -28,6 +28,7 @@ import redis
 
 import config
 from degan.report_svg import HEIGHT, WIDTH, chart, short
+from peers.redis_client import split_socket
 from tests.bench.table import finish, show
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ class Watch:
         if any(newest_step(self._run / f"w{number}" / "stats.jsonl") == 0 for number in range(settings.workers)):
             return False
         self._pids = [int((self._run / f"w{n}" / "pid").read_text()) for n in range(settings.workers)]
-        self._servers = [redis.Redis.from_url(url) for url in settings.peers]
+        self._servers = [redis.Redis.from_url(split_socket(url)[0]) for url in settings.peers]
         return True
 
     def read(self) -> Reading:
