@@ -51,7 +51,7 @@ def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
             np.copyto(target, source, casting="same_kind")
 
 
-# Each entry wakes three processes, one after the other, so there should be few; beyond 1 MiB XADD becomes slower.
+# Each entry wakes Redis, the reader, and Redis again, so there should be few; larger ones than this gained nothing.
 RAW_BYTES = 1024 * 1024
 # As many values.
 HALF_BYTES = RAW_BYTES // 2

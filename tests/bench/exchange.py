@@ -287,7 +287,9 @@ def main(arguments: list[str] | None = None) -> int:
         kind, _, codec = line["method"].partition(" ")
         line["off the wire"] = round(2e3 * off_the_wire_s(codec, options.values), 1) if kind == "degan" else 0.0
     show(f"A full exchange of {options.values:,} float32 between two workers", rows)
-    figures = {m: {"ms": t, "cpu_ms": c} for m, t, c in ((r["method"], r["ms a round"], r["CPU ms"]) for r in rows)}
+    names = {"ms": "ms a round", "cpu_ms": "CPU ms", "workers_cpu_ms": "workers", "servers_cpu_ms": "servers"}
+    names["off_the_wire_cpu_ms"] = "off the wire"
+    figures = {line["method"]: {name: line[column] for name, column in names.items()} for line in rows}
     return finish("exchange", _bars(results), {"values": options.values, "methods": figures})
 
 

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 import torch.distributed as dist
-import zmq
 
 from peers.codec import RAW_BYTES
 from peers.redis_client import split_socket
@@ -66,6 +65,8 @@ class ZeroMq:
     """
 
     def __init__(self, rank: int, ports: tuple[int, int], values: int):
+        import zmq  # The others run without it.
+
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.bind(f"tcp://127.0.0.1:{ports[rank]}")
