@@ -8,6 +8,7 @@ and before anything of it is saved:
     {6: "tear"}        it does so in the middle of writing the next checkpoint
     {6: "term"}        it is sent SIGTERM; "usr2" likewise
     {6: "hold:FILE"}   it waits until FILE exists (its threads go on)
+    {6: "slow:FILE"}   it waits a moment, unless FILE exists
 """
 
 from __future__ import annotations
@@ -134,3 +135,5 @@ def _act(what: str) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
     elif what.startswith("hold:"):
         wait_for(Path(what[5:]).exists, what)
+    elif what.startswith("slow:") and not Path(what[5:]).exists():
+        time.sleep(0.05)
