@@ -34,7 +34,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@echo "== all tests but the slow ones (real redis-server included)"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8
 
 check: $(VENV)/ready
 	@echo "== formatting and lint"

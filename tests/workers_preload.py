@@ -4,8 +4,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import PIL.JpegImagePlugin  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch
+
+# The first optimiser of a process loads it, which takes three seconds of computing.
+import torch._dynamo
 
 import degan.modes.local
 import degan.modes.partial_exchange

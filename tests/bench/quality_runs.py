@@ -22,6 +22,9 @@ from typing import Any
 import redis
 import torch
 
+# Before the workers are forked: the first optimiser of a process loads it, which takes three seconds of computing.
+import torch._dynamo
+
 import config
 from config.settings import Experiment
 from degan import models
