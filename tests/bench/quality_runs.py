@@ -170,7 +170,7 @@ class Bench:
             while any(child.exitcode is None for child in children) and not any(child.exitcode for child in children):
                 if time.monotonic() > deadline:
                     break
-                next(child for child in children if child.exitcode is None).join(0.1)
+                time.sleep(0.1)
             for number, child in enumerate(children):
                 if child.exitcode is None or child.exitcode:
                     how = "still runs" if child.exitcode is None else f"ended with {child.exitcode}"
