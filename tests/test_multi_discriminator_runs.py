@@ -127,4 +127,4 @@ def test_a_worker_that_returns_takes_part_again(make, tmp_path, victim):
     for worker in others:
         assert same(shared(run.weights(victim, 400)), shared(run.weights(worker, 400)))
         assert last(run, worker)["leader"] == last(run, victim)["leader"] == leader
-    assert 3 in {line["cohort"] for line in lines_of(run, leader) if line["step"] > 90}
+    assert "d_loss" in last(run, victim) and last(run, leader)["cohort"] == 3

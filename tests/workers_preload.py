@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import PIL.JpegImagePlugin  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch
 

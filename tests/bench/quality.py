@@ -174,23 +174,8 @@ def cells(row: dict[str, Any], reference: float | None) -> dict[str, str]:
     }
 
 
-def by_codec(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The grid at a glance: the distance of each rule and codec by parts and slack, as far as it has been run."""
-    found, table = {row["setting"]: row for row in rows}, []
-    for rule in RULES:
-        for codec in CODECS:
-            line = {"rule": rule, "codec": codec}
-            for parts in PARTS:
-                for slack in sorted(SLACKS):
-                    row = found.get(Setting.exchange(rule, codec, parts, slack).label)
-                    line[f"{parts} parts, slack {slack}"] = f"{row['fid']:.1f}" if row else ""
-            if any(list(line.values())[2:]):
-                table.append(line)
-    return table
-
-
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A table as the README has it."""
+    """The table for a README."""
     columns = list(rows[0]) if rows else []
     lines = [columns, ["---"] * len(columns), *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -207,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget-s", type=float, default=math.inf, metavar="N", help="start no run after so long")
     found.add_argument("--full", action="store_true", help="the whole grid")
     found.add_argument("--table-only", action="store_true", help="run nothing")
-    found.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
+    found.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there as well")
     return found
 
 
@@ -294,12 +279,9 @@ def main(argv: list[str]) -> int:
     shown = [cells(row, reference) for row in rows]
     title = f"{', '.join(model)}; {words.steps:,} steps; full vector {full_bytes:,} bytes; FID of the worst worker"
     show(title, shown)
-    glance = by_codec(rows)
-    if glance:
-        show("FID by rule and codec", glance)
     if words.markdown:
         words.markdown.parent.mkdir(parents=True, exist_ok=True)
-        words.markdown.write_text(f"{markdown(shown)}\n{markdown(glance)}", encoding="utf-8")
+        words.markdown.write_text(markdown(shown), encoding="utf-8")
     bars = [*judge(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
     return finish("quality", bars, {"steps": words.steps, "model": model, "full_bytes": full_bytes, "rows": rows})
 

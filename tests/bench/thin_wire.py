@@ -8,8 +8,8 @@ of the workers alone: what these differ by is the machine's mood, and their mean
 run that exchanges what comes after a while is measured, and after the first time that `parts: auto` has looked at the
 wire; what it was on the way is shown.
 
-The model is the mnist experiment's. With `--model dcgan` a step is some 25 ms of computing, so what the exchange
-takes of two cores that four workers fill shows most; that is the harder case.
+The model is the mnist experiment's. With `--model dcgan` a step is tens of milliseconds of computing, so what the
+exchange takes of two cores that four workers fill shows most; that is the harder case.
 """
 
 from __future__ import annotations
