@@ -73,7 +73,7 @@ class Mailbox(Waiting):
         """Take one entry; as `peers.inbox.Inbox.feed`."""
         stream = entry.sender, entry.is_direct
         if self._lives.get(entry.sender) != entry.incarnation:
-            self._begin_life(entry.sender, entry.incarnation)
+            self.begin_life(entry.sender, entry.incarnation)
         if stream not in self._assemblers or not entry.is_contiguous:
             self._assemblers[stream] = Assembler(self._layout)
             if not entry.is_contiguous:
@@ -103,7 +103,8 @@ class Mailbox(Waiting):
             self.refused(entry.sender, entry.incarnation)
         return True
 
-    def _begin_life(self, sender: int, incarnation: str) -> None:
+    def begin_life(self, sender: int, incarnation: str) -> None:
+        """What this peer says from now on it says in this life."""
         with self._changed:
             self._lives[sender] = incarnation
             for is_direct in (False, True):
@@ -178,7 +179,7 @@ class Mailbox(Waiting):
             return frozenset(self._live - self._catching_up)
 
     def life(self, peer: int) -> str | None:
-        """The incarnation in which a peer has last said something; None before it has."""
+        """The newest incarnation of a peer that we have heard of; None before we have."""
         with self._changed:
             return self._lives.get(peer)
 

@@ -228,6 +228,26 @@ class Rendezvous:
         """Say in the lease that we have taken a state, and train on its line from here."""
         self._update(phase="training", step=step, since=step)
 
+    def furthest(self, start: Start) -> tuple[int, int]:
+        """The newest step and term of the peers that we join, once each has renewed what its lease says of it.
+
+        Raises:
+            PeersError: our own lease is lost.
+        """
+        deadline = time.monotonic() + 2 * heartbeat_s(self._lease_s)
+        before = {peer: lease.beat for peer, lease in self._leases().items() if lease is not None}
+        step, term = start.furthest, start.term
+        while before and time.monotonic() < deadline:
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(POLL_S)
+            for peer, lease in self._leases().items():
+                if lease is None or lease.beat != before.get(peer):
+                    before.pop(peer, None)
+                if lease is not None and start.incarnations.get(peer) == lease.incarnation:
+                    step, term = max(step, lease.step), max(term, lease.term)
+        return step, term
+
     def follow_term(self, term: int) -> None:
         """Say in the lease which leader's term we are in."""
         self._update(is_urgent=False, term=term)

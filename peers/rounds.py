@@ -17,8 +17,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -117,6 +118,7 @@ class Rounds:
         self._is_abreast = start.kind != "join"
         for peer, life in start.incarnations.items():
             self._bus.follow(peer, life)
+            self.mail.begin_life(peer, life)
             self.mail.admit(peer)
         self._hello(round)
         for server in range(len(self._bus.servers)):
@@ -278,6 +280,7 @@ class Rounds:
         own: np.ndarray | None = None,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
         length: Callable[[np.ndarray], float] = norm,
+        lives: Mapping[int, str | None] = MappingProxyType({}),
     ) -> Gathered:
         """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
 
@@ -291,6 +294,7 @@ class Rounds:
             own: our own answer, if we have one.
             read: the vector that a message stands for; a ValueError says that it stands for none.
             length: what is compared of the vectors; not finite where they are not.
+            lives: in which each was asked, where that is known; who has begun another since will not answer.
         """
 
         def found() -> dict[int, Letter]:
@@ -300,7 +304,8 @@ class Rounds:
         def missing() -> list[int]:
             # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
             live, there = self.mail.reached(round), found()
-            return [sender for sender in sorted(senders) if sender in live and sender not in there]
+            again = {sender for sender, life in lives.items() if life not in (None, self.mail.life(sender))}
+            return [sender for sender in sorted(senders) if sender in live - again and sender not in there]
 
         try:
             self.until(

@@ -149,6 +149,25 @@ def test_who_comes_late_joins_the_most_advanced(town):
     assert start.incarnations == {0: "old0", 1: "old1"}
 
 
+def test_where_the_peers_are_is_asked_anew_when_nobody_leads(town):
+    """A lease says where its worker was at its last renewal; rounds are shorter than what lies between two."""
+    town.workers = 3
+    running = start_training(town, 0, {2: "gone"}, step=50)
+    other = start_training(town, 1, {2: "gone"}, step=51)
+    joining = town.worker(2)
+    start = come(joining)
+    assert start.furthest == 51
+    running.progress(60)
+    running.follow_term(4)
+    other.progress(58)
+    assert joining.furthest(start) == (60, 4)
+    # Who is gone is not awaited.
+    running.close()
+    other.progress(70)
+    other.follow_term(5)
+    assert joining.furthest(start) == (70, 5)
+
+
 def test_who_replaces_its_own_lease_replays_what_can_still_be_read(town):
     running = start_training(town, 0, {1: "ghost1"})
     running._bus.publish([(b"h", b"x")] * 5)

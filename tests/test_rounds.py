@@ -281,6 +281,22 @@ def test_a_gather_ends_when_the_missing_are_gone_and_is_void_under_its_quorum(ma
     assert len(first.deadline.to_plain()) == known + 1
 
 
+def test_who_was_started_again_since_it_was_asked_is_not_awaited(make_rounds):
+    first, second, third = make_rounds(3)
+    lives = {worker: first.mail.life(worker) for worker in (1, 2)}
+    assert lives == {rounds._bus.worker: rounds._bus.incarnation for rounds in (second, third)}
+    second.send(0, "result", 1, np.ones(SIZE, np.float32))
+    third.publish("stop", 0, {})
+    first.until(lambda: first.mail.letters("stop"), lambda: "the last words of that life")
+    # It is there, in a life in which nobody has asked it.
+    (header, payload), *_ = encode_fields(first._layout, "hello", 7, {"is_joining": False, "is_replaying": False})
+    first.mail.feed(Entry(2, "another", 1, True, header, payload))
+    assert first.mail.is_member(2)
+    gathered = first.gather("result", 1, [1, 2], 1, 20.0, lives=lives)
+    assert list(gathered.answers) == [1] and gathered.missing == (2,)
+    assert first.wait_s < 10
+
+
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8"])
 def test_vectors_are_put_fetched_and_forgotten(make_rounds, codec):
     first, second = make_rounds(2)

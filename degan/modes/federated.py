@@ -37,8 +37,8 @@ from config.settings import Experiment
 from degan import cohorts
 from degan.casts import torch_cast
 from degan.modes.claims import mean_losses, whole
-from degan.modes.led import MISSED, Led, leaders_of
-from degan.modes.needs import Needs, led_outbox_bytes
+from degan.modes.led import MISSED, Led
+from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
 from peers import robust
 from peers.bus import Bus

@@ -24,6 +24,7 @@ import numpy as np
 from config.settings import Experiment
 from degan.modes.claims import plain_about
 from degan.modes.guard import Guard
+from degan.modes.needs import leaders_of
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.bus import Bus
@@ -39,7 +40,6 @@ from peers.robust import norm
 from peers.rounds import Gathered, Rounds
 from peers.types import Message
 
-LEADERS = 3  # Where the settings do not say how many may lead.
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3
 MISSED = (StalledError, BusError, MessageError)
@@ -96,6 +96,8 @@ class Led(abc.ABC):
         self._step = self._void_rounds = 0
         # Of the newest round; only who leads knows how many answered.
         self._asked, self._answered = 0, None
+        # As the leader: in which life each could be asked.
+        self._lives: dict[int, str | None] = {}
         self._led_by: int | None = None
         self._stop_at: int | None = None
         self._wants_stop = False
@@ -109,11 +111,12 @@ class Led(abc.ABC):
         for peer, about in start.abouts.items():
             self._abouts[peer] = (start.incarnations.get(peer, ""), plain_about(about))
         is_joining = start.kind == "join"
-        resumed = (checkpoints[-1] if checkpoints else 0) if is_joining else start.step
-        if resumed:
-            self._load_state(*load(resumed))
-        self._rounds.start(start, resumed)
-        self._step = self._join(start) if is_joining else start.step
+        self._step = (checkpoints[-1] if checkpoints else 0) if is_joining else start.step
+        if self._step:
+            self._load_state(*load(self._step))
+        self._rounds.start(start, self._step)
+        if is_joining:
+            self._step = self._join(start)
         self._rounds.mail.check()
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
         self._say(f"{'joins' if is_joining else 'begins'} at round {self._step} with worker {peers}")
@@ -134,8 +137,9 @@ class Led(abc.ABC):
 
             self._rounds.until(look, lambda: "a leader's next round")
             if not found:
-                self._say(f"nobody leads any more; going on from what this worker has, at round {start.furthest}")
-                round = start.furthest
+                furthest, term = self._rendezvous.furthest(start)
+                leadership.term, round = max(leadership.term, term), max(self._step, furthest)
+                self._say(f"nobody leads any more; going on from what this worker has, at round {round}")
                 break
             sender, letter = found[0]
             round, tried = letter.message.round, letter
@@ -235,6 +239,7 @@ class Led(abc.ABC):
         def look() -> bool:
             # Who still catches up could not answer, and the others would wait for it.
             live[:] = sorted(self._rounds.mail.abreast() | mine)
+            self._lives = {worker: self._rounds.mail.life(worker) for worker in live}
             return bool(live)
 
         self._rounds.until(look, lambda: "workers that take part")
@@ -278,7 +283,9 @@ class Led(abc.ABC):
         quorum = math.ceil(self._settings.mode.quorum * len(asked))
         # Our own steps may have taken longer than the others': they still get a chance.
         patience_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
-        gathered = self._rounds.gather(kind, step, others, quorum, patience_s, self._is_deposed, own, read, length)
+        gathered = self._rounds.gather(
+            kind, step, others, quorum, patience_s, self._is_deposed, own, read, length, self._lives
+        )
         self._predicted["received"] += len(gathered.messages) * answer_bytes
         if self._is_deposed():
             self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
@@ -390,11 +397,3 @@ class Led(abc.ABC):
     @abc.abstractmethod
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
         """The inverse of `state`; the pair has been loaded."""
-
-
-def leaders_of(settings: Experiment) -> list[int]:
-    """The workers that may lead, in their order."""
-    leaders = settings.mode.leaders
-    if leaders is None:
-        leaders = min(LEADERS, settings.workers)
-    return list(range(leaders)) if isinstance(leaders, int) else list(leaders)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from config.settings import Experiment
 from peers.coding import Codec
 from peers.message import RoundLayout, chunks
 from peers.rounds import kept_entries
 from peers.types import Slice
+
+LEADERS = 3  # Where the settings do not say how many may lead.
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,11 @@ def led_outbox_bytes(layout: RoundLayout, streams: list[tuple[str, ...]]) -> int
 def float_bytes(arrays: dict[str, np.ndarray] | dict[str, int]) -> int:
     """Bytes of float32 vectors by name, given themselves or by their numbers of values."""
     return 4 * sum(array if isinstance(array, int) else array.size for array in arrays.values())
+
+
+def leaders_of(settings: Experiment) -> list[int]:
+    """The workers that may lead, in their order."""
+    leaders = settings.mode.leaders
+    if leaders is None:
+        leaders = min(LEADERS, settings.workers)
+    return list(range(leaders)) if isinstance(leaders, int) else list(leaders)
