@@ -8,8 +8,9 @@ wins: the slowest wire decides, everyone decides alike, and nobody had to ask.
 
 A wire that is hardly used looks faster than it is: what a shaper lets pass in a burst is gone before a
 queue builds up. And more bytes also cost processor time that a busy machine has not. So parts become fewer
-by one halving at a time; if steps then take longer than before, that is taken back; and a number that has
-turned out too small is not tried again soon, each time for twice as long.
+by one halving at a time, and not where the training thread has to queue for a processor; if steps then take longer
+than before, that is taken back; and a number that has turned out too small is not tried again soon, each time for
+twice as long.
 
 What always holds: with equal members two workers change to the same number after the same step. A part
 says in its header which slice it is, so that a worker that decided otherwise (a member was dropped in
@@ -34,6 +35,8 @@ EARLY_STEPS, EVERY_STEPS = 16, 50
 SHARE, ROOM = 0.8, 1.5
 # How much longer a step may take with fewer parts: more bytes cost more than the wire's time.
 SLOWER = 1.05
+# How much of its own work a training thread may have queued for a processor before all of them count as taken.
+CROWDED = 0.1
 # How many steps a number that was too small is left alone, at first.
 REST_STEPS = 500
 
@@ -52,40 +55,49 @@ class AutoParts:
         self._wishes: dict[int, dict[int, int]] = {}
         self._wish = FIRST
         # Since the start: our own work, reading, publishing, and everything.
-        self._before = (0.0, 0.0, 0.0, 0.0)
-        # Since the last decision, step by step: our own work, and all of it; and the wire's busy time in sum.
+        self._before = (0.0, 0.0, 0.0, 0.0, 0.0)
+        # Since the last decision, step by step: our own work, and all of it; and in sum: the wire's busy time, and
+        # what of our own work was spent queueing.
         self._computed_s: list[float] = []
         self._took_s: list[float] = []
-        self._busy_s = 0.0
+        self._busy_s = self._queued_s = 0.0
         # What a step took before parts became fewer, as long as that is to be judged.
         self._took_before_s: float | None = None
         self._steps = 0
         # Per number of parts that was too small: until which step it is left alone, and for how long.
         self._resting: dict[int, tuple[int, int]] = {}
 
-    def measure(self, schedule: Schedule, computed_s: float, read_s: float, publish_s: float, now_s: float) -> None:
+    def measure(
+        self, schedule: Schedule, computed_s: float, queued_s: float, read_s: float, publish_s: float, now_s: float
+    ) -> None:
         """After a step.
 
         Args:
             computed_s: seconds of our own work since the start.
+            queued_s: seconds since the start in which our thread could have worked, had it had a processor.
             read_s, publish_s: seconds since the start in which that way of the wire was busy.
             now_s: seconds, monotonic.
         """
-        now = (computed_s, read_s, publish_s, now_s)
-        computed_s, *busy_s, took_s = (after - before for after, before in zip(now, self._before, strict=True))
+        now = (computed_s, queued_s, read_s, publish_s, now_s)
+        computed_s, queued_s, *busy_s, took_s = (
+            after - before for after, before in zip(now, self._before, strict=True)
+        )
         self._before = now
         self._steps += 1
         self._computed_s.append(computed_s)
         self._took_s.append(took_s)
         # They go on at the same time, so the busier way counts.
         self._busy_s += max(busy_s)
+        self._queued_s += queued_s
         # Medians, because evaluating between two steps is not work on a step.
         share = self._busy_s / len(self._took_s) / max(SHARE * statistics.median(self._computed_s), 1e-9)
-        fewer = max(1, schedule.parts // 2)
+        fewer, is_crowded = max(1, schedule.parts // 2), self._queued_s > CROWDED * sum(self._computed_s)
         if share > 1:
             self._wish = _smallest(schedule.parts * share)
         elif self._is_slower():
             self._wish = _smallest(2 * schedule.parts)
+        elif is_crowded:
+            self._wish = schedule.parts
         elif share * ROOM * schedule.parts <= fewer and self._resting.get(fewer, (0, 0))[0] <= self._steps:
             self._wish = fewer
         else:
@@ -124,7 +136,7 @@ class AutoParts:
             rest = 2 * self._resting.get(schedule.parts, (0, REST_STEPS // 2))[1]
             self._resting[schedule.parts] = (self._steps + rest, rest)
         self._took_before_s = statistics.median(self._took_s) if parts < schedule.parts and self._took_s else None
-        self._computed_s, self._took_s, self._busy_s = [], [], 0.0
+        self._computed_s, self._took_s, self._busy_s, self._queued_s = [], [], 0.0, 0.0
         return schedule if parts == schedule.parts else schedule.changed(parts, step)
 
     def _is_due(self, schedule: Schedule, steps: int) -> bool:

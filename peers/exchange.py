@@ -32,6 +32,7 @@ from peers.joining import Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
 from peers.partition import Schedule
 from peers.pool import SerialPool
+from peers.processes import queued_s
 from peers.pump import Pump
 from peers.refusals import total
 from peers.rendezvous import Start
@@ -259,8 +260,8 @@ class Exchange:
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
-        bus = self._bus
-        self._auto.measure(self._schedule, self._computed_s, bus.read_busy_s, bus.publish_busy_s, time.monotonic())
+        busy_s = self._bus.read_busy_s, self._bus.publish_busy_s
+        self._auto.measure(self._schedule, self._computed_s, queued_s(), *busy_s, time.monotonic())
         if (schedule := self._auto.decide(self._schedule, step)) is not self._schedule:
             self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
             self._reschedule(schedule)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from peers.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
 from peers.partition import Schedule
+from peers.processes import queued_s
 from peers.types import Slice
+from tests.fleets import in_threads
 
 SECTION = Slice(0, 1000)
 
 
 class Workers:
-    """Workers that all measure and decide; `full_s` is what their wires need for a whole vector."""
+    """Workers that all measure and decide; `full_s` is what their wires need for a whole vector.
 
-    def __init__(self, full_s, slack=2, compute_s=1.0, cost_s=0.0):
+    Of each step's work `queued` is the share that the last of them waits for a processor.
+    """
+
+    def __init__(self, full_s, slack=2, compute_s=1.0, cost_s=0.0, queued=0.0):
         self.full_s, self.slack, self.compute_s, self.cost_s = full_s, slack, compute_s, cost_s
         self.autos = [AutoParts(slack) for _ in full_s]
         self.schedules = [Schedule([SECTION], FIRST) for _ in full_s]
-        self.spent = [[0.0, 0.0, 0.0] for _ in full_s]
+        self.spent = [[0.0, 0.0, 0.0, 0.0] for _ in full_s]
+        self.queued = queued
         self.at = 0
 
     def run(self, steps):
@@ -32,9 +43,10 @@ class Workers:
             for worker, auto in enumerate(self.autos):
                 spent, parts = self.spent[worker], self.schedules[worker].parts
                 spent[0] += self.compute_s
-                spent[1] += self.full_s[worker] / parts
-                spent[2] += max(self.compute_s, self.full_s[worker] / parts) + self.cost_s / parts
-                auto.measure(self.schedules[worker], spent[0], spent[1], 0.0, spent[2])
+                spent[1] += self.queued * self.compute_s if auto is self.autos[-1] else 0.0
+                spent[2] += self.full_s[worker] / parts
+                spent[3] += max(self.compute_s, self.full_s[worker] / parts) + self.cost_s / parts
+                auto.measure(self.schedules[worker], spent[0], spent[1], spent[2], 0.0, spent[3])
             self.schedules = [
                 auto.decide(schedule, self.at) for auto, schedule in zip(self.autos, self.schedules, strict=True)
             ]
@@ -66,6 +78,15 @@ def test_fewer_parts_that_slow_the_steps_are_taken_back_and_left_alone():
     assert seen.count(4) == 1, "not tried again so soon"
 
 
+def test_where_one_worker_queues_for_a_processor_parts_become_no_fewer():
+    workers = Workers([0.01, 0.01, 0.01], queued=0.5)
+    assert workers.run(300) == [FIRST], "each byte would take time from training, however fast the wire is"
+    workers.full_s[0] = 12.0
+    assert workers.run(EVERY_STEPS + FIRST)[-1] == 16, "more parts where the wire asks for them"
+    workers.full_s[0], workers.queued = 0.01, 0.02
+    assert workers.run(2 * REST_STEPS)[-1] == 1, "the processors are free again"
+
+
 def test_decisions_are_made_where_a_cycle_ends():
     auto, schedule = AutoParts(2), Schedule([SECTION], FIRST)
     changes = []
@@ -91,3 +112,30 @@ def test_what_is_saved_is_what_goes_on():
     assert other.to_plain(after) == plain
     with pytest.raises(ValueError, match="no choice"):
         other.load_plain(plain | {"parts": 7}, schedule)
+
+
+def test_a_thread_that_shares_its_processor_has_queued_for_it():
+    try:
+        first = min(os.sched_getaffinity(0))
+        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
+            if file.read().split()[:2] == ["0", "0"]:
+                pytest.skip("nobody counts here")
+    except (AttributeError, OSError):
+        pytest.skip("nobody counts here")
+    busy = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    other = subprocess.Popen([sys.executable, "-c", busy, str(first)])
+    found = []
+
+    def work():
+        os.sched_setaffinity(0, {first})
+        before, until = queued_s(), time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            if queued_s() > before + 0.2:
+                found.append(True)
+
+    try:
+        in_threads([work])
+    finally:
+        other.kill()
+        other.wait()
+    assert found
