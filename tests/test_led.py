@@ -109,14 +109,20 @@ def test_a_leader_that_returns_follows_the_one_that_leads(make):
 
 
 @pytest.mark.slow
-def test_the_only_leader_returns_and_leads_on(make):
+@pytest.mark.parametrize("killed_after", [7, STEPS - 1])
+def test_the_only_leader_returns_and_leads_on(make, killed_after):
     run = make((*FEDERATED, "mode.leaders=1", "run.checkpoint_every=3"))
-    lives = [run.start(0, script={7: "kill"}), run.start(1), run.start(2)]
+    lives = [run.start(0, script={killed_after: "kill"}), run.start(1), run.start(2)]
     assert lives[0].end() == -signal.SIGKILL
     back = run.start(0, "--resume", "latest")
     ends([back, lives[1], lives[2]])
     assert "nobody leads any more" in back.text
     assert hold_the_same(run, (0, 1, 2))
+    # Nobody has lost its place in the run.
+    assert not any("joining them again" in life.text for life in lives[1:])
+    assert f"{killed_after - killed_after % 3:06d}" in [
+        path.name for path in (run.out / "w0" / "checkpoints").iterdir()
+    ], "its own checkpoints are still there"
 
 
 @pytest.mark.slow

@@ -138,7 +138,9 @@ class Led(abc.ABC):
             self._rounds.until(look, lambda: "a leader's next round")
             if not found:
                 furthest, term = self._rendezvous.furthest(start)
-                leadership.term, round = max(leadership.term, term), max(self._step, furthest)
+                leadership.term = max(leadership.term, term)
+                # They wait in that round, and go on to the next; but the last one is not to be left out.
+                round = max(self._step, min(furthest, self._settings.run.steps - 1))
                 self._say(f"nobody leads any more; going on from what this worker has, at round {round}")
                 break
             sender, letter = found[0]
@@ -282,10 +284,9 @@ class Led(abc.ABC):
         self._asked = len(asked)
         quorum = math.ceil(self._settings.mode.quorum * len(asked))
         # Our own steps may have taken longer than the others': they still get a chance.
-        patience_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
-        gathered = self._rounds.gather(
-            kind, step, others, quorum, patience_s, self._is_deposed, own, read, length, self._lives
-        )
+        left_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
+        rounds, lives = self._rounds, self._lives
+        gathered = rounds.gather(kind, step, others, quorum, left_s, self._is_deposed, own, read, length, lives)
         self._predicted["received"] += len(gathered.messages) * answer_bytes
         if self._is_deposed():
             self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")

@@ -196,7 +196,7 @@ def read_workers(
     Args:
         commands: of the workers, each of which writes `run/wN/stats.jsonl`.
         warm_steps: how many steps each makes before the reading.
-        settle_s: a time to wait after that.
+        settle_s: the least time from the last worker's first step to the reading.
         seconds: how long the reading takes; longer where a worker has not made its least steps by then.
         servers: whose CPU time is read.
         least_steps: of each worker.
@@ -220,8 +220,9 @@ def read_workers(
         def all_cpu_s() -> list[float]:
             return [sum(cpu_s(one.pid) for one in those) for those in (children, servers)]
 
-        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * settle_s)
+        wait(lambda: all(all_lines()), START_S)
         began = time.monotonic()
+        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * settle_s)
         wait(lambda: time.monotonic() > began + settle_s, settle_s + 60)
         before, spent, began = all_lines(), all_cpu_s(), time.monotonic()
         wait(lambda: time.monotonic() > began + seconds, seconds + 60)
