@@ -174,8 +174,23 @@ def cells(row: dict[str, Any], reference: float | None) -> dict[str, str]:
     }
 
 
+def glance(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], set[str]]:
+    """The grid's distances, a line for each rule and codec; and the settings that are in it."""
+    found, table, labels = {row["setting"]: row for row in rows}, [], set()
+    for rule in RULES:
+        for codec in CODECS:
+            line = {"rule": rule, "codec": codec}
+            for parts in PARTS:
+                for slack in sorted(SLACKS):
+                    row = found.get(Setting.exchange(rule, codec, parts, slack).label)
+                    labels |= {row["setting"]} if row else set()
+                    line[f"parts {parts}, slack {slack}"] = f"{row['fid']:.1f}" if row else ""
+            table.append(line)
+    return table, labels
+
+
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """The table for a README."""
+    """A table for a README."""
     columns = list(rows[0]) if rows else []
     lines = [columns, ["---"] * len(columns), *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -192,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget-s", type=float, default=math.inf, metavar="N", help="start no run after so long")
     found.add_argument("--full", action="store_true", help="the whole grid")
     found.add_argument("--table-only", action="store_true", help="run nothing")
-    found.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there as well")
+    found.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
     return found
 
 
@@ -279,9 +294,14 @@ def main(argv: list[str]) -> int:
     shown = [cells(row, reference) for row in rows]
     title = f"{', '.join(model)}; {words.steps:,} steps; full vector {full_bytes:,} bytes; FID of the worst worker"
     show(title, shown)
+    tables = [shown]
+    if not words.settings and (words.full or words.table_only):
+        grid_table, labels = glance(rows)
+        show("FID of the grid, by rule and codec", grid_table)
+        tables = [[row for row in shown if row["setting"] not in labels], grid_table]
     if words.markdown:
         words.markdown.parent.mkdir(parents=True, exist_ok=True)
-        words.markdown.write_text(markdown(shown), encoding="utf-8")
+        words.markdown.write_text("\n".join(map(markdown, tables)), encoding="utf-8")
     bars = [*judge(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
     return finish("quality", bars, {"steps": words.steps, "model": model, "full_bytes": full_bytes, "rows": rows})
 
