@@ -47,6 +47,10 @@ class Deadline:
         spread = statistics.median(abs(took - median) for took in self._took_s)
         return min(self._ceiling_s, max(self._floor_s, median + 3 * spread))
 
+    def load_plain(self, took_s: Iterable[float]) -> None:
+        """The inverse of `to_plain`."""
+        self._took_s = deque(map(float, took_s), maxlen=KEPT)
+
     def to_plain(self) -> list[float]:
         """For a checkpoint."""
         return list(self._took_s)

@@ -146,6 +146,13 @@ class Mailbox(Waiting):
             if peer not in self._left:
                 self._admit(peer)
 
+    def restarted(self, peer: int, incarnation: str) -> None:
+        """The peer was started again: until it says more it is there, and neither leads nor can be asked."""
+        with self._changed:
+            self.begin_life(peer, incarnation)
+            self._catching_up.add(peer)
+            self._changed.notify_all()
+
     def drop(self, peer: int, reason: str) -> None:
         """The peer is gone; said once, and not of one that has said goodbye."""
         with self._changed:
@@ -182,6 +189,11 @@ class Mailbox(Waiting):
         """The newest incarnation of a peer that we have heard of; None before we have."""
         with self._changed:
             return self._lives.get(peer)
+
+    def lives(self) -> dict[int, str]:
+        """The newest incarnation of each peer."""
+        with self._changed:
+            return dict(self._lives)
 
     def reached(self, round: int) -> frozenset[int]:
         """The peers that are there, and those that said goodbye after this round or a later one."""

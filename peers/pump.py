@@ -134,6 +134,7 @@ class Pump:
                 if peer in self._known:
                     self._say(f"worker {peer} was started again on {lease.host.split('/', 1)[0]}")
                     self._read_on()
+                    self._gate.restarted(peer, lease.incarnation)
                 self._known[peer] = lease.incarnation
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:

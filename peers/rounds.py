@@ -280,11 +280,12 @@ class Rounds:
         own: np.ndarray | None = None,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
         length: Callable[[np.ndarray], float] = norm,
-        lives: Mapping[int, str | None] = MappingProxyType({}),
+        lives: Mapping[int, str] = MappingProxyType({}),
     ) -> Gathered:
         """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
 
-        What is not finite, or far longer than usual, is left out, counted and said.
+        What is not finite, or far longer than usual, is left out, counted and said. An answer that names another term
+        than ours is none.
 
         Args:
             senders: who was asked, besides ourselves.
@@ -298,13 +299,14 @@ class Rounds:
         """
 
         def found() -> dict[int, Letter]:
-            letters = ((sender, self.mail.letter(kind, sender, round)) for sender in sorted(senders))
-            return {sender: letter for sender, letter in letters if letter is not None}
+            # A leader that was started again finds what was said to its former life, perhaps about the same round.
+            term, letters = self.leadership.term, {x: self.mail.letter(kind, x, round) for x in sorted(senders)}
+            return {x: y for x, y in letters.items() if y and y.message.extras.get("term", term) == term}
 
         def missing() -> list[int]:
             # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
             live, there = self.mail.reached(round), found()
-            again = {sender for sender, life in lives.items() if life not in (None, self.mail.life(sender))}
+            again = {sender for sender, life in lives.items() if life != self.mail.life(sender)}
             return [sender for sender in sorted(senders) if sender in live - again and sender not in there]
 
         try:

@@ -35,6 +35,9 @@ class Waiting:
         self._changed = threading.Condition(threading.RLock())
         self._failure: BaseException | None = None
 
+    def restarted(self, peer: int, incarnation: str) -> None:
+        """A peer that was there was started again; for who needs to know before it says so itself."""
+
     def touch(self) -> None:
         """Something that a wait may be for has changed."""
         with self._changed:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from peers.errors import MessageError
+from peers.mailbox import Letter
+from peers.rounds import term_of
 from peers.types import Message
 
 MAX_COUNT = 2**48  # Of samples, rounds and terms.
@@ -38,6 +41,11 @@ def mean_losses(messages: dict[int, Message]) -> dict[str, float]:
     """Of a leader that does not train itself: the mean over those that answered."""
     rows = [message.extras for message in messages.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}
+
+
+def answer_extras(announcement: Letter, losses: dict[str, float]) -> dict[str, float]:
+    """What goes with the answer to a round: the losses, and the term, so that it is taken for no other's."""
+    return {"term": float(term_of(announcement))} | {k: v for k, v in losses.items() if math.isfinite(v)}
 
 
 def _is_count(value: Any) -> bool:

@@ -25,7 +25,6 @@ waits for ever), weights over those that answered, and what `degan.cohorts` says
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,8 +35,9 @@ import torch
 from config.settings import Experiment
 from degan import cohorts
 from degan.casts import torch_cast
-from degan.modes.claims import mean_losses, whole
-from degan.modes.led import MISSED, Led
+from degan.modes.claims import answer_extras, mean_losses, whole
+from degan.modes.join import MISSED
+from degan.modes.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
 from peers import robust
@@ -124,7 +124,7 @@ class Federated(Led):
             return {}
         result, losses = self._train(next_batch)
         self._predicted["sent"] += self._model_bytes
-        self._rounds.send(sender, "result", step, result, {k: v for k, v in losses.items() if math.isfinite(v)})
+        self._rounds.send(sender, "result", step, result, answer_extras(letter, losses))
         return losses
 
     def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
@@ -298,6 +298,7 @@ class Federated(Led):
             "version": list(self._version),
             "steps_taken": self._steps_taken,
             "void_rounds": self._void_rounds,
+            "answers_s": self._rounds.deadline.to_plain(),
             "sampled": self._sampled.to_plain() if self._sampled else None,
         }
 
@@ -307,6 +308,7 @@ class Federated(Led):
         self._steps_taken, self._void_rounds = int(values["steps_taken"]), int(values["void_rounds"])
         self._sampled = cohorts.BalancedState.from_plain(values["sampled"]) if values["sampled"] else None
         self._rounds.leadership.term = self._version[0]
+        self._rounds.deadline.load_plain(values.get("answers_s", []))
 
 
 def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:

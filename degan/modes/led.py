@@ -24,13 +24,14 @@ import numpy as np
 from config.settings import Experiment
 from degan.modes.claims import plain_about
 from degan.modes.guard import Guard
+from degan.modes.join import MISSED, join
 from degan.modes.needs import leaders_of
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.bus import Bus
 from peers.codec import Codec
 from peers.deadline import Deadline
-from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.errors import LapsedError
 from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.mailbox import Letter
@@ -42,7 +43,6 @@ from peers.types import Message
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3
-MISSED = (StalledError, BusError, MessageError)
 
 
 class Led(abc.ABC):
@@ -97,7 +97,7 @@ class Led(abc.ABC):
         # Of the newest round; only who leads knows how many answered.
         self._asked, self._answered = 0, None
         # As the leader: in which life each could be asked.
-        self._lives: dict[int, str | None] = {}
+        self._lives: dict[int, str] = {}
         self._led_by: int | None = None
         self._stop_at: int | None = None
         self._wants_stop = False
@@ -124,32 +124,14 @@ class Led(abc.ABC):
 
     def _join(self, start: Start) -> int:
         """Find out where the others are; returns their newest round."""
-        leadership = self._rounds.leadership
-        leadership.term = max(leadership.term, start.term)
-        may_lead, tried = leadership.may_lead(self._me), None
-        while True:
-            found: list[tuple[int, Letter]] = []
+        settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
 
-            def look(tried=tried, found=found) -> bool:
-                newest = self._rounds.newest()
-                found[:] = [newest] if newest and newest[1] is not tried else []
-                return bool(found) or may_lead and self._rounds.leader() is None
+        def catch_up(sender: int, letter: Letter) -> None:
+            self._note_announced(letter)
+            self._catch_up(sender, letter)
 
-            self._rounds.until(look, lambda: "a leader's next round")
-            if not found:
-                furthest, term = self._rendezvous.furthest(start)
-                leadership.term = max(leadership.term, term)
-                # They wait in that round, and go on to the next; but the last one is not to be left out.
-                round = max(self._step, min(furthest, self._settings.run.steps - 1))
-                self._say(f"nobody leads any more; going on from what this worker has, at round {round}")
-                break
-            sender, letter = found[0]
-            round, tried = letter.message.round, letter
-            try:
-                self._catch_up(sender, letter)
-                break
-            except MISSED as error:
-                self._say(f"{error}; waiting for the next round")
+        limits = settings.run.steps, settings.bus.lease_s, may_lead
+        round = join(self._rounds, self._rendezvous, start, self._step, *limits, catch_up, self._say)
         self._rounds.caught_up(round)
         self._rendezvous.joined(round)
         return round
@@ -241,7 +223,7 @@ class Led(abc.ABC):
         def look() -> bool:
             # Who still catches up could not answer, and the others would wait for it.
             live[:] = sorted(self._rounds.mail.abreast() | mine)
-            self._lives = {worker: self._rounds.mail.life(worker) for worker in live}
+            self._lives = self._rounds.mail.lives()
             return bool(live)
 
         self._rounds.until(look, lambda: "workers that take part")

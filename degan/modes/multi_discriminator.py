@@ -41,8 +41,9 @@ from config.settings import Experiment
 from degan import scaling
 from degan.casts import torch_cast
 from degan.modes import swaps
-from degan.modes.claims import mean_losses, whole
-from degan.modes.led import MISSED, Led
+from degan.modes.claims import answer_extras, mean_losses, whole
+from degan.modes.join import MISSED
+from degan.modes.led import Led
 from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
@@ -142,16 +143,16 @@ class MultiDiscriminator(Led):
         if batch is None or batch.incarnation != letter.incarnation:
             raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
         self._predicted["received"] += self._bytes["batch"]
-        fakes = batch.message.values.reshape(self._batches, *self._shape)
+        fakes, lives = batch.message.values.reshape(self._batches, *self._shape), self._rounds.mail.lives()
         feedback, losses = self._train(plan.workers, list(fakes), next_batch)
-        extras = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+        extras = answer_extras(letter, losses)
         if self._has_scale:
             feedback, exponent = scaling.scaled(feedback)
             extras["exponent"] = float(exponent)
         self._rounds.send(sender, "feedback", step, feedback, extras)
         self._predicted["sent"] += self._bytes["feedback"]
         if plan.is_swap:
-            self._swaps.begin(step, plan.workers, plan.deadline_s)
+            self._swaps.begin(step, plan.workers, plan.deadline_s, lives)
         return losses
 
     def _train(
@@ -199,7 +200,7 @@ class MultiDiscriminator(Led):
         if self._me in workers:
             own, losses = self._train(workers, shown, next_batch)
             if plan.is_swap:
-                self._swaps.begin(step, workers, plan.deadline_s)
+                self._swaps.begin(step, workers, plan.deadline_s, self._lives)
         until_s, size_bytes = began + plan.deadline_s, self._bytes["feedback"]
         gathered = self._gather("feedback", step, workers, own, until_s, size_bytes, _feedback)
         if gathered is not None:
@@ -302,6 +303,7 @@ class MultiDiscriminator(Led):
             "version": self._version,
             "term": self._rounds.leadership.term,
             "void_rounds": self._void_rounds,
+            "answers_s": self._rounds.deadline.to_plain(),
             "swaps": self._swaps.done,
             "swaps_missed": self._swaps.missed,
         }
@@ -309,6 +311,7 @@ class MultiDiscriminator(Led):
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
         self._version = tuple(map(int, values["version"])) if values["version"] else None
         self._rounds.leadership.term = int(values["term"])
+        self._rounds.deadline.load_plain(values.get("answers_s", []))
         self._void_rounds = int(values["void_rounds"])
         self._swaps.done, self._swaps.missed = int(values["swaps"]), int(values["swaps_missed"])
 

@@ -44,7 +44,7 @@ from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
 from peers.codec import CODECS, build
-from peers.errors import BusError, MessageError, StalledError
+from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange
 from peers.message import Layout
 from peers.partition import Schedule
@@ -186,30 +186,28 @@ class PartialExchange:
         cursors = {int(peer): Cursor.from_plain(plain) for peer, plain in saved.get("followed", {}).items()}
         followed = {peer: (cursor.incarnation, cursor.sequence) for peer, cursor in cursors.items()}
         self._rendezvous.claim(checkpoints)
-        while True:
-            start = self._rendezvous.meet(checkpoints, followed)
-            initial = self._pair.parameters((0, self._pair.size))
-            self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._say)
-            if start.kind == "join":
-                sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
-                try:
-                    last = self._exchange.start(start, 0, sizes, self._pair.load_vectors)
-                except (StalledError, BusError, MessageError) as error:
-                    if error is self._failure:
-                        raise
-                    self._say(f"{error}; looking for the others again")
-                    self._exchange.close()
-                    continue
-                self._rendezvous.joined(last // rounds)
-            else:
-                if start.step:
-                    self._exchange.load_state(*load(start.step))
-                last = self._exchange.start(start, start.step * rounds)
-            if self._failure is not None:
-                raise self._failure
-            step = last // rounds
-            self._say_how(start, step)
-            return step
+        start = self._rendezvous.meet(checkpoints, followed)
+        initial = self._pair.parameters((0, self._pair.size))
+        self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._say)
+        if start.kind == "join":
+            sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
+            try:
+                last = self._exchange.start(start, 0, sizes, self._pair.load_vectors)
+            except (StalledError, BusError, MessageError) as error:
+                if error is self._failure:
+                    raise
+                # Some may have been told to await us in this life: only another one lets them go on.
+                raise LapsedError(str(error)) from None
+            self._rendezvous.joined(last // rounds)
+        else:
+            if start.step:
+                self._exchange.load_state(*load(start.step))
+            last = self._exchange.start(start, start.step * rounds)
+        if self._failure is not None:
+            raise self._failure
+        step = last // rounds
+        self._say_how(start, step)
+        return step
 
     def _say_how(self, start: Start, step: int) -> None:
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"

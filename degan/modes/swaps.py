@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -76,15 +76,19 @@ class Swaps:
 
     # --- a swap -------------------------------------------------------------------------------
 
-    def begin(self, round: int, workers: Collection[int], deadline_s: float) -> None:
-        """Send ours on after our part in a round of these workers, and know whose we are to get."""
+    def begin(self, round: int, workers: Collection[int], deadline_s: float, lives: Mapping[int, str]) -> None:
+        """Send ours on after our part in a round of these workers, and know whose we are to get.
+
+        Args:
+            lives: in which each was when the round was announced; a new one knows nothing of it.
+        """
         if self._incoming is not None:
             self._give_up()
         takers = derangement(self._seed, round, workers)
         (sender,) = (giver for giver, taker in takers.items() if taker == self._me)
         self._send(takers[self._me], round, {})
         until_s = time.monotonic() + deadline_s
-        self._incoming = Incoming(sender, self._mail.life(sender), round, until_s, deadline_s / 2)
+        self._incoming = Incoming(sender, lives.get(sender), round, until_s, deadline_s / 2)
 
     def wait(self, step: int, may_wait: Callable[[int], bool] = lambda sender: True) -> None:
         """Wait for the discriminator that we are to get, but not so long that we miss the round after `step`.
@@ -179,9 +183,11 @@ class Swaps:
             letter = self._mail.letter("swap", giver)
             return letter if letter is not None and letter.message.extras.get("token") == token else None
 
+        life = self._mail.life(giver)
         self._rounds.send(giver, "want", round, {"token": token})
         self._rounds.until(
-            lambda: given() or giver not in self._mail.live(),
+            # A new life of the giver never reads this wish.
+            lambda: given() or giver not in self._mail.live() or self._mail.life(giver) != life,
             lambda: f"the discriminator of worker {giver}",
             max(0.0, until_s - time.monotonic()),
         )

@@ -1,0 +1,81 @@
+"""How a worker joins rounds that go on without it: after which round, and with whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.mailbox import Letter
+from peers.rendezvous import Rendezvous, Start
+from peers.rounds import Rounds
+
+# What may go wrong with a model that somebody has announced: we are left out of one round.
+MISSED = (StalledError, BusError, MessageError)
+
+
+def join(
+    rounds: Rounds,
+    rendezvous: Rendezvous,
+    start: Start,
+    own: int,
+    steps: int,
+    patience_s: float,
+    may_lead: bool,
+    catch_up: Callable[[int, Letter], None],
+    say: Callable[[str], None],
+) -> int:
+    """Find out where the others are; returns the newest round that is over for us.
+
+    Args:
+        start: what the rendezvous has found.
+        own: the round of our newest checkpoint.
+        steps: rounds of the whole run.
+        patience_s: how long an announcement is awaited that is as new as the leases are.
+        may_lead: whether we lead where nobody else does.
+        catch_up: fetches what an announcement speaks of; raises one of `MISSED`.
+        say: called with one line for a person.
+
+    Raises:
+        LapsedError: all with whom we were to join were started again; who waits for whom has to be found out anew.
+    """
+    leadership, mail = rounds.leadership, rounds.mail
+    leadership.term = max(leadership.term, start.term)
+    tried: Letter | None = None
+    until_s = time.monotonic() + patience_s
+
+    def is_left_alone() -> bool:
+        live = mail.live()
+        return any(peer in live for peer in start.incarnations) and all(
+            peer not in live or mail.life(peer) != life for peer, life in start.incarnations.items()
+        )
+
+    while True:
+        found: list[tuple[int, Letter]] = []
+
+        def look(tried=tried, found=found) -> bool:
+            newest = rounds.newest()
+            # The oldest announcement that is kept is read first. Who is in a round has read that of the one before.
+            if newest and newest[1] is not tried:
+                is_new = newest[1].message.round >= start.furthest - 1 or time.monotonic() >= until_s
+                found[:] = [newest] if is_new else []
+            return bool(found) or (rounds.leader() is None if may_lead else is_left_alone())
+
+        rounds.until(look, lambda: "a leader's next round")
+        if found:
+            sender, letter = found[0]
+            tried = letter
+            try:
+                catch_up(sender, letter)
+                return letter.message.round
+            except MISSED as error:
+                say(f"{error}; waiting for the next round")
+        elif may_lead:
+            furthest, term = rendezvous.furthest(start)
+            leadership.term = max(leadership.term, term)
+            # The others wait in that round: for its beginning, or for its end.
+            round = max(own, min(furthest, steps) - 1)
+            say(f"nobody leads any more; going on from what this worker has, at round {round}")
+            return round
+        else:
+            raise LapsedError("all workers that this one was to join were started again")

@@ -1,0 +1,135 @@
+"""Joining rounds that go on: from which round on, and that nobody waits for somebody who waits for it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from degan.modes.join import join
+from peers.codec import CODECS
+from peers.deadline import Deadline
+from peers.errors import LapsedError, MessageError
+from peers.leadership import Leadership
+from peers.message import RoundLayout
+from peers.rendezvous import Start
+from peers.rounds import Rounds
+from peers.types import Lease
+from tests.fleets import memory_buses
+
+SIZE = 8
+
+
+class Leases:
+    """What the leases say, for who asks."""
+
+    def __init__(self, furthest=0, term=0):
+        self.found = furthest, term
+
+    def furthest(self, start):
+        return self.found
+
+
+@pytest.fixture
+def pair():
+    """Worker 0, which leads, in the middle of its rounds; and worker 1, which has not begun to listen."""
+    buses = memory_buses(2)
+    opened = []
+    for bus in buses:
+        bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
+        layout = RoundLayout(bytes(8), {"result": (SIZE, CODECS["raw"])})
+        opened.append(Rounds(*(bus, layout, Leadership([0]), Deadline(0.1, 60.0), 30.0, 20.0, 20.0, lambda line: None)))
+    opened[0].start(Start("together", 0, {1: buses[1].incarnation}), 0)
+    yield opened
+    for thing in (*opened, *buses):
+        thing.close()
+
+
+def announce(leader, rounds, term=1):
+    for round in rounds:
+        leader.publish("round_start", round, {"term": term})
+    leader.drain()
+
+
+def joining(
+    rounds, furthest=0, own=0, may_lead=False, patience_s=20.0, catch_up=lambda *_: None, leases=None, steps=99
+):
+    start = Start("join", 0, {0: "life-0"}, 0, furthest)
+    rounds.start(start, own)
+    lines = []
+    round = join(rounds, leases or Leases(), start, own, steps, patience_s, may_lead, catch_up, lines.append)
+    return round, lines
+
+
+def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
+    first, second = pair
+    announce(first, range(1, 41))
+    assert joining(second, furthest=40)[0] >= 39
+
+
+def test_where_the_furthest_is_gone_an_older_round_will_do(pair):
+    first, second = pair
+    announce(first, [7])
+    began = time.monotonic()
+    assert joining(second, furthest=40, patience_s=0.3)[0] == 7
+    assert 0.3 <= time.monotonic() - began < 10
+
+
+def test_what_cannot_be_fetched_is_tried_with_the_next_round(pair):
+    first, second = pair
+    announce(first, [7])
+    tried = []
+
+    def catch_up(sender, letter):
+        tried.append(letter.message.round)
+        if len(tried) == 1:
+            announce(first, [8])
+            raise MessageError("malformed", "nothing there")
+
+    assert joining(second, furthest=7, catch_up=catch_up) == (
+        8,
+        ["malformed: nothing there; waiting for the next round"],
+    )
+    assert tried == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("furthest", "own", "round"),
+    [(9, 6, 8), (9, 12, 12), (30, 6, 19)],
+    ids=["where the others wait", "its own is newer", "the last one is not left out"],
+)
+def test_a_lone_leader_leads_the_round_in_which_the_others_wait(pair, furthest, own, round):
+    second = pair[1]
+    second.leadership.leaders = (1,)
+    assert joining(second, own=own, may_lead=True, leases=Leases(furthest, 4), steps=20)[0] == round
+    assert second.leadership.term == 4
+
+
+def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
+    """What was started again looks for those that train; we neither train nor see that it does not lead any more."""
+    second = pair[1]
+    second.leadership.leaders = (0, 1)
+    second.mail.begin_life(0, "life-0")
+    start = Start("join", 0, {0: "life-0"}, 0, 5)
+    second.start(start, 0)
+    assert second.leader() == 0
+    second.mail.restarted(0, "another")
+    with pytest.raises(LapsedError, match="were started again"):
+        join(second, Leases(5), start, 0, 20, 20.0, False, lambda *_: None, lambda line: None)
+    assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == 4
+
+
+def test_an_answer_to_the_former_life_of_a_leader_is_none(pair):
+    first, second = pair
+    second.start(Start("together", 0, {0: "life-0"}), 0)
+    first.leadership.claim(0)
+    first.leadership.claim(1)
+    first.leadership.claim(0)
+    second.send(0, "result", 5, np.zeros(SIZE, np.float32), {"term": 1.0})
+    first.until(lambda: first.mail.letter("result", 1), lambda: "the answer")
+    gathered = first.gather("result", 5, [1], 1, 0.2)
+    assert gathered.is_void and gathered.missing == (1,)
+    first.open("result", 6)
+    second.send(0, "result", 6, np.ones(SIZE, np.float32), {"term": 3.0})
+    assert list(first.gather("result", 6, [1], 1, 20.0).answers) == [1]
