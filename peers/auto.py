@@ -88,7 +88,8 @@ class AutoParts:
         self._took_s.append(took_s)
         # They go on at the same time, so the busier way counts.
         self._busy_s += max(busy_s)
-        self._queued_s += queued_s
+        # What the thread queued for before the first step was no work of ours.
+        self._queued_s += queued_s if self._steps > 1 else 0.0
         # Medians, because evaluating between two steps is not work on a step.
         share = self._busy_s / len(self._took_s) / max(SHARE * statistics.median(self._computed_s), 1e-9)
         fewer, is_crowded = max(1, schedule.parts // 2), self._queued_s > CROWDED * sum(self._computed_s)

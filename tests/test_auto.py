@@ -87,6 +87,13 @@ def test_where_one_worker_queues_for_a_processor_parts_become_no_fewer():
     assert workers.run(2 * REST_STEPS)[-1] == 1, "the processors are free again"
 
 
+def test_what_was_queued_for_at_the_start_is_not_held_against_the_steps():
+    workers = Workers([0.01, 0.01])
+    for spent in workers.spent:
+        spent[1] = 1000.0
+    assert workers.run(EARLY_STEPS + 1) == [8, 4]
+
+
 def test_decisions_are_made_where_a_cycle_ends():
     auto, schedule = AutoParts(2), Schedule([SECTION], FIRST)
     changes = []
