@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -64,8 +65,12 @@ def joining(
 
 def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
     first, second = pair
-    announce(first, range(1, 41))
+    announce(first, [5])
+    # What else there is comes to be read when the first has been looked at.
+    later = threading.Timer(0.5, announce, (first, range(6, 41)))
+    later.start()
     assert joining(second, furthest=40)[0] >= 39
+    later.join()
 
 
 def test_where_the_furthest_is_gone_an_older_round_will_do(pair):

@@ -125,13 +125,8 @@ class Led(abc.ABC):
     def _join(self, start: Start) -> int:
         """Find out where the others are; returns their newest round."""
         settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
-
-        def catch_up(sender: int, letter: Letter) -> None:
-            self._note_announced(letter)
-            self._catch_up(sender, letter)
-
         limits = settings.run.steps, settings.bus.lease_s, may_lead
-        round = join(self._rounds, self._rendezvous, start, self._step, *limits, catch_up, self._say)
+        round = join(self._rounds, self._rendezvous, start, self._step, *limits, self._catch_up, self._say)
         self._rounds.caught_up(round)
         self._rendezvous.joined(round)
         return round

@@ -175,7 +175,7 @@ def cells(row: dict[str, Any], reference: float | None) -> dict[str, str]:
 
 
 def glance(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], set[str]]:
-    """The grid's distances, a line for each rule and codec; and the settings that are in it."""
+    """The grid's distances and classes, a line for each rule and codec; and the settings that are in it."""
     found, table, labels = {row["setting"]: row for row in rows}, [], set()
     for rule in RULES:
         for codec in CODECS:
@@ -184,7 +184,7 @@ def glance(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], set[st
                 for slack in sorted(SLACKS):
                     row = found.get(Setting.exchange(rule, codec, parts, slack).label)
                     labels |= {row["setting"]} if row else set()
-                    line[f"parts {parts}, slack {slack}"] = f"{row['fid']:.1f}" if row else ""
+                    line[f"parts {parts}, slack {slack}"] = f"{row['fid']:.1f} ({row['coverage']:.0f})" if row else ""
             table.append(line)
     return table, labels
 
@@ -297,7 +297,7 @@ def main(argv: list[str]) -> int:
     tables = [shown]
     if not words.settings and (words.full or words.table_only):
         grid_table, labels = glance(rows)
-        show("FID of the grid, by rule and codec", grid_table)
+        show("FID (and classes) of the grid, by rule and codec", grid_table)
         tables = [[row for row in shown if row["setting"] not in labels], grid_table]
     if words.markdown:
         words.markdown.parent.mkdir(parents=True, exist_ok=True)
