@@ -62,10 +62,13 @@ class Link:
         passed_bytes, resets, flips: what has happened so far.
     """
 
-    def __init__(self, target: int, draw: random.Random):
+    def __init__(self, target: int, seed: str):
         self.port = 0
         self.passed_bytes = self.resets = self.flips = 0
-        self._target, self._draw = target, draw
+        self._target = target
+        # Of their own: how often jitter is drawn depends on the pieces in which the bytes happen to come, and which
+        # bits are flipped must not.
+        self._jitter, self._bits = random.Random(f"{seed} jitter"), random.Random(f"{seed} bits")
         self._weather, self._changed = CLEAR, asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
@@ -142,7 +145,7 @@ class Link:
             last = 0.0
             while data := await reader.read(CHUNK_BYTES):
                 weather = self._weather
-                delay_s = weather.latency_s + weather.jitter_s * self._draw.uniform(-1, 1)
+                delay_s = weather.latency_s + weather.jitter_s * self._jitter.uniform(-1, 1)
                 last = max(last, loop.time() + max(0.0, delay_s))
                 flight.put_nowait((last, data))
                 waiting_bytes += len(data)
@@ -191,11 +194,11 @@ class Link:
             return data
         changed = bytearray(data)
         if not self._next_flip:
-            self._next_flip = self._draw.randrange(1, every + 1)
+            self._next_flip = self._bits.randrange(1, every + 1)
         while self._next_flip <= len(changed):
-            changed[self._next_flip - 1] ^= 1 << self._draw.randrange(8)
+            changed[self._next_flip - 1] ^= 1 << self._bits.randrange(8)
             self.flips += 1
-            self._next_flip += self._draw.randrange(every // 2 + 1, every + every // 2 + 2)
+            self._next_flip += self._bits.randrange(every // 2 + 1, every + every // 2 + 2)
         self._next_flip -= len(changed)
         return bytes(changed)
 
@@ -233,7 +236,7 @@ class Network:
 
     def link(self, target: int, weather: Weather = CLEAR) -> Link:
         """A new port in front of the server at a port of this machine."""
-        link = Link(target, random.Random(f"{self._seed} {len(self._links)}"))
+        link = Link(target, f"{self._seed} {len(self._links)}")
         self._call(link.open)
         self._links.append(link)
         link.weather = weather
