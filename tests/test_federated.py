@@ -381,6 +381,52 @@ def test_who_has_led_on_alone_takes_what_the_others_have():
     assert lapsed.is_set()
 
 
+@pytest.mark.parametrize("is_told_to_stop", [False, True])
+def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
+    """No other round comes that would bring it."""
+    fleet = Fleet(experiment(3, local_steps=1, leaders=1), memory_buses(3))
+    last = 3 if is_told_to_stop else fleet.settings.run.steps
+    announced, joining = threading.Event(), threading.Event()
+    again = []
+
+    def live(worker, _):
+        mode, batches = fleet.modes[worker], stream(worker)
+
+        def wait_in_the_last():
+            if mode._step == last and worker == 0:
+                announced.set()
+                assert joining.wait(20)
+            return batches()
+
+        mode.begin([], {}, None)
+        for step in range(1, last + 1):
+            if worker == 2 and step == 2:
+                return live_again()
+            if worker == 0 and step == last and is_told_to_stop:
+                mode.ask_to_stop(step - 1)
+            mode.step(step, wait_in_the_last, False)
+        assert mode.settle(last) and mode.is_stopping(last) == is_told_to_stop
+        mode.leave(is_together=True)
+
+    def live_again():
+        fleet.modes[2].close()
+        assert announced.wait(20)
+        bus = fleet.buses[2]._hub.bus(2, (0, 1), "another")
+        mode = Federated(fleet.settings, fleet.pairs[2], bus, {}, about(2), fleet.lines.append)
+        again.append(mode)
+        catch_up = mode._catch_up
+        mode._catch_up = lambda *about: (catch_up(*about), joining.set())
+        assert mode.begin([], {}, None) == last
+        assert mode.is_stopping(last) == is_told_to_stop
+        mode.leave(is_together=True)
+
+    try:
+        assert_same_model(fleet.run(last, live))
+    finally:
+        for mode in again:
+            mode.close()
+
+
 def test_what_a_worker_claims_of_itself_is_checked():
     assert plain_about({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
     for odd in (True, -1, "5", 1.5, 2**60, None, [3]):

@@ -59,7 +59,7 @@ def joining(
     start = Start("join", 0, {0: "life-0"}, 0, furthest)
     rounds.start(start, own)
     lines = []
-    round = join(rounds, leases or Leases(), start, own, steps, patience_s, may_lead, catch_up, lines.append)
+    round, _ = join(rounds, leases or Leases(), start, own, steps, patience_s, may_lead, catch_up, lines.append)
     return round, lines
 
 
@@ -122,7 +122,7 @@ def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
     second.mail.restarted(0, "another")
     with pytest.raises(LapsedError, match="were started again"):
         join(second, Leases(5), start, 0, 20, 20.0, False, lambda *_: None, lambda line: None)
-    assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == 4
+    assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == (4, None)
 
 
 def test_an_answer_to_the_former_life_of_a_leader_is_none(pair):

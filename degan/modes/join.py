@@ -24,8 +24,8 @@ def join(
     may_lead: bool,
     catch_up: Callable[[int, Letter], None],
     say: Callable[[str], None],
-) -> int:
-    """Find out where the others are; returns the newest round that is over for us.
+) -> tuple[int, Letter | None]:
+    """Find out where the others are.
 
     Args:
         start: what the rendezvous has found.
@@ -35,6 +35,9 @@ def join(
         may_lead: whether we lead where nobody else does.
         catch_up: fetches what an announcement speaks of; raises one of `MISSED`.
         say: called with one line for a person.
+
+    Returns:
+        the newest round that is over for us, and what a leader announced of it; None where nobody leads.
 
     Raises:
         LapsedError: all with whom we were to join were started again; who waits for whom has to be found out anew.
@@ -67,7 +70,7 @@ def join(
             tried = letter
             try:
                 catch_up(sender, letter)
-                return letter.message.round
+                return letter.message.round, letter
             except MISSED as error:
                 say(f"{error}; waiting for the next round")
         elif may_lead:
@@ -76,6 +79,6 @@ def join(
             # The others wait in that round: for its beginning, or for its end.
             round = max(own, min(furthest, steps) - 1)
             say(f"nobody leads any more; going on from what this worker has, at round {round}")
-            return round
+            return round, None
         else:
             raise LapsedError("all workers that this one was to join were started again")

@@ -116,20 +116,24 @@ class Led(abc.ABC):
             self._load_state(*load(self._step))
         self._rounds.start(start, self._step)
         if is_joining:
-            self._step = self._join(start)
+            self._join(start)
         self._rounds.mail.check()
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
         self._say(f"{'joins' if is_joining else 'begins'} at round {self._step} with worker {peers}")
         return self._step
 
-    def _join(self, start: Start) -> int:
-        """Find out where the others are; returns their newest round."""
+    def _join(self, start: Start) -> None:
+        """Find out where the others are, and stand there."""
         settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
         limits = settings.run.steps, settings.bus.lease_s, may_lead
-        round = join(self._rounds, self._rendezvous, start, self._step, *limits, self._catch_up, self._say)
-        self._rounds.caught_up(round)
-        self._rendezvous.joined(round)
-        return round
+        joining = self._rounds, self._rendezvous, start, self._step, *limits, self._catch_up, self._say
+        self._step, letter = join(*joining)
+        self._rounds.caught_up(self._step)
+        self._rendezvous.joined(self._step)
+        if letter and self._step in (settings.run.steps, letter.message.fields.get("stop_at")):
+            # No other round comes: what holds after this one is what we end with.
+            self._note_announced(letter)
+            self.settle(self._step)
 
     # --- rounds -------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class Loop:
             self._show(0)
         self._log_mark = (step, self._trained_s, self._spent(self._mode.stats()))
         has_asked = False
-        if self._mode.is_stopping(step):
+        if step < steps and self._mode.is_stopping(step):
             # Joined a run that is stopping at this very step.
             return self._stop(step, is_together=True)
         while step < steps:
