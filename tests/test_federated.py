@@ -68,11 +68,18 @@ class Fleet:
         self.settings, self.buses, self.cuts = settings, buses, cuts
         self.lines = []
         self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
-        self.modes = [
-            Federated(settings, self.pairs[w], bus, {}, about(w), lambda line, w=w: self.lines.append(f"{w}: {line}"))
-            for w, bus in enumerate(buses)
-        ]
+        self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
         self.stats = []
+
+    def mode(self, worker, bus):
+        say = lambda line: self.lines.append(f"{worker}: {line}")  # noqa: E731
+        return Federated(self.settings, self.pairs[worker], bus, {}, about(worker), say)
+
+    def again(self, worker):
+        """A new life of a worker whose mode was closed."""
+        others = tuple(other for other in range(len(self.buses)) if other != worker)
+        self.modes.append(self.mode(worker, self.buses[worker]._hub.bus(worker, others, "another")))
+        return self.modes[-1]
 
     def live(self, worker, steps, next_batch=None):
         mode, next_batch = self.modes[worker], next_batch or stream(worker, self.settings.data.batch_size)
@@ -387,7 +394,6 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
     fleet = Fleet(experiment(3, local_steps=1, leaders=1), memory_buses(3))
     last = 3 if is_told_to_stop else fleet.settings.run.steps
     announced, joining = threading.Event(), threading.Event()
-    again = []
 
     def live(worker, _):
         mode, batches = fleet.modes[worker], stream(worker)
@@ -411,20 +417,40 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
     def live_again():
         fleet.modes[2].close()
         assert announced.wait(20)
-        bus = fleet.buses[2]._hub.bus(2, (0, 1), "another")
-        mode = Federated(fleet.settings, fleet.pairs[2], bus, {}, about(2), fleet.lines.append)
-        again.append(mode)
+        mode = fleet.again(2)
         catch_up = mode._catch_up
         mode._catch_up = lambda *about: (catch_up(*about), joining.set())
         assert mode.begin([], {}, None) == last
         assert mode.is_stopping(last) == is_told_to_stop
         mode.leave(is_together=True)
 
-    try:
-        assert_same_model(fleet.run(last, live))
-    finally:
-        for mode in again:
-            mode.close()
+    assert_same_model(fleet.run(last, live))
+
+
+def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
+    """What the members have answered its former life is gone: they answer again, and it need not wait in vain."""
+    settings = experiment(3, local_steps=1, leaders=1, deadline={"floor_s": 300, "ceiling_s": 300})
+    fleet = Fleet(settings, memory_buses(3), cuts=(2,))
+
+    def live(worker, steps):
+        if worker:
+            return fleet.live(worker, steps)
+        mode, batches = fleet.modes[0], stream(0)
+        mode.begin([], {}, None)
+        for step in (1, 2):
+            mode.step(step, batches, step == 2)
+        mode.close()
+        mode = fleet.again(0)
+        assert mode.begin([], {}, None) == 1
+        for step in (2, 3):
+            mode.step(step, batches, True)
+            assert mode.stats()["answered"] == 3 and mode.settle(step)
+        mode.finish()
+        return mode.stats()
+
+    assert_same_model(fleet.run(3, live))
+    assert [stats["void_rounds"] for stats in fleet.stats] == [0, 0, 0]
+    assert sum("worker 0 leads round 2 once more" in line for line in fleet.lines) == 2
 
 
 def test_what_a_worker_claims_of_itself_is_checked():

@@ -104,14 +104,17 @@ class Federated(Led):
     # --- a round ------------------------------------------------------------------------------
 
     def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
-        self._enter(step)
+        self._enter(step, next_batch)
         found = self._await_start(step)
         if found is None:
-            return self._lead(step, next_batch)
-        sender, letter = found
-        message = letter.message
+            return self._lead(step)
+        message = found[1].message
         if message.kind != "round_start" or message.round > step:
             return {}  # We are behind: on to the newest.
+        return self._follow(*found)
+
+    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
+        message, step = letter.message, letter.message.round
         try:
             cohort = self._note_start(message)
             is_member = self._me in cohort
@@ -122,12 +125,12 @@ class Federated(Led):
             return {}
         if not is_member:
             return {}
-        result, losses = self._train(next_batch)
+        result, losses = self._train()
         self._predicted["sent"] += self._model_bytes
         self._rounds.send(sender, "result", step, result, answer_extras(letter, losses))
         return losses
 
-    def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
+    def _lead(self, step: int) -> dict[str, float]:
         common = self._announcement(step)
         cohort = self._choose(self._await_live(), step)
         self._put_model(is_cut=False)
@@ -141,7 +144,7 @@ class Federated(Led):
             "sampled": self._sampled.to_plain() if self._sampled else None,
         }
         self._rounds.publish("round_start", step, fields)
-        own, losses = self._train(next_batch) if self._me in cohort else (None, {})
+        own, losses = self._train() if self._me in cohort else (None, {})
         gathered = self._gather(
             "result",
             step,
@@ -189,7 +192,7 @@ class Federated(Led):
             total += np.float32(weights[worker]) * answers[worker]
         return self._rounded(total)
 
-    def _train(self, next_batch: Callable[[], torch.Tensor]) -> tuple[np.ndarray, dict[str, float]]:
+    def _train(self) -> tuple[np.ndarray, dict[str, float]]:
         """The model after our local steps, and the mean losses of those."""
         pair, steps = self._pair, self._local_steps()
         pair.load_model(self._model, self._has_moments)
@@ -199,7 +202,7 @@ class Federated(Led):
             pair.set_steps(self._steps_taken)
         sums: dict[str, float] = {}
         for _ in range(steps):
-            real = next_batch()
+            real = self._next_batch()
             for section in self._sections:
                 gradient, losses, is_usable = self._guard.gradients(section, real)
                 if is_usable:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from config.settings import Experiment
 from degan.modes.claims import plain_about
@@ -38,7 +39,7 @@ from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.rendezvous import Rendezvous, Start
 from peers.robust import norm
-from peers.rounds import Gathered, Rounds
+from peers.rounds import Gathered, Rounds, term_of
 from peers.types import Message
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
@@ -48,7 +49,7 @@ AHEAD = 3
 class Led(abc.ABC):
     """The base of a mode with a leader; see `degan.modes.Mode`.
 
-    A mode gives `step`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
+    A mode gives `step`, `_follow`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
 
     Args:
         settings, pair, bus, facts, say: as of `degan.modes.partial_exchange.PartialExchange`.
@@ -94,6 +95,9 @@ class Led(abc.ABC):
         # What we know of each worker, and in which life it said so.
         self._abouts: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, about)}
         self._step = self._void_rounds = 0
+        self._joined_at: int | None = None
+        # The term in which we have had our part in the newest round; before our first no part is asked for again.
+        self._term = math.inf
         # Of the newest round; only who leads knows how many answered.
         self._asked, self._answered = 0, None
         # As the leader: in which life each could be asked.
@@ -128,6 +132,7 @@ class Led(abc.ABC):
         limits = settings.run.steps, settings.bus.lease_s, may_lead
         joining = self._rounds, self._rendezvous, start, self._step, *limits, self._catch_up, self._say
         self._step, letter = join(*joining)
+        self._joined_at = self._step
         self._rounds.caught_up(self._step)
         self._rendezvous.joined(self._step)
         if letter and self._step in (settings.run.steps, letter.message.fields.get("stop_at")):
@@ -137,18 +142,21 @@ class Led(abc.ABC):
 
     # --- rounds -------------------------------------------------------------------------------
 
-    def _enter(self, step: int) -> None:
+    def _enter(self, step: int, next_batch: Callable[[], torch.Tensor]) -> None:
         """At the beginning of a step."""
-        self._step = step
+        self._step, self._next_batch = step, next_batch
         self._rendezvous.progress(step)
 
     def _await_start(self, step: int) -> tuple[int, Letter] | None:
         """Wait until something is announced of this round or a later one; None if it is us who leads."""
-        newest = self._await(lambda: self._at_least(step), f"the start of round {step}")
-        if newest is not None:
-            self._answered, self._led_by = None, newest[0]
-            self._note_announced(newest[1])
+        if newest := self._await(lambda: self._at_least(step), f"the start of round {step}"):
+            self._note_leader(*newest)
         return newest
+
+    def _note_leader(self, sender: int, letter: Letter) -> None:
+        """Somebody else leads this round."""
+        self._answered, self._led_by, self._term = None, sender, term_of(letter)
+        self._note_announced(letter)
 
     def _at_least(self, step: int) -> tuple[int, Letter] | None:
         newest = self._rounds.newest()
@@ -202,7 +210,7 @@ class Led(abc.ABC):
         """What we say of the whole run when we lead; we do from here on."""
         before = self._rounds.leadership.term
         term = self._rounds.leadership.claim(self._me)
-        self._led_by = self._me
+        self._led_by, self._term = self._me, term
         if term != before:
             self._say(f"this worker leads from round {step} on (term {term})")
             self._rendezvous.follow_term(term)
@@ -293,8 +301,12 @@ class Led(abc.ABC):
             if letter.message.round > step:
                 self._say(f"too late for the model of round {step}; nothing is saved or shown of it")
                 return False
+            self._note_leader(sender, letter)
+            if letter.message.kind == "round_start":
+                self._say(f"worker {sender} leads round {step} once more, in term {self._term}")
+                self._follow(sender, letter)
+                continue
             try:
-                self._note_announced(letter)
                 self._load_end(sender, letter)
                 self._rounds.drain()
                 return True
@@ -303,7 +315,7 @@ class Led(abc.ABC):
                 tried = letter
 
     def _end_of(self, step: int, tried: Letter | None) -> tuple[int, Letter] | None:
-        """The end of this round if it was announced, else anything later."""
+        """The end of this round if it was announced, else that it begins once more, else anything later."""
         ends = [
             (sender, letter)
             for sender, letters in self._rounds.mail.letters("round_end").items()
@@ -312,7 +324,10 @@ class Led(abc.ABC):
         ]
         if ends:
             return max(ends, key=lambda end: end[1].message.fields.get("term", 0))
-        return self._at_least(step + 1)
+        # A leader that was started again has not got what we sent to its former life.
+        newest = self._at_least(step)
+        is_later = newest and (newest[1].message.round > step or term_of(newest[1]) > self._term)
+        return newest if is_later and newest[1] is not tried else None
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -363,6 +378,10 @@ class Led(abc.ABC):
         }
 
     # --- what a mode gives --------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
+        """Our part in a round that somebody else has announced; returns the losses."""
 
     @abc.abstractmethod
     def _end_fields(self, step: int) -> dict[str, Any]:

@@ -111,21 +111,24 @@ class MultiDiscriminator(Led):
     # --- a round ------------------------------------------------------------------------------
 
     def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
-        self._enter(step)
+        self._enter(step, next_batch)
         self._swaps.give(step)
         found = self._await_start(step)
         self._swaps.take()
         if found is None:
-            return self._lead(step, next_batch)
-        sender, letter = found
-        message, losses = letter.message, {}
+            return self._lead(step)
+        message = found[1].message
         if message.kind != "round_start" or message.round > step:
             return {}  # We are behind: on to the newest.
+        return self._follow(*found)
+
+    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
+        step, losses = letter.message.round, {}
         try:
-            plan = _plan(message)
+            plan = _plan(letter.message)
             self._asked = len(plan.workers)
             if self._me in plan.workers:
-                losses = self._answer(sender, letter, plan, next_batch)
+                losses = self._answer(sender, letter, plan)
             if self._rounds.leadership.may_lead(self._me):
                 self._fetch_state(sender, letter.incarnation, plan.state)
         except MISSED as error:
@@ -133,9 +136,7 @@ class MultiDiscriminator(Led):
         self._swaps.wait(step)
         return losses
 
-    def _answer(
-        self, sender: int, letter: Letter, plan: Plan, next_batch: Callable[[], torch.Tensor]
-    ) -> dict[str, float]:
+    def _answer(self, sender: int, letter: Letter, plan: Plan) -> dict[str, float]:
         """Our part in somebody else's round. Raises one of `MISSED`."""
         step = letter.message.round
         batch = self._rounds.mail.letter("batch", sender, step)
@@ -144,7 +145,7 @@ class MultiDiscriminator(Led):
             raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
         self._predicted["received"] += self._bytes["batch"]
         fakes, lives = batch.message.values.reshape(self._batches, *self._shape), self._rounds.mail.lives()
-        feedback, losses = self._train(plan.workers, list(fakes), next_batch)
+        feedback, losses = self._train(plan.workers, list(fakes))
         extras = answer_extras(letter, losses)
         if self._has_scale:
             feedback, exponent = scaling.scaled(feedback)
@@ -155,13 +156,11 @@ class MultiDiscriminator(Led):
             self._swaps.begin(step, plan.workers, plan.deadline_s, lives)
         return losses
 
-    def _train(
-        self, workers: list[int], fakes: list[np.ndarray], next_batch: Callable[[], torch.Tensor]
-    ) -> tuple[np.ndarray, dict[str, float]]:
+    def _train(self, workers: list[int], fakes: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
         """Our discriminator's steps; then the feedback, float32 (values of a batch,), and the losses."""
         place, count = workers.index(self._me), self._mode.discriminator_steps
         learned, judged = fakes[(place + 1) % self._batches], fakes[place % self._batches]
-        d_loss = sum(self._learn(next_batch(), learned) for _ in range(count)) / count
+        d_loss = sum(self._learn(self._next_batch(), learned) for _ in range(count)) / count
         kept = self._guard.keep()
         feedback, g_loss = self._pair.feedback(judged)
         if not self._guard.allows(feedback, self._guard.is_sound()):
@@ -180,7 +179,7 @@ class MultiDiscriminator(Led):
             self._guard.set_back(kept)
         return loss
 
-    def _lead(self, step: int, next_batch: Callable[[], torch.Tensor]) -> dict[str, float]:
+    def _lead(self, step: int) -> dict[str, float]:
         common = self._announcement(step)
         workers = self._await_live()
         if self._leads_since != common["term"] and step > 1:
@@ -198,7 +197,7 @@ class MultiDiscriminator(Led):
         self._rounds.publish("round_start", step, common | plan._asdict())
         own, losses = None, {}
         if self._me in workers:
-            own, losses = self._train(workers, shown, next_batch)
+            own, losses = self._train(workers, shown)
             if plan.is_swap:
                 self._swaps.begin(step, workers, plan.deadline_s, self._lives)
         until_s, size_bytes = began + plan.deadline_s, self._bytes["feedback"]
@@ -235,6 +234,8 @@ class MultiDiscriminator(Led):
         """Whether discriminators change hands after this round: every so many epochs of the mean shard."""
         every = self._mode.swap_every
         every = float(self._settings.workers > 1) if every is None else every
+        if self._joined_at == step - 1:
+            return False  # The others may have had this round, and its swap, with our former life.
         samples = [about["samples"] for _, about in self._abouts.values() if isinstance(about.get("samples"), int)]
         if not every or len(workers) < 2 or not samples:
             return False
