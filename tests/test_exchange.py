@@ -266,7 +266,7 @@ def test_a_slow_worker_is_never_led_by_more_than_the_bound():
 
 
 def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
-    rules = Rules(slack=0, reduce="mean", lease_s=1.0)
+    rules = Rules(slack=0, reduce="mean", lease_s=3.0)
     fleet = Fleet(memory_buses(3), make_layout(10), 10, rules)
     met = threading.Barrier(3)
 

@@ -37,7 +37,7 @@ def experiment(workers, model="mlp", optimiser=None, batch=BATCH, **mode):
             "model": models[model],
             "optimiser": optimiser or {},
             "mode": {"name": "federated", "fraction": 1.0, **mode},
-            "bus": {"lease_s": 2, "finish_timeout_s": 20},
+            "bus": {"lease_s": 20, "finish_timeout_s": 20},
             "run": {"steps": 4, "evaluate_every": 0, "snapshot_every": 0},
         }
     )

@@ -91,7 +91,7 @@ def test_a_run_that_was_killed_as_a_whole_goes_on_from_its_checkpoints(make, und
 
 
 def test_when_the_leader_is_killed_the_next_one_leads(make):
-    run = make(*SWAPS, "bus.lease_s=1")
+    run = make(*SWAPS, "bus.lease_s=3")
     others = [run.start(1), run.start(2)]
     assert run.start(0, script={6: "kill"}).end() == -signal.SIGKILL
     ends(others)

@@ -223,7 +223,7 @@ def test_a_worker_killed_before_its_first_checkpoint_replays_from_the_beginning(
 
 def test_a_worker_joins_at_a_cut(make, tmp_path):
     """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
-    run, gate = make((*CUTS, "bus.lease_s=1")), tmp_path / "go on"
+    run, gate = make((*CUTS, "bus.lease_s=3")), tmp_path / "go on"
     survivor = run.start(0, script={6: f"hold:{gate}"})
     assert run.start(1, script={3: "kill"}).end() == -signal.SIGKILL
     survivor.until("worker 1 is dropped from the bound")
@@ -248,7 +248,7 @@ def test_a_worker_joins_at_a_cut(make, tmp_path):
     ],
 )
 def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_path, settings):
-    run, gate = make((*settings, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
+    run, gate = make((*settings, "bus.lease_s=3", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
     survivor = run.start(0, script={150: f"hold:{gate}"})
     assert run.start(1, script={120: "kill"}).end() == -signal.SIGKILL
     survivor.until("worker 1 is dropped from the bound")
@@ -277,7 +277,7 @@ def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_p
 )
 def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):
     """Nobody waits for it, and from the round at which it is admitted all three apply the same."""
-    every = ("bus.lease_s=1", f"run.steps={steps}", "run.checkpoint_every=50")
+    every = ("bus.lease_s=3", f"run.steps={steps}", "run.checkpoint_every=50")
     run = make((*settings, *every), workers=3)
     others = [run.start(0), run.start(2)]
     assert run.start(1, script={60: "kill"}).end() == -signal.SIGKILL
@@ -289,7 +289,7 @@ def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):
 
 
 def test_a_frozen_worker_finds_its_lease_gone_and_joins_again(make, tmp_path):
-    run, gate = make((*SIMULTANEOUS, "bus.lease_s=1", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
+    run, gate = make((*SIMULTANEOUS, "bus.lease_s=3", "run.steps=400", "run.checkpoint_every=100")), tmp_path / "go on"
     survivor, frozen = run.start(0, script={150: f"hold:{gate}"}), run.start(1)
     wait_for(lambda: run.step(1) >= 20, "the run to get going")
     frozen.signal(signal.SIGSTOP)
