@@ -1,13 +1,15 @@
 """Benchmark of the wire: a full exchange between two workers, against its rivals and its limit, in the same run.
 
-Two worker processes, each with its own redis-server, on loopback. As the launcher starts them, a worker writes to
-its own server through a unix socket and reads the other's over TCP, and so does the bare socket; with --tcp all of
-it is TCP. ZeroMQ and Gloo have TCP: in a real deployment all that they say goes from host to host. Of degan's two
-hops only one does, and that one is TCP here as well.
+Two workers, each with its own redis-server, on loopback. As the launcher starts them, a worker writes to its own
+server through a unix socket and reads the other's over TCP, and so does the bare socket; with --tcp all of it is
+TCP. ZeroMQ and Gloo have TCP: in a real deployment all that they say goes from host to host. Of degan's two hops
+only one does, and that one is TCP here as well.
 
 A round is over when every worker has the whole vector of the other (degan's: and the mean of both). Every method
-runs in blocks, the blocks of all methods take turns, a block's figure is the median of its rounds, and a ratio is
-the median of the ratios of blocks of one turn.
+has two worker processes of its own: what has run in a process before decides what large pieces of memory cost there
+(after Gloo ZeroMQ takes a third less, because its messages lie in memory that is there already). It runs in blocks,
+the blocks of all methods take turns, a block's figure is the median of its rounds, and a ratio is the median of the
+ratios of blocks of one turn.
 
 The CPU of a round is shown for both workers and for both servers. `off the wire` is what both workers would take for
 the same round if nothing had to be sent: encoding with error feedback, checksums, decoding, lengths for the gate and
@@ -25,8 +27,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +170,7 @@ class Figures(NamedTuple):
 
 
 class Pair:
-    """Two worker processes and their two servers.
+    """Two servers, and for each method two worker processes.
 
     Args:
         urls: of the servers; after a comma may follow what only `open_rival` understands.
@@ -175,59 +178,68 @@ class Pair:
     """
 
     def __init__(self, urls: list[str], values: int, open_rival: Callable = _open):
-        self.urls = urls
-        context = multiprocessing.get_context("spawn")
+        self._arguments = urls, values, open_rival
         self._clients = [redis.Redis.from_url(split_socket(url.split(",")[0])[0]) for url in urls]
-        self._pipes, self._workers = [], []
+        self._servers = [client.info("server")["process_id"] for client in self._clients]
+        self._workers: dict[str, list[tuple[BaseProcess, Connection]]] = {}
+        self._blocks = 0
+
+    def _start(self) -> list[tuple[BaseProcess, Connection]]:
+        urls, values, open_rival = self._arguments
+        context, started = multiprocessing.get_context("spawn"), []
         for rank in range(2):
             here, there = context.Pipe()
             worker = context.Process(target=_work, args=(rank, urls, values, there, open_rival), daemon=True)
             worker.start()
             there.close()
-            self._pipes.append(here)
-            self._workers.append(worker)
-        servers = [client.info("server")["process_id"] for client in self._clients]
-        self._pids = [worker.pid for worker in self._workers], servers
-        self._blocks = 0
+            started.append((worker, here))
+        return started
 
     def block(self, method: str, warm: int, rounds: int) -> Figures:
         """Run a method."""
+        if method not in self._workers:
+            self._workers[method] = self._start()
+        workers, pipes = zip(*self._workers[method], strict=True)
         for client in self._clients:
             client.flushall()
         self._blocks += 1
         ports = [free_port(), free_port()]
-        self._tell((method, f"bench{self._blocks}", ports, warm, rounds))
-        self._hear()
-        before = [sum(map(cpu_s, pids)) for pids in self._pids]
-        self._tell("go")
-        times = self._hear()
-        used_s = [sum(map(cpu_s, pids)) - spent_s for pids, spent_s in zip(self._pids, before, strict=True)]
-        self._tell("close")
-        self._hear()
+        _tell(pipes, (method, f"bench{self._blocks}", ports, warm, rounds))
+        _hear(pipes)
+        pids = [worker.pid for worker in workers], self._servers
+        before = [sum(map(cpu_s, some)) for some in pids]
+        _tell(pipes, "go")
+        times = _hear(pipes)
+        used_s = [sum(map(cpu_s, some)) - spent_s for some, spent_s in zip(pids, before, strict=True)]
+        _tell(pipes, "close")
+        _hear(pipes)
         round_s = statistics.median(max(both) for both in zip(*times, strict=True))
         return Figures(round_s, sum(used_s) / rounds, *(spent_s / rounds for spent_s in used_s))
 
-    def _tell(self, what: object) -> None:
-        for pipe in self._pipes:
-            pipe.send(what)
-
-    def _hear(self) -> list:
-        heard = []
-        for pipe in self._pipes:
-            if not pipe.poll(120):
-                raise TimeoutError("a worker of the benchmark does not answer")
-            heard.append(pipe.recv())
-        return heard
-
     def close(self) -> None:
-        for pipe in self._pipes:
+        started = [one for pair in self._workers.values() for one in pair]
+        for _, pipe in started:
             pipe.close()
-        for worker in self._workers:
+        for worker, _ in started:
             worker.join(10)
             if worker.is_alive():
                 worker.kill()
         for client in self._clients:
             client.close()
+
+
+def _tell(pipes: Sequence[Connection], what: object) -> None:
+    for pipe in pipes:
+        pipe.send(what)
+
+
+def _hear(pipes: Sequence[Connection]) -> list:
+    heard = []
+    for pipe in pipes:
+        if not pipe.poll(120):
+            raise TimeoutError("a worker of the benchmark does not answer")
+        heard.append(pipe.recv())
+    return heard
 
 
 def ratio(results: dict[str, list[Figures]], one: str, other: str, index: int = 0) -> float:

@@ -1,8 +1,8 @@
 """What TLS and the seals cost a full exchange between two workers: each against a plain round of the same turn.
 
-Two worker processes, each with its own redis-server, on loopback. Everything goes by TCP, as `launch secure` sets it
-up; with --socket a worker writes to its own server through a unix socket, where there is no TLS. The servers answer
-on a plain port and on a TLS port, so that all methods use the same two. Blocks take turns, as in exchange.py.
+Two workers, each with its own redis-server, on loopback, as in exchange.py. Everything goes by TCP, as `launch
+secure` sets it up; with --socket a worker writes to its own server through a unix socket, where there is no TLS. The
+servers answer on a plain port and on a TLS port, so that all methods use the same two.
 """
 
 from __future__ import annotations
