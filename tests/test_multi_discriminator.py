@@ -12,9 +12,8 @@ import torch
 
 from degan import losses
 from degan.derangement import derangement
-from degan.modes.multi_discriminator import MultiDiscriminator
 from degan.pair import GanPair
-from tests.fleets import in_threads, memory_buses, redis_buses
+from tests.fleets import memory_buses, redis_buses
 from tests.multi_discriminators import BATCH, Fleet, assert_same, experiment, new_pair, one_process, reals
 from tests.workers import wait_for
 
@@ -326,47 +325,6 @@ def test_a_lossy_feedback_comes_close_wherever_its_values_lie(codec, tolerance, 
     exact, lossy = (np.ldexp(gradient(fleet.pairs[0]), -power) for fleet in fleets)
     assert not np.array_equal(exact, lossy)
     assert_close(lossy, exact, tolerance)
-
-
-# --- who is started again ---------------------------------------------------------------------
-
-
-def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
-    """The members answer again; that round's swap they have had."""
-    settings = experiment(3, leaders=1, swap_every=1, deadline={"floor_s": 300, "ceiling_s": 300})
-    fleet = Fleet(settings, memory_buses(3))
-
-    def live(worker):
-        mode, batches = fleet.modes[worker], lambda: next(fleet.data[worker])
-        mode.begin([], {}, None)
-        for step in (1, 2):
-            mode.step(step, batches, step == 2)
-        if worker == 0:
-            mode.close()
-            bus = fleet.buses[0]._hub.bus(0, (1, 2), "another")
-            mode = MultiDiscriminator(settings, fleet.pairs[0], bus, {}, {"samples": BATCH}, fleet.lines[0].append)
-            fleet.modes.append(mode)
-            assert mode.begin([], {}, None) == 1
-            mode.step(2, batches, True)
-            assert mode.stats()["answered"] == 3
-        assert mode.settle(2)
-        mode.step(3, batches, True)
-        assert mode.settle(3)
-        mode.finish()
-        return mode.stats()
-
-    try:
-        stats = in_threads([lambda w=w: live(w) for w in range(3)])
-    finally:
-        for mode in fleet.modes:
-            mode.close()
-    for pair in fleet.pairs[1:]:
-        assert_same(pair, fleet.pairs[0], ("generator", "ema"))
-    assert [(line["void_rounds"], line["swaps"], line["swaps_missed"]) for line in stats] == [
-        (0, 1, 0),
-        (0, 3, 0),
-        (0, 3, 0),
-    ]
 
 
 # --- who is slow -------------------------------------------------------------------------------
