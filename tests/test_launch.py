@@ -18,7 +18,7 @@ import redis
 import config
 from peers.redis_client import split_socket
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(100)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses pidfds")
 
 ROOT = Path(__file__).resolve().parent.parent
