@@ -12,7 +12,7 @@ help:
 	@echo "make test    all tests but the slow ones"
 	@echo "make check   formatting, lint, import contracts, and make test"
 	@echo "make slow    the tests that take minutes"
-	@echo "make bench   the benchmarks, one after the other, with nothing else running (18 minutes)"
+	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 20 minutes)"
 	@echo "make quality the pictures' quality for the bytes sent (hours; stop it and start it again as you like)"
 	@echo "make chaos   every fault of the table, done to real workers (about half an hour)"
 	@echo "make soak    an hour with a random fault a minute, and a run without any to compare"

@@ -72,7 +72,9 @@ class Fleet:
         self.stats = []
 
     def mode(self, worker, bus):
-        say = lambda line: self.lines.append(f"{worker}: {line}")  # noqa: E731
+        def say(line):
+            self.lines.append(f"{worker}: {line}")
+
         return Federated(self.settings, self.pairs[worker], bus, {}, about(worker), say)
 
     def again(self, worker):

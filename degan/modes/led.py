@@ -95,8 +95,9 @@ class Led(abc.ABC):
         # What we know of each worker, and in which life it said so.
         self._abouts: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, about)}
         self._step = self._void_rounds = 0
+        # At which round we joined, if we did; and the term in which we have had our part in the newest round: before
+        # our first no part is asked for again.
         self._joined_at: int | None = None
-        # The term in which we have had our part in the newest round; before our first no part is asked for again.
         self._term = math.inf
         # Of the newest round; only who leads knows how many answered.
         self._asked, self._answered = 0, None
@@ -129,9 +130,10 @@ class Led(abc.ABC):
     def _join(self, start: Start) -> None:
         """Find out where the others are, and stand there."""
         settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
-        limits = settings.run.steps, settings.bus.lease_s, may_lead
-        joining = self._rounds, self._rendezvous, start, self._step, *limits, self._catch_up, self._say
-        self._step, letter = join(*joining)
+        own, steps, lease_s = self._step, settings.run.steps, settings.bus.lease_s
+        self._step, letter = join(
+            self._rounds, self._rendezvous, start, own, steps, lease_s, may_lead, self._catch_up, self._say
+        )
         self._joined_at = self._step
         self._rounds.caught_up(self._step)
         self._rendezvous.joined(self._step)
@@ -293,8 +295,7 @@ class Led(abc.ABC):
         while True:
             found = self._await(lambda tried=tried: self._end_of(step, tried), f"the end of round {step}")
             if found is None:
-                fields = self._announcement(step) | self._end_fields(step)
-                self._rounds.publish("round_end", step, fields)
+                self._rounds.publish("round_end", step, self._announcement(step) | self._end_fields(step))
                 self._rounds.drain()
                 return True
             sender, letter = found
@@ -326,8 +327,7 @@ class Led(abc.ABC):
             return max(ends, key=lambda end: end[1].message.fields.get("term", 0))
         # A leader that was started again has not got what we sent to its former life.
         newest = self._at_least(step)
-        is_later = newest and (newest[1].message.round > step or term_of(newest[1]) > self._term)
-        return newest if is_later and newest[1] is not tried else None
+        return newest if newest and (newest[1].message.round > step or term_of(newest[1]) > self._term) else None
 
     # --- the end ------------------------------------------------------------------------------
 
