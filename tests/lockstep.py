@@ -1,0 +1,154 @@
+"""A fleet of exchanges without a thread of their own: what is published is delivered at once, or when a test says so.
+
+So a test decides the order in which workers step and read, and knows to the last value what each must get.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from peers.exchange import Exchange
+from peers.message import Layout
+from peers.rendezvous import Start
+from peers.rules import Rules
+from peers.types import Lease, Slice
+from tests.fleets import in_threads, memory_buses
+
+# Nothing that waits in these tests waits for time to pass.
+RULES = Rules(lease_s=30.0, stall_timeout_s=20.0, finish_timeout_s=20.0, norm_gate=0.0, keep_rounds=400)
+
+
+class Inline:
+    """A pool that runs a job where it is submitted, and then lets everybody read."""
+
+    def __init__(self, deliver: Callable[[], None]):
+        self._deliver = deliver
+
+    def submit(self, job: Callable[[], None], timeout_s: float = 0.0) -> bool:
+        job()
+        self._deliver()
+        return True
+
+    def drain(self, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class HandPump:
+    """A pump that reads when it is told to."""
+
+    def __init__(self, bus, server, inbox, gate, lease_s, known, say):
+        self._bus, self._server, self._inbox = bus, server, inbox
+
+    def start(self) -> None:
+        pass
+
+    def read(self) -> None:
+        for entry in self._bus.receive(self._server, 0.0):
+            self._inbox.feed(entry)
+
+    stop = close = start
+
+
+class Lockstep:
+    """Exchanges of n workers on one memory bus.
+
+    Args:
+        patch: of the test; gives the exchanges this module's pool and pumps.
+        workers: how many.
+        layout, rules: as of `Exchange`; of the rules see `RULES`.
+        size: number of values in the vector.
+        initial: the vector with which everyone begins; zeros where not given.
+        first: workers that begin; the others can join later. All where not given.
+
+    Attributes:
+        deaf: workers that read nothing for now.
+    """
+
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        workers: int,
+        layout: Layout,
+        size: int,
+        rules: Rules = RULES,
+        initial: np.ndarray | None = None,
+        first: Sequence[int] | None = None,
+    ):
+        patch.setattr("peers.exchange.SerialPool", lambda on_failure: Inline(self.deliver))
+        patch.setattr("peers.exchange.Pump", HandPump)
+        self._lock = threading.RLock()
+        self.deaf: set[int] = set()
+        self.lines: list[str] = []
+        self.size, self.buses = size, memory_buses(workers)
+        for bus in self.buses:
+            bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 600.0, lambda old: True)
+        initial = np.zeros(size, np.float32) if initial is None else initial
+        self.exchanges = [Exchange(bus, layout, initial, rules, self.lines.append) for bus in self.buses]
+        first = range(workers) if first is None else first
+        for worker in first:
+            self.begin(worker, [peer for peer in first if peer != worker])
+
+    def lives(self, peers: Sequence[int]) -> dict[int, str]:
+        return {peer: self.buses[peer].incarnation for peer in peers}
+
+    def begin(self, worker: int, peers: Sequence[int]) -> None:
+        self.exchanges[worker].start(Start("together", 0, self.lives(peers)), 0)
+
+    def join(self, worker: int, helper: int, sizes: dict[str, int], load) -> int:
+        """To be called in a thread: the helper has to serve meanwhile. Returns the round that it stands at."""
+        others = [peer for peer in range(len(self.buses)) if peer != worker]
+        for other in others:
+            self.buses[other].follow(worker, self.buses[worker].incarnation)
+        return self.exchanges[worker].start(Start("join", 0, self.lives(others), helper), 0, sizes, load)
+
+    def serve(self, helper: int, make_state) -> None:
+        """Wait until a peer has asked for the helper's state, and give it."""
+        exchange = self.exchanges[helper]
+        exchange.gate.until(lambda: bool(exchange._inbox._wishes), lambda: "a wish to join")
+        exchange.serve(make_state)
+
+    def deliver(self) -> None:
+        """Everybody who listens reads what has been said."""
+        with self._lock:
+            for worker, exchange in enumerate(self.exchanges):
+                if worker not in self.deaf:
+                    for pump in exchange._pumps:
+                        pump.read()
+        for exchange in self.exchanges:
+            exchange.gate.touch()
+
+    def together(self, job: Callable[[int, Exchange], object], workers: Sequence[int] | None = None) -> list:
+        """`job(worker, exchange)` for several workers at once; results in order."""
+        workers = range(len(self.exchanges)) if workers is None else workers
+        return in_threads([lambda w=w: job(w, self.exchanges[w]) for w in workers], 30.0)
+
+    def finish(self, values_of: Callable[[int, Slice], np.ndarray] | None = None) -> list[np.ndarray]:
+        """End all together; per worker what is left, float32 (size,), zeros where nothing was."""
+
+        def end(worker: int, exchange: Exchange) -> np.ndarray:
+            found = np.zeros(self.size, np.float32)
+            for section, left in exchange.finish(lambda s: zeros(s) if values_of is None else values_of(worker, s)):
+                found[section.start : section.stop] = left
+            return found
+
+        return self.together(end)
+
+    def dropped(self) -> list[dict[str, int]]:
+        return [exchange.stats()["dropped"] for exchange in self.exchanges]
+
+
+def zeros(section: Slice) -> np.ndarray:
+    return np.zeros(section.size, np.float32)
+
+
+def rules(**changes) -> Rules:
+    """`RULES` with changes."""
+    return replace(RULES, **changes)

@@ -1,0 +1,364 @@
+"""Gradients exchanged, against the whole rule written by hand in numpy: what each worker gets in each round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.rendezvous import Start
+from tests.fleets import in_threads, integers, make_layout
+from tests.lockstep import Lockstep, rules
+
+SIZE = 10
+# By hand: ten values in so many parts.
+CUTS = {1: [(0, 10)], 3: [(0, 3), (3, 6), (6, 10)], 4: [(0, 2), (2, 5), (5, 7), (7, 10)]}
+
+
+class ByHand:
+    """The rule of Ako and DEGAN for a few workers of whom one at a time steps; everything said is read at once.
+
+    Args:
+        parts: how many.
+        slack: in rounds; None for none.
+        is_mean: divide by how many share; else sum.
+    """
+
+    def __init__(self, workers, parts, slack, is_mean):
+        self.cuts, self.slack, self.is_mean = CUTS[parts], slack, is_mean
+        self.round = dict.fromkeys(range(workers), 0)
+        self.gathered = {worker: np.zeros(SIZE) for worker in self.round}
+        # What has left: who, in which round, and the lump, in its place in the vector.
+        self.said: list[tuple[int, int, np.ndarray]] = []
+        self.read = {worker: set() for worker in self.round}
+
+    def leave(self, worker, gradient):
+        """A gradient is gathered, and one part of what has gathered leaves."""
+        self.round[worker] += 1
+        start, stop = self.cuts[(self.round[worker] - 1) % len(self.cuts)]
+        self.gathered[worker] += gradient
+        lump = np.zeros(SIZE)
+        lump[start:stop] = self.gathered[worker][start:stop]
+        self.gathered[worker][start:stop] = 0
+        self.said.append((worker, self.round[worker], lump))
+
+    def unread(self, worker, through):
+        """The sum of what the others have said up to a round and this worker has not had."""
+        total = np.zeros(SIZE)
+        for index, (sender, round, lump) in enumerate(self.said):
+            if sender != worker and index not in self.read[worker] and round <= through:
+                self.read[worker].add(index)
+                total += lump
+        return total
+
+    def step(self, worker, gradient, sharers):
+        """Returns what the optimiser gets; `sharers` counts this worker too."""
+        self.leave(worker, gradient)
+        through = np.inf if self.slack is None else self.round[worker]
+        total = gradient + self.unread(worker, through)
+        return total / sharers if self.is_mean else total
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+# Who steps when. With slack 1 nobody may be two rounds ahead of what another has said.
+ONE_AHEAD = [0, 1, 2, 0, 2, 1, 1, 2, 0, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2, 1, 0, 0, 2, 1]
+FAR_AHEAD = [0, 0, 0, 1, 2, 0, 1, 1, 1, 2, 2, 2, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 1, 0, 2, 2, 1]
+ANYHOW = [0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 2, 2, 0, 1, 0, 0, 2, 1, 2, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize(("slack", "order"), [(1, ONE_AHEAD), (3, FAR_AHEAD), (None, ANYHOW)])
+def test_each_round_is_our_gradient_and_what_came_of_the_others(monkeypatch, slack, order, parts, reduce):
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce))
+    hand, rng = ByHand(3, parts, slack, reduce == "mean"), np.random.default_rng(0)
+    for worker in order:
+        gradient = integers(rng, SIZE)
+        expected = hand.step(worker, gradient, 3)
+        close(fleet.exchanges[worker].exchange(gradient), expected)
+    if reduce == "mean" and order is ANYHOW:
+        # How many share the last mean depends on who has said goodbye.
+        return
+    # Everything that has gathered leaves, once, and what was not read is read.
+    left = fleet.finish()
+    for worker in range(3):
+        for _ in range(parts - 1):
+            hand.leave(worker, np.zeros(SIZE))
+    for worker in range(3):
+        rest = hand.unread(worker, np.inf)
+        close(left[worker], rest / 3 if reduce == "mean" else rest)
+        assert not hand.gathered[worker].any()
+    assert fleet.dropped() == [{}] * 3
+
+
+def test_the_orders_above_end_where_all_are_alike():
+    for order in (ONE_AHEAD, FAR_AHEAD):
+        assert len({order.count(worker) for worker in range(3)}) == 1
+
+
+@pytest.mark.parametrize("slack", [0, 1, 2, 5])
+def test_nobody_is_waited_for_within_the_bound_and_everybody_beyond_it(monkeypatch, slack):
+    """How many rounds one worker gets through while the other says nothing."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=slack))
+    first, waits = fleet.exchanges[0], []
+
+    class Waits(Exception):
+        pass
+
+    def until(is_done, describe, timeout_s=None):
+        if not is_done():
+            waits.append(describe())
+            raise Waits
+
+    first.gate.until = until
+    for round in range(1, slack + 1):
+        first.exchange(np.ones(SIZE, np.float32))
+        assert first.gate.clock(1) == 0 and not waits, round
+    with pytest.raises(Waits):
+        first.exchange(np.ones(SIZE, np.float32))
+    assert waits == [f"worker 1 (its clock is 0, this is round {slack + 1})"]
+
+
+@pytest.mark.parametrize("own", ["fresh", "published"])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_who_dies_and_who_was_never_there_change_by_how_many_a_mean_divides(monkeypatch, own, reduce):
+    """Of four the last never comes; the third dies after round 2. Slack 0, one part."""
+    four = rules(slack=0, reduce=reduce, own=own)
+    fleet = Lockstep(monkeypatch, 4, make_layout(SIZE), SIZE, four, first=[0, 1, 2])
+    gradients = np.random.default_rng(0).integers(-9, 10, (5, 4, SIZE)).astype(np.float32)
+
+    def job(worker, exchange):
+        found = []
+        for step in range(5):
+            if step == 2:
+                if worker == 2:
+                    return found
+                exchange.gate.drop(2, "its lease has expired")
+            found.append(exchange.exchange(gradients[step, worker].copy()))
+        return found
+
+    results = fleet.together(job, [0, 1, 2])
+    for worker, found in enumerate(results):
+        for step, values in enumerate(found):
+            there = 3 if step < 2 else 2
+            total = gradients[step, :there].sum(axis=0)
+            close(values, total / there if reduce == "mean" else total)
+        assert len(found) == (5 if worker < 2 else 2)
+
+
+def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(monkeypatch):
+    """Under slack 2 the others go on for two rounds after one has said goodbye; its last words are still to be read."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=2))
+    ones = np.ones(SIZE, np.float32)
+    for worker in (0, 1, 2):
+        fleet.exchanges[worker].exchange(ones * (worker + 1))
+    fleet.deaf = {0}
+    for worker in (1, 2):
+        fleet.exchanges[worker].exchange(ones * (10 * worker + 10))
+    fleet.exchanges[2].leave()
+    fleet.deaf = set()
+    fleet.deliver()
+    # Round 2 is shared by all three; what was said after worker 0 had read comes with it.
+    close(fleet.exchanges[0].exchange(ones * 4), ones * (4 + 2 + 3 + 20 + 30) / 3)
+    # In round 3 two are left. Worker 1 has had the first rounds, and not the second ones of the two others.
+    close(fleet.exchanges[0].exchange(ones * 100), ones * 100 / 2)
+    close(fleet.exchanges[1].exchange(ones * 200), ones * (200 + 4 + 30 + 100) / 2)
+
+
+# --- own: published -----------------------------------------------------------------------------
+
+
+class Delayed:
+    """Every round's lumps by worker; in round t everyone gets those of round t - slack, their sum or mean."""
+
+    def __init__(self, workers, parts, slack, is_mean):
+        self.hand = ByHand(workers, parts, slack, is_mean)
+        self.slack, self.is_mean, self.applied, self.round = slack, is_mean, 0, 0
+
+    def step(self, gradients, is_cut=False):
+        """`gradients` by worker; returns what all of them get."""
+        self.round += 1
+        for worker, gradient in gradients.items():
+            self.hand.leave(worker, gradient)
+        return self.through(self.round if is_cut else self.round - self.slack)
+
+    def through(self, last):
+        total = np.zeros(SIZE)
+        for round in range(self.applied + 1, last + 1):
+            lumps = [lump for _, at, lump in self.hand.said if at == round]
+            total += sum(lumps) / (len(lumps) if self.is_mean else 1)
+        self.applied = max(self.applied, last)
+        return total
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize("slack", [0, 1, 3])
+def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeypatch, slack, parts, reduce):
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce, own="published"))
+    gradients = integers(np.random.default_rng(0), 9 * 3 * SIZE).reshape(9, 3, SIZE)
+    hand, cut = Delayed(3, parts, slack, reduce == "mean"), 6
+    expected = [hand.step(dict(enumerate(some)), step == cut) for step, some in enumerate(gradients, start=1)]
+
+    def job(worker, exchange):
+        return [exchange.exchange(g[worker].copy(), lambda s=s: s == cut) for s, g in enumerate(gradients, start=1)]
+
+    for found in fleet.together(job):
+        close(found, expected)
+    for _ in range(parts - 1):
+        for worker in range(3):
+            hand.hand.leave(worker, np.zeros(SIZE))
+    rest = hand.through(9 + parts - 1)
+    for left in fleet.finish():
+        close(left, rest)
+    assert fleet.dropped() == [{}] * 3
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2] * 6, ONE_AHEAD])
+def test_with_own_published_nobody_gets_more_because_the_others_are_ahead(monkeypatch, order):
+    """With one worker at a time: what is there too early waits for its round."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 3), SIZE, rules(slack=1, own="published"))
+    count = order.count(0)
+    gradients = integers(np.random.default_rng(0), count * 3 * SIZE).reshape(count, 3, SIZE)
+    hand = Delayed(3, 3, 1, True)
+    expected = [hand.step(dict(enumerate(some))) for some in gradients]
+    at = [0, 0, 0]
+    for worker in order:
+        found = fleet.exchanges[worker].exchange(gradients[at[worker], worker].copy())
+        close(found, expected[at[worker]])
+        at[worker] += 1
+
+
+def test_with_own_published_a_robust_rule_takes_the_place_of_the_mean(monkeypatch):
+    """Delayed by one round, in two parts; of three workers one is wild."""
+    delayed = rules(slack=1, own="published", reduce="median")
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, delayed)
+    gradients = integers(np.random.default_rng(0), 6 * 3 * SIZE).reshape(6, 3, SIZE)
+    gradients[:, 2] *= 1000
+    gathered, expected, before = np.zeros((3, SIZE)), [], np.zeros(SIZE)
+    for step, some in enumerate(gradients):
+        gathered += some
+        part = slice(0, 5) if step % 2 == 0 else slice(5, 10)
+        expected.append(before)
+        before = np.zeros(SIZE)
+        before[part] = np.median(gathered[:, part], axis=0)
+        gathered[:, part] = 0
+
+    def job(worker, exchange):
+        return [exchange.exchange(some[worker].copy()) for some in gradients]
+
+    for found in fleet.together(job):
+        close(found, expected)
+
+
+# --- joining ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slack", "own"), [(1, "fresh"), (None, "fresh"), (2, "published")])
+def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own):
+    """Workers 0 and 1 train four rounds; 2 joins by the help of 0. From then on a mean is among three."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, rules(slack=slack, own=own), first=[0, 1])
+    ones, loaded = np.ones(SIZE, np.float32), {}
+    lumps = {}
+
+    def step(worker, value, round):
+        # Parts of five values each; of two rounds' gradients half has gathered.
+        lumps[worker, round] = value
+        return fleet.exchanges[worker].exchange(ones * value)
+
+    for round in range(1, 5):
+        for worker in (0, 1):
+            step(worker, 10 * worker + round, round)
+
+    def help_out():
+        fleet.serve(0, lambda: ({"weights": ones * 7}, {"applied": 3}))
+
+    def come():
+        return fleet.join(2, 0, {"weights": SIZE}, lambda vectors, values: loaded.update(vectors, values=values))
+
+    _, at = in_threads([help_out, come])
+    assert at == 4 and loaded["values"] == {"applied": 3}
+    np.testing.assert_array_equal(loaded["weights"], ones * 7)
+    assert fleet.exchanges[0].gate.members() == (1, 2) and fleet.exchanges[1].gate.members() == (0, 2)
+    assert fleet.exchanges[2].gate.members() == (0, 1)
+    # Part 0 leaves in round 5, part 1 in round 6. Of workers 0 and 1 it has gathered since round 3, or 4.
+    first, second = np.zeros(SIZE), np.zeros(SIZE)
+    first[:5], second[5:] = 1, 1
+    said = {
+        (0, 3): first * (2 + 3),
+        (1, 3): first * (12 + 13),
+        (0, 4): second * (3 + 4),
+        (1, 4): second * (13 + 14),
+        (0, 5): first * (4 + 5),
+        (1, 5): first * (14 + 15),
+        (2, 5): first * 25,
+        (0, 6): second * (5 + 6),
+        (1, 6): second * (15 + 16),
+        (2, 6): second * (25 + 26),
+    }
+    if own == "fresh":
+        # Worker 0 had not had round 4 of worker 1, so nor has its copy; of worker 0 it has had everything.
+        expected = {
+            (2, 5): 25 + said[1, 4] * 1,
+            (0, 5): 5 + said[1, 4] + said[2, 5],
+            (1, 5): 15 + said[0, 5] + said[2, 5],
+            (2, 6): 26 + said[0, 5] + said[1, 5],
+        }
+        order = [(2, 5, 25), (0, 5, 5), (1, 5, 15), (2, 6, 26)]
+        for worker, round, value in order:
+            found = step(worker, value, round)
+            close(found, expected[worker, round] / 3)
+        return
+    for round in (5, 6, 7, 8):
+        found = [step(worker, 10 * worker + round, round) for worker in (0, 1, 2)]
+        before = [lump for (_, at), lump in said.items() if at == round - 2]
+        for values in found:
+            close(values, sum(before) / len(before))
+    assert fleet.dropped() == [{}] * 3
+
+
+def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(monkeypatch):
+    """A worker that leaves the others empties its window; where all stop and go on later it stays."""
+    for is_resumable in (False, True):
+        fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, 4), SIZE, rules(slack=2, reduce="sum"))
+        ones = np.ones(SIZE, np.float32)
+        fleet.exchanges[0].exchange(ones)
+        fleet.exchanges[0].exchange(ones)
+        fleet.exchanges[0].leave(is_resumable=is_resumable)
+        total = np.zeros(SIZE)
+        for _ in range(6):
+            total += fleet.exchanges[1].exchange(np.zeros_like(ones))
+        expected = np.full(SIZE, 2.0)
+        if is_resumable:
+            # Part 0 has left with one gradient, part 1 with two; the others have not.
+            expected = np.repeat([1.0, 2.0, 0.0], [2, 3, 5])
+        close(total, expected)
+
+
+@pytest.mark.parametrize(("own", "slack"), [("fresh", 0), ("published", 1)])
+def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack):
+    """Window, parts and cursors go into the state; a fleet that loads it goes on as the first would have."""
+    layout, settings = make_layout(SIZE, 4), rules(slack=slack, own=own)
+    gradients = integers(np.random.default_rng(0), 9 * 2 * SIZE).reshape(9, 2, SIZE)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
+
+    def run(fleet, steps):
+        def job(worker, exchange):
+            found = [exchange.exchange(gradients[s - 1, worker].copy(), lambda s=s: s == 5) for s in steps]
+            return found, exchange.state()
+
+        return fleet.together(job)
+
+    states = [state for _, state in run(fleet, range(1, 6))]
+    expected = [found for found, _ in run(fleet, range(6, 10))]
+    again = Lockstep(monkeypatch, 2, layout, SIZE, settings, first=[])
+    for exchange, (arrays, values) in zip(again.exchanges, states, strict=True):
+        assert arrays["window"].any(), "three of four parts have gathered something"
+        exchange.load_state({name: array.copy() for name, array in arrays.items()}, values)
+        assert {peer: cursor.complete for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
+    for worker in (0, 1):
+        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+    for (found, _), wanted in zip(run(again, range(6, 10)), expected, strict=True):
+        close(found, wanted)

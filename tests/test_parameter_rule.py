@@ -1,0 +1,366 @@
+"""Parameters exchanged, against the whole rule written by hand in numpy: the weights of each worker in each round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.types import Slice
+from tests.fleets import in_threads, make_layout
+from tests.lockstep import Lockstep, rules
+
+SIZE, WORKERS = 10, 3
+WHOLE = Slice(0, SIZE)
+# By hand: ten values in so many parts.
+CUTS = {1: [slice(0, 10)], 2: [slice(0, 5), slice(5, 10)], 3: [slice(0, 3), slice(3, 6), slice(6, 10)]}
+
+
+def exact(values):
+    return values
+
+
+def int8(values):
+    """127 steps of the largest value, to the nearest."""
+    scale = np.abs(values).max() / 127
+    return np.rint(values / scale) * scale if scale else values
+
+
+def sign(values):
+    return np.where(np.signbit(values), -1, 1) * np.abs(values).mean()
+
+
+def topk(values):
+    """One of so few."""
+    only = np.zeros_like(values)
+    only[np.abs(values).argmax()] = values[np.abs(values).argmax()]
+    return only
+
+
+QUANTISE = {"raw": exact, "int8": int8, "sign": sign, "topk": topk}
+
+
+class ByHand:
+    """The rule, coordinate by coordinate, from the history of what was published.
+
+    A part was published in round r: then a worker had x(r) and all had the reference y(r), and of the difference
+    q(r) was sent. Once round r has been applied, a worker has x(r) + mean of all q(r) - its own q(r), and what it has
+    done itself since; and the reference is y(r) + mean of all q(r). What was applied of earlier rounds is in neither.
+
+    Args:
+        parts, slack: of the exchange.
+        reduce: of the workers' q(r), (workers, size) to (size,).
+    """
+
+    def __init__(self, initial, workers, parts, slack, quantise=exact, reduce=lambda terms: terms.mean(axis=0)):
+        self.weights = np.tile(initial.astype(np.float64), (workers, 1))
+        self.reference = initial.astype(np.float64)
+        self.cuts, self.slack, self.quantise, self.reduce = CUTS[parts], slack, quantise, reduce
+        self.round, self.done = 0, 0
+        self.published, self.own_steps = {}, {}
+
+    def step(self, changes, is_cut=False):
+        """Every worker changes its weights itself, (workers, size); then a part is exchanged."""
+        self.round += 1
+        self.weights += changes
+        self.own_steps[self.round] = changes
+        part = self.cuts[(self.round - 1) % len(self.cuts)]
+        mine, agreed = self.weights[:, part].copy(), self.reference[part].copy()
+        sent = np.array([self.quantise(one - agreed) for one in mine])
+        self.published[self.round] = (part, mine, agreed, sent)
+        self.apply_through(self.round if is_cut else self.round - self.slack)
+        return self.weights
+
+    def apply_through(self, last):
+        for at in range(self.done + 1, last + 1):
+            part, mine, agreed, sent = self.published[at]
+            middle = self.reduce(sent)
+            since = sum((self.own_steps[later][:, part] for later in range(at + 1, self.round + 1)), 0 * mine)
+            self.weights[:, part] = mine + middle - sent + since
+            self.reference[part] = agreed + middle
+        self.done = max(self.done, last)
+
+
+def close(found, expected, slip=2e-5):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=slip)
+
+
+def train(monkeypatch, settings, layout, hand, steps=11, cut=7, workers=WORKERS):
+    """Every worker's weights after each step, and at the end, beside those by hand."""
+    initial = hand.reference.astype(np.float32)
+    fleet = Lockstep(monkeypatch, workers, layout, SIZE, settings, initial)
+    changes = np.random.default_rng(1).standard_normal((steps, workers, SIZE)).astype(np.float32)
+    weights = np.tile(initial, (workers, 1))
+
+    def job(worker, exchange):
+        mine, found = weights[worker], []
+        for step in range(1, steps + 1):
+            mine += changes[step - 1, worker]
+            assert exchange.exchange(mine, lambda step=step: step == cut) is mine
+            found.append(mine.copy())
+        return found
+
+    for step, found in enumerate(zip(*fleet.together(job), strict=True), start=1):
+        close(np.array(found), hand.step(changes[step - 1], step == cut))
+    return fleet, weights
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("slack", [0, 1, 3])
+@pytest.mark.parametrize("codec", QUANTISE)
+def test_the_weights_are_the_last_average_and_what_was_done_since(monkeypatch, codec, slack, parts):
+    initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    hand = ByHand(initial, WORKERS, parts, slack, QUANTISE[codec])
+    layout = make_layout(SIZE, parts, codec, may_be_whole=True)
+    fleet, weights = train(monkeypatch, rules(slack=slack, carry="parameters"), layout, hand)
+    hand.apply_through(hand.round)
+    # At the end all is sent whole, and all have the mean, to the last bit.
+    left = fleet.finish(lambda worker, section: weights[worker])
+    for found in left:
+        close(found, hand.weights.mean(axis=0))
+        np.testing.assert_array_equal(found, left[0])
+    assert fleet.dropped() == [{}] * WORKERS
+
+
+def clipped(terms):
+    """Cut to the middle length, then the mean."""
+    norms = np.linalg.norm(terms, axis=1)
+    return (terms * np.minimum(1, np.median(norms) / np.maximum(norms, 1e-30))[:, None]).mean(axis=0)
+
+
+RULES = {"median": lambda terms: np.median(terms, axis=0), "clipped_mean": clipped}
+
+
+@pytest.mark.parametrize("reduce", RULES)
+@pytest.mark.parametrize("slack", [0, 2])
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+def test_a_robust_rule_takes_the_place_of_the_mean(monkeypatch, codec, slack, reduce):
+    """By hand the rule looks at differences to what was last agreed, of an exact codec too."""
+    initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    if codec == "raw":
+        hand = Whole(initial, WORKERS, 2, slack, reduce=RULES[reduce])
+    else:
+        hand = ByHand(initial, WORKERS, 2, slack, int8, RULES[reduce])
+    layout = make_layout(SIZE, 2, codec, may_be_whole=True)
+    train(monkeypatch, rules(slack=slack, carry="parameters", reduce=reduce), layout, hand)
+
+
+class Whole(ByHand):
+    """Where the weights themselves travel, the differences are taken to what is agreed when they are applied."""
+
+    def apply_through(self, last):
+        for at in range(self.done + 1, last + 1):
+            part, mine, _, _ = self.published[at]
+            middle = self.reference[part] + self.reduce(mine - self.reference[part])
+            since = sum((self.own_steps[later][:, part] for later in range(at + 1, self.round + 1)), 0 * mine)
+            self.weights[:, part] = middle + since
+            self.reference[part] = middle
+        self.done = max(self.done, last)
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+def test_the_average_is_of_those_that_published_the_round(monkeypatch, codec):
+    """The third worker dies after round 4, under slack 1: its round 4 counts, and then it is gone."""
+    layout = make_layout(SIZE, 1, codec, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=1, carry="parameters"))
+    changes = np.random.default_rng(1).standard_normal((8, 3, SIZE)).astype(np.float32)
+    three = ByHand(np.zeros(SIZE), 3, 1, 1, QUANTISE[codec])
+    expected = [three.step(some).copy() for some in changes[:4]]
+    two = ByHand(np.zeros(SIZE), 2, 1, 1, QUANTISE[codec])
+    two.weights, two.reference, two.round, two.done = three.weights[:2].copy(), three.reference.copy(), 4, 4
+    two.step(changes[4, :2])
+    # In round 5 what is applied is round 4, of all three.
+    _, mine, agreed, sent = three.published[4]
+    two.weights = (mine + sent.mean(axis=0) - sent)[:2] + changes[4, :2]
+    two.reference = agreed + sent.mean(axis=0)
+    expected.append(two.weights.copy())
+    expected += [two.step(some[:2]).copy() for some in changes[5:]]
+
+    def job(worker, exchange):
+        mine, found = np.zeros(SIZE, np.float32), []
+        for step, some in enumerate(changes):
+            if step == 4:
+                if worker == 2:
+                    return found
+                exchange.gate.until(lambda: exchange.gate.clock(2) == 4, lambda: "its last words")
+                exchange.gate.drop(2, "its lease has expired")
+            mine += some[worker]
+            exchange.exchange(mine)
+            found.append(mine.copy())
+        return found
+
+    for worker, found in enumerate(fleet.together(job)):
+        assert len(found) == (8 if worker < 2 else 4)
+        for step, values in enumerate(found):
+            close(values, expected[step][worker])
+
+
+# Who steps when; everything that has been said is read at once.
+ORDER = [0, 1, 2, 0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 2, 2, 1, 1, 0, 0, 2, 1, 2, 0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts):
+    """mine += (theirs - mine of the same round) / n, whenever both are there; never again what was corrected before."""
+    initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    layout = make_layout(SIZE, parts, "raw", may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, carry="parameters"), initial)
+    changes = iter(np.random.default_rng(1).standard_normal((len(ORDER), SIZE)).astype(np.float32))
+    weights = np.tile(initial, (3, 1))
+    # By hand: what each has published, less what was corrected there since; and whom it has heard in which round.
+    hand, said = weights.astype(np.float64), {}
+    mine, heard = [{}, {}, {}], [set(), set(), set()]
+    at = [0, 0, 0]
+    for worker in ORDER:
+        change = next(changes)
+        at[worker] += 1
+        weights[worker] += change
+        fleet.exchanges[worker].exchange(weights[worker])
+        part = CUTS[parts][(at[worker] - 1) % parts]
+        hand[worker] += change
+        said[worker, at[worker]] = hand[worker][part].copy()
+        mine[worker][at[worker]] = hand[worker][part].copy()
+        for sender, round in sorted(said):
+            if sender == worker or round > at[worker] or (sender, round) in heard[worker]:
+                continue
+            heard[worker].add((sender, round))
+            place = CUTS[parts][(round - 1) % parts]
+            correction = (said[sender, round] - mine[worker][round]) / 3
+            hand[worker][place] += correction
+            for later in range(round + 1, at[worker] + 1):
+                if (later - round) % parts == 0:
+                    mine[worker][later] += correction
+        close(weights[worker], hand[worker])
+    assert len(set(at)) == 1 and fleet.dropped() == [{}] * 3
+    for left in fleet.finish(lambda worker, section: weights[worker]):
+        close(left, hand.mean(axis=0))
+
+
+def test_without_a_bound_who_begins_apart_meets_in_the_middle(monkeypatch):
+    layout = make_layout(SIZE, 1, "raw", may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, carry="parameters"))
+    weights = np.array([[0.0], [3.0], [9.0]], np.float32).repeat(SIZE, axis=1)
+    for worker in (0, 1, 2):
+        fleet.exchanges[worker].exchange(weights[worker])
+    # The first has read nobody, the second the first, the third both.
+    close(weights[:, 0], [0, 3 - 3 / 3, 9 - 9 / 3 - 6 / 3])
+    fleet.exchanges[0].exchange(weights[0])
+    close(weights[0], np.full(SIZE, 0 + 3 / 3 + 9 / 3))
+    fleet.exchanges[1].exchange(weights[1])
+    # Of the first its second round, against our second; of the third its first, against our first.
+    close(weights[1], np.full(SIZE, 2 + (0 - 2) / 3 + (9 - 3) / 3))
+
+
+# --- what must never be -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["raw", "bfloat16"])
+def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, codec):
+    """Each is finite; their mean would be infinite in float32."""
+    layout = make_layout(SIZE, 1, codec, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=0, carry="parameters"))
+    huge = np.float32(2.0**127)
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, huge)
+        mine[0] = worker
+        exchange.exchange(mine)
+        kept = mine.copy()
+        # And the next exchange is one as any other.
+        mine[:] = worker
+        exchange.exchange(mine)
+        return kept, mine
+
+    for worker, (kept, mine) in enumerate(fleet.together(job)):
+        np.testing.assert_array_equal(kept[1:], np.full(SIZE - 1, huge))
+        assert kept[0] == worker
+        close(mine, np.ones(SIZE), 0.02)
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+@pytest.mark.parametrize("slack", [0, 1])
+def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(monkeypatch, slack, codec):
+    layout = make_layout(SIZE, 1, codec, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, np.float32(worker + 1))
+        if worker == 2:
+            mine[4] = np.nan
+        for _ in range(slack + 1):
+            exchange.exchange(mine)
+        return mine
+
+    for mine in fleet.together(job):
+        # Workers 0 and 1 have 1 and 2.
+        close(mine, np.full(SIZE, 1.5), 0.01)
+    assert all(dropped.get("not_finite") for dropped in fleet.dropped())
+
+
+@pytest.mark.parametrize("slack", [0, 2])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slack):
+    """Worker 2 has another reference for one value. All see it, send the part whole once, and agree from then on."""
+    layout = make_layout(SIZE, parts, "int8", may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
+    wrong = fleet.exchanges[2]._carry._agreed
+    wrong[1] = 5.0
+    rounds = 6 * parts + 3 * slack
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, np.float32(worker))
+        for _ in range(rounds):
+            exchange.exchange(mine)
+        return mine
+
+    found = fleet.together(job)
+    references = [exchange._carry._agreed for exchange in fleet.exchanges]
+    for mine, reference in zip(found, references, strict=True):
+        np.testing.assert_array_equal(reference, references[0])
+        close(mine, np.ones(SIZE), 0.02)
+    counts = [dropped["diverged"] for dropped in fleet.dropped()]
+    # Each round that was on its way then, and each of the two that differ from us; or the one, for who differs from two.
+    assert all(1 <= count <= 2 * (slack + 1) * 2 for count in counts), counts
+
+
+def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch):
+    """Two parts, slack 1, int8: after a join all three go on by the rule, with nothing that differs."""
+    layout = make_layout(SIZE, 2, "int8", may_be_whole=True)
+    settings = rules(slack=1, carry="parameters")
+    initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, settings, initial, first=[0, 1])
+    changes = np.random.default_rng(1).standard_normal((11, 3, SIZE)).astype(np.float32)
+    hand, weights = ByHand(initial, 2, 2, 1, int8), np.tile(initial, (3, 1))
+    for some in changes[:5]:
+        for worker in (0, 1):
+            weights[worker] += some[worker]
+            fleet.exchanges[worker].exchange(weights[worker])
+        close(weights[:2], hand.step(some[:2]))
+
+    def load(vectors, values):
+        weights[2] = vectors["weights"]
+
+    _, at = in_threads(
+        [
+            lambda: fleet.serve(0, lambda: ({"weights": weights[0].copy()}, {})),
+            lambda: fleet.join(2, 0, {"weights": SIZE}, load),
+        ]
+    )
+    assert at == 5
+    np.testing.assert_array_equal(weights[2], weights[0])
+    # By hand: the third is a copy of the first. Its round 5 is that of the first; the average of round 5 was of two.
+    part, mine, agreed, sent = hand.published[5]
+    middle = sent.mean(axis=0)
+    three = ByHand(initial, 3, 2, 1, int8)
+    three.weights = np.array([hand.weights[0], hand.weights[1], hand.weights[0]])
+    three.reference, three.round, three.done, three.own_steps = hand.reference.copy(), 5, 5, {}
+    for step, some in enumerate(changes[5:], start=6):
+        expected = three.step(some)
+        if step == 6:
+            own = mine[[0, 1, 0]] + middle - sent[[0, 1, 0]]
+            three.weights[:, part] = own + some[:, part]
+            three.reference[part] = agreed + middle
+        for worker in (0, 1, 2):
+            weights[worker] += some[worker]
+            fleet.exchanges[worker].exchange(weights[worker])
+        close(weights, expected)
+    assert fleet.dropped() == [{}] * 3
