@@ -24,6 +24,8 @@ from peers.types import Buffer
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_REPLY_BYTES = 4 * MAX_BULK_BYTES
 MAX_ITEMS = 1 << 20
+# What an item of an array takes at least, besides its bytes; it counts for the size of a reply.
+ITEM_BYTES = 64
 MAX_DEPTH = 8
 MAX_LINE_BYTES = 64 * 1024
 # Linux takes 1024 pieces in one call.
@@ -159,18 +161,25 @@ class Replies:
         if kind == b":":
             return self._length(rest, 2**63)
         if kind == b"+":
+            self._count(len(rest))
             return rest
         if kind == b"-":
+            self._count(len(rest))
             return ReplyError(rest.decode(errors="replace"))
         raise ProtocolError(f"no RESP2: {line[:32]!r}")
 
     def _items(self, size: int, depth: int) -> list:
+        self._count(ITEM_BYTES * size)
         return [self._entry(depth) or self._value(depth - 1) for _ in range(size)]
 
-    def _bulk(self, size: int) -> memoryview:
+    def _count(self, size: int) -> None:
+        """So much more of memory is taken for this reply."""
         self._left_bytes -= size
         if self._left_bytes < 0:
             raise ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+
+    def _bulk(self, size: int) -> memoryview:
+        self._count(size)
         if self._end - self._at < size + 2:
             self._fill(size + 2)
         start = self._at
@@ -185,9 +194,11 @@ class Replies:
     def _answer(self) -> list | None:
         """The answer to XREAD, if one stream has news; else nothing has been read."""
         found = _ANSWER.match(self._buffer, self._at, self._end)
-        if found is None or not len(found[2]) == int(found[1]) <= self._left_bytes:
+        # A stream in a list, and its name and its entries.
+        size = len(found[2]) + 3 * ITEM_BYTES if found else 0
+        if found is None or len(found[2]) != int(found[1]) or size > self._left_bytes:
             return None
-        self._left_bytes -= len(found[2])
+        self._left_bytes -= size
         self._at = found.end()
         return [[found[2], self._items(int(found[3]), MAX_DEPTH - 2)]]
 
@@ -201,7 +212,8 @@ class Replies:
         id_size, item_id, words, name, size_text = first.groups()
         if len(item_id) != int(id_size):
             return None
-        fields, start, size, small_bytes = [name], first.end(), int(size_text), len(item_id) + 1
+        fields, start, size = [name], first.end(), int(size_text)
+        small_bytes = len(item_id) + 1 + (2 + int(words)) * ITEM_BYTES
         for _ in range(int(words) // 2 - 1):
             found = _NEXT.match(self._buffer, start + size, self._end)
             if found is None or size > min(MAX_SMALL_BYTES, MAX_BULK_BYTES):
@@ -234,10 +246,14 @@ class Replies:
                 self._at = found + 2
                 return line
             # The last byte may be the first half of the line's end.
-            searched = max(0, self._end - self._at - 1)
+            count = self._end - self._at
+            searched = max(0, count - 1)
             if searched > MAX_LINE_BYTES:
                 raise ProtocolError("a line without end")
-            self._fill(self._end - self._at + 1)
+            if self._end == len(self._buffer):
+                # Room for more than a byte, or each would cost a copy of all before it.
+                self._move(count + self._buffer_bytes)
+            self._fill(count + 1)
 
     def _fill(self, size: int) -> None:
         """Wait until so many bytes have come that have not been read."""

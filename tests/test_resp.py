@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -96,7 +97,7 @@ def test_the_short_cut_takes_and_refuses_what_the_long_way_does(said, changes, m
         at = min(at, len(stream))
         stream[at : at + len(text)] = text
     sizes = data.draw(st.lists(st.integers(1, 100), max_size=30))
-    limits = data.draw(st.tuples(st.integers(0, 800), st.integers(0, 400)))
+    limits = data.draw(st.tuples(st.integers(0, 4000), st.integers(0, 400)))
     results = []
     for kind in (Replies, Slow):
         with pytest.MonkeyPatch.context() as patch:
@@ -166,30 +167,109 @@ def test_errors_are_values_and_nonsense_ends_the_connection():
         replies.read()
 
 
-@pytest.mark.parametrize(
-    "stream",
-    [
-        b"$99999999999\r\n",
-        b"*99999999\r\n",
-        b"$-2\r\n",
-        b"$x\r\n",
-        b"!what\r\n",
-        b"$2\r\nabcd",
-        b"*1\r\n" * 50,
-        b"*5\r\n" + b"$67108864\r\n" * 5,
-        b"+" + b"a" * 200_000,
-    ],
-)
-def test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken(stream):
-    class Endless(Pieces):
-        def receive_into(self, view, needed):
-            assert len(view) <= resp.MAX_BULK_BYTES + 4096
-            return super().receive_into(view, needed)
+BULK, ITEMS, LINE = 64 * 2**20, 2**20, 64 * 1024
 
-    replies = Replies(Endless(stream, []).receive_into, 1024)
-    with pytest.raises(ConnectionError):
-        replies.read()
-    assert sum(map(len, replies._buffers)) <= resp.MAX_BULK_BYTES + 4096
+
+@pytest.mark.parametrize(
+    ("stream", "why"),
+    [
+        (b"$99999999999\r\n", "99999999999 is beyond 67108864"),
+        (b"$%d\r\n" % (BULK + 1), "beyond"),
+        (b"*99999999\r\n", "99999999 is beyond 1048576"),
+        (b"*%d\r\n" % (ITEMS + 1), "beyond"),
+        (b":%d\r\n" % (2**63 + 1), "beyond"),
+        (
+            b"*1\r\n*2\r\n$3\r\nout\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*4\r\n$1\r\nh\r\n$1\r\nx\r\n$1\r\nd\r\n$67108865\r\n",
+            "beyond",
+        ),
+        (b"$-2\r\n", "-2 is beyond"),
+        (b"*-2\r\n", "-2 is beyond"),
+        (b"$x\r\n", "no number"),
+        (b"$\r\n", "no number"),
+        (b"!what\r\n", "no RESP2"),
+        (b"\r\n", "no RESP2"),
+        (b"$2\r\nabcd", "does not end where it should"),
+        (b"$2\r\nab\n\r", "does not end where it should"),
+        (b"*1\r\n" * 50, "without end"),
+        (b"*1\r\n" * 9, "without end"),
+        (b"+" + b"a" * 200_000, "a line without end"),
+        (b"+" + b"a" * (LINE + 1000), "a line without end"),
+    ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
+)
+def test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken(stream, why):
+    """The server says no more than this and keeps the connection open: to wait for the rest would be to believe it."""
+
+    def receive_into(view, needed):
+        assert len(view) <= 256 * 1024, "memory is taken for what was said"
+        assert pieces._stream, f"more is awaited after {stream[:40]!r}"
+        return pieces.receive_into(view, needed)
+
+    pieces = Pieces(stream, [])
+    replies = Replies(receive_into, 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match=why):
+            replies.read()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, replies._buffers)) <= 2**20
+
+
+def test_sizes_up_to_the_limits_are_taken():
+    stream = written([1] * 2000) + b"*1\r\n" * 7 + b":5\r\n:%d\r\n:-1\r\n" % 2**63 + b"+" + b"a" * (LINE - 1) + b"\r\n"
+    replies = Replies(Pieces(stream, []).receive_into, 64)
+    assert replies.read() == [1] * 2000
+    assert replies.read() == [[[[[[[5]]]]]]]
+    assert [replies.read(), replies.read(), len(replies.read())] == [2**63, -1, LINE - 1]
+
+
+@pytest.mark.parametrize("kind", [Replies, Slow])
+def test_many_small_things_are_a_large_reply_too(monkeypatch, kind):
+    """Each takes memory: a server could say as many as it likes, in lists in lists."""
+    monkeypatch.setattr(resp, "MAX_REPLY_BYTES", 100_000)
+    assert len(kind(Pieces(written([1] * 1000), []).receive_into, 1024).read()) == 1000
+    entry = [b"1-0", [b"h", b"x", b"d", b"y"]]
+    for large in ([1] * 20_000, [[]] * 20_000, [[1] * 1000] * 20, [[b"key", [entry] * 3000]]):
+        with pytest.raises(ProtocolError, match="a reply of more than 100000 bytes"):
+            kind(Pieces(written(large), []).receive_into, 1024).read()
+    for line in (b"+%b\r\n", b"-%b\r\n"):
+        with pytest.raises(ProtocolError, match="a reply of more than 100000 bytes"):
+            kind(Pieces(b"*4\r\n" + line % (b"a" * 30_000) * 4, []).receive_into, 1024).read()
+
+
+# --- what is expected ------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1, max_size=40), st.binary(max_size=40), st.lists(st.integers(1, 9), max_size=90))
+def test_what_is_expected_is_read_whole_and_not_a_byte_more(text, after, sizes):
+    replies = Replies(Pieces(text + bulks(after), sizes).receive_into, 8)
+    assert replies.expect(text)
+    assert replies.read() == after
+
+
+@pytest.mark.parametrize("at", range(10))
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_what_begins_as_expected_and_is_something_else_is_not_it_and_is_read_as_ever(at, size):
+    """`+OK` and then an error is no success, however much of it has come."""
+    wanted = b":7\r\n:111\r\n"
+    said = bytearray(wanted + b":5\r\n")
+    said[at] ^= 1
+    pieces = Pieces(bytes(said), [size] * 40)
+    replies = Replies(pieces.receive_into, 64)
+    assert not replies.expect(wanted)
+    heard = replies._buffer[replies._at : replies._end]
+    assert bytes(heard) + pieces._stream == said, "nothing has been read"
+
+
+def test_a_prefix_of_what_is_expected_is_not_it():
+    """The server has said a part of it and no more: then there is no answer."""
+    for said in (b"", b":", b":7\r", b":7\r\n:1"):
+        replies = Replies(Pieces(said, [1, 1, 1]).receive_into, 64)
+        with pytest.raises(ConnectionError, match="closed"):
+            replies.expect(b":7\r\n:11\r\n")
 
 
 def test_a_reply_has_a_largest_size(monkeypatch):
