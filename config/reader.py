@@ -8,6 +8,7 @@ loader here reads it as the number it is.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -191,11 +192,17 @@ def _tagged(kind: Any) -> tuple[str, dict[str, type]] | None:
     return structs[0].__struct_config__.tag_field, {struct.__struct_config__.tag: struct for struct in structs}
 
 
+@functools.cache
+def _types_of(struct: type) -> dict[str, Any]:
+    """The types of a struct's fields; read out of their texts once."""
+    return get_type_hints(struct, include_extras=True)
+
+
 def _field_types(struct: Any) -> dict[str, Any]:
     structs = _structs(struct)
     if len(structs) != 1:
         return {}
-    return get_type_hints(structs[0], include_extras=True)
+    return _types_of(structs[0])
 
 
 def _check_keys(kind: Any, data: Any, path: str) -> None:
@@ -215,7 +222,7 @@ def _check_keys(kind: Any, data: Any, path: str) -> None:
                 f"{where}: unknown {path.rsplit('.', 1)[-1]} {data[field]!r}{_nearest(data[field], by_tag)}"
             )
         struct, allowed = by_tag[data[field]], {field}
-    types = get_type_hints(struct, include_extras=True)
+    types = _types_of(struct)
     allowed |= types.keys()
     for key, value in data.items():
         inner = f"{path}.{key}" if path else str(key)

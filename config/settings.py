@@ -265,7 +265,7 @@ class Run(Settings):
     steps: Positive = 2000
     log_every: Positive = 10
     evaluate_every: Natural = 500
-    evaluate_samples: Annotated[int, msgspec.Meta(ge=64)] = 5000
+    evaluate_samples: Annotated[int, msgspec.Meta(ge=64, le=2**63 - 1)] = 5000
     snapshot_every: Natural = 500
     checkpoint_every: Natural | None = None
     keep_checkpoints: Positive = 3

@@ -71,15 +71,6 @@ def test_a_run_folder_is_an_experiment(tmp_path, write):
     assert config.load(tmp_path) == experiment
 
 
-def test_what_may_differ_between_workers_is_not_agreed_on(write):
-    path = write(SMALL)
-    mine = config.agreed(config.load(path))
-    private = ["data.root=/somewhere", "data.download=true", "device=cpu", "connect_timeout_s=3", "run.log_every=5"]
-    assert config.agreed(config.load(path, private)) == mine
-    assert config.agreed(config.load(path, ["peers=[redis://a, redis://b]"])) != mine
-    assert config.agreed(config.load(path, ["seed=2"])) != mine
-
-
 # --- what does not fit -------------------------------------------------------------------------
 
 WRONG = {
