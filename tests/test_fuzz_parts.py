@@ -175,19 +175,48 @@ def test_a_state_of_no_size_is_refused(size):
         take({**STATE, "t:meta": msgpack.packb({**SUMS, "arrays": arrays})})
 
 
-@settings(deadline=None, max_examples=400)
-@given(st.sampled_from(sorted(STATE)), blobs(SUMS), st.dictionaries(st.sampled_from(sorted(SIZES)), plain), st.data())
-def test_a_spoiled_state_is_refused(name, blob, sums, data):
-    spoiled = data.draw(
-        st.one_of(st.just(blob), st.just(msgpack.packb({**SUMS, "arrays": {**SUMS["arrays"], **sums}})))
-    )
-    fields = {**STATE, name: spoiled}
+def same_length(blob: bytes):
+    """Other bytes of the same length, which nothing but a checksum can tell from the genuine ones."""
+    places = st.lists(st.tuples(st.integers(0, len(blob) - 1), st.integers(1, 255)), min_size=1, max_size=4)
+
+    def change(changes):
+        found = bytearray(blob)
+        for at, other in changes:
+            found[at] ^= other
+        return bytes(found)
+
+    return st.one_of(places.map(change), st.binary(min_size=len(blob), max_size=len(blob)), st.just(bytes(len(blob))))
+
+
+CHUNKS = sorted(STATE.keys() - {"t:meta"})
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from(CHUNKS), st.data())
+def test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum(name, data):
+    spoiled = data.draw(same_length(STATE[name]))
+    if spoiled == STATE[name]:
+        return
+    with pytest.raises(MessageError) as caught:
+        take({**STATE, name: spoiled})
+    assert caught.value.reason == "checksum"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_spoiled_state_is_refused(data):
+    """Whatever field it is: other bytes in it, another map, and for a vector none or too many."""
+    name = data.draw(st.sampled_from(sorted(STATE)))
+    sums = data.draw(st.dictionaries(st.sampled_from(sorted(SIZES)), plain))
+    other = msgpack.packb({**SUMS, "arrays": {**SUMS["arrays"], **sums}})
+    spoiled = data.draw(st.one_of(same_length(STATE[name]), blobs(SUMS), st.just(other)))
     try:
-        arrays, _ = take(fields)
+        arrays, _ = take({**STATE, name: spoiled})
     except (MessageError, StalledError):
         return
     # Only what goes with the vectors can have become something else.
-    assert name == "t:meta" and all(np.array_equal(arrays[key], VECTORS[key]) for key in VECTORS)
+    assert name == "t:meta" or spoiled == STATE[name]
+    assert all(np.array_equal(arrays[key], VECTORS[key]) for key in VECTORS)
 
 
 class NoStream:

@@ -1,0 +1,307 @@
+"""Robust rules and the judge against numbers worked out by hand, where a rule that is nearly right gives others."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from peers import robust
+from peers.judge import KNOWN, WINDOW, Judge, Term
+from peers.partition import Schedule
+from peers.types import Slice
+
+NAN, INF = float("nan"), float("inf")
+
+
+def rows(*values):
+    """Vectors, one a row."""
+    return [np.array(row, np.float32) for row in values]
+
+
+# --- the rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_mean_divides_by_the_number_of_vectors(count):
+    some = rows(*[[2.0**k, -k] for k in range(count)])
+    np.testing.assert_array_equal(robust.mean(some), np.mean(some, axis=0, dtype=np.float32))
+    assert not np.shares_memory(robust.mean(some), some[0])
+
+
+@pytest.mark.parametrize(
+    ("some", "expected"),
+    [
+        # Lengths 5, 10, 20, 40: the lower of the middle two is 10.
+        (rows([3, 4], [6, 8], [12, 16], [24, 32]), (np.array([3, 4]) + 3 * np.array([6, 8])) / 4),
+        # Lengths 5 and 10: the shorter.
+        (rows([3, 4], [-6, 8]), [0, 4]),
+        # Three: the one in the middle; what is shorter stays as it is.
+        (rows([1, 0], [0, 4], [0, -80]), [1 / 3, 0]),
+        # One that is not finite counts as zero, and as the longest: 3, 9, inf, inf have 9 in the lower middle ...
+        (rows([3, 0], [0, 9], [NAN, 1], [INF, 1]), [0.75, 2.25]),
+        # ... and 3, 27, inf have 27.
+        (rows([3, 0], [0, 27], [-INF, 1]), [1, 9]),
+    ],
+)
+def test_a_clipped_mean_cuts_to_the_lower_median_length(some, expected):
+    np.testing.assert_allclose(robust.clipped_mean(some), expected, rtol=1e-6)
+
+
+def test_a_factor_makes_the_length_to_which_is_cut_longer():
+    some = rows([3, 4], [6, 8], [30, 40])
+    np.testing.assert_allclose(robust.clipped_mean(some, 2.5), np.array([3 + 6 + 15, 4 + 8 + 20]) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "middle"),
+    [
+        ([5], 5),
+        ([1, 4], 2.5),
+        ([9, 1, 4], 4),
+        ([9, 1, 4, 6], 5),
+        ([9, 1, 4, 6, -100], 4),
+        # No number counts as plus infinity, so it is the largest.
+        ([NAN, 1, 4], 4),
+        ([NAN, NAN, 1, 2, 4], 4),
+        ([-INF, 1, 4], 1),
+        # The sum of the middle two overflows, and what is between them does not.
+        ([3e38, 3e38], 3e38),
+        ([-3e38, -3e38], -3e38),
+        ([1e38, 3e38], 3e38),
+    ],
+)
+def test_a_median_coordinate_by_coordinate(column, middle):
+    some = rows(*[[value, 7.0] for value in column])
+    np.testing.assert_allclose(robust.median(some), np.array([middle, 7], np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "expected"),
+    [(0, 23.2), (1, 5), (2, 3), (3, 3), (99, 3)],
+)
+def test_a_trimmed_mean_leaves_as_many_out_at_either_end(hostile, expected):
+    some = rows([100], [10], [2], [1], [3])
+    np.testing.assert_allclose(robust.trimmed_mean(some, hostile), [expected], rtol=1e-6)
+    np.testing.assert_allclose(robust.build("trimmed_mean", hostile)(some), [expected], rtol=1e-6)
+    mirrored = [-vector for vector in some]
+    np.testing.assert_allclose(robust.trimmed_mean(mirrored, hostile), [-expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 5.5), (3, 10), (4, 15)])
+def test_of_few_vectors_as_many_are_trimmed_as_leaves_one(count, expected):
+    some = rows([1], [10], [20], [100])[:count]
+    np.testing.assert_allclose(robust.trimmed_mean(some, 2), [expected], rtol=1e-6)
+
+
+def clip_by_hand(some, rounds, radius=None):
+    """Karimireddy et al., algorithm 2, from the median on, in float64; and the centre after each round."""
+    stack = np.array(some, np.float64)
+    centre, trail = np.median(stack, axis=0), []
+    for _ in range(rounds):
+        away = stack - centre
+        lengths = np.linalg.norm(away, axis=1)
+        most = np.sort(lengths)[(len(lengths) - 1) // 2] if radius is None else radius
+        scales = [min(1, most / length) if length else 1 for length in lengths]
+        centre = centre + (away * np.array(scales)[:, None]).mean(axis=0)
+        trail.append(centre)
+    return trail
+
+
+@pytest.mark.parametrize("radius", [None, 0.5, 3.0])
+@pytest.mark.parametrize("count", [4, 5])
+def test_centred_clipping_takes_three_steps_from_the_median(count, radius):
+    random = np.random.default_rng(count)
+    some = rows(*random.standard_normal((count - 1, 6)), np.full(6, 40))
+    trail = clip_by_hand(some, 5, radius)
+    np.testing.assert_allclose(robust.centered_clip(some, radius), trail[2], rtol=1e-5, atol=1e-6)
+    for rounds in (1, 2, 5):
+        np.testing.assert_allclose(robust.centered_clip(some, radius, rounds), trail[rounds - 1], rtol=1e-5, atol=1e-6)
+    if radius is None:
+        np.testing.assert_allclose(robust.build("centered_clip")(some), trail[2], rtol=1e-5, atol=1e-6)
+    steps = [np.linalg.norm(one - other) for one, other in zip(trail, trail[1:], strict=False)]
+    assert min(steps) > 5e-4, "so that a number of steps can be told from another"
+
+
+def test_centred_clipping_takes_what_is_not_finite_for_the_centre():
+    some = rows([0, 0], [2, 0], [0, 3], [NAN, 1])
+    # The median has the NaN for plus infinity: (1, 0.5). The squares of the lengths from there: 1.25 twice, 7.25, inf.
+    found = robust.centered_clip(some, rounds=1)
+    moves = np.array([[-1, -0.5], [1, -0.5], np.array([-1, 2.5]) * math.sqrt(1.25 / 7.25), [0, 0]])
+    np.testing.assert_allclose(found, np.array([1, 0.5]) + moves.mean(axis=0), rtol=1e-6)
+
+
+# --- lengths ---------------------------------------------------------------------------------------
+
+
+def test_the_length_of_values_whose_squares_overflow():
+    assert robust.norm(np.array([3e30, 4e30], np.float32)) == pytest.approx(5e30, rel=1e-6)
+    # No longer than what a state can say of it.
+    assert robust.norm(np.full(4, 3e38, np.float32)) == float(np.finfo(np.float32).max)
+    assert robust.norm(np.array([1, -INF], np.float32)) == INF
+    assert math.isnan(robust.norm(np.array([1, NAN], np.float32)))
+    assert robust.norm(np.empty(0, np.float32)) == 0
+
+
+def test_a_length_is_taken_from_squares_that_are_known():
+    values = np.array([3, 4], np.float32)
+    assert robust.norm(values) == 5 and robust.norm(values, 144.0) == 12 and robust.norm(values, 0.0) == 0
+
+
+def test_squares_add_up_from_piece_to_piece():
+    values = np.arange(robust.SQUARES_VALUES + 3, dtype=np.float32) % 4
+    whole = float(np.square(values, dtype=np.float64).sum())
+    assert robust.squares(values) == whole
+    assert robust.squares(values[7:], robust.squares(values[:7])) == whole
+    assert robust.distance(values + 2, values) == pytest.approx(2 * math.sqrt(values.size), rel=1e-6)
+
+
+# --- the norm gate ---------------------------------------------------------------------------------
+
+PART, OTHER = Slice(0, 8), Slice(8, 16)
+
+
+def terms(*norms, life="a"):
+    return [Term(worker, life, norm) for worker, norm in enumerate(norms)]
+
+
+def knowing(norms, factor=2.0, **more):
+    """A judge of worker 9, to whom workers 0 and 1 have shown these lengths, one round each."""
+    judge = Judge(9, factor, **more)
+    for norm in norms:
+        judge._note(PART, norm)
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [
+        ([1.0] * 5 + [100.0] * 4, 2.0),
+        # Of an even number the upper one of the middle two.
+        ([1.0] * 4 + [3.0] * 4, 6.0),
+        ([1.0] * 5 + [3.0] * 3, 2.0),
+    ],
+)
+def test_the_limit_is_the_factor_times_the_running_median(seen, limit):
+    judge = knowing(seen)
+    # The others are silent, so that only what was seen counts.
+    assert judge.judge(PART, terms(0.01, limit, 0.01)) == {0, 1, 2}
+    judge = knowing(seen)
+    assert judge.judge(PART, terms(0.01, limit * 1.001, 0.01)) == {0, 2}
+
+
+def test_or_the_lower_median_of_what_the_others_say_where_that_is_larger():
+    for own, accepted in ((12.0, {0, 1, 2, 3}), (12.1, {0, 1, 2})):
+        judge = knowing([1.0] * 8)
+        # For the last one the others say 5, 6 and 7; for each of the others 6, 7 and what the last one says.
+        assert judge.judge(PART, terms(5, 6, 7, own)) == accepted, own
+    judge = knowing([1.0] * 8)
+    # Of two others the lower one counts, so one alone cannot make room for another.
+    assert judge.judge(PART, terms(1.0, 50.0, 60.0)) == {0}
+    # Silence of another is no yardstick.
+    judge = knowing([1.0] * 8)
+    assert judge.judge(PART, terms(0.0, 3.0, 3.0)) == {0, 1, 2}
+
+
+def test_the_gate_opens_its_eyes_with_the_eighth_length():
+    assert KNOWN == 8
+    for count, accepted in ((7, {0, 1}), (8, {0})):
+        assert knowing([1.0] * count).judge(PART, terms(1.0, 100.0)) == accepted
+
+
+def test_what_was_left_out_is_no_measure_for_what_comes():
+    judge = knowing([1.0] * 8)
+    for _ in range(40):
+        assert judge.judge(PART, terms(1.0, 100.0)) == {0}
+    assert judge.counts == {"gated": 40}
+
+
+def test_a_measure_is_of_the_last_sixty_four():
+    assert WINDOW == 64
+    judge = knowing([1.0] * 64 + [5.0] * 31)
+    assert judge.judge(PART, terms(0.01, 2.1)) == {0}, "33 of the last 64 are ones"
+    judge = knowing([1.0] * 64 + [5.0] * 33)
+    assert judge.judge(PART, terms(0.01, 9.9)) == {0, 1}
+
+
+def test_who_is_muted_after_which_strike_and_what_still_counts():
+    judge = Judge(9, most_strikes=2)
+    assert judge.judge(PART, terms(1.0, NAN)) == {0} and not judge.is_muted(1)
+    assert judge.judge(OTHER, terms(1.0, INF)) == {0} and judge.is_muted(1)
+    assert judge.judge(PART, terms(1.0, NAN)) == {0}
+    assert judge.counts == {"not_finite": 2, "muted": 1}
+    assert judge.stats() == {"strikes": {"1": 2}, "muted": [1]}
+
+
+def test_what_a_muted_one_says_is_no_measure():
+    judge = knowing([1.0] * 8, most_strikes=1)
+    assert judge.judge(PART, terms(1.0, NAN, 1.0)) == {0, 2}
+    # Else the lower median of 30 and 30 would make room for 50.
+    assert judge.judge(PART, terms(1.0, 50.0, 50.0, 1.0)) == {0, 3}
+
+
+def test_where_they_come_one_by_one_the_newest_of_each_counts_until_it_is_muted():
+    judge = knowing([1.0] * 8, most_strikes=2, is_alike=False)
+    judge.note_own(PART, 30.0)
+    assert judge.judge(PART, [Term(1, "a", 30.0)]) == {1}
+    # The others of worker 2 say 30 and 30; of another part nobody has said anything.
+    assert judge.judge(PART, [Term(2, "a", 60.0)]) == {2}
+    for _ in range(2):
+        assert judge.judge(PART, [Term(2, "a", INF)]) == set()
+    assert judge.is_muted(2) and set(judge._newest[PART]) == {1, 9}
+
+
+def test_without_a_gate_ones_own_length_is_not_noted():
+    judge = Judge(9, 0.0, is_alike=False)
+    judge.note_own(PART, 1.0)
+    assert not judge._newest and not judge._windows
+    judge = Judge(9, 1.0, is_alike=False)
+    judge.note_own(PART, INF)
+    assert not judge._newest and not judge._windows
+
+
+def test_what_is_not_to_be_gated_has_only_to_be_finite_and_is_no_measure():
+    judge = knowing([1.0] * 8)
+    assert judge.judge(PART, terms(1.0, 1000.0, NAN), is_gated=False) == {0, 1}
+    assert judge.judge(PART, terms(1.0, 3.0)) == {0}
+
+
+def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life():
+    schedule = Schedule([Slice(0, 4), Slice(4, 8)], 2)
+    judge = Judge(9, 2.0, most_strikes=5)
+    parts = [Slice(0, 2), Slice(2, 4), Slice(4, 6), Slice(6, 8)]
+    for number, part in enumerate(parts, 1):
+        for length in range(number):
+            judge.judge(part, [Term(3, "b", 10.0 * number + length)])
+    judge.judge(parts[0], [Term(5, "c", NAN), Term(9, "", NAN)])
+    arrays, strikes = judge.state(schedule, (1, 2, 4))
+    assert judge.sizes(schedule, (1, 2, 4)) == {"norms": 64 * 4 * 2}
+    found = arrays["norms"].reshape(8, 64)
+    expected = np.zeros((8, 64), np.float32)
+    for number in range(1, 5):
+        expected[number - 1, :number] = [10.0 * number + length for length in range(number)]
+    np.testing.assert_array_equal(found, expected)
+    assert strikes == [[5, "c", 1], [9, "", 1]]
+    other = Judge(1, 2.0, most_strikes=5)
+    other.load_state(schedule, arrays, strikes)
+    again, same = other.state(schedule, (1, 2, 4))
+    np.testing.assert_array_equal(again["norms"], arrays["norms"])
+    assert same == strikes
+    # A new life of the one that was struck begins anew; the same life does not.
+    other.judge(parts[0], [Term(5, "c", 1.0)])
+    assert other.stats()["strikes"] == {"5": 1, "9": 1}
+    other.judge(parts[0], [Term(5, "d", 1.0)])
+    assert other.stats()["strikes"] == {"9": 1}
+
+
+def test_parts_that_are_no_more_are_forgotten_and_those_in_force_kept():
+    judge = Judge(9, 2.0)
+    for _ in range(8):
+        judge.judge(Slice(0, 8), terms(1.0, 1.0))
+        judge.judge(Slice(0, 16), terms(1.0, 1.0))
+    judge.reschedule(Schedule([Slice(0, 16)], 2))
+    assert judge.judge(Slice(0, 8), terms(1.0, 9.0)) == {0}
+    # Of another cut nothing is learned any more.
+    for _ in range(30):
+        assert judge.judge(Slice(0, 16), terms(1.0, 9.0)) == {0, 1}
