@@ -136,6 +136,8 @@ def test_it_learns_the_digits_and_gives_64_features(digits, trained):
     assert features.shape == (3, 64)
     assert features.dtype == torch.float32
     assert not any(parameter.requires_grad for parameter in trained.parameters())
+    alone = torch.cat([trained.features(digits[1].take([index])) for index in range(3)])
+    assert torch.allclose(alone, features, atol=1e-5), "a sample's features do not depend on those beside it"
 
 
 def test_it_is_cached_and_the_callers_random_state_is_untouched(digits, trained, cache, monkeypatch):
@@ -146,6 +148,8 @@ def test_it_is_cached_and_the_callers_random_state_is_untouched(digits, trained,
         first = classifiers.obtain(digits[0])
     monkeypatch.setattr(classifiers, "train_classifier", lambda train: pytest.fail("trained twice"))
     again = classifiers.obtain(digits[0])
+    assert not first.training and not again.training
+    assert not any(parameter.requires_grad for one in (first, again) for parameter in one.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpys)
     assert torch.get_num_threads() == threads
@@ -158,7 +162,7 @@ def test_it_is_cached_and_the_callers_random_state_is_untouched(digits, trained,
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
 def test_a_damaged_cache_file_is_trained_again(cache, damage, caplog):
-    train = load(Data(name="gaussian-ring"), 28, "train")
+    train = ImageSource(np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8)), np.arange(40) % 2, ["a", "b"])
     classifiers.obtain(train)
     (path,) = cache.glob("*.safetensors")
     whole = path.read_bytes()
@@ -265,26 +269,51 @@ def feed(samples):
 
 
 @pytest.fixture(scope="module")
-def ring(tmp_path_factory):
+def ring_cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def ring(ring_cache):
     """An evaluator of the ring, with its cache of its own."""
-    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEGAN_CACHE", str(folder))
+        patch.setenv("DEGAN_CACHE", ring_cache)
         evaluator = Evaluator(experiment())
         assert evaluator.classes == 8
     return evaluator
 
 
-def test_real_samples_score_at_the_floor_and_cover_everything(ring):
-    train = load(Data(name="gaussian-ring"), 28, "train")
+def plain_frechet(one, other):
+    """The distance of two sets of features by numpy alone: the root's trace from the eigenvalues of the product."""
+    a, b = (np.cov(features.astype(np.float64), rowvar=False) for features in (one, other))
+    roots = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0))
+    apart = one.mean(axis=0, dtype=np.float64) - other.mean(axis=0, dtype=np.float64)
+    return float(apart @ apart + np.trace(a) + np.trace(b) - 2 * roots.sum())
+
+
+def test_real_samples_score_near_the_floor_and_cover_everything(ring, ring_cache, monkeypatch):
+    train, test = (load(Data(name="gaussian-ring"), 28, part) for part in ("train", "test"))
     metrics = ring.evaluate(feed(train.take(np.arange(600, 1200))))
     names = ["fid600_classifier", "fid600_classifier_floor", "coverage600_classes", "tv600_labels", "classes"]
     assert [metric.name for metric in metrics] == names
     got = values(metrics)
-    assert 0 <= got["fid600_classifier"] < 3 * got["fid600_classifier_floor"] + 0.01
     assert (got["coverage600_classes"], got["classes"]) == (8, 8)
     assert got["tv600_labels"] < 0.01
     assert all(metric.seconds >= 0 and metric.weights_sha256 is None for metric in metrics)
+
+    # The network that the evaluator has trained is that of the training part: it is in the cache under its name.
+    monkeypatch.setenv("DEGAN_CACHE", ring_cache)
+    monkeypatch.setattr(classifiers, "train_classifier", lambda train: pytest.fail("of other data"))
+    eye = classifiers.obtain(train)
+    everything, whole_test = (eye.features(source.take(np.arange(len(source)))).numpy() for source in (train, test))
+    mine, drawn = everything[600:1200], everything[np.random.default_rng(1009).permutation(8192)[:600]]
+    fid, floor = plain_frechet(mine, whole_test), plain_frechet(drawn, whole_test)
+    # The wrong reference would be seen: each of these is away from the right value by far more than a rounding.
+    assert abs(plain_frechet(mine, everything) - fid) > 0.03 * fid
+    assert abs(plain_frechet(mine, whole_test[:600]) - fid) > 0.03 * fid
+    assert abs(plain_frechet(everything, whole_test) - floor) > 0.03 * floor
+    assert got["fid600_classifier"] == pytest.approx(fid, rel=0.01)
+    assert got["fid600_classifier_floor"] == pytest.approx(floor, rel=0.01)
 
 
 def test_missing_modes_and_wrong_samples_are_seen(ring):

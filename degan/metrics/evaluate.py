@@ -37,7 +37,7 @@ import torch
 from config.settings import Experiment
 from degan.data.base import Source
 from degan.data.sources import load
-from degan.errors import WeightsError
+from degan.errors import DataError, WeightsError
 from degan.metrics import classifier, frechet
 
 log = logging.getLogger(__name__)
@@ -124,15 +124,22 @@ def _floor(evidence: Evidence) -> float:
     return frechet.distance(evidence.real.gaussian, evidence.reference.gaussian)
 
 
+def _counts(features: Features, classes: int) -> np.ndarray:
+    """How many samples of each class there are: int64 `(classes,)`."""
+    return np.bincount(features.labels, minlength=classes)
+
+
 def _shares(features: Features, classes: int) -> np.ndarray:
     """Each class's share of the samples: float64 `(classes,)`, sum 1."""
-    return np.bincount(features.labels, minlength=classes) / len(features.labels)
+    return _counts(features, classes) / len(features.labels)
 
 
 def _coverage(evidence: Evidence) -> float:
     """A class that the classifier never sees in the test set is never covered."""
-    wanted = _shares(evidence.reference, evidence.classes)
-    return float(np.sum((wanted > 0) & (_shares(evidence.generated, evidence.classes) >= COVERED * wanted)))
+    there, made = (_counts(seen, evidence.classes) for seen in (evidence.reference, evidence.generated))
+    # Shares by cross multiplication: a quotient is rounded, and exactly a tenth would not count.
+    least = COVERED * (there * len(evidence.generated.labels))
+    return float(np.sum((there > 0) & (made * len(evidence.reference.labels) >= least)))
 
 
 def _total_variation(evidence: Evidence) -> float:
@@ -205,7 +212,7 @@ class Evaluator:
 
         Raises:
             ValueError: samples of another shape.
-            DataError: the data set cannot be read (at the first call).
+            DataError: the data set cannot be read, or has fewer than 2 test samples (at the first call).
             CacheError: the classifier's cache cannot be used (at the first call).
         """
         standards = self._standards
@@ -224,6 +231,8 @@ class Evaluator:
         """The test set and the training samples, through each network."""
         data, size = self._settings.data, self._settings.model.image_size
         test = load(data, size, "test")
+        if len(test) < 2:
+            raise DataError(f"the metrics cannot compare with {len(test)} test sample of {data.name}; add some")
         if self._inception is not None and not test.is_image:
             raise WeightsError(
                 f"Inception looks at images, data.name={data.name} has points; leave the weights file out"
