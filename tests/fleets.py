@@ -47,6 +47,11 @@ def in_threads(jobs: list[Callable[[], object]], timeout_s: float = HANG_S) -> l
     return results
 
 
+def close(modes: list) -> None:
+    """Close the workers of a fleet at once: each waits until its threads have ended."""
+    in_threads([mode.close for mode in modes])
+
+
 def make_layout(
     size: int,
     parts: int | str = 1,

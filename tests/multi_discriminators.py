@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 import config
-from degan import losses
 from degan.derangement import derangement
 from degan.modes.multi_discriminator import MultiDiscriminator
 from degan.pair import GanPair
-from tests.fleets import in_threads
+from tests.fleets import close, in_threads
+from tests.plain_gans import PlainGan, flat
 
 BATCH = 8
 MODELS = {
@@ -77,37 +77,53 @@ class Fleet:
         try:
             return in_threads([lambda w=w: live(w) for w in range(len(self.modes))])
         finally:
-            for mode in self.modes:
-                mode.close()
+            close(self.modes)
 
     def discriminators(self):
         return [pair.network("discriminator") for pair in self.pairs]
 
 
-def one_process(settings, workers, steps, swap_period=0):
-    """The reference: one generator, a list of discriminators, and the mean of their losses."""
-    pairs, data = [new_pair(settings, w) for w in range(workers)], [reals(settings, 100 + w) for w in range(workers)]
-    count = 1 if settings.mode.batches == 1 else settings.mode.batches
-    leader = pairs[0]
+def by_hand(settings, workers, steps, epoch=0):
+    """The same in plain torch: one generator, a list of discriminators, and the mean of their losses.
+
+    Args:
+        epoch: after how many steps discriminators change hands, with their moments; 0 for never.
+
+    Returns:
+        The pairs, of which the first holds G; and the losses of each step by worker.
+    """
+    shape, found = MODELS[settings.model.__struct_config__.tag][1], []
+    gans, data = (
+        [PlainGan(settings, shape, w) for w in range(workers)],
+        [reals(settings, 100 + w) for w in range(workers)],
+    )
+    first, batches, count = gans[0], settings.mode.batches, settings.mode.discriminator_steps
     for step in range(1, steps + 1):
-        fakes = [leader.generator.module(leader._draw(BATCH)) for _ in range(count)]
-        total = 0
-        for place, pair in enumerate(pairs):
-            pair._discriminator_gradient(next(data[place]), fakes[(place + 1) % count].detach())
-            pair._optimisers[1].step()
-            pair.discriminator.freeze(True)
-            judged = pair.discriminator.module(fakes[place % count])
-            total = total + losses.generator_loss(settings.loss, judged) / workers
-            pair.discriminator.freeze(False)
-        leader.generator.clear_gradient()
-        total.backward()
-        leader._optimisers[0].step()
-        leader.average((0, leader.generator.size))
-        if swap_period and step % swap_period == 0:
-            before = [(pair.network("discriminator"), pair.network_counters("discriminator")) for pair in pairs]
+        fakes = [first.fakes(settings.data.batch_size) for _ in range(batches)]
+        losses_of_d = [
+            sum(gan.learn_d(next(data[place]), fakes[(place + 1) % batches]) for _ in range(count)) / count
+            for place, gan in enumerate(gans)
+        ]
+        losses_of_g = [gan.g_loss(fakes[place % batches]) for place, gan in enumerate(gans)]
+        first.learn_g(sum(losses_of_g) / workers)
+        first.take_average()
+        found.append([(d, float(g.detach())) for d, g in zip(losses_of_d, losses_of_g, strict=True)])
+        if epoch and step % epoch == 0:
+            before = [(gan.d, gan.d_adam) for gan in gans]
             for giver, taker in derangement(settings.seed, step, range(workers)).items():
-                pairs[taker].load_network("discriminator", *before[giver])
-    return pairs
+                gans[taker].d, gans[taker].d_adam = before[giver]
+    return gans, found
+
+
+def assert_like(pair: GanPair, first: PlainGan, own: PlainGan, start: PlainGan, tolerance=1e-3):
+    """A worker's networks against the G of the first and the D of its own, relative to what training has moved."""
+    mine = {name: pair.network(name, False) for name in ("generator", "discriminator")} | {"average": pair.smooth()}
+    theirs = {"generator": (first.g, start.g), "discriminator": (own.d, start.d), "average": (first.average, start.g)}
+    for name, (module, before) in theirs.items():
+        moved = float((flat(module) - flat(before)).norm())
+        assert moved > 1e-3, f"training moves the {name}"
+        away = float((torch.from_numpy(mine[name]) - flat(module)).norm())
+        assert away <= tolerance * moved, (name, away / moved)
 
 
 def assert_same(first: GanPair, second: GanPair, prefixes=("generator", "discriminator", "ema")):

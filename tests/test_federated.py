@@ -12,101 +12,20 @@ import torch
 import config
 from degan import cohorts
 from degan.modes.claims import plain_about
-from degan.modes.federated import Federated, stragglers
+from degan.modes.federated import stragglers
 from degan.pair import GanPair
 from peers.attacks import Attack
 from peers.errors import LapsedError
-from tests.fleets import in_threads, memory_buses, redis_buses
+from tests.federations import BATCH, SHAPE, Fleet, about, assert_same_model, experiment, stream
+from tests.fleets import memory_buses, redis_buses
 
 RUNS = itertools.count()
-BATCH, SHAPE = 8, (1, 32, 32)
-SAMPLES = 64
-
-
-def experiment(workers, model="mlp", optimiser=None, batch=BATCH, **mode):
-    models = {
-        "mlp": {"name": "mlp", "latent": 8, "hidden": 16, "image_size": 32},
-        "dcgan": {"name": "dcgan", "latent": 8, "width": 4},
-        "lsgan": {"name": "lsgan"},
-    }
-    return config.build(
-        {
-            "name": "federated",
-            "peers": workers,
-            "data": {"name": "mnist", "batch_size": batch},
-            "model": models[model],
-            "optimiser": optimiser or {},
-            "mode": {"name": "federated", "fraction": 1.0, **mode},
-            "bus": {"lease_s": 20, "finish_timeout_s": 20},
-            "run": {"steps": 4, "evaluate_every": 0, "snapshot_every": 0},
-        }
-    )
-
-
-def stream(worker, batch=BATCH):
-    """A worker's endless batches."""
-    generator = torch.Generator().manual_seed(100 + worker)
-    return lambda: torch.rand(batch, *SHAPE, generator=generator) * 2 - 1
 
 
 def make_buses(request, backend, workers):
     if backend == "memory":
         return memory_buses(workers)
     return redis_buses(workers, request.getfixturevalue("redis_url"), f"federated{next(RUNS)}")
-
-
-def about(worker):
-    histogram = [0] * 10
-    histogram[worker % 10] = SAMPLES + worker
-    return {"samples": SAMPLES + worker, "histogram": histogram}
-
-
-class Fleet:
-    """Federated workers in threads; `cuts` are the steps after which everybody holds the model."""
-
-    def __init__(self, settings, buses, cuts=()):
-        self.settings, self.buses, self.cuts = settings, buses, cuts
-        self.lines = []
-        self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
-        self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
-        self.stats = []
-
-    def mode(self, worker, bus):
-        def say(line):
-            self.lines.append(f"{worker}: {line}")
-
-        return Federated(self.settings, self.pairs[worker], bus, {}, about(worker), say)
-
-    def again(self, worker):
-        """A new life of a worker whose mode was closed."""
-        others = tuple(other for other in range(len(self.buses)) if other != worker)
-        self.modes.append(self.mode(worker, self.buses[worker]._hub.bus(worker, others, "another")))
-        return self.modes[-1]
-
-    def live(self, worker, steps, next_batch=None):
-        mode, next_batch = self.modes[worker], next_batch or stream(worker, self.settings.data.batch_size)
-        assert mode.begin([], {}, None) == 0
-        for step in range(1, steps + 1):
-            mode.step(step, next_batch, step == steps)
-            if step == steps or step in self.cuts:
-                assert mode.settle(step)
-        mode.finish()
-        return mode.stats()
-
-    def run(self, steps, live=None):
-        try:
-            jobs = [lambda w=w: (live or self.live)(w, steps) for w in range(len(self.buses))]
-            self.stats = in_threads(jobs)
-        finally:
-            for mode in self.modes:
-                mode.close()
-        return self.pairs
-
-
-def assert_same_model(pairs):
-    for pair in pairs[1:]:
-        np.testing.assert_array_equal(pair.model(), pairs[0].model())
-        np.testing.assert_array_equal(pair.smooth(), pairs[0].smooth())
 
 
 # --- oracles --------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 
 from degan.modes.multi_discriminator import MultiDiscriminator
 from tests import multi_discriminators
+from tests.federations import Fleet, assert_same_model, experiment, stream
 from tests.fleets import in_threads, memory_buses
-from tests.test_federated import Fleet, assert_same_model, experiment, stream
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -1,0 +1,104 @@
+"""Fleets of federated workers in threads of one process, and what they train on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import config
+from degan.modes.federated import Federated
+from degan.pair import GanPair
+from tests.fleets import close, in_threads
+
+BATCH, SHAPE = 8, (1, 32, 32)
+SAMPLES = 64
+
+
+def experiment(workers, model="mlp", optimiser=None, batch=BATCH, more=None, **mode):
+    models = {
+        "mlp": {"name": "mlp", "latent": 8, "hidden": 16, "image_size": 32},
+        "wide": {"name": "mlp", "latent": 8, "hidden": 300, "image_size": 32},
+        "dcgan": {"name": "dcgan", "latent": 8, "width": 4},
+        "lsgan": {"name": "lsgan"},
+    }
+    return config.build(
+        {
+            "name": "federated",
+            "peers": workers,
+            "data": {"name": "mnist", "batch_size": batch},
+            "model": models[model],
+            "optimiser": optimiser or {},
+            "mode": {"name": "federated", "fraction": 1.0, **mode},
+            "bus": {"lease_s": 20, "finish_timeout_s": 20},
+            "run": {"steps": 4, "evaluate_every": 0, "snapshot_every": 0},
+            **(more or {}),
+        }
+    )
+
+
+def stream(worker, batch=BATCH):
+    """A worker's endless batches."""
+    generator = torch.Generator().manual_seed(100 + worker)
+    return lambda: torch.rand(batch, *SHAPE, generator=generator) * 2 - 1
+
+
+def about(worker):
+    """What a worker says of itself."""
+    histogram = [0] * 10
+    histogram[worker % 10] = SAMPLES + worker
+    return {"samples": SAMPLES + worker, "histogram": histogram}
+
+
+class Fleet:
+    """Federated workers in threads; `cuts` are the steps after which everybody holds the model."""
+
+    def __init__(self, settings, buses, cuts=(), about=about):
+        self.settings, self.buses, self.cuts, self.about = settings, buses, cuts, about
+        self.lines = []
+        self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
+        self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
+        self.stats = []
+        # Of each step of each worker: what it has returned, and how many batches were drawn in it.
+        self.losses, self.drawn = [[] for _ in buses], [[] for _ in buses]
+
+    def mode(self, worker, bus):
+        def say(line):
+            self.lines.append(f"{worker}: {line}")
+
+        return Federated(self.settings, self.pairs[worker], bus, {}, self.about(worker), say)
+
+    def again(self, worker):
+        """A new life of a worker whose mode was closed."""
+        others = tuple(other for other in range(len(self.buses)) if other != worker)
+        self.modes.append(self.mode(worker, self.buses[worker]._hub.bus(worker, others, "another")))
+        return self.modes[-1]
+
+    def live(self, worker, steps, next_batch=None):
+        mode, batches = self.modes[worker], next_batch or stream(worker, self.settings.data.batch_size)
+
+        def counted():
+            self.drawn[worker][-1] += 1
+            return batches()
+
+        assert mode.begin([], {}, None) == 0
+        for step in range(1, steps + 1):
+            self.drawn[worker].append(0)
+            self.losses[worker].append(mode.step(step, counted, step == steps))
+            if step == steps or step in self.cuts:
+                assert mode.settle(step)
+        mode.finish()
+        return mode.stats()
+
+    def run(self, steps, live=None):
+        try:
+            jobs = [lambda w=w: (live or self.live)(w, steps) for w in range(len(self.buses))]
+            self.stats = in_threads(jobs)
+        finally:
+            close(self.modes)
+        return self.pairs
+
+
+def assert_same_model(pairs):
+    for pair in pairs[1:]:
+        np.testing.assert_array_equal(pair.model(), pairs[0].model())
+        np.testing.assert_array_equal(pair.smooth(), pairs[0].smooth())

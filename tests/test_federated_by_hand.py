@@ -1,0 +1,304 @@
+"""Federated averaging written by hand in plain torch: weights, moments, averages and rounding of every round."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from peers.attacks import Attack
+from tests.federations import SHAPE, Fleet, assert_same_model, experiment, stream
+from tests.fleets import memory_buses
+from tests.plain_gans import PlainGan, flat
+
+# Rates at which a step moves the weights by much more than float32 rounds, and averages that soon reach their decay.
+FAST = {"generator_lr": 0.004, "discriminator_lr": 0.01, "betas": (0.6, 0.9), "ema_decay": 0.22}
+# Counts of two classes by worker, which differ a lot; and samples that are not their sums, to tell what is looked at.
+HISTOGRAMS = [[12, 0], [0, 4], [8, 40]]
+SAMPLES = [10, 30, 60]
+
+
+def about(worker):
+    return {"samples": SAMPLES[worker], "histogram": HISTOGRAMS[worker]}
+
+
+def shares(raw):
+    """Weights by worker that are together 1."""
+    return {worker: value / sum(raw.values()) for worker, value in raw.items()}
+
+
+def by_divergence(scheme, sign, answered):
+    """The specification's formulas; "global" is everybody, whether it answered or not."""
+    everyone = [sum(row[c] for row in HISTOGRAMS) for c in range(2)]
+    total, raw = sum(everyone), {}
+    for worker in answered:
+        row = HISTOGRAMS[worker]
+        divergence = sum(
+            x / sum(row) * math.log(x / sum(row) / (all_of / total))
+            for x, all_of in zip(row, everyone, strict=True)
+            if x
+        )
+        score = divergence * sum(row) / total
+        if scheme == "linear":
+            raw[worker] = score if sign == "as_released" else sum(row) / (1 + divergence)
+        else:
+            raw[worker] = math.exp(score if sign == "as_released" else -score)
+    return shares(raw)
+
+
+class ByHand:
+    """Federated averaging in one process.
+
+    Args:
+        settings: the experiment.
+        weigh: the weight of each that answered, by worker.
+        half: rounds what travels; None for float32.
+
+    Attributes:
+        model: all weights, G's then D's.
+        leader: its `average` is G's moving average.
+        losses: of each round, by worker.
+    """
+
+    def __init__(self, settings, weigh, half=None):
+        self.settings, self.weigh, self.half = settings, weigh, half
+        self.workers = [PlainGan(settings, SHAPE, worker) for worker in range(settings.workers)]
+        self.data = [stream(worker) for worker in range(settings.workers)]
+        self.leader = PlainGan(settings, SHAPE, 0)
+        self.model = self.rounded(self.leader.weights())
+        self.moments, self.steps, self.losses = None, 0, []
+
+    def rounded(self, values):
+        return values.to(self.half).float() if self.half else values
+
+    def round(self, cohort, answering=None, local_steps=None):
+        """One round: who takes part, whose answers are used, how many steps each takes where that differs."""
+        mode, found = self.settings.mode, {}
+        self.losses.append({})
+        for worker in cohort:
+            gan, count = self.workers[worker], (local_steps or {}).get(worker, mode.local_steps)
+            gan.load_weights(self.model)
+            for at, adam in enumerate((gan.g_adam, gan.d_adam)):
+                if mode.optimiser_state == "reset":
+                    adam.first, adam.second = ([torch.zeros_like(w) for w in adam.weights] for _ in range(2))
+                    adam.steps = 0
+                elif mode.optimiser_state == "average" and self.moments:
+                    adam.first, adam.second = ([m.clone() for m in some] for some in self.moments[at])
+                if mode.optimiser_state == "average":
+                    adam.steps = self.steps
+            is_g_first = mode.order == "generator_first"
+            losses = [gan.learn(self.data[worker](), is_g_first) for _ in range(count)]
+            self.losses[-1][worker] = [sum(row) / count for row in zip(*losses, strict=True)]
+            moments = [(gan.g_adam.first, gan.g_adam.second), (gan.d_adam.first, gan.d_adam.second)]
+            # The leader's own does not travel.
+            found[worker] = (gan.weights() if worker == 0 else self.rounded(gan.weights())), moments
+        used = {worker: found[worker] for worker in (cohort if answering is None else answering)}
+        if not used:
+            return
+        weights = self.weigh(list(used))
+        self.model = self.rounded(sum(weights[w] * used[w][0] for w in used))
+        self.moments = [
+            [[sum(weights[w] * used[w][1][net][kind][k] for w in used) for k in range(6)] for kind in range(2)]
+            for net in range(2)
+        ]
+        self.steps += mode.local_steps
+        self.leader.load_weights(self.model)
+        for _ in range(mode.local_steps):
+            self.leader.take_average()
+
+
+def close(found, expected, start, tolerance=1e-3):
+    """Two vectors, relative to how far training has moved them from the start."""
+    found, expected, start = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (found, expected, start))
+    moved = np.linalg.norm(expected - start)
+    assert moved > 0.005 * np.linalg.norm(expected), "training moves it"
+    assert np.linalg.norm(found - expected) <= tolerance * moved
+
+
+def assert_like(pair, hand, tolerance=1e-3):
+    """A worker's weights and moving average after the last cut."""
+    start, mine = PlainGan(hand.settings, SHAPE, 0), pair.vectors()
+    close(np.concatenate([mine["generator"], mine["discriminator"]]), hand.model, start.weights(), tolerance)
+    close(mine["ema"], flat(hand.leader.average), flat(start.g), tolerance)
+
+
+def even(answered):
+    return shares(dict.fromkeys(answered, 1))
+
+
+def by_size(answered):
+    return shares({worker: SAMPLES[worker] for worker in answered})
+
+
+# --- what a round computes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "order"),
+    [("keep", "generator_first"), ("reset", "discriminator_first"), ("average", "generator_first")],
+)
+def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
+    """Three rounds of two steps, a cut after the second; weights by size; every worker shows the same in the end."""
+    settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, order=order, leaders=2)
+    fleet = Fleet(settings, memory_buses(3), cuts=(2,), about=about)
+    assert_same_model(fleet.run(3))
+    hand = ByHand(settings, by_size)
+    for _ in range(3):
+        hand.round([0, 1, 2])
+    assert_like(fleet.pairs[2], hand)
+    if state == "average":
+        mine = fleet.pairs[0].vectors()
+        for net, name in enumerate(("generator", "discriminator")):
+            for kind, moment in enumerate(("exp_avg", "exp_avg_sq")):
+                expected = torch.cat([x.reshape(-1) for x in hand.moments[net][kind]])
+                close(mine[f"{name}.{moment}"], expected, 0 * expected)
+    for worker in range(3):
+        for step, line in enumerate(fleet.losses[worker]):
+            assert [line["d_loss"], line["g_loss"]] == pytest.approx(hand.losses[step][worker], rel=1e-4)
+
+
+@pytest.mark.parametrize("sign", ["divergent_less", "as_released"])
+@pytest.mark.parametrize("scheme", ["exp", "linear"])
+def test_answers_weigh_by_their_divergence_from_everybodys_histogram(scheme, sign):
+    """That of worker 1, whose answer is spoilt, is part of it."""
+    settings = experiment(3, local_steps=1, optimiser=FAST, weighting="kl", scheme=scheme, sign=sign, leaders=1)
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet.modes[1]._attack = Attack("nan")
+    fleet.run(1)
+    hand = ByHand(settings, lambda answered: by_divergence(scheme, sign, answered))
+    hand.round([0, 1, 2], [0, 2])
+    assert_like(fleet.pairs[1], hand)
+
+
+@pytest.mark.parametrize(("weighting", "weigh"), [("uniform", even), ("size", by_size)])
+def test_answers_weigh_the_same_or_by_their_samples(weighting, weigh):
+    settings = experiment(3, local_steps=1, optimiser=FAST, weighting=weighting, leaders=1)
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet.modes[2]._attack = Attack("nan")
+    fleet.run(2)
+    hand = ByHand(settings, weigh)
+    for _ in range(2):
+        hand.round([0, 1, 2], [0, 1])
+    assert_like(fleet.pairs[2], hand)
+
+
+@pytest.mark.parametrize("state", ["keep", "average"])
+def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
+    """The moments' steps are those of the model (`average`), or the worker's own (`keep`)."""
+    settings = experiment(3, local_steps=2, cohort=2, optimiser=FAST, optimiser_state=state, leaders=2)
+    settings = msgspec.structs.replace(settings, seed=10)
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet.run(4)
+    # As the seed has it, in this and every later version.
+    cohorts = [[0, 2], [0, 1], [1, 2], [0, 2]]
+    assert [[w for w in range(3) if fleet.drawn[w][step]] for step in range(4)] == cohorts
+    hand = ByHand(settings, by_size)
+    for cohort in cohorts:
+        hand.round(cohort)
+    assert_like(fleet.pairs[0], hand)
+
+
+def test_a_leader_that_does_not_train_gives_the_mean_losses():
+    settings = experiment(3, local_steps=3, optimiser=FAST, leader_trains=False, leaders=1, weighting="uniform")
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet.run(2)
+    hand = ByHand(settings, even)
+    for step in range(2):
+        hand.round([1, 2])
+        for worker in (1, 2):
+            line = fleet.losses[worker][step]
+            assert [line["d_loss"], line["g_loss"]] == pytest.approx(hand.losses[step][worker], rel=1e-4)
+        for name in ("d_loss", "g_loss"):
+            rows = [fleet.losses[worker][step][name] for worker in (1, 2)]
+            assert fleet.losses[0][step][name] == pytest.approx(sum(rows) / 2)
+    assert_like(fleet.pairs[0], hand)
+
+
+def test_weak_workers_take_their_own_number_of_steps():
+    """One of three; of an odd number of steps half is rounded down."""
+    settings = experiment(3, local_steps=5, optimiser=FAST, stragglers={"fraction": 0.34}, leaders=1)
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet.run(1)
+    drawn = {worker: steps for worker, (steps,) in enumerate(fleet.drawn)}
+    assert sorted(drawn.values()) == [2, 5, 5]
+    hand = ByHand(settings, by_size)
+    hand.round([0, 1, 2], local_steps=drawn)
+    assert_like(fleet.pairs[1], hand)
+
+
+# --- what travels in half precision ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "half", "model"), [("float16", torch.float16, "wide"), ("bfloat16", torch.bfloat16, "mlp")]
+)
+def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still_learns(codec, half, model):
+    """The wide one has more values than travel in one chunk; what differs lies between two halves."""
+    fast = FAST | {"generator_lr": 0.02, "discriminator_lr": 0.02}
+    settings = experiment(2, model, local_steps=1, optimiser=fast, codec=codec, leaders=1)
+    fleet = Fleet(settings, memory_buses(2), about=about)
+    assert_same_model(fleet.run(2))
+    found = torch.from_numpy(fleet.pairs[1].model())
+    assert model == "mlp" or found.numel() > 2 * 262144, "two full chunks and a rest"
+    assert torch.equal(found, found.to(half).float())
+    hand = ByHand(settings, by_size, half)
+    for _ in range(2):
+        hand.round([0, 1])
+    assert_like(fleet.pairs[1], hand, 0.02)
+    # Of a model that is not rounded, nearly every value is another.
+    assert (found == hand.model).float().mean() > 0.99
+
+
+# --- rounds that do not count ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["keep", "average"])
+def test_a_void_round_leaves_model_average_and_steps_as_they_were(state):
+    """In the second of three rounds two of three answers are spoilt: with a third of them it would go on."""
+    settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, leaders=2)
+    fleet = Fleet(settings, memory_buses(3), about=about)
+    for worker in (1, 2):
+        mode = fleet.modes[worker]
+        mode._attack = lambda change, mode=mode: change * np.float32("nan" if mode._step == 2 else 1)
+    assert_same_model(fleet.run(3))
+    hand = ByHand(settings, by_size)
+    for answering in ([0, 1, 2], [], [0, 1, 2]):
+        hand.round([0, 1, 2], answering)
+    assert_like(fleet.pairs[2], hand)
+    assert [stats["void_rounds"] for stats in fleet.stats[:1]] == [1]
+
+
+@pytest.mark.parametrize(("spoilt", "quorum", "is_void"), [(2, 0.5, False), (3, 0.5, True), (1, 0.8, True)])
+def test_a_round_counts_from_its_quorum_on(spoilt, quorum, is_void):
+    """A share of those that were asked, here of four; a share of an answer is a whole one."""
+    settings = experiment(4, local_steps=1, quorum=quorum, leaders=1, weighting="uniform")
+    fleet = Fleet(settings, memory_buses(4))
+    first = fleet.pairs[0].model()
+    for worker in range(4 - spoilt, 4):
+        fleet.modes[worker]._attack = Attack("nan")
+    fleet.run(1)
+    assert np.array_equal(fleet.pairs[0].model(), first) == is_void
+    stats = fleet.stats[0]
+    assert (stats["void_rounds"], stats["answered"], stats["cohort"]) == (int(is_void), 4 - spoilt, 4)
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("codec", "size_bytes"), [("raw", 4), ("float16", 2)])
+def test_predicted_bytes_worked_out_by_hand(codec, size_bytes):
+    """Three rounds of four workers, two of whom may lead; a cut after the second and the last."""
+    settings = experiment(4, local_steps=1, leaders=2, codec=codec)
+    fleet = Fleet(settings, memory_buses(4), cuts=(2,))
+    fleet.run(3)
+    # G: 8 -> 16 -> 16 -> 1024; D: 1024 -> 16 -> 16 -> 1; weights and biases.
+    of_g, of_d = 8 * 16 + 16 + 16 * 16 + 16 + 16 * 1024 + 1024, 1024 * 16 + 16 + 16 * 16 + 16 + 16 + 1
+    model, average = size_bytes * (of_g + of_d), 4 * of_g
+    sent = [stats["predicted_sent_bytes"] for stats in fleet.stats]
+    received = [stats["predicted_received_bytes"] for stats in fleet.stats]
+    # The first model, which all hold, is put as well; one that is put at a cut is not put again for the next round.
+    assert sent == [4 * model + 2 * average] + [3 * model] * 3
+    assert received == [9 * model] + [3 * model + 2 * average] * 3
