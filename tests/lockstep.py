@@ -152,3 +152,35 @@ def zeros(section: Slice) -> np.ndarray:
 def rules(**changes) -> Rules:
     """`RULES` with changes."""
     return replace(RULES, **changes)
+
+
+# --- codecs by hand, of vectors of no more than one block ---------------------------------------
+
+
+def exact(values):
+    return values
+
+
+def int8(values):
+    """127 steps of the largest value, to the nearest."""
+    scale = np.abs(values).max() / 127
+    return np.rint(values / scale) * scale if scale else values
+
+
+def sign(values):
+    return np.where(np.signbit(values), -1, 1) * np.abs(values).mean()
+
+
+def topk(values):
+    """One of so few."""
+    only = np.zeros_like(values)
+    only[np.abs(values).argmax()] = values[np.abs(values).argmax()]
+    return only
+
+
+def float16(values):
+    """Eleven bits."""
+    return values.astype(np.float16).astype(np.float64)
+
+
+QUANTISE = {"raw": exact, "float16": float16, "int8": int8, "sign": sign, "topk": topk}

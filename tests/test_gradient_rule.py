@@ -7,7 +7,7 @@ import pytest
 
 from peers.rendezvous import Start
 from tests.fleets import in_threads, integers, make_layout
-from tests.lockstep import Lockstep, rules
+from tests.lockstep import QUANTISE, Lockstep, rules
 
 SIZE = 10
 # By hand: ten values in so many parts.
@@ -21,10 +21,11 @@ class ByHand:
         parts: how many.
         slack: in rounds; None for none.
         is_mean: divide by how many share; else sum.
+        quantise: what a lossy codec makes of a vector.
     """
 
-    def __init__(self, workers, parts, slack, is_mean):
-        self.cuts, self.slack, self.is_mean = CUTS[parts], slack, is_mean
+    def __init__(self, workers, parts, slack, is_mean, quantise=lambda values: values):
+        self.cuts, self.slack, self.is_mean, self.quantise = CUTS[parts], slack, is_mean, quantise
         self.round = dict.fromkeys(range(workers), 0)
         self.gathered = {worker: np.zeros(SIZE) for worker in self.round}
         # What has left: who, in which round, and the lump, in its place in the vector.
@@ -37,8 +38,9 @@ class ByHand:
         start, stop = self.cuts[(self.round[worker] - 1) % len(self.cuts)]
         self.gathered[worker] += gradient
         lump = np.zeros(SIZE)
-        lump[start:stop] = self.gathered[worker][start:stop]
-        self.gathered[worker][start:stop] = 0
+        lump[start:stop] = self.quantise(self.gathered[worker][start:stop])
+        # What is dropped stays, and leaves with the next of the part.
+        self.gathered[worker][start:stop] -= lump[start:stop]
         self.said.append((worker, self.round[worker], lump))
 
     def unread(self, worker, through):
@@ -173,8 +175,8 @@ def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(mon
 class Delayed:
     """Every round's lumps by worker; in round t everyone gets those of round t - slack, their sum or mean."""
 
-    def __init__(self, workers, parts, slack, is_mean):
-        self.hand = ByHand(workers, parts, slack, is_mean)
+    def __init__(self, workers, parts, slack, is_mean, quantise=lambda values: values):
+        self.hand = ByHand(workers, parts, slack, is_mean, quantise)
         self.slack, self.is_mean, self.applied, self.round = slack, is_mean, 0, 0
 
     def step(self, gradients, is_cut=False):
@@ -214,6 +216,29 @@ def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeyp
     for left in fleet.finish():
         close(left, rest)
     assert fleet.dropped() == [{}] * 3
+
+
+@pytest.mark.parametrize("own", ["fresh", "published"])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("codec", [name for name in QUANTISE if name != "raw"])
+def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec, parts, own):
+    """The others get what the codec makes of it. Our own enters in full, or as the others read it."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts, codec), SIZE, rules(slack=1, own=own))
+    gradients = np.random.default_rng(0).standard_normal((9, 3, SIZE)).astype(np.float32)
+    fresh, published = (kind(3, parts, 1, True, QUANTISE[codec]) for kind in (ByHand, Delayed))
+    for some in gradients:
+        # One after the other: the first has what the others said in the round before.
+        if own == "published":
+            expected = [published.step(dict(enumerate(some)))] * 3
+        else:
+            expected = [fresh.step(worker, some[worker], 3) for worker in range(3)]
+        for worker in range(3):
+            found = fleet.exchanges[worker].exchange(some[worker].copy())
+            np.testing.assert_allclose(found, expected[worker], rtol=0, atol=1e-5)
+    kept = (published.hand if own == "published" else fresh).gathered
+    for worker in range(3):
+        arrays, _ = fleet.exchanges[worker].state()
+        np.testing.assert_allclose(arrays["kept"] + arrays["window"], kept[worker], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2] * 6, ONE_AHEAD])

@@ -55,6 +55,7 @@ from peers.types import Cursor, Slice
 
 # No weight of an honest worker is larger.
 RUNAWAY = 1e6
+BLOCK_VALUES = 4096
 
 
 def least_rounds(settings: Experiment, rounds_per_step: int) -> int:
@@ -232,7 +233,9 @@ class PartialExchange:
         if self._attack:
             gradient[:] = self._attack(gradient, section)
         combined = self._exchange.exchange(gradient, is_cut)
-        if self._guard.allows_together(combined) and (is_usable or combined.any()):
+        # Where all are to apply alike, only what all have got may decide.
+        is_fresh = is_usable and self._settings.mode.own == "fresh"
+        if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
             self._pair.apply(section, combined)
             self._pair.average(section)
 
@@ -302,3 +305,8 @@ class PartialExchange:
             self._rendezvous.close()
         finally:
             self._bus.close()
+
+
+def _has_any(values: np.ndarray) -> bool:
+    """Whether any value is not zero; mostly the first block knows."""
+    return any(values[start : start + BLOCK_VALUES].any() for start in range(0, values.size, BLOCK_VALUES))

@@ -1,0 +1,291 @@
+"""Where the parts of an exchange meet: inbox and gate, rules and outbox, parts that change and what is flushed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import config
+from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
+from peers.inbox import Inbox
+from peers.message import encode_vector
+from peers.types import Cursor, Entry, Slice
+from peers.window import Accumulator
+from tests.fleets import integers, make_layout
+from tests.lockstep import Lockstep, rules
+
+SIZE = 10
+
+
+class Waits(Exception):
+    """Instead of waiting."""
+
+
+def never_wait(exchange):
+    def until(is_done, describe, timeout_s=None):
+        if not is_done():
+            raise Waits(describe())
+
+    exchange.gate.until = until
+
+
+# --- inbox and gate -----------------------------------------------------------------------------
+
+
+class WatchedGate:
+    """A gate that looks, when a clock is noted, at what there is to take."""
+
+    def __init__(self, accumulator, wishes):
+        self.accumulator, self.wishes, self.seen = accumulator, wishes, []
+
+    def note(self, peer, round):
+        items = self.accumulator.take(10**6, Slice(0, SIZE))
+        self.seen.append((peer, round, [(item.sender, item.round) for item in items], list(self.wishes.said)))
+
+
+class Wishes:
+    def __init__(self):
+        self.said = []
+
+    def note(self, worker, round, wish):
+        self.said.append((worker, round, wish))
+
+
+def test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there():
+    """Whoever passes the bound because of that clock must find what the bound was for."""
+    layout, accumulator, wishes = make_layout(SIZE, "auto"), Accumulator(), Wishes()
+    gate = WatchedGate(accumulator, wishes)
+    inbox = Inbox(0, layout, accumulator, gate, wishes)
+    inbox.expect_after(1, Cursor("a", (0,), (0,)))
+    part = layout.schedule.slice(1)
+    entries = encode_vector(layout, "part", 1, part, np.ones(part.size, np.float32), extras={"w": 4.0})
+    for number, (header, payload) in enumerate(entries, start=1):
+        inbox.feed(Entry(1, "a", number, True, header, bytes(payload)))
+    assert gate.seen == [(1, 1, [(1, 1)], [(1, 1, 4.0)])]
+
+
+def test_the_number_of_the_last_entry_goes_with_a_contribution():
+    """A cursor is made of it: where a joiner, or a worker that goes on, begins to read."""
+    layout = make_layout(SIZE, state_size=2)
+    accumulator = Accumulator()
+    inbox = Inbox(0, layout, accumulator, WatchedGate(Accumulator(), Wishes()))
+    inbox.expect_after(1, Cursor("a", (4,), (0,)))
+    ((header, payload),) = encode_vector(layout, "part", 5, Slice(0, SIZE), np.ones(SIZE, np.float32))
+    inbox.feed(Entry(1, "a", 17, True, header, bytes(payload)))
+    (item,) = accumulator.take(5, Slice(0, SIZE))
+    assert (item.sender, item.incarnation, item.round, item.last_sequence) == (1, "a", 5, 17)
+    assert item.squares == SIZE and not item.is_whole
+
+
+# --- what an outbox keeps -----------------------------------------------------------------------
+
+
+def experiment(slack=2, parts=4, updates="simultaneous", workers=2, bus=None, run=None, **mode):
+    return config.build(
+        {
+            "name": "joints",
+            "peers": workers,
+            "data": {"name": "mnist", "batch_size": 4},
+            "model": {"name": "mlp", "latent": 4, "hidden": 8, "image_size": 8},
+            "mode": {"name": "partial_exchange", "slack": slack, "parts": parts, "updates": updates, **mode},
+            "bus": bus or {},
+            "run": {"checkpoint_every": 10} | (run or {}),
+        }
+    )
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds_per_step", "round_bytes", "least", "kept"),
+    [
+        # 2 x slack + 3 + parts; and, of the steps between two checkpoints, as many as fit into replay_bytes.
+        ({}, 1, 1, 11, 21),
+        ({"slack": 5, "parts": 2}, 1, 1, 15, 25),
+        ({"updates": "alternating"}, 2, 1, 22, 42),
+        ({"parts": "auto"}, 1, 1, 8, 18),
+        ({"slack": 0, "parts": 1}, 1, 1, 4, 14),
+        ({"run": {"checkpoint_every": 0}}, 1, 1, 11, 11),
+        ({"bus": {"replay_bytes": 0}}, 1, 1, 11, 11),
+        ({"bus": {"replay_bytes": 1500}}, 1, 100, 11, 15),
+        ({"bus": {"replay_bytes": 1500}}, 1, 1000, 11, 11),
+        # Without a value it is 64 MiB, and 512 MiB where slack is 0.
+        ({}, 1, 4 * MIB, 11, 16),
+        ({"slack": 0, "parts": 1, "run": {"checkpoint_every": 1000}}, 1, 4 * MIB, 4, 128),
+        ({"slack": None, "bus": {"unbounded_backlog": 30}}, 1, 1, 30, 40),
+        ({"slack": None, "updates": "alternating", "bus": {"unbounded_backlog": 30}}, 2, 1, 60, 80),
+    ],
+)
+def test_how_many_rounds_are_kept(settings, rounds_per_step, round_bytes, least, kept):
+    found = experiment(**settings)
+    assert least_rounds(found, rounds_per_step) == least
+    assert keep_rounds(found, rounds_per_step, round_bytes) == kept
+
+
+class Pair:
+    """Of a pair what its layout is made of."""
+
+    size = SIZE
+
+    def sections(self, updates):
+        return [(0, SIZE)] if updates == "simultaneous" else [(4, SIZE), (0, 4)]
+
+    def statistics(self):
+        return np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("carry", "slack", "parts", "codec", "updates"),
+    [
+        ("gradients", 40, 1, "raw", "simultaneous"),
+        ("gradients", 0, 40, "raw", "simultaneous"),
+        ("gradients", 20, 2, "raw", "alternating"),
+        ("parameters", 40, 2, "int8", "simultaneous"),
+        ("parameters", 3, 40, "raw", "simultaneous"),
+    ],
+)
+def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(monkeypatch, carry, slack, parts, codec, updates):
+    """A worker publishes up to its bound and hears nothing; the other goes on up to its own, and even finishes."""
+    found = experiment(slack, parts, updates, carry=carry, codec=codec, bus={"replay_bytes": 0})
+    layout = layout_of(found, Pair())
+    settings = rules_of(found, layout)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, replace(settings, norm_gate=0.0))
+    ahead, behind = fleet.exchanges
+    never_wait(ahead)
+    never_wait(behind)
+    rounds, sizes = len(layout.schedule.sections), [section.size for section in layout.schedule.sections]
+
+    def step(exchange):
+        for size in sizes:
+            exchange.exchange(np.zeros(size, np.float32))
+
+    fleet.deaf = {1}
+    with pytest.raises(Waits):
+        for _ in range(slack + 1):
+            step(behind)
+    # As long as the other is awaited by nobody: it is the last step of its run, and what is left leaves.
+    for _ in range(2 * slack + (rounds == 1)):
+        step(ahead)
+    ahead.gate.leave(1)
+    ahead.finish(lambda section: np.zeros(section.size, np.float32))
+    published = ahead._round
+    assert published >= rounds * (2 * slack + parts - 1)
+    fleet.deaf = set()
+    fleet.deliver()
+    assert behind._inbox.dropped() == {}
+    assert behind.gate.clock(0) == published
+
+
+def test_what_the_outbox_of_a_run_holds():
+    """Entries of the parts, the states of every kind of cut, and a few words."""
+    layout = make_layout(SIZE, 2, state_size=3)
+    settings = rules(keep_rounds=20, cut_periods=(5, 10))
+    # 20 // 5 + 2 and 20 // 10 + 2 states.
+    assert settings.state_entries(layout) == 6 + 4
+    assert settings.outbox_entries(layout) == 20 + 10 + 16
+    least = replace(settings, least_rounds=10)
+    assert least.outbox(layout) == (46, layout.largest_payload_bytes(), 10 + (10 // 5 + 2) + (10 // 10 + 2) + 16)
+    assert settings.outbox(layout)[2] == 46
+    alternating = make_layout(SIZE, 2, state_size=3, sections=[Slice(4, SIZE), Slice(0, 4)])
+    assert settings.state_entries(alternating) == (20 // 10 + 2) + (20 // 20 + 2)
+    auto = make_layout(SIZE, "auto", state_size=3)
+    assert settings.outbox_entries(auto) == 20 + 64 + 10 + 16
+    assert settings.slack_rounds(2) == 4 and rules(slack=None).slack_rounds(2) is None
+    assert settings.furthest_lead(layout) == 2 + 2 + 2 and settings.furthest_lead(alternating) == 12
+    assert settings.furthest_lead(auto) == 2 + 2 + 64 and rules(slack=None).furthest_lead(auto) is None
+
+
+# --- parts that change --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 4), (8, 16)])
+@pytest.mark.parametrize(
+    ("steps", "own"), [(15, "fresh"), (16, "fresh"), (17, "fresh"), (19, "fresh"), (24, "fresh"), (16, "published")]
+)
+def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, before, after, steps):
+    """They change after step 16. What has gathered until then leaves in the new parts, at the end at the latest."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=1, own=own, reduce="sum"))
+    for exchange in fleet.exchanges:
+        exchange._auto.measure = lambda *args: None
+        exchange._auto._wish = after if exchange._bus.worker else 2
+    gradients = integers(np.random.default_rng(0), steps * 2 * SIZE).reshape(steps, 2, SIZE)
+
+    def job(worker, exchange):
+        got, parts = np.zeros(SIZE), []
+        for some in gradients:
+            got += exchange.exchange(some[worker].copy())
+            parts.append(exchange.stats()["parts"])
+        return got, parts
+
+    results = fleet.together(job)
+    for (got, parts), left in zip(results, fleet.finish(), strict=True):
+        assert parts == ([before] * 15 + [after] * 100)[:steps]
+        np.testing.assert_array_equal(got + left, gradients.sum(axis=(0, 1)))
+    assert fleet.dropped() == [{}] * 2
+
+
+# --- what is said of it -------------------------------------------------------------------------
+
+
+def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
+    sections = [Slice(4, SIZE), Slice(0, 4)]
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, sections=sections), SIZE, rules(slack=3))
+
+    def step(worker):
+        for section in sections:
+            fleet.exchanges[worker].exchange(np.ones(section.size, np.float32))
+
+    for _ in range(3):
+        step(0)
+    # Worker 0 is in step 3. Of it worker 1 takes, step by step, what is not of its future.
+    for _ in range(2):
+        step(1)
+        stats = fleet.exchanges[1].stats()
+        assert (stats["staleness_mean"], stats["staleness_max"]) == (0.0, 0)
+    step(0)
+    # Of its rounds 1 and 2 in step 4: three steps and two, in each section.
+    stats = fleet.exchanges[0].stats()
+    assert (stats["staleness_mean"], stats["staleness_max"]) == (2.5, 3)
+    stats = fleet.exchanges[0].stats()
+    assert (stats["staleness_mean"], stats["staleness_max"]) == (0.0, 0)
+    assert (stats["live_peers"], stats["parts"]) == (1, 1)
+    assert stats["sent_bytes"] == fleet.buses[0].sent_bytes > stats["received_bytes"] == fleet.buses[0].received_bytes
+
+
+class Clock:
+    """Seconds that pass where a test says so."""
+
+    def __init__(self):
+        self.now_s = 100.0
+
+    def monotonic(self):
+        return self.now_s
+
+    def after(self, function, seconds):
+        def timed(*args, **kwargs):
+            self.now_s += seconds
+            return function(*args, **kwargs)
+
+        return timed
+
+
+def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatch):
+    clock = Clock()
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=4))
+    monkeypatch.setattr("peers.exchange.time", clock)
+    exchange, measured = fleet.exchanges[0], []
+    exchange._left_at = clock.now_s
+    exchange.gate.wait = clock.after(exchange.gate.wait, 5.0)
+    exchange._carry.offer = clock.after(exchange._carry.offer, 1.0)
+    exchange._carry.collect = clock.after(exchange._carry.collect, 2.0)
+    exchange._auto.measure = lambda schedule, computed_s, *rest: measured.append(computed_s)
+    for _ in range(3):
+        # What the caller does between two rounds is its own work.
+        clock.now_s += 10.0
+        exchange.exchange(np.ones(SIZE, np.float32))
+    assert (exchange.wait_s, exchange.exchange_s) == (15.0, 9.0)
+    assert exchange.stats()["wait_s"] == 15.0 and exchange.stats()["exchange_s"] == 9.0
+    assert measured == [10.0, 20.0, 30.0]
