@@ -82,6 +82,95 @@ def test_the_best_stays_as_well(tmp_path, keeps_best):
     assert checkpoints.best_step() == (10 if keeps_best else 20)
 
 
+def scored(step: int, score: float | None) -> Checkpoint:
+    checkpoint = make(step)
+    if score is not None:
+        checkpoint.values["score"] = score
+    return checkpoint
+
+
+def test_of_equally_good_ones_the_newest_is_the_best_and_no_score_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1)
+    for step, score, kept in ((5, 3.0, [5]), (10, 3.0, [10]), (15, None, [10, 15]), (20, 3.5, [10, 20])):
+        checkpoints.save(scored(step, score))
+        assert checkpoints.steps() == kept and checkpoints.best_step() == kept[0]
+    checkpoints.save(scored(25, 0.0))
+    assert checkpoints.steps() == [25] and checkpoints.best_step() == 25, "zero is a score, and a very good one"
+
+
+def test_with_the_best_forgotten_the_best_of_the_others_stays(tmp_path):
+    """Who goes on from an older step lives the later ones again; their scores count no more."""
+    checkpoints = Checkpoints(tmp_path, 2)
+    for step, score in ((5, 4.0), (10, 6.0), (15, 5.0), (20, 1.0)):
+        checkpoints.save(scored(step, score))
+    assert checkpoints.steps() == [15, 20] and checkpoints.best_step() == 20
+    checkpoints.forget_after(15)
+    assert checkpoints.steps() == [15] and checkpoints.best_step() == 15
+    for step, score in ((20, 7.0), (25, 8.0), (30, 9.0)):
+        checkpoints.save(scored(step, score))
+    assert checkpoints.steps() == [15, 25, 30] and checkpoints.best_step() == 15
+
+
+def test_one_without_a_readable_manifest_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 9)
+    for step, score in ((5, 1.0), (10, 2.0), (15, 3.0)):
+        checkpoints.save(scored(step, score))
+    (tmp_path / "000005" / MANIFEST).write_text("{")
+    assert checkpoints.best_step() == 10 and checkpoints.whole_steps() == [10, 15]
+    (tmp_path / "000010" / MANIFEST).unlink()
+    assert checkpoints.best_step() == 15 and checkpoints.steps() == [5, 10, 15]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(checkpoints, monkeypatch):
+    done, opened = [], {}
+    really_open, really_sync, really_replace = os.open, os.fsync, os.replace
+
+    def open_(path, *rest):
+        opened[handle := really_open(path, *rest)] = os.path.basename(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(opened.get(handle)), really_sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("named"), really_replace(*paths)))
+    checkpoints.save(make(5))
+    at = done.index("named")
+    assert set(done[:at]) == {MODEL, OPTIMISER, MANIFEST, f".000005.{os.getpid()}"}
+    assert done[at + 1 :] == ["checkpoints"], "and then the name itself"
+
+
+def test_each_file_is_reported_while_it_counts_for_nothing_and_a_full_disk_is_one_line(tmp_path):
+    written = []
+
+    def note(path):
+        written.append(path.name)
+        assert path.is_file() and not (tmp_path / "000005").exists()
+        if len(written) == 6:
+            raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, 3, written=note)
+    checkpoints.save(make(4))
+    assert written == [MODEL, OPTIMISER, MANIFEST]
+    with pytest.raises(UsageError, match="cannot save the checkpoint of step 5 in .*: No space left on device"):
+        checkpoints.save(make(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["000004"]
+
+
+def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(checkpoints):
+    checkpoints.save(make(5)).rename(checkpoints.folder / ".000005.4711")
+    (checkpoints.folder / "notes").mkdir()
+    assert checkpoints.steps() == checkpoints.whole_steps() == [] and checkpoints.best_step() is None
+    checkpoints.save(make(10))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["000010", "notes"]
+
+
+def test_values_are_read_without_the_tensors_but_not_from_a_damaged_one(checkpoints):
+    checkpoints.save(make(5))
+    assert checkpoints.values(5) == make(5).values
+    flip(checkpoints.folder / "000005" / OPTIMISER, 1.0)
+    with pytest.raises(UsageError, match="optimiser.safetensors is damaged"):
+        checkpoints.values(5)
+
+
 def test_one_of_the_same_step_is_replaced(checkpoints):
     checkpoints.save(make(5))
     changed = make(5)

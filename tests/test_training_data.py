@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import config
 from config import UsageError
+from degan.data import load
 from degan.metrics import classifier
 from degan.worker import prepare
 from degan.worker.objects import Objects, pick_device, shards_json
@@ -199,6 +200,36 @@ def test_what_was_drawn_is_counted_over_epochs():
     for number in range(1, 11):
         assert one.shard.next_batch().shape == (100, 1, 8, 8)
         assert (one.shard.drawn, one.shard.epoch) == (100 * number, number // 4)
+
+
+def test_a_worker_measures_with_all_that_it_was_given(monkeypatch, digits, tmp_path):
+    """The test part is loaded besides; the training part is not loaded twice."""
+    pixels, _ = digits
+    learnt, loaded = [], []
+    monkeypatch.setattr("degan.metrics.classifier.obtain", lambda source: learnt.append(source) or Brightness())
+    monkeypatch.setattr("degan.metrics.evaluate.load", lambda *words: loaded.append(words[2]) or load(*words))
+    one = build(1)
+    metrics = one.evaluator.evaluate(lambda count: torch.zeros(count, 1, 8, 8))
+    assert loaded == ["test"]
+    assert numbered(learnt[0].take(np.arange(len(learnt[0]))), pixels) == list(range(1437)), "not only its own third"
+    assert {metric.name for metric in metrics} >= {"fid5000_classifier", "fid5000_classifier_floor"}
+
+    made = []
+    monkeypatch.setattr("degan.worker.objects.Evaluator", lambda *words, **more: made.append((words, more)))
+    Objects.build(one.settings, 1, inception=tmp_path / "weights.pth")
+    (((given, weights), more),) = made
+    assert (given, weights) == (one.settings, tmp_path / "weights.pth")
+    assert more["device"] == torch.device("cpu") and len(more["train"]) == 1437
+
+
+class Brightness(torch.nn.Module):
+    """A feature network that needs no training."""
+
+    def features(self, samples):
+        return samples.flatten(1).mean(dim=1, keepdim=True)
+
+    def head(self, values):
+        return torch.cat([values, -values], dim=1)
 
 
 # --- before the workers --------------------------------------------------------------------------
