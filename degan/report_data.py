@@ -335,7 +335,8 @@ def _shards(data: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(classes, list) or not isinstance(counts, list) or not classes or not counts:
         return None
     rows = [[number(value) or 0.0 for value in row] if isinstance(row, list) else [] for row in counts]
-    if any(len(row) != len(classes) for row in rows):
+    # An empty row is a shard that only its own host knows.
+    if not any(rows) or any(len(row) not in (0, len(classes)) for row in rows):
         return None
     return {"classes": [str(name) for name in classes], "counts": rows}
 
