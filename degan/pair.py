@@ -361,6 +361,8 @@ class GanPair:
                     "exp_avg": tensors[f"{name}.exp_avg"].to(self.device),
                     "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(self.device),
                 }
+            else:
+                adam.state.pop(flat.values, None)
 
     def random_state(self) -> State:
         """Every random generator of ours, as uint8 tensors by name; torch's global one feeds dropout."""

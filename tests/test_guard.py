@@ -20,6 +20,8 @@ from tests.fleets import memory_buses
 from tests.multi_discriminators import Fleet
 from tests.multi_discriminators import experiment as discriminators
 from tests.test_oracles import SHAPE, assert_equal, batches, experiment, final, train_fleet
+from tests.test_step import experiment as small
+from tests.test_step import new_pair, reals, train
 
 
 def local(**optimiser):
@@ -149,14 +151,33 @@ def test_a_peer_that_sends_no_numbers_is_left_out(monkeypatch):
     assert_equal(final(pairs[0]), final(pairs[1]), but=("running", "num_", "ema"))
 
 
-def test_the_gate_changes_nothing_where_nobody_is_hostile():
-    block = {"carry": "parameters", "parts": 2, "slack": 1, "codec": "float16"}
-    found = []
-    for gate in (0.0, 10.0):
-        settings = experiment(2, **block)
-        plain = config.dump(settings).replace("norm_gate: 10.0", f"norm_gate: {gate}")
-        found.append(final(train_fleet(config.build(config.parse(plain)), memory_buses(2), 12)[1]))
-    assert_equal(*found)
+def gated_fleet(monkeypatch, gate, attack=""):
+    """Three workers, with or without an attack by worker 1; their weights, and what each drops and whom it blames."""
+    block = {"name": "partial_exchange", "carry": "parameters", "parts": 1, "slack": 1, "codec": "float16"}
+    settings = small(peers=3, mode=block, bus={"norm_gate": gate})
+    with monkeypatch.context() as patch:
+        if attack:
+            patch.setenv("DEGAN_FAULTS", f"w1:attack:{attack}")
+        pairs, buses = [new_pair(settings, worker) for worker in range(3)], memory_buses(3)
+        modes = [PartialExchange(settings, pairs[w], buses[w], {}, lambda line: None) for w in range(3)]
+    train(modes, [reals(settings, worker) for worker in range(3)], 10)
+    found = [(mode.stats()["dropped"], mode.stats()["strikes"]) for mode in modes]
+    return [pair.parameters((0, pair.size)).copy() for pair in pairs], found
+
+
+def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(monkeypatch):
+    free, gated = (gated_fleet(monkeypatch, gate) for gate in (0.0, 10.0))
+    assert free[1] == gated[1] == [({}, {})] * 3
+    for first, second in zip(free[0], gated[0], strict=True):
+        np.testing.assert_array_equal(first, second)
+    # With the same two gates, and one worker whose steps are a hundred times as long.
+    free, gated = (gated_fleet(monkeypatch, gate, "scale") for gate in (0.0, 10.0))
+    assert free[1] == [({}, {})] * 3
+    for dropped, strikes in gated[1]:
+        # Three rounds of three norms are known before the gate works.
+        assert set(dropped) == {"gated"} and dropped["gated"] >= 4
+        assert strikes == {"1": dropped["gated"]}
+    assert np.linalg.norm(gated[0][0] - free[0][0]) > 0
 
 
 def test_who_is_hostile_says_so(monkeypatch):

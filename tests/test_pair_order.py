@@ -318,6 +318,15 @@ def test_the_whole_state_takes_its_place():
         assert_steps_like(taker.pair, source, 3, name)
 
 
+def test_a_state_of_before_the_first_step_leaves_no_moments_of_ours():
+    source, taker = Filled(seed=1), Filled(seed=2)
+    taker.apply(2)
+    taker.pair.load_vectors(source.pair.vectors(), source.pair.counters())
+    assert taker.pair.counters() == source.pair.counters()
+    for name in ("generator", "discriminator"):
+        assert_steps_like(taker.pair, source, 0, name)
+
+
 def test_a_state_that_lacks_a_vector_or_has_one_of_another_size_is_refused():
     pair = Filled().pair
     for name in pair.vectors():

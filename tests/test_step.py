@@ -34,7 +34,7 @@ MODELS = {
 }
 
 
-def experiment(loss="non_saturating", model="mlp", r1=0.0, gp=3.0, peers=1, mode=None, **optimiser):
+def experiment(loss="non_saturating", model="mlp", r1=0.0, gp=3.0, peers=1, mode=None, bus=None, **optimiser):
     return config.build(
         {
             "name": "step",
@@ -46,6 +46,7 @@ def experiment(loss="non_saturating", model="mlp", r1=0.0, gp=3.0, peers=1, mode
             "regularisation": {"r1_gamma": r1, "gradient_penalty": gp},
             "optimiser": OPTIMISER | optimiser,
             "mode": {"name": "local"} | (mode or {}),
+            "bus": bus or {},
             "run": {"steps": STEPS, "evaluate_every": 0, "snapshot_every": 0},
         }
     )
