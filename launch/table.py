@@ -34,7 +34,8 @@ def decimal(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, or a dash."""
     if value is None:
         return UNKNOWN
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
+    # What rounds to so many digits and one more is written out too: 1000, not 1e+03.
+    return f"{value:.0f}" if 10**digits <= abs(value) + 0.5 and abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def whole(value: float | None) -> str:

@@ -1,0 +1,236 @@
+"""The launcher's table against figures by hand: what each column takes from the files, and rates over which lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launch import table
+from launch.board import Board, Row
+from launch.fleet import Worker
+from launch.folder import RunFolder
+from launch.tail import Tail
+
+STATS = {"step": 12, "time_s": 3.0, "images": 99, "d_loss": 0.25, "g_loss": 1.5, "step_s": 0.5, "wait_s": 0.125}
+STATS |= {"sent_bytes": 3 << 20, "received_bytes": 1536, "predicted_sent_bytes": 2 << 20}
+STATS |= {"predicted_received_bytes": 1 << 10, "staleness_mean": 1.25, "staleness_max": 4, "live_peers": 6}
+STATS |= {"dropped": {"late": 2, "invalid": 3}, "round": 11, "leader": 0, "cohort": 8, "answered": 7, "late": 2}
+STATS |= {"void_rounds": 9, "swaps": 10, "strikes": {}, "muted": []}
+
+
+class StandInWorker:
+    def __init__(self, number: int, folder: Path):
+        self.number, self.folder = number, folder
+        folder.mkdir(parents=True)
+        self.stats, self.asked = Tail(folder / "stats.jsonl"), []
+
+    def state(self, seen: bool) -> str:
+        self.asked.append(seen)
+        return "training" if seen else "starting"
+
+    def write(self, **line) -> None:
+        with open(self.folder / "stats.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture
+def run(tmp_path):
+    workers = [StandInWorker(number, tmp_path / f"w{number}") for number in (0, 1)]
+    return SimpleNamespace(workers=workers, board=Board(RunFolder(tmp_path), workers, 60), path=tmp_path)
+
+
+def measure(run, worker: int, name: str, value: float | None) -> None:
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 1, "worker": worker, "metric": name, "value": value}) + "\n")
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+def test_rates_are_over_the_last_lines_and_over_all(run):
+    run.board.update()
+    assert [(row.state, row.rate, row.mean_rate, row.total) for row in run.board.rows] == [
+        ("starting", None, None, 60)
+    ] * 2
+    run.workers[1].write(step=4, time_s=2.0)
+    run.board.update()
+    # One line is no distance.
+    assert (run.board.rows[1].state, run.board.rows[1].rate, run.board.rows[1].mean_rate) == ("training", None, None)
+    for k in range(1, 13):
+        run.workers[1].write(step=4 + k, time_s=2.0 + k * k)
+    run.board.update()
+    row = run.board.rows[1]
+    # From line 3 to 12 of the last ten: 9 steps in 144 - 9 s; from the first line on: 12 steps in 144 s.
+    assert row.rate == 9 / 135 and row.mean_rate == 12 / 144 and row.number("step") == 16
+    assert run.board.rows[0].state == "starting" and run.workers[0].asked == [False] * 3
+
+
+def test_rates_begin_anew_with_another_life(run):
+    for step, time_s in ((10, 5.0), (20, 10.0), (30, 15.0)):
+        run.workers[0].write(step=step, time_s=time_s)
+    run.board.update()
+    assert run.board.rows[0].mean_rate == 2.0
+    # Another life may begin at an earlier step with a clock that goes on, or with a clock of its own.
+    for step, time_s in ((20, 16.0), (24, 17.0)):
+        run.workers[0].write(step=step, time_s=time_s)
+    run.board.update()
+    assert (run.board.rows[0].rate, run.board.rows[0].mean_rate) == (4.0, 4.0)
+    for step, time_s in ((30, 1.0), (36, 3.0)):
+        run.workers[0].write(step=step, time_s=time_s)
+    run.board.update()
+    assert (run.board.rows[0].rate, run.board.rows[0].mean_rate) == (3.0, 3.0)
+
+
+def test_distances_are_the_workers_own_and_a_floor_is_anybodys(run):
+    measure(run, 1, "fid64_classifier_floor", 3.5)
+    measure(run, 1, "fid64_classifier", 90.0)
+    run.board.update()
+    first, second = run.board.rows
+    assert (first.first_fid, first.fid, first.floor) == (None, None, 3.5)
+    measure(run, 1, "fid64_classifier", 40.0)
+    measure(run, 0, "fid64_classifier", 70.0)
+    measure(run, 0, "fid64_classifier_floor", 4.5)
+    measure(run, 1, "fid64_classifier_floor", 2.5)
+    measure(run, 1, "fid64_inception", 1.0)
+    measure(run, 0, "coverage64_classes", 9.0)
+    measure(run, 0, "fid64_classifier", None)
+    run.board.update()
+    assert (first.first_fid, first.fid, first.floor) == (70.0, 70.0, 4.5)
+    assert (second.first_fid, second.fid, second.floor) == (90.0, 40.0, 2.5)
+
+
+def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monkeypatch):
+    (tmp_path / "w0").mkdir()
+    (tmp_path / "w0" / "stats.jsonl").write_text('{"step": 50, "time_s": 9.0}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"worker": 0, "metric": "fid64_classifier", "value": 8.0}\n')
+    started = []
+    process = SimpleNamespace(poll=lambda: None)
+    monkeypatch.setattr("launch.processes.start", lambda *words, **more: started.append((words, more)) or process)
+    plan = SimpleNamespace(resume=True, worker_command=lambda number, resume: ["run", str(number), str(resume)])
+    (tmp_path / "w0" / "log.txt").write_text("the last life\n")
+    worker = Worker(plan, 0, tmp_path / "w0")
+    board = Board(RunFolder(tmp_path), [worker], 60)
+    board.update()
+    (row,) = board.rows
+    assert (row.state, row.stats, row.first_fid, row.fid) == ("starting", {}, 8.0, 8.0)
+    ((command, log), more) = started[0]
+    assert command == ["run", "0", "True"] and more == {"one_thread": True} and log.name.endswith("w0/log.txt")
+    assert worker.by_hand == "run 0 True" and worker.last_lines() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "pid", "states"),
+    [
+        (None, None, ("starting", "training")),
+        (0, None, ("finished", "finished")),
+        (0, 9, ("finished", "finished")),
+        (1, None, ("died", "died")),
+        (-9, 9, ("training", "training")),
+    ],
+)
+def test_the_state_of_a_worker(tmp_path, monkeypatch, code, pid, states):
+    monkeypatch.setattr("launch.processes.start", lambda *words, **more: SimpleNamespace(poll=lambda: code))
+    monkeypatch.setattr("launch.processes.live_pid", lambda path: pid if path == tmp_path / "pid" else None)
+    plan = SimpleNamespace(resume=False, worker_command=lambda number, resume: ["run", str(resume)])
+    worker = Worker(plan, 3, tmp_path)
+    assert (worker.state(False), worker.state(True)) == states
+    assert worker.adopted_pid == (None if code is None else pid) and worker.by_hand == "run True"
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def row_of(worker: int = 0, **changes) -> Row:
+    return Row(worker, 60, "training", STATS | changes, 2.5, 1.25, 90.0, 40.0, 3.5)
+
+
+def test_each_column_of_the_live_table():
+    shown = {column.title: column.show(row_of()) for column in table.live("partial_exchange")}
+    assert shown == {
+        "worker": "w0",
+        "state": "training",
+        "step": "12/60",
+        "steps/s": "2.5",
+        "d_loss": "0.25",
+        "g_loss": "1.5",
+        "staleness": "1.2 (max 4)",
+        "peers": "6",
+        "sent": "3.0 MiB",
+        "received": "1.5 KiB",
+        "FID": "40",
+    }
+    assert table.line(row_of(), table.live("local")) == (
+        "w0 training  step 12/60  steps/s 2.5  d_loss 0.25  g_loss 1.5  staleness 1.2 (max 4)  peers 6  "
+        "sent 3.0 MiB  received 1.5 KiB  FID 40"
+    )
+
+
+@pytest.mark.parametrize(("mode", "counted"), [("federated", "void 9"), ("multi_discriminator", "swaps 10")])
+def test_each_column_where_somebody_leads(mode, counted):
+    assert table.line(row_of(), table.live(mode)) == (
+        f"w0 training  step 12/60  steps/s 2.5  round 11  leader w0  answered 7/8  {counted}  late 2  d_loss 0.25  "
+        "g_loss 1.5  peers 6  sent 3.0 MiB  received 1.5 KiB  FID 40"
+    )
+    title, _, number = counted.partition(" ")
+    shown = [(column.title, column.show(row_of())) for column in table.final(mode)]
+    assert shown == [
+        *(("worker", "w0"), ("state", "training"), ("step", "12/60"), ("steps/s", "1.25"), (title, number)),
+        *(("late", "2"), ("sent", "3.0 MiB"), ("predicted", "2.0 MiB"), ("received", "1.5 KiB")),
+        *(("predicted", "1.0 KiB"), ("dropped", "5"), ("FID first", "90"), ("FID last", "40"), ("FID floor", "3.5")),
+    ]
+
+
+def test_the_summary_of_the_other_modes():
+    titles, cells = table.aligned([row_of()]).splitlines()
+    assert " ".join(titles.split()) == "worker state step steps/s sent received dropped FID first FID last FID floor"
+    assert " ".join(cells.split()) == "w0 training 12/60 1.25 3.0 MiB 1.5 KiB 5 90 40 3.5"
+
+
+def test_only_who_leads_has_counted_the_answers():
+    answered = next(column for column in table.LED_LIVE if column.title == "answered")
+    assert [answered.show(row_of(worker)) for worker in (0, 1)] == ["7/8", "-"]
+    assert answered.show(row_of(1, leader=1, cohort=None)) == "7" and answered.show(row_of(0, answered=None)) == "-"
+
+
+def test_numbers_and_sizes_as_text():
+    values = (None, 0.123456, 12.3456, 123.456, 999.6, 1000, 1234.5, 1e8, 1e9)
+    assert [table.decimal(v) for v in values] == [
+        *("-", "0.123", "12.3", "123", "1000", "1000", "1234", "100000000", "1e+09")
+    ]
+    assert [table.whole(v) for v in (None, 2.6, float("nan"), float("inf"))] == ["-", "3", "-", "-"]
+    sizes = (0, 1023, 1024, 1 << 20, 1 << 30, 3 << 40, -2048)
+    assert [table.size(v) for v in sizes] == ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.0 GiB", "3.0 TiB", "-2.0 KiB"]
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left():
+    rows = [Row(0, 60, "died", {"step": 5}), Row(11, 60, "finished", {"step": 60})]
+    columns = [table.WORKER, table.STATE, table.STEP]
+    assert table.aligned(rows, columns).splitlines() == [
+        "worker  state      step",
+        "w0      died       5/60",
+        "w11     finished  60/60",
+    ]
+
+
+def test_a_line_is_printed_when_a_state_changes_or_a_step_is_due(run, monkeypatch):
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(table.time, "monotonic", lambda: clock.now_s)
+    said: list[str] = []
+    shown = table.PlainDisplay(run.board, SimpleNamespace(show=said.append), 5.0)
+
+    def after(seconds: float) -> list[str]:
+        clock.now_s += seconds
+        said.clear()
+        shown.update()
+        return list(said)
+
+    assert after(0) == ["w0 starting  step 0/60", "w1 starting  step 0/60"] and after(9) == []
+    run.workers[1].write(step=1)
+    assert after(1) == ["w1 training  step 1/60"]
+    run.workers[1].write(step=2)
+    assert after(4.5) == [] and after(0.5) == ["w1 training  step 2/60"] and after(50) == []
+    run.workers[1].write(step=3)
+    assert after(0) == ["w1 training  step 3/60"]
