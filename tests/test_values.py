@@ -1,0 +1,177 @@
+"""Small plain things that much stands on: cursors, whom to follow, how one waits, what was refused, queueing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from peers import processes, refusals
+from peers.errors import PeersError, StalledError
+from peers.topology import complete
+from peers.types import Cursor, Slice
+from peers.waiting import Waiting, failed
+
+# --- cursors ---------------------------------------------------------------------------------------
+
+
+def test_a_cursor_stands_where_its_slowest_section_stands():
+    cursor = Cursor("a", (7, 6), (40, 35))
+    assert cursor.sequence == 35
+    # Of rounds that take turns, 6 and 7 have been applied: so all up to 7.
+    assert cursor.complete == 7
+    assert Cursor("a", (7, 8), (40, 35)).complete == 8
+    assert Cursor("a", (5,), (3,)).complete == 5
+    # In a section a round was left out: only what comes before it is complete.
+    assert Cursor("a", (9, 6), (50, 35)).complete == 7
+
+
+def test_a_cursor_advances_in_one_section():
+    cursor = Cursor("a", (7, 6), (40, 35))
+    assert cursor.advanced("a", 1, 8, 44) == Cursor("a", (7, 8), (40, 44))
+    assert cursor.advanced("a", 0, 9, 50) == Cursor("a", (9, 6), (50, 35))
+    assert cursor == Cursor("a", (7, 6), (40, 35))
+    # The numbers of an earlier life mean nothing: all of the new one may still be needed.
+    assert cursor.advanced("b", 1, 8, 2) == Cursor("b", (7, 8), (0, 2))
+
+
+def test_a_cursor_survives_as_plain_values():
+    cursor = Cursor("a", (7, 6), (40, 35))
+    assert cursor.to_plain() == ["a", [7, 6], [40, 35]]
+    assert Cursor.from_plain(["a", [7, 6], [40, 35]]) == cursor
+    for wrong in ([], ["a", [7]], ["a", ["x"], [1]], ["a", 7, 1], None):
+        with pytest.raises((ValueError, TypeError)):
+            Cursor.from_plain(wrong)
+
+
+def test_a_slice_has_a_size():
+    assert Slice(3, 8).size == 5 and Slice(3, 3).size == 0
+
+
+def test_everybody_follows_everybody_else_in_order():
+    assert [complete(worker, 3) for worker in range(3)] == [(1, 2), (0, 2), (0, 1)]
+    assert complete(0, 1) == ()
+    for worker in (-1, 3):
+        with pytest.raises(ValueError, match="outside 0..2"):
+            complete(worker, 3)
+
+
+# --- waiting ---------------------------------------------------------------------------------------
+
+
+class Slept:
+    """A condition in which time passes and nothing else."""
+
+    def __init__(self, times):
+        self.now, self.times = 0.0, times
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self, timeout_s):
+        self.times.append(timeout_s)
+        self.now += timeout_s
+
+    def notify_all(self):
+        pass
+
+
+def waiting(stall_timeout_s):
+    lines, times = [], []
+    slept = Slept(times)
+    found = Waiting(stall_timeout_s, lines.append, lambda: slept.now)
+    found._changed = slept
+    return found, slept, lines
+
+
+def test_a_wait_is_said_after_five_seconds_and_then_ever_more_rarely():
+    found, slept, lines = waiting(30.0)
+    with pytest.raises(StalledError, match="waited 30 s for a word"):
+        found.until(lambda: False, lambda: "a word")
+    assert slept.now == 30.0 and max(slept.times) <= 1.0
+    assert lines == [f"waiting for a word since {s} s; giving up after 30 s" for s in (5, 10, 20)]
+
+
+def test_a_wait_may_have_a_deadline_of_its_own_and_what_is_there_is_not_awaited():
+    found, slept, lines = waiting(30.0)
+    with pytest.raises(StalledError, match="waited 2 s"):
+        found.until(lambda: False, lambda: "a word", 2.5)
+    assert slept.now == 2.5 and lines == []
+    found.until(lambda: True, lambda: "a word", 0.0)
+    with pytest.raises(StalledError, match="waited 0 s"):
+        found.until(lambda: False, lambda: "a word", 0.0)
+    found.until(lambda: slept.now >= 4.0, lambda: "a word")
+    assert slept.now < 5.5
+
+
+def test_the_first_failure_ends_every_wait_even_of_what_is_there():
+    found, slept, _ = waiting(30.0)
+    found.check()
+    for text in ("first", "second"):
+        found.fail(PeersError(text))
+    with pytest.raises(PeersError, match="first"):
+        found.until(lambda: True, lambda: "a word")
+    assert slept.now == 0.0
+
+
+def test_what_a_thread_raised_says_where():
+    ours = StalledError("x")
+    assert failed(ours, "reading") is ours
+    wrapped = failed(KeyError("k"), "reading server 3")
+    assert isinstance(wrapped, PeersError) and str(wrapped) == "reading server 3: KeyError: 'k'"
+
+
+# --- what was refused, and the system --------------------------------------------------------------
+
+
+def test_refusals_are_counted_each_and_said_once_for_sender_and_reason():
+    lines = []
+    found = refusals.Refusals(lines.append)
+    for sender, reason, how_many in (
+        (1, "seal", 1),
+        (1, "seal", 3),
+        (2, "seal", 1),
+        (1, "replayed", 1),
+        (3, "seal", 0),
+    ):
+        found.note(sender, reason, "entry 7 of its outbox", how_many)
+    assert found.counts() == {"seal": 5, "replayed": 1}
+    assert [line.partition(":")[0] for line in lines] == ["worker 1", "worker 2", "worker 1", "worker 3"]
+    assert all("and counted as 'seal'" in line for line in lines[:2]) and "counted" not in lines[3]
+
+
+def test_counts_add_up_by_reason():
+    one, other = {"seal": 2, "late": 1}, Counter(seal=3, gated=4)
+    assert refusals.total(one, other, {}) == {"seal": 5, "late": 1, "gated": 4}
+    assert refusals.total() == {} and one == {"seal": 2, "late": 1}
+
+
+def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypatch):
+    """Linux says it in nanoseconds, as the second of three numbers."""
+
+    class File:
+        def __init__(self, text):
+            self.text = text
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read(self):
+            return self.text
+
+    said = []
+
+    def read(path, encoding):
+        said.append(path)
+        return File("7000000000 2500000000 99\n")
+
+    monkeypatch.setattr(processes, "open", read, raising=False)
+    assert processes.queued_s() == 2.5 and said == ["/proc/thread-self/schedstat"]
+    monkeypatch.setattr(processes, "open", lambda path, encoding: File(""), raising=False)
+    assert processes.queued_s() == 0.0
