@@ -1,0 +1,52 @@
+"""What peers claim in small maps, at the border of what can be."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from degan.modes.claims import answer_extras, mean_losses, plain_about, whole
+from peers.errors import MessageError
+
+LARGEST = 2**48 - 1
+NO_COUNTS = (-1, 2**48, 1.0, True, "1", None, [1])
+
+
+def message(**extras: float) -> SimpleNamespace:
+    return SimpleNamespace(extras=extras)
+
+
+def announcement(**fields: object) -> SimpleNamespace:
+    return SimpleNamespace(message=SimpleNamespace(fields=fields))
+
+
+def test_a_count_is_what_it_says_or_is_refused_by_its_name():
+    assert [whole({"steps": value, "more": 7}, "steps") for value in (0, 1, LARGEST)] == [0, 1, LARGEST]
+    for fields in ({"more": 7}, *({"steps": value} for value in NO_COUNTS)):
+        with pytest.raises(MessageError, match="a round without a steps"):
+            whole(fields, "steps")
+
+
+def test_of_what_a_worker_says_of_itself_only_what_can_be_is_kept():
+    fine = {"samples": LARGEST, "histogram": [0, LARGEST]}
+    assert plain_about(fine | {"more": 1}) == fine and plain_about({}) == {}
+    assert plain_about({"histogram": []}) == {"histogram": []}
+    assert plain_about({"histogram": [1] * 2**16}) == {"histogram": [1] * 2**16}
+    for about in (*({"samples": value} for value in NO_COUNTS), *({"histogram": [1, value]} for value in NO_COUNTS)):
+        assert plain_about(about) == {}
+    for histogram in ([1] * (2**16 + 1), (1, 2), "12", {"0": 1}, None):
+        assert plain_about({"samples": 3, "histogram": histogram}) == {"samples": 3}
+
+
+def test_the_losses_of_those_that_answered_are_averaged_where_they_say_both():
+    said = {1: message(d_loss=1.0, g_loss=10.0, term=3.0), 2: message(d_loss=4.0), 4: message(d_loss=2.0, g_loss=40.0)}
+    assert mean_losses(said) == {"d_loss": 1.5, "g_loss": 25.0}
+    assert mean_losses({}) == mean_losses({2: message(d_loss=4.0)}) == {}
+
+
+def test_an_answer_says_the_losses_that_are_numbers_and_the_term_of_the_announcement():
+    losses = {"d_loss": 1.5, "g_loss": math.nan, "more": math.inf}
+    assert answer_extras(announcement(term=7), losses) == {"term": 7.0, "d_loss": 1.5}
+    assert answer_extras(announcement(), {}) == {"term": -1.0}
