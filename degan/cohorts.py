@@ -16,6 +16,7 @@ code (github.com/LPD-EPFL/FeGAN, dist-lsgan.py: init_groups, run, average_models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -84,6 +85,14 @@ def cohort_size(fraction: float, live: int) -> int:
     if not 0 < fraction <= 1 or live < 1:
         raise ValueError(f"a cohort is a fraction in (0, 1] of at least 1 worker, not {fraction} of {live}")
     return max(1, round(fraction * live))
+
+
+def quorum(share: float, asked: int) -> int:
+    """How many answers a round needs: `share` of those that were asked, a part of one rounded up.
+
+    What rounding adds to a whole number is no part of an answer: 0.28 x 25 workers are 7.
+    """
+    return math.ceil(round(share * asked, 6))
 
 
 def uniform(live: Sequence[int], size: int, seed: int, round: int) -> list[int]:

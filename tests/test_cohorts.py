@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degan.cohorts import BalancedState, balanced, cohort_size, uniform, weights, without_light
+from degan.cohorts import BalancedState, balanced, cohort_size, quorum, uniform, weights, without_light
 
 SCHEMES = ("exp", "linear", "dirac")
 SIGNS = ("divergent_less", "as_released")
@@ -28,6 +28,14 @@ def tables(classes=3, most=6):
 
 
 # --- who takes part ----------------------------------------------------------------------------
+
+
+def test_a_quorum_is_a_share_of_those_asked_rounded_up():
+    assert [quorum(0.5, asked) for asked in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
+    assert [quorum(1.0, asked) for asked in (1, 3, 50)] == [1, 3, 50]
+    assert quorum(0.01, 3) == 1 and quorum(0.34, 3) == 2 and quorum(0.67, 3) == 3
+    # In float64 these products are a little more than the whole number.
+    assert (quorum(0.28, 25), quorum(0.14, 50), quorum(0.56, 50)) == (7, 7, 28)
 
 
 def test_a_cohort_is_a_fraction_of_the_live_and_never_empty():

@@ -97,28 +97,6 @@ def test_a_round_is_the_weighted_mean_of_what_the_workers_made_of_the_model(requ
     np.testing.assert_array_equal(pairs[0].model(has_moments), model)
 
 
-def test_the_moving_average_takes_a_round_as_its_local_steps():
-    """Of a model that stays as it is the average is taken as often as steps were taken."""
-    settings = experiment(2, local_steps=5)
-    at_once, one_by_one = (GanPair(settings, SHAPE, 0, torch.device("cpu")) for _ in range(2))
-    for pair in (at_once, one_by_one):
-        pair.load_model(pair.model() + 1)
-    at_once.average((0, at_once.size), 5)
-    for _ in range(5):
-        one_by_one.average((0, one_by_one.size))
-    np.testing.assert_allclose(at_once.smooth(), one_by_one.smooth(), rtol=1e-5)
-    assert not np.array_equal(at_once.smooth(), at_once.model()[: at_once.smooth().size])
-
-
-@pytest.mark.parametrize("codec", ["float16", "bfloat16"])
-def test_with_rounding_codecs_all_still_hold_the_same(codec):
-    settings = experiment(3, local_steps=2, codec=codec)
-    pairs = Fleet(settings, memory_buses(3), cuts=(2,)).run(3)
-    assert_same_model(pairs)
-    exact = Fleet(experiment(3, local_steps=2), memory_buses(3)).run(3)
-    np.testing.assert_allclose(pairs[0].model(), exact[0].model(), rtol=0.05, atol=0.02)
-
-
 # --- cohorts --------------------------------------------------------------------------------------
 
 

@@ -28,23 +28,46 @@ SIZE = RAW_BYTES // 4 + 1000  # More than one entry.
 
 # --- the deadline ---------------------------------------------------------------------------------
 
-took = st.lists(st.floats(0, 1e4), max_size=100)
 
-
-@given(took, st.floats(0.1, 10), st.floats(10, 1000))
-def test_a_deadline_is_within_its_bounds(times, floor_s, ceiling_s):
-    deadline = Deadline(floor_s, ceiling_s, times)
-    assert floor_s <= deadline.seconds <= ceiling_s
-    assert Deadline(floor_s, ceiling_s, deadline.to_plain()).seconds == deadline.seconds
-
-
-def test_a_deadline_is_the_median_and_three_deviations():
-    deadline = Deadline(0.1, 100)
-    assert deadline.seconds == 100
-    for took_s in (1.0, 2.0, 3.0, 10.0):
+@pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        # The median is 2.5; the distances from it are 1.5, 0.5, 0.5 and 7.5, so their median is 1.
+        ([1.0, 2.0, 3.0, 10.0], 5.5),
+        # Of five: 3; 2, 1, 0, 1 and 5, so 1.
+        ([8.0, 4.0, 3.0, 2.0, 1.0], 6.0),
+        # Too few to go by.
+        ([1.0, 2.0, 3.0], 30.0),
+        ([], 30.0),
+        # Under the floor, and above the ceiling.
+        ([0.5] * 4, 2.0),
+        ([0.5, 0.6, 0.7, 0.8, 90.0], 2.0),
+        ([29.0] * 4, 29.0),
+        ([50.0] * 4, 30.0),
+        ([1.0, 2.0, 28.0, 29.0], 30.0),
+    ],
+)
+def test_a_deadline_is_the_median_and_three_deviations_between_floor_and_ceiling(times, seconds):
+    deadline = Deadline(2.0, 30.0)
+    for took_s in times:
         deadline.note(took_s)
-    # The median is 2.5; the distances from it are 1.5, 0.5, 0.5 and 7.5, so their median is 1.
-    assert ENOUGH == 4 and deadline.seconds == pytest.approx(5.5)
+    assert deadline.seconds == pytest.approx(seconds, rel=1e-12)
+    for other in (Deadline(2.0, 30.0, times), Deadline(2.0, 30.0)):
+        other.load_plain(deadline.to_plain())
+        assert other.seconds == deadline.seconds and other.to_plain() == times
+
+
+def test_a_deadline_goes_by_the_newest_answers():
+    """Sixty-four of them; none has taken less than nothing."""
+    deadline = Deadline(0.1, 100.0, [9.0] * 500)
+    assert len(deadline.to_plain()) == 64
+    for noted in range(64):
+        assert deadline.seconds == pytest.approx(9.0 if noted < 32 else (5.0 + 3 * 4.0 if noted == 32 else 1.0))
+        deadline.note(1.0)
+    assert deadline.to_plain() == [1.0] * 64
+    deadline.load_plain([9.0] * 500)
+    deadline.note(-3.0)
+    assert len(deadline.to_plain()) == 64 and deadline.to_plain()[-2:] == [9.0, 0.0]
 
 
 def test_a_deadline_that_was_too_short_grows_with_what_came_late():

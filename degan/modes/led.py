@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
+from degan import cohorts
 from degan.modes.claims import plain_about
 from degan.modes.guard import Guard
 from degan.modes.join import MISSED, join
@@ -271,9 +272,8 @@ class Led(abc.ABC):
             until_s: when the deadline is (monotonic).
             answer_bytes: of one answer on the wire.
         """
-        others = [worker for worker in asked if worker != self._me]
-        self._asked = len(asked)
-        quorum = math.ceil(self._settings.mode.quorum * len(asked))
+        others, self._asked = [worker for worker in asked if worker != self._me], len(asked)
+        quorum = cohorts.quorum(self._settings.mode.quorum, len(asked))
         # Our own steps may have taken longer than the others': they still get a chance.
         left_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
         rounds, lives = self._rounds, self._lives

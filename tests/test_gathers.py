@@ -1,0 +1,281 @@
+"""What counts as an answer to a round, who is awaited, who leads, and what is read: workers in one process."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from peers.codec import CODECS
+from peers.deadline import Deadline
+from peers.errors import MessageError, StalledError
+from peers.judge import Judge
+from peers.leadership import Leadership
+from peers.message import RoundLayout, encode_fields, encode_vector
+from peers.rendezvous import Start
+from peers.rounds import Rounds, kept_entries, term_of
+from peers.types import Entry, Lease, Slice
+from tests.fleets import in_threads, memory_buses
+
+SIZE = 4
+LAYOUT = RoundLayout(b"testtest", {"result": (SIZE, CODECS["raw"])})
+LONG_S = 30.0
+
+
+def ones(value=1.0):
+    return np.full(SIZE, value, np.float32)
+
+
+@pytest.fixture
+def make():
+    """Makes workers that have met; the first two may lead."""
+    opened, buses = [], []
+
+    def new(workers, joining=(), min_peers=0, lines=None, **judge):
+        buses.extend(memory_buses(workers))
+        lives = {bus.worker: bus.incarnation for bus in buses}
+        for bus in buses:
+            bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
+        for bus in buses:
+            say = (lambda line: None) if lines is None else lines.append
+            rounds = Rounds(
+                *(bus, LAYOUT, Leadership([0, 1]), Deadline(0.1, 60.0), 5.0, LONG_S, LONG_S, say, min_peers),
+                judge=Judge(bus.worker, say=say, **judge),
+            )
+            opened.append(rounds)
+            kind = "join" if bus.worker in joining else "together"
+            rounds.start(Start(kind, 0, {p: life for p, life in lives.items() if p != bus.worker}), 0)
+        return list(opened)
+
+    yield new
+    in_threads([rounds.close for rounds in opened])
+    for bus in buses:
+        bus.close()
+
+
+def wait(rounds, is_done):
+    rounds.until(is_done, lambda: "what the test waits for", LONG_S)
+
+
+def tell(rounds, sender, kind, round, life=None, **content):
+    """As if the sender had said it, in this or another life."""
+    ((header, payload),) = encode_fields(LAYOUT, kind, round, content)
+    rounds.mail.feed(Entry(sender, life or rounds.mail.life(sender), 10**6, False, header, payload))
+
+
+def hand_in(rounds, sender, round, value, life):
+    """As if the sender had answered, in that life."""
+    ((header, payload),) = encode_vector(LAYOUT, "result", round, Slice(0, SIZE), ones(value))
+    rounds.mail.feed(Entry(sender, life, 10**6, False, header, bytes(payload), True))
+
+
+def answer(sender, leader, round, value=1.0, **extras):
+    """Send an answer, and wait until it has come."""
+    before = len(leader.mail.letters("result").get(sender._bus.worker, []))
+    sender.send(0, "result", round, ones(value), extras)
+    wait(leader, lambda: len(leader.mail.letters("result").get(sender._bus.worker, [])) > before)
+
+
+# --- who is awaited -------------------------------------------------------------------------------
+
+
+def test_an_answer_that_names_another_term_is_none(make):
+    first, *others = make(4)
+    first.leadership.term = 3
+    for sender, extras in zip(others, ({"term": 2.0}, {"term": 4.0}, {"term": 3.0}), strict=True):
+        answer(sender, first, 1, **extras)
+    gathered = first.gather("result", 1, [1, 2, 3], 2, 0.0)
+    assert list(gathered.answers) == list(gathered.messages) == [3]
+    assert gathered.missing == (1, 2) and gathered.is_void
+
+
+def test_who_left_after_a_round_has_answered_it_and_who_left_before_has_not(make):
+    """The goodbye comes on another stream, so it may be read before the answer."""
+    first, second, third = make(3)
+    for sender, last in ((second, 4), (third, 5)):
+        sender.publish("goodbye", last, {})
+    wait(first, lambda: not first.mail.live())
+    seen = []
+
+    def is_off():
+        # The gather looks here first: it still waits for the answer of worker 2, and for no other.
+        if not seen:
+            seen.append(True)
+            third.send(0, "result", 5, ones(), {})
+        return False
+
+    gathered = first.gather("result", 5, [1, 2], 1, LONG_S, is_off)
+    assert list(gathered.answers) == [2] and gathered.missing == (1,)
+
+
+def test_a_gather_is_over_at_once_when_somebody_else_leads(make):
+    first, *_ = make(2)
+    gathered = first.gather("result", 1, [1], 1, LONG_S, lambda: True)
+    assert gathered.missing == (1,) and gathered.is_void and first.wait_s < LONG_S / 2
+
+
+def test_only_those_that_were_asked_are_gathered(make):
+    first, second, third = make(3)
+    answer(second, first, 1)
+    answer(third, first, 1)
+    assert list(first.gather("result", 1, [2], 1, LONG_S).answers) == [2]
+
+
+# --- what is an answer ----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_counted_as_not_finite_and_is_missing_from_the_quorum(make):
+    lines = []
+    first, second, third = make(3, lines=lines)
+
+    def read(message):
+        if message.extras["part"] == 1.0:
+            raise ValueError("nothing that we know")
+        return message.values * 2
+
+    answer(second, first, 1, part=1.0)
+    answer(third, first, 1, part=2.0)
+    gathered = first.gather("result", 1, [1, 2], 3, LONG_S, own=ones(5.0), read=read)
+    assert {worker: values[0] for worker, values in gathered.answers.items()} == {0: 5.0, 2: 2.0}
+    assert list(gathered.messages) == [1, 2] and gathered.missing == () and gathered.is_void
+    assert first.stats()["dropped"] == {"not_finite": 1}
+    assert "round 1: the result of worker 1 is not finite; left out" in lines
+
+
+def test_a_quorum_counts_our_own_answer(make):
+    first, second = make(2)
+    answer(second, first, 1)
+    assert not first.gather("result", 1, [1], 2, LONG_S, own=ones()).is_void
+    answer(second, first, 2)
+    assert first.gather("result", 2, [1], 2, LONG_S).is_void
+
+
+def test_what_is_far_longer_than_usual_is_left_out_by_the_length_that_was_asked_for(make):
+    lines = []
+    first, second, third = make(3, lines=lines, factor=10.0, most_strikes=9)
+    for round in range(1, 7):
+        answer(second, first, round, 100.0)
+        answer(third, first, round, 100.0 if round < 6 else 111.0)
+        gathered = first.gather("result", round, [1, 2], 1, LONG_S, length=lambda x: float(abs(x[0] - 99.0)))
+    # Eleven away, where the others are one; of their own length they differ by a tenth.
+    assert list(gathered.answers) == [1] and first.stats()["dropped"] == {"gated": 1}
+    assert "round 6: the result of worker 2 is far longer than usual; left out" in lines
+
+
+def test_a_muted_worker_is_heard_again_in_a_new_life(make):
+    first, _ = make(2, most_strikes=1)
+    found = []
+    for round, value, life in ((1, math.nan, "a"), (2, 1.0, "a"), (3, 1.0, "b")):
+        hand_in(first, 1, round, value, life)
+        found.append(list(first.gather("result", round, [1], 1, LONG_S).answers))
+    assert found == [[], [], [1]]
+    assert first.stats()["dropped"] == {"not_finite": 1, "muted": 1} and first.stats()["muted"] == []
+
+
+def test_a_message_that_does_not_fit_is_a_strike(make):
+    first, second = make(2)
+    other = RoundLayout(b"otherrun", LAYOUT.kinds)
+    second._bus.publish(encode_fields(other, "stop", 1, {}))
+    wait(first, lambda: first.mail.counts())
+    answer(second, first, 1)
+    first.gather("result", 1, [1], 1, LONG_S)
+    assert first.stats()["strikes"] == {"1": 1} and first.stats()["dropped"] == {"fingerprint": 1}
+
+
+# --- who leads ------------------------------------------------------------------------------------
+
+
+def test_one_that_joins_neither_leads_nor_is_abreast_before_it_has_caught_up(make):
+    first, second, third = make(3, joining=(0,))
+    for rounds in (second, third):
+        wait(rounds, lambda r=rounds: r.mail.live() == {0, 1, 2} - {r._bus.worker} and 0 not in r.mail.abreast())
+    assert [rounds.leader() for rounds in (first, second, third)] == [1, 1, 1]
+    first.caught_up(4)
+    for rounds in (second, third):
+        wait(rounds, lambda r=rounds: 0 in r.mail.abreast())
+    assert [rounds.leader() for rounds in (first, second, third)] == [0, 0, 0]
+
+
+def test_with_fewer_peers_than_the_least_nobody_leads_alone(make):
+    first, *_ = make(3, min_peers=1)
+    assert first.leader() == 0
+    # Who has said goodbye is not missing; who is gone is.
+    tell(first, 1, "goodbye", 3)
+    first.mail.drop(2, "its lease has expired")
+    assert first.leader() == 0
+    tell(first, 1, "hello", 3, life="another", is_joining=True, is_replaying=False)
+    assert first.leader() == 0
+    first.mail.drop(1, "its lease has expired")
+    assert first.leader() is None
+
+
+def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over(make):
+    first, second, third = make(3)
+    said = [("round_start", 5, 1), ("round_end", 4, 1), ("round_start", 4, 1)]
+    for kind, round, term in said:
+        first.publish(kind, round, {"term": term})
+    first.drain()
+    wait(third, lambda: len(third.mail.letters("round_start").get(0, [])) == 2)
+
+    def newest():
+        sender, letter = third.newest()
+        return sender, letter.message.kind, letter.message.round, term_of(letter)
+
+    assert newest() == (0, "round_start", 5, 1)
+    first.publish("round_end", 5, {"term": 1})
+    wait(third, lambda: newest() == (0, "round_end", 5, 1))
+    second.publish("round_end", 3, {"term": 2})
+    wait(third, lambda: newest() == (1, "round_end", 3, 2))
+    # A leader goes on in its term, however many others begin later rounds in an older one.
+    first.publish("round_start", 6, {"term": 1})
+    wait(third, lambda: len(third.mail.letters("round_start").get(0, [])) == 3)
+    assert newest() == (1, "round_end", 3, 2) and third.leader() == 1
+    for odd in (-1, 2**48, "7", None, 2.5):
+        tell(third, 0, "round_start", 7, term=odd)
+        assert newest() == (1, "round_end", 3, 2)
+
+
+# --- what is put and asked ------------------------------------------------------------------------
+
+
+def test_what_is_put_lives_for_two_leases(make):
+    first, _ = make(2)
+    lives, put_state = [], first._bus.put_state
+    first._bus.put_state = lambda fields, ttl_s: (lives.append(ttl_s), put_state(fields, ttl_s))
+    first.put("m1", {"model": ones()}, {})
+    first.drain()
+    assert lives and set(lives) == {10.0}
+
+
+def test_what_goes_wrong_in_a_reading_is_raised_where_it_was_asked_for(make):
+    first, _ = make(2)
+    for error in (MessageError("malformed", "no such thing"), StalledError("nothing there")):
+
+        def fails(error=error):
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            first.ask(fails, "what fails")
+    assert first.ask(lambda: 7, "a number") == 7
+
+
+def test_a_stream_keeps_three_vectors_and_some_small_messages():
+    entries = {"result": (3 * 262144, CODECS["raw"]), "feedback": (5, CODECS["raw"])}
+    assert kept_entries(RoundLayout(b"testtest", entries)) == 3 * 3 + 64
+    assert kept_entries(RoundLayout(b"testtest", {})) == 3 + 64
+
+
+def test_who_leaves_or_finishes_has_published_what_it_said(make):
+    """What comes after that is the end of its process."""
+    first, second, third = make(3)
+    for rounds, end in ((second, lambda: second.leave(4)), (third, lambda: third.finish(4))):
+        published = []
+        publish = rounds._bus.publish
+        rounds._bus.publish = lambda entries, p=published, own=publish: (own(entries), p.append(True))
+        if rounds is third:
+            tell(third, 0, "goodbye", 4)
+            tell(third, 1, "goodbye", 4)
+        end()
+        assert published == [True]
+    wait(first, lambda: first.mail.reached(4) == {1, 2} and not first.mail.live())

@@ -1,0 +1,216 @@
+"""What a mailbox makes of entries that are damaged, of another life or late, and when it says that a peer is gone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.codec import Raw
+from peers.deadline import Deadline
+from peers.mailbox import REMEMBERED, Mailbox, TimedMailbox
+from peers.message import RoundLayout, encode_fields, encode_vector
+from peers.types import Entry, Slice
+
+
+class Small(Raw):
+    """Travels in chunks of four values."""
+
+    chunk_values = 4
+
+
+LAYOUT = RoundLayout(b"testtest", {"result": (6, Small()), "feedback": (6, Small())})
+
+
+class Post:
+    """A mailbox, and entries for it as they would be read."""
+
+    def __init__(self, box=None):
+        self.lines, self.struck = [], []
+        self.box = box or Mailbox(LAYOUT, 5.0, self.lines.append)
+        self.box.refused = lambda sender, life: self.struck.append((sender, life))
+        self.sequences = {}
+
+    def entries(self, pairs, sender=1, life="a", is_direct=False, is_contiguous=True):
+        found = []
+        for header, payload in pairs:
+            number = self.sequences[sender, life, is_direct] = self.sequences.get((sender, life, is_direct), 0) + 1
+            found.append(Entry(sender, life, number, is_contiguous, bytes(header), bytes(payload), is_direct))
+            is_contiguous = True
+        return found
+
+    def feed(self, *entries, may_come_again=False):
+        return [self.box.feed(entry, may_come_again) for entry in entries]
+
+    def say(self, kind, round=1, sender=1, life="a", **content):
+        self.feed(*self.entries(encode_fields(LAYOUT, kind, round, content), sender, life))
+
+    def vector(self, round, value=1.0, kind="result", **where):
+        values = np.full(6, value, np.float32)
+        return self.entries(encode_vector(LAYOUT, kind, round, Slice(0, 6), values), **where)
+
+    def values(self, round=None, kind="result"):
+        letter = self.box.letter(kind, 1, round)
+        return letter and letter.message.values.tolist()
+
+
+def spoiled(entry):
+    """As it comes when a bit of it has changed on its way."""
+    return entry._replace(payload=bytes([entry.payload[0] ^ 1]) + entry.payload[1:])
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+
+def test_an_entry_that_changed_on_its_way_is_asked_for_again_and_then_counts():
+    post = Post()
+    first, second = post.vector(3)
+    assert post.feed(first) == [True] and post.feed(spoiled(second), may_come_again=True) == [False]
+    assert post.values() is None and post.box.counts() == {}
+    assert post.feed(second) == [True]
+    assert post.values(3) == [1.0] * 6 and post.struck == []
+
+
+def test_an_entry_that_changed_on_its_way_is_no_fault_of_its_sender_nor_is_what_follows():
+    post = Post()
+    post.feed(*post.vector(2))
+    first, second = post.vector(3)
+    post.feed(spoiled(first), second)
+    assert post.box.counts() == {"checksum": 1, "incomplete": 1} and post.struck == []
+    # The next message is whole; after it a chunk without those before it is the sender's fault.
+    post.feed(*post.vector(4))
+    assert post.values(4) == [1.0] * 6
+    post.feed(post.vector(5)[1])
+    assert post.box.counts() == {"checksum": 1, "incomplete": 2} and post.struck == [(1, "a")]
+
+
+def test_what_a_sender_should_not_have_sent_is_a_strike_against_that_life():
+    post = Post()
+    post.say("hello", life="b", is_replaying=False)
+    assert post.box.counts() == {"malformed": 1} and post.struck == [(1, "b")]
+    other = RoundLayout(b"otherrun", LAYOUT.kinds)
+    post.feed(*post.entries(encode_fields(other, "stop", 1, {}), life="b"))
+    assert post.box.counts() == {"malformed": 1, "fingerprint": 1} and post.struck == [(1, "b")] * 2
+
+
+def test_a_stream_that_was_cut_off_is_read_from_its_next_whole_message_on():
+    post = Post()
+    post.feed(*post.vector(1), post.vector(2)[0])
+    # Its reader was too slow: the stream goes on in the middle of a message, and that is no fault.
+    tail = post.vector(3)[1]
+    post.feed(tail._replace(is_contiguous=False))
+    assert post.box.counts() == {} and post.values(3) is None
+    post.feed(*post.vector(4, 2.0))
+    assert post.values(4) == [2.0] * 6 and post.struck == []
+    post.feed(post.vector(5)[1])
+    assert post.box.counts() == {"incomplete": 1} and post.struck == [(1, "a")]
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_new_life_finishes_no_message_of_the_one_before(is_direct):
+    post = Post()
+    post.feed(post.vector(1, is_direct=is_direct)[0])
+    later = post.vector(1, 2.0, life="b", is_direct=is_direct)
+    post.feed(later[1])
+    assert post.box.life(1) == "b" and post.values() is None
+    assert post.box.counts() == {} and post.struck == [], "its beginning may lie before what we read of it"
+    post.feed(*later)
+    assert post.values(1) == [2.0] * 6 and post.box.letter("result", 1).incarnation == "b"
+
+
+def test_streams_of_one_sender_do_not_mix():
+    post = Post()
+    to_all, to_me = post.vector(1, 1.0), post.vector(2, 2.0, "feedback", is_direct=True)
+    post.feed(to_all[0], to_me[0], to_all[1], to_me[1])
+    assert post.values(1) == [1.0] * 6 and post.values(2, "feedback") == [2.0] * 6
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_of_a_round_or_of_all_the_newest_message_is_the_one_that_counts():
+    post = Post()
+    for round, value in ((1, 1.0), (2, 2.0), (2, 3.0)):
+        post.feed(*post.vector(round, value))
+    assert post.values() == post.values(2) == [3.0] * 6 and post.values(1) == [1.0] * 6
+    taken = post.box.take("result", 1)
+    assert taken.message.values.tolist() == [3.0] * 6
+    assert post.box.take("result", 1) is None and post.values() is None
+
+
+def test_closing_a_round_closes_those_before_it_and_no_other_kind():
+    post = Post()
+    for round in (1, 2, 3, 4):
+        post.feed(*post.vector(round))
+    post.feed(*post.vector(2, kind="feedback"))
+    post.box.close_round("result", 3)
+    assert [post.values(round) is None for round in (1, 2, 3, 4)] == [True, True, True, False]
+    assert post.values(2, "feedback") == [1.0] * 6
+    # What is closed stays so.
+    post.box.close_round("result", 1)
+    for round in (2, 3, 5):
+        post.feed(*post.vector(round))
+    assert post.box.counts() == {"late": 2} and post.values(2) is None and post.values(5) is not None
+
+
+def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_opened():
+    clock = [10.0]
+    deadline = Deadline(0.1, 100.0)
+    post = Post(TimedMailbox(deadline, LAYOUT, 5.0, lambda line: None, lambda: clock[0]))
+    post.box.open_round("result", 1)
+    clock[0] = 13.0
+    post.feed(*post.vector(1))
+    assert post.box.letter("result", 1).at_s == 13.0
+    clock[0] = 17.0
+    post.box.note_answer("result", 1, post.box.letter("result", 1).at_s)
+    post.box.close_round("result", 1)
+    clock[0] = 30.0
+    post.feed(*post.vector(1, sender=2))
+    # Of what was not opened nobody knows how long it took.
+    post.box.note_answer("result", 2, 31.0)
+    post.box.note_answer("feedback", 1, 31.0)
+    assert deadline.to_plain() == [3.0, 20.0]
+    # Of many rounds the newest are remembered.
+    for round in range(2, 2 + REMEMBERED):
+        clock[0] += 1.0
+        post.box.open_round("result", round)
+    for round in (1, 2):
+        post.box.note_answer("result", round, clock[0] + 1.0)
+    assert deadline.to_plain() == [3.0, 20.0, float(REMEMBERED)]
+
+
+# --- who is there ---------------------------------------------------------------------------------
+
+
+def test_who_was_started_again_is_there_and_catches_up_until_it_says_otherwise():
+    post = Post()
+    post.say("hello", is_joining=False, is_replaying=False)
+    assert post.box.abreast() == {1} and post.box.lives() == {1: "a"}
+    post.box.restarted(1, "b")
+    assert post.box.live() == {1} and post.box.abreast() == set() and post.box.life(1) == "b"
+    post.say("hello", life="b", is_joining=True, is_replaying=False)
+    assert post.box.abreast() == set()
+    post.say("hello", life="b", is_joining=False, is_replaying=False)
+    assert post.box.abreast() == {1}
+
+
+def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye():
+    post = Post()
+    post.box.admit(1)
+    post.box.admit(1)
+    post.box.admit(2)
+    assert post.lines == ["worker 1 takes part", "worker 2 takes part"]
+    post.say("goodbye", 7, sender=2)
+    for _ in range(2):
+        post.box.drop(1, "its lease has expired")
+        post.box.drop(2, "its lease has expired")
+    assert post.lines[2:] == [
+        "worker 2 has said goodbye",
+        "worker 1 is gone: its lease has expired; going on without it",
+    ]
+    assert post.box.reached(7) == {2} and post.box.reached(8) == set() and not post.box.is_member(1)
+    # Its way was cut, or it is another life after a goodbye.
+    post.box.admit(1)
+    post.say("hello", 7, sender=2, life="b", is_joining=False, is_replaying=False)
+    assert post.box.live() == {1, 2}
+    post.box.drop(2, "its lease has expired")
+    assert post.box.reached(7) == {1}, "the new life has not said goodbye"
