@@ -1,0 +1,126 @@
+"""Mutants of state transfer, the wire, the bus and the robust rules."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+TRANSFER, RESP, ROBUST = "tests/test_transfer.py::", "tests/test_resp.py::", "tests/test_robust_by_hand.py::"
+LEASES, PUMP, LAYOUTS = "tests/test_rendezvous_leases.py::", "tests/test_pump.py::", "tests/test_layouts.py::"
+GOLDEN = "tests/test_golden_wire.py::"
+
+MUTANTS = (
+    Mutant(
+        "the checksum of a joiner's state is not compared",
+        "peers/transfer.py",
+        "        if so_far != expected:\n",
+        "        if so_far is None:\n",
+        f"{TRANSFER}test_every_other_bit_of_a_chunk_is_refused_by_its_checksum "
+        "tests/test_fuzz_parts.py::test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum",
+    ),
+    Mutant(
+        "what says that a state is there is written first",
+        "peers/transfer.py",
+        'return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}',
+        'return {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})} | fields',
+        f"{TRANSFER}test_what_says_that_a_state_is_there_is_written_last",
+    ),
+    Mutant(
+        "a state is not copied from its giver",
+        "peers/transfer.py",
+        "chunk = bytes(codec.encode(array[piece.start : piece.stop]))",
+        "chunk = codec.encode(array[piece.start : piece.stop])",
+        f"{TRANSFER}test_a_state_is_a_copy_of_what_the_giver_has_then",
+    ),
+    Mutant(
+        "an answer of Redis is accepted by its prefix",
+        "peers/resp.py",
+        "            if here == len(text):\n",
+        "            if here:\n",
+        f"{RESP}test_a_prefix_of_what_is_expected_is_not_it "
+        f"{RESP}test_what_begins_as_expected_and_is_something_else_is_not_it_and_is_read_as_ever",
+    ),
+    Mutant(
+        "a server may claim a list of any length",
+        "peers/resp.py",
+        "size = self._length(rest, MAX_ITEMS)",
+        "size = self._length(rest, 2**60)",
+        f"{RESP}test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken",
+    ),
+    Mutant(
+        "a server may say lists in lists without end",
+        "peers/resp.py",
+        "            if not depth:\n",
+        "            if depth is None:\n",
+        f"{RESP}test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken",
+    ),
+    Mutant(
+        "small things in a list do not count for a reply's size",
+        "peers/resp.py",
+        "        self._count(ITEM_BYTES * size)\n",
+        "",
+        f"{RESP}test_many_small_things_are_a_large_reply_too",
+    ),
+    Mutant(
+        "states travel in the codec of the parts",
+        "peers/message.py",
+        '        if kind == "state":\n            return (raw,)\n',
+        '        if kind == "state":\n            return (self.codec,)\n',
+        f"{LAYOUTS}test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves",
+    ),
+    Mutant(
+        "each chunk has the small numbers of the first",
+        "peers/message.py",
+        "x=extras if extras and index == 0 else {},",
+        "x=extras or {},",
+        f"{GOLDEN}test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras",
+    ),
+    Mutant(
+        "the median length is the upper one",
+        "peers/robust.py",
+        "[(len(norms) - 1) // 2]",
+        "[len(norms) // 2]",
+        f"{ROBUST}test_a_clipped_mean_cuts_to_the_lower_median_length",
+    ),
+    Mutant(
+        "centred clipping takes one step",
+        "peers/robust.py",
+        "CLIP_ROUNDS = 3",
+        "CLIP_ROUNDS = 1",
+        f"{ROBUST}test_centred_clipping_takes_three_steps_from_the_median",
+    ),
+    Mutant(
+        "a trimmed mean trims one side",
+        "peers/robust.py",
+        "mean(list(rows[cut : len(vectors) - cut]))",
+        "mean(list(rows[cut:]))",
+        f"{ROBUST}test_a_trimmed_mean_leaves_as_many_out_at_either_end",
+    ),
+    Mutant(
+        "one bad peer makes room in the norm gate for another",
+        "peers/judge.py",
+        "others[(len(others) - 1) // 2] if others else 0.0",
+        "others[len(others) // 2] if others else 0.0",
+        f"{ROBUST}test_or_the_lower_median_of_what_the_others_say_where_that_is_larger",
+    ),
+    Mutant(
+        "a peer is dropped before its last words are read",
+        "peers/pump.py",
+        '                    self._read_on()\n                    self._drop(peer, "its lease has expired")\n',
+        '                    self._drop(peer, "its lease has expired")\n                    self._read_on()\n',
+        f"{PUMP}test_a_peer_without_a_lease_is_dropped_once_after_all_that_it_has_said",
+    ),
+    Mutant(
+        "who joins takes the state of the one that is furthest behind",
+        "peers/rendezvous.py",
+        "helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))",
+        "helper = min(strangers, key=lambda peer: (strangers[peer].step, -peer))",
+        f"{LEASES}test_the_helper_is_whoever_is_furthest",
+    ),
+    Mutant(
+        "what is written to Redis lives for as long as the lease",
+        "peers/redis_bus.py",
+        "pipeline.expire(key, max(KEEP_S, int(ttl_s)))",
+        "pipeline.expire(key, int(ttl_s))",
+        f"{GOLDEN}test_all_that_a_worker_writes_to_its_redis",
+    ),
+)
