@@ -284,3 +284,20 @@ def test_an_entry_is_read_again_with_all_that_came_after_it(open_buses):
     ]
     writer.publish([(b"h", b"4")])
     assert [e.sequence for e in read(reader, 1)] == [5]
+
+
+def test_a_stream_for_one_peer_is_read_from_its_beginning_and_again_by_itself(open_buses):
+    """Its numbers are its own: how far the outbox has been read says nothing of it."""
+    writer, reader = open_buses(2)
+    writer.publish([(b"h", b"%d" % k) for k in range(1, 4)])
+    writer.send(1, [(b"h", b"one"), (b"h", b"two")])
+    reader.follow(0, "a0", after=2)
+    entries = read(reader, 3)
+    found = {(e.is_direct, e.sequence, e.is_contiguous, bytes(e.payload)) for e in entries}
+    direct = [(True, 1, True, b"one"), (True, 2, True, b"two")]
+    assert found == {(False, 3, True, b"3"), *direct}
+    reader.read_again(next(e for e in entries if e.is_direct and e.sequence == 1))
+    again = read(reader, 2)
+    assert [(e.is_direct, e.sequence, e.is_contiguous, bytes(e.payload)) for e in again] == direct
+    assert reader.receive(0, 0.01) == []
+    assert reader.newest(0, "a0") == 3 and reader.newest(0, "another") == 0

@@ -273,8 +273,11 @@ def test_a_prefix_of_what_is_expected_is_not_it():
 
 
 def test_a_reply_has_a_largest_size(monkeypatch):
+    """Each by itself: what earlier ones have left is not saved up."""
     monkeypatch.setattr(resp, "MAX_REPLY_BYTES", 1000)
-    replies = Replies(Pieces(written([b"x" * 600, b"x" * 600]), []).receive_into, 64)
+    small, large = [b"x" * 300, b"x" * 300], [b"x" * 600, b"x" * 600]
+    replies = Replies(Pieces(written(small) * 5 + written(large), []).receive_into, 64)
+    assert [plain(replies.read()) for _ in range(5)] == [small] * 5
     with pytest.raises(ProtocolError, match="more than 1000 bytes"):
         replies.read()
 
