@@ -80,18 +80,19 @@ def test_who_trains_alone_needs_its_vector():
 
 def test_the_exchange_of_parameters():
     needs = needs_of({"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "raw"}, bus={"replay_bytes": 0})
-    # Of four rounds one entry each, and sixteen small messages; the norms of 64 of them go to a joiner.
+    # Of four rounds one entry each, and sixteen small messages; a joiner gets 64 norms and what all agreed on.
     assert needs.outbox_bytes == (4 + 16) * 4 * ALL
     assert needs.step_bytes == needs.vector_bytes == 4 * ALL
-    assert needs.state_bytes >= STATE + 4 * 64
+    assert needs.state_bytes == STATE + 4 * 64 + 4 * ALL
 
 
 def test_what_is_lossy_may_travel_whole_as_well():
     mode = {"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "float16"}
     raw, half = (needs_of(mode | {"codec": codec}, bus={"replay_bytes": 0}) for codec in ("raw", "float16"))
     assert half.outbox_bytes == raw.outbox_bytes // 2 + 4 * ALL and half.step_bytes == raw.step_bytes // 2
+    assert half.state_bytes == raw.state_bytes
     gradients = needs_of(mode | {"carry": "gradients"}, bus={"replay_bytes": 0})
-    assert gradients.outbox_bytes == raw.outbox_bytes // 2
+    assert gradients.outbox_bytes == raw.outbox_bytes // 2 and gradients.state_bytes == STATE + 4 * 64
 
 
 def test_alternating_updates_have_two_rounds_a_step():

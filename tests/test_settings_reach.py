@@ -273,6 +273,13 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[partial_exchange].updates", sections, ALTERNATING),
         # 16 rounds are needed, 4 more for a checkpoint; of these as many as fit. A part sends 46 of its values.
         Row("bus.replay_bytes", sees("Rules.keep_rounds"), 5000 // (46 * 6)),
+        *(
+            Row(f"run.{name}_every", sees("Rules.cut_periods"), (2, 5, 3))
+            for name in ("checkpoint", "evaluate", "snapshot")
+        ),
+        # Beside sixteen small messages.
+        Row("bus.replay_bytes", sees("MemoryBus.configure.max_entries"), 18 + 16),
+        Row("bus.replay_bytes", sees("MemoryBus.configure.least_entries"), 16 + 16),
     ),
     ("partial_exchange", "robust"): (
         *robust("partial_exchange"),

@@ -264,8 +264,12 @@ def _memory(here: int, needs: Any) -> Finding:
 
 def _disk(settings: config.Experiment, out: Path, here: int, saved_bytes: int) -> Finding:
     """Room for the checkpoints where the run folder is, or will be."""
-    # One more than are kept, while it is written.
-    wanted = here * (settings.run.keep_checkpoints + 1) * saved_bytes if settings.checkpoint_every else 0
+    run, kept = settings.run, 0
+    if settings.checkpoint_every:
+        # The best of those before stays as well.
+        kept = run.keep_checkpoints + bool(run.keep_best and run.evaluate_every)
+    # One more than are kept, while it is written; that of the end in any case.
+    wanted = here * (kept + 1) * saved_bytes
     folder = next((path for path in (out, *out.absolute().parents) if path.exists()), Path("/"))
     where = printable(str(folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
