@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,8 +151,8 @@ class Objects:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that all workers of a run write alike: whole, whoever comes last."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file that all workers of a run write alike: whole, whoever comes last; they may be threads."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -1,0 +1,1 @@
+"""What must stay as it is when the code is moved: weights to the bit, and run folders of today."""

@@ -1,0 +1,69 @@
+"""Whole runs of the real loop in one process: every worker in a thread, on the memory bus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import config
+from degan.checkpoints import Checkpoints
+from degan.modes.federated import Federated
+from degan.modes.local import Local
+from degan.modes.multi_discriminator import MultiDiscriminator
+from degan.modes.partial_exchange import PartialExchange
+from degan.worker.loop import Loop
+from degan.worker.objects import Objects
+from degan.worker.signals import Signals
+from tests.fleets import in_threads, memory_buses
+from tests.golden.weights import NETWORKS
+
+
+def silent(line: str) -> None:
+    """Takes a line for a person, and leaves it."""
+
+
+def build_mode(settings: config.Experiment, objects: Objects, bus):
+    name = settings.mode.__struct_config__.tag
+    if name == "local":
+        return Local(settings, objects.worker, objects.pair, silent)
+    if name == "partial_exchange":
+        return PartialExchange(settings, objects.pair, bus, objects.facts, silent)
+    kind = {"federated": Federated, "multi_discriminator": MultiDiscriminator}[name]
+    return kind(settings, objects.pair, bus, objects.facts, objects.about, silent)
+
+
+def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
+    """Train all workers of an experiment into a run folder.
+
+    Args:
+        resumes: go on from the newest checkpoint of each worker in the folder.
+    """
+    # One after the other: making networks sets torch's global generator.
+    all_objects = [Objects.build(settings, worker) for worker in range(settings.workers)]
+    buses = memory_buses(settings.workers)
+    modes = [build_mode(settings, objects, bus) for objects, bus in zip(all_objects, buses, strict=True)]
+
+    def one(worker: int) -> None:
+        folder = out / f"w{worker}"
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints)
+        steps = checkpoints.whole_steps() if resumes else []
+        Loop(all_objects[worker], modes[worker], out, checkpoints, steps, Signals(), silent).run()
+
+    try:
+        in_threads([lambda w=w: one(w) for w in range(settings.workers)], timeout_s=100)
+    finally:
+        for mode in modes:
+            mode.close()
+
+
+def initial(settings: config.Experiment) -> dict:
+    """The weights that every worker begins with, as `weights.read` gives them."""
+    networks = Objects.build(settings, 0).pair.networks()
+    return {
+        network: np.concatenate(
+            [networks[n].numpy().reshape(-1) for n in sorted(networks) if n.startswith(f"{network}.")]
+        )
+        for network in NETWORKS
+    }
