@@ -1,0 +1,235 @@
+"""What a leader says and whom it asks: workers of a mode with a leader in threads of one process."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import msgspec
+import pytest
+
+from config.settings import Bus as BusSettings
+from degan.modes import led
+from degan.modes.federated import Federated
+from degan.modes.multi_discriminator import MultiDiscriminator
+from peers.errors import BusError
+from tests import multi_discriminators
+from tests.federations import Fleet, about, assert_same_model, experiment, stream
+from tests.fleets import memory_buses
+from tests.test_federated_by_hand import FAST, ByHand, assert_like, by_size
+from tests.test_federated_by_hand import about as uneven
+
+LONG_S = 60.0
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["federated", "multi_discriminator"])
+def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
+    """Each with a value that no other has."""
+    seen = {}
+    for name in ("Rounds", "Deadline", "Judge", "Leadership", "Rendezvous"):
+        own = getattr(led, name)
+
+        def build(*words, name=name, own=own, **named):
+            seen[name] = inspect.signature(own).bind(*words, **named).arguments
+            return own(*words, **named)
+
+        monkeypatch.setattr(led, name, build)
+    block = {"leaders": [2, 0], "deadline": {"floor_s": 3.5, "ceiling_s": 41.0}}
+    numbers = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
+    bus = BusSettings(**numbers, norm_gate=6.5, strikes=7)
+    if mode == "federated":
+        settings, make, shape = experiment(3, **block), Federated, (1, 32, 32)
+    else:
+        settings, make, shape = multi_discriminators.experiment(3, **block), MultiDiscriminator, (1, 8, 8)
+    settings = msgspec.structs.replace(settings, bus=bus, connect_timeout_s=55.0)
+    buses, pair = memory_buses(3), led.GanPair(settings, shape, 1, "cpu")
+    made, said = make(settings, pair, buses[1], {"fact": 9}, about(1), lambda line: None), about(1)
+    made.close()
+    wanted = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
+    assert {name: seen["Rounds"][name] for name in wanted} == wanted
+    assert (seen["Deadline"]["floor_s"], seen["Deadline"]["ceiling_s"]) == (3.5, 41.0)
+    assert (seen["Judge"]["worker"], seen["Judge"]["factor"], seen["Judge"]["most_strikes"]) == (1, 6.5, 7)
+    assert list(seen["Leadership"]["leaders"]) == [2, 0]
+    meeting = seen["Rendezvous"]
+    assert (meeting["lease_s"], meeting["timeout_s"], meeting["may_replay"]) == (17.0, 55.0, False)
+    # MD-GAN has no use for histograms, so it does not say them.
+    assert meeting["about"] == (said if mode == "federated" else {"samples": said["samples"]})
+    assert "fact" in str(meeting["agreed"])
+
+
+def test_histograms_are_not_said_where_they_are_not_to_be_shared():
+    settings = experiment(2, share_histograms=False, local_steps=1)
+    fleet = Fleet(settings, memory_buses(2))
+    fleet.run(1)
+    assert fleet.modes[0]._about(1) == {"samples": about(1)["samples"]}
+
+
+# --- whom it asks ---------------------------------------------------------------------------------
+
+
+def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds():
+    settings = experiment(3, local_steps=1, leaders=1, deadline={"floor_s": 2.0, "ceiling_s": 2.0})
+    fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
+    more = {"samples": 640, "histogram": [640]}
+
+    def live(worker, steps):
+        if worker == 1:
+            return fleet.live(1, steps)
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        if worker == 0:
+            return lead(mode, batches, steps)
+        mode.step(1, batches, False)
+        mode._rounds.drain()
+        mode.close()
+        fleet.about = lambda worker: more | {"of no use": 1}
+        mode = fleet.again(2)
+        catch_up = mode._catch_up
+        mode._catch_up = lambda *letter: may_go_on.wait(LONG_S) and catch_up(*letter)
+        first = mode.begin([], {}, None)
+        for step in range(first + 1, steps + 1):
+            mode.step(step, batches, False)
+        assert mode.settle(steps)
+        mode.finish()
+        return mode.stats()
+
+    def lead(mode, batches, steps):
+        mail = mode._rounds.mail
+        for step in range(1, steps + 1):
+            if step == 2:
+                mode._rounds.until(
+                    lambda: mail.life(2) == "another" and 2 in mail.live() - mail.abreast(), lambda: "the new life"
+                )
+            if step == 4:
+                may_go_on.set()
+                mode._rounds.until(lambda: 2 in mail.abreast(), lambda: "that it has caught up")
+            mode.step(step, batches, False)
+            cohorts.append(mode.stats()["cohort"])
+        assert mode._about(1) == about(1) and mode._about(2) == more
+        assert mode.settle(steps)
+        mode.finish()
+        return mode.stats()
+
+    assert_same_model(fleet.run(4, live))
+    assert cohorts == [3, 2, 2, 3]
+
+
+def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
+    """Worker 1 leads in a higher term; what worker 0 has gathered by then is not the model."""
+    settings = experiment(2, local_steps=1, deadline={"floor_s": 1.0, "ceiling_s": 1.0})
+    fleet, has_begun = Fleet(settings, memory_buses(2)), threading.Event()
+
+    def live(worker, steps):
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        if worker == 0:
+
+            def late():
+                has_begun.set()
+                mode._rounds.until(lambda: mode._rounds.leader() == 1, lambda: "the other leader", LONG_S)
+                return batches()
+
+            assert mode.step(1, late, False)
+            assert mode.state()[1]["version"] == [0, 0] and mode.stats()["void_rounds"] == 0
+            assert mode.stats()["answered"] is None
+        else:
+            assert has_begun.wait(LONG_S)
+            mode._rounds.leadership.term = 4
+            mode._enter(1, batches)
+            mode._lead(1)
+            assert mode.stats()["leader"] == 1 and mode.state()[1]["version"] == [5, 1]
+        mode.step(2, batches, True)
+        assert mode.settle(2)
+        mode.finish()
+        return mode.stats()
+
+    assert_same_model(fleet.run(2, live))
+    assert "0: round 1: worker 1 leads by now; this round of ours does not count" in fleet.lines
+    assert [stats["leader"] for stats in fleet.stats] == [1, 1]
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asking", [0, 2])
+def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
+    fleet = Fleet(experiment(3, local_steps=1, leaders=1), memory_buses(3))
+
+    def live(worker, steps):
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        for step in range(1, steps + 1):
+            mode.step(step, batches, False)
+            if worker == asking and step == 2:
+                mode.ask_to_stop(step)
+                # Else the leader may be many rounds further before it reads that.
+                mode._rounds.drain()
+            if mode.is_stopping(step):
+                assert mode.settle(step)
+                mode.leave(is_together=True)
+                return step
+        return None
+
+    assert_same_model(fleet.run(500, live))
+    assert len(set(fleet.stats)) == 1 and fleet.stats[0] >= 3
+
+
+def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_step_says_who_led():
+    settings = experiment(3, local_steps=1, leaders=2, quorum=1.0)
+    fleet = Fleet(settings, memory_buses(3))
+    fleet.modes[0]._rounds.deadline.load_plain([12.5] * 60)
+    mode = fleet.modes[2]
+    mode._attack = lambda change: change * (float("nan") if mode._step == 1 else 1.0)
+    fleet.run(2)
+    assert [mode._rounds.deadline.seconds for mode in fleet.modes] == [12.5] * 3
+    assert [stats["void_rounds"] for stats in fleet.stats] == [1] * 3
+    assert [stats["leader"] for stats in fleet.stats] == [0] * 3 and [stats["round"] for stats in fleet.stats] == [
+        2
+    ] * 3
+    assert [stats["cohort"] for stats in fleet.stats] == [3] * 3
+    assert [stats["answered"] for stats in fleet.stats] == [3, None, None]
+    # All have left after the same round; the first of them shows what all hold.
+    assert [mode.is_first() for mode in fleet.modes] == [True, False, False]
+    for bus in fleet.buses:
+        with pytest.raises(BusError, match="closed"):
+            bus.publish([(b"", b"")])
+
+
+# --- resumed --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been():
+    """By hand: three rounds at once; what balanced sampling has counted and the moments' steps go on as well."""
+    settings = experiment(
+        *(3, "mlp", FAST), local_steps=2, cohort=2, sampling="balanced", optimiser_state="average", leaders=2
+    )
+    hand = ByHand(settings, by_size)
+    # By turns: the class that was seen least, and who holds it; 12, 4, 48 samples in histograms of two classes.
+    for cohort in ([0, 1], [0, 2], [0, 2]):
+        hand.round(cohort)
+    first = Fleet(settings, memory_buses(3), about=uneven)
+    data = [stream(worker) for worker in range(3)]
+    first.modes[0]._void_rounds = 4
+    first.run(2, lambda w, steps: first.live(w, steps, data[w]))
+    second = Fleet(settings, memory_buses(3), about=uneven)
+    for old, new in zip(first.pairs, second.pairs, strict=True):
+        new.load_vectors(old.vectors(), old.counters())
+        new.load_random_state(old.random_state())
+
+    def live(worker, steps):
+        mode = second.modes[worker]
+        assert mode.begin([2], {}, lambda step: first.modes[worker].state()) == 2
+        mode.step(3, data[worker], True)
+        assert mode.settle(3)
+        mode.finish()
+        return mode.stats()
+
+    assert_same_model(second.run(3, live))
+    assert_like(second.pairs[2], hand)
+    assert [stats["void_rounds"] for stats in second.stats] == [4] * 3
+    assert [mode.state()[1]["version"] for mode in second.modes] == [[2, 3]] * 3
+    kept = first.modes[0].state()[1]["answers_s"]
+    assert kept and second.modes[0].state()[1]["answers_s"][: len(kept)] == kept
