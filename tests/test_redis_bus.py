@@ -77,6 +77,40 @@ def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
             life.close()
 
 
+def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
+    bus, client = RedisBus("renewed", 0, [redis_url] * 2, "a0", [1], 10, 5), redis.Redis.from_url(redis_url)
+    try:
+        bus.claim(lease(bus), 20, lambda old: False)
+        bus.publish([(b"h", b"x")])
+        bus.send(1, [(b"h", b"x")])
+        bus.put_state({"hello": b"x"}, 20)
+        names = [f"degan:renewed:0:{rest}" for rest in ("a0:out", "a0:to:1", "a0:state", "life")]
+        for name in names:
+            assert client.expire(name, 50)
+        assert bus.renew(lease(bus, step=1), 30) == "held"
+        assert all(3_590 < client.ttl(name) <= 3_600 for name in names)
+        assert 29_000 < client.pttl("degan:renewed:0:lease") <= 30_000
+        # A state lives at least as long as it is wanted; and an hour.
+        bus.put_state({"hello": b"x"}, 5000)
+        assert 4_990 < client.ttl("degan:renewed:0:a0:state") <= 5_000
+        again = RedisBus("renewed", 0, [redis_url] * 2, "b0", [1], 10, 5)
+        again.claim(lease(again), 100, lambda old: True)
+        assert all(190 < client.ttl(name) <= 200 for name in names[:3]), "for two leases of it"
+        again.close()
+    finally:
+        client.close()
+        bus.close()
+
+
+def test_as_much_is_kept_as_there_is_room_for(redis_url):
+    bus, client = RedisBus("kept", 0, [redis_url] * 2, "a0", [1], 10, 5), redis.Redis.from_url(redis_url)
+    bus.configure(30, 100, least_entries=5)
+    bus.publish([(b"h", b"%d" % k) for k in range(1, 51)])
+    assert [number for number, _ in client.xrange("degan:kept:0:a0:out")] == [b"%d-0" % k for k in range(21, 51)]
+    client.close()
+    bus.close()
+
+
 def test_a_connection_that_breaks_is_made_anew(redis_url):
     writer = RedisBus("broken", 0, [redis_url] * 2, "a0", [1], 10, 5)
     reader = RedisBus("broken", 1, [redis_url] * 2, "a1", [0], 10, 5)

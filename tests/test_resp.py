@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import tracemalloc
 
@@ -328,12 +329,35 @@ def test_large_pieces_over_a_real_socket():
     thread.start()
     try:
         assert [bytes(part) for part in receiver.read()] == [b"h", payload]
+        # What comes next is small, and is not awaited as if it were as large.
+        sender.say(b":7\r\n")
+        assert receiver.read() == 7
     finally:
         thread.join()
         sender.close()
         with pytest.raises(ConnectionError):
             receiver.read()
         receiver.close()
+
+
+def test_a_timeout_is_kept_by_the_kernel_and_is_an_error():
+    here, there = socket.socketpair()
+    here.settimeout(0.05)
+    receiver = Connection(here, 64)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        seconds, microseconds = struct.unpack("@ll", here.getsockopt(socket.SOL_SOCKET, option, 16))
+        # The kernel counts in ticks of its own.
+        assert seconds == 0 and 50_000 <= microseconds <= 60_000
+    assert here.gettimeout() is None and receiver._timeout_ms == 50
+    for said in (b"", b":7", b"$20000\r\n" + bytes(300)):
+        there.sendall(said)
+        with pytest.raises(TimeoutError, match="no answer in time"):
+            receiver.read()
+        receiver._replies._at = receiver._replies._end
+    with pytest.raises(TimeoutError, match="nothing more is taken"):
+        receiver.send([bytes(2**20)] * 64)
+    receiver.close()
+    there.close()
 
 
 def test_a_command_is_an_array_of_bulk_strings():
