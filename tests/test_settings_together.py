@@ -1,0 +1,280 @@
+"""Settings that do not fit together are refused by their key, and what is one step away from that is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import config
+from config import SettingsError, UsageError
+from config.reader import MAX_FILE_BYTES
+from tests.leaves import SMALLEST
+
+Words = dict[str, Any]
+
+
+def build(mode: str = "partial_exchange", peers: Any = 4, **some: Any) -> config.Experiment:
+    """`mode__slack=2` is `mode.slack: 2`."""
+    data = {**SMALLEST, "peers": peers, "mode": {"name": mode}}
+    for path, value in some.items():
+        block, _, key = path.partition("__")
+        data[block] = {**data.get(block, {}), key: value}
+    return config.build(data)
+
+
+PARAMETERS = {"mode__carry": "parameters"}
+GRADIENTS = {"mode__carry": "gradients"}
+PUBLISHED = {**GRADIENTS, "mode__own": "published"}
+NO_SLACK = {"mode__slack": None}
+FED, MD = {"mode": "federated"}, {"mode": "multi_discriminator"}
+# What is refused, how its message begins, and what is taken in its place.
+TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
+    *(
+        (
+            {**PARAMETERS, **NO_SLACK, "mode__codec": codec},
+            f"mode.codec: {codec} carries differences",
+            (
+                {**PARAMETERS, "mode__slack": 0, "mode__codec": codec},
+                {**GRADIENTS, **NO_SLACK, "mode__codec": codec},
+                *({**PARAMETERS, **NO_SLACK, "mode__codec": other} for other in ("raw", "float16", "bfloat16")),
+            ),
+        )
+        for codec in ("int8", "topk", "sign")
+    ),
+    (
+        {**PARAMETERS, **NO_SLACK, "mode__parts": "auto"},
+        "mode.parts: auto changes",
+        (
+            {**PARAMETERS, "mode__slack": 0, "mode__parts": "auto"},
+            {**GRADIENTS, **NO_SLACK, "mode__parts": "auto"},
+            {**PARAMETERS, **NO_SLACK, "mode__parts": 1024},
+        ),
+    ),
+    (
+        {**PUBLISHED, **NO_SLACK},
+        "mode.own: published applies what all have published by the bound",
+        ({**PUBLISHED, "mode__slack": 0}, {**PARAMETERS, **NO_SLACK, "mode__own": "published"}),
+    ),
+    (
+        {"peers": 3, "bus__min_peers": 3},
+        "bus.min_peers: 3, but a worker of this experiment has only 2 peers",
+        ({"peers": 3, "bus__min_peers": 2},),
+    ),
+    (
+        {"peers": 1, "bus__min_peers": 1},
+        "bus.min_peers: 1, but a worker of this experiment has only 0",
+        ({"peers": 1},),
+    ),
+    # --- robust rules
+    *(
+        (
+            {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 2},
+            "mode.hostile: of 4 workers fewer than half can be borne, not 2",
+            (
+                {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 1},
+                {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 2, "peers": 5},
+                {**mode, "mode__reduce": "median", "mode__hostile": 2},
+                {**mode, "mode__reduce": "mean", "mode__hostile": 2},
+            ),
+        )
+        for mode in (PARAMETERS, PUBLISHED, FED, MD)
+    ),
+    *(
+        refusal
+        for rule in ("clipped_mean", "median", "trimmed_mean", "centered_clip")
+        for refusal in (
+            (
+                {**FED, "mode__reduce": rule, "mode__optimiser_state": "average"},
+                f"mode.reduce: {rule} is for models",
+                (
+                    {**FED, "mode__reduce": rule, "mode__optimiser_state": "keep"},
+                    {**FED, "mode__reduce": rule, "mode__optimiser_state": "reset"},
+                    {**FED, "mode__reduce": "mean", "mode__optimiser_state": "average"},
+                ),
+            ),
+            (
+                {**PARAMETERS, **NO_SLACK, "mode__reduce": rule},
+                f"mode.reduce: {rule} chooses among what all have published by the bound",
+                (
+                    {**PARAMETERS, "mode__slack": 0, "mode__reduce": rule},
+                    {**PARAMETERS, **NO_SLACK, "mode__reduce": "sum"},
+                ),
+            ),
+            (
+                {**GRADIENTS, "mode__reduce": rule},
+                f"mode.reduce: {rule} chooses among what all have published, and with own: fresh",
+                ({**PUBLISHED, "mode__reduce": rule}, {**GRADIENTS, "mode__reduce": "sum"}),
+            ),
+            (
+                {**PUBLISHED, "mode__reduce": rule, "mode__remote": "hold"},
+                f"mode.reduce: {rule} makes one lump of all",
+                (
+                    {**PUBLISHED, "mode__reduce": rule, "mode__remote": "lump"},
+                    {**PUBLISHED, "mode__reduce": "sum", "mode__remote": "hold"},
+                    {**PARAMETERS, "mode__reduce": rule, "mode__remote": "hold"},
+                ),
+            ),
+        )
+    ),
+    *(
+        (
+            {**mode, "bus__norm_gate": 0.5},
+            "bus.norm_gate: below 1",
+            ({**mode, "bus__norm_gate": 0}, {**mode, "bus__norm_gate": 1}),
+        )
+        for mode in (PARAMETERS, FED, MD, {"mode": "local"})
+    ),
+    # --- leaders
+    *(
+        refusal
+        for mode in (FED, MD)
+        for refusal in (
+            (
+                {**mode, "mode__leaders": 5},
+                "mode.leaders: 5 leaders, but there are only 4 workers",
+                ({**mode, "mode__leaders": 4},),
+            ),
+            (
+                {**mode, "mode__leaders": [3, 4]},
+                "mode.leaders: 4 is no worker; there are 0 to 3",
+                ({**mode, "mode__leaders": [3, 0]},),
+            ),
+            (
+                {**mode, "mode__leaders": [1, 1]},
+                "mode.leaders: name at least one worker",
+                ({**mode, "mode__leaders": [1, 0]},),
+            ),
+            (
+                {**mode, "mode__leaders": []},
+                "mode.leaders: name at least one worker",
+                ({**mode, "mode__leaders": [0]},),
+            ),
+            (
+                {**mode, "mode__leader_trains": False, "peers": 1},
+                "mode.leader_trains: the only worker leads",
+                ({**mode, "mode__leader_trains": False, "peers": 2}, {**mode, "mode__leader_trains": True, "peers": 1}),
+            ),
+            (
+                {**mode, "mode__deadline": {"floor_s": 5.0, "ceiling_s": 4.9}},
+                "mode.deadline: floor_s is above ceiling_s",
+                ({**mode, "mode__deadline": {"floor_s": 5.0, "ceiling_s": 5.0}},),
+            ),
+        )
+    ),
+    (
+        {**FED, "mode__cohort": 5},
+        "mode.cohort: 5 workers a round, but there are only 4 workers",
+        ({**FED, "mode__cohort": 4},),
+    ),
+    (
+        {**FED, "mode__cohort": 4, "mode__leader_trains": False},
+        "mode.cohort: 4 workers a round, but there are only 4 workers, and the leader does not train",
+        ({**FED, "mode__cohort": 3, "mode__leader_trains": False},),
+    ),
+    *(
+        (
+            {**FED, **wish, "mode__share_histograms": False},
+            message,
+            ({**FED, **wish}, {**FED, "mode__weighting": "uniform", "mode__share_histograms": False}),
+        )
+        for wish, message in (
+            ({"mode__weighting": "kl"}, "mode.weighting: kl needs to know"),
+            ({"mode__sampling": "balanced"}, "mode.sampling: balanced needs to know"),
+            ({"mode__sampling": "balanced", "mode__weighting": "kl"}, "mode.sampling: balanced needs to know"),
+        )
+    ),
+    (
+        {**MD, "peers": 1, "mode__swap_every": 0.5},
+        "mode.swap_every: one worker has nobody",
+        tuple({**MD, "peers": peers, "mode__swap_every": every} for peers, every in ((1, 0), (1, None), (2, 0.5))),
+    ),
+    (
+        {**MD, "mode__batches": 5},
+        "mode.batches: 5 batches for 4 that judge",
+        ({**MD, "mode__batches": 4}, {**MD, "mode__batches": 5, "peers": 5}),
+    ),
+    (
+        {**MD, "mode__batches": 4, "mode__leader_trains": False},
+        "mode.batches: 4 batches for 3 that judge",
+        (
+            {**MD, "mode__batches": 3, "mode__leader_trains": False},
+            {**MD, "mode__batches": "log", "mode__leader_trains": False},
+        ),
+    ),
+    # --- data
+    (
+        {"data__split": {"kind": "classes", "groups": [[0]] * 5}},
+        "data.split.groups: 5 groups for 4 workers",
+        ({"data__split": {"kind": "classes", "groups": [[0]] * 4}},),
+    ),
+    *(
+        (
+            {"data__name": "gaussian-ring", "model__name": model},
+            "model.name: gaussian-ring has points, not images; use mlp",
+            ({"data__name": "gaussian-ring", "model__name": "mlp"}, {"data__name": "mnist", "model__name": model}),
+        )
+        for model in ("lsgan", "dcgan", "degan")
+    ),
+    # --- addresses
+    (
+        {"peers": ["redis://a", "redis://b:1:2"]},
+        "peers[1]: 'redis://b:1:2' is no Redis URL",
+        ({"peers": ["redis://a", "redis://b:1"]},),
+    ),
+    ({"peers": ["redis://a:65536"]}, "peers[0]: 'redis://a:65536' is no Redis URL", ({"peers": ["redis://a:65535"]},)),
+    (
+        {"peers": ["redis:/a"]},
+        "peers[0]: 'redis:/a' is no Redis URL; write redis://host:6379",
+        ({"peers": ["unix:///a"]},),
+    ),
+]
+
+
+@pytest.mark.parametrize(("refused", "message", "taken"), TOGETHER, ids=[row[1].partition(" ")[0] for row in TOGETHER])
+def test_what_does_not_fit_together(refused, message, taken):
+    with pytest.raises(SettingsError) as caught:
+        build(**refused)
+    assert str(caught.value).startswith(message)
+    for words in taken:
+        build(**words)
+
+
+def test_a_password_in_an_address_that_is_none_is_not_shown():
+    for url in ("redis://me:geheim@host:x", "redis://me:ge/heim@host", "redis://me:geheim@host:99999"):
+        with pytest.raises(SettingsError) as caught:
+            build(peers=[url])
+        assert "heim" not in str(caught.value) and str(caught.value).startswith("peers[0]: 'redis://host")
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def test_where_an_experiment_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundled = config.load("smoke")
+    for name in ("smoke.yaml", "config/experiments/smoke", "config/experiments/smoke.yaml"):
+        assert config.load(name) == bundled
+    for name in ("elsewhere/smoke", "elsewhere/smoke.yaml", "smoke.yml"):
+        with pytest.raises(UsageError, match="no experiment file"):
+            config.load(name)
+    # One's own comes before the one that comes along, and so does a run folder.
+    text = config.dump(bundled).replace("name: smoke", "name: mine")
+    (tmp_path / "smoke.yaml").write_text(text)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.yaml").write_text(text)
+    assert {config.load(name).name for name in ("smoke.yaml", "run")} == {"mine"} and config.load(
+        "smoke"
+    ).name == "smoke"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no experiment file"):
+        config.load("empty")
+
+
+def test_a_file_of_the_largest_size_is_read(tmp_path):
+    path, text = tmp_path / "large.yaml", config.dump(config.load("smoke"))
+    path.write_text(text + "#" * (MAX_FILE_BYTES - len(text)))
+    assert config.load(path).name == "smoke"
+    path.write_text(text + "#" * (MAX_FILE_BYTES - len(text) + 1))
+    with pytest.raises(SettingsError, match=f"larger than {MAX_FILE_BYTES} bytes"):
+        config.load(path)
