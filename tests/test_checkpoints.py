@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -223,6 +224,17 @@ def test_a_manifest_of_anything_is_refused(checkpoints, text):
     (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError):
         read(folder)
+
+
+@pytest.mark.parametrize("number", [0, 2, 10])
+def test_a_whole_checkpoint_of_another_format_is_refused_by_that_number(checkpoints, number):
+    path = checkpoints.save(make(5)) / MANIFEST
+    manifest = json.loads(path.read_text()) | {"format": number}
+    del manifest["sum"]
+    manifest["sum"] = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=f"checkpoint format {number}, this degan reads 1"):
+        checkpoints.load(5)
 
 
 def test_the_manifest_names_step_and_files(checkpoints):

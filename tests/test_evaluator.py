@@ -200,6 +200,27 @@ def test_a_sample_that_is_not_finite_spoils_this_evaluation_only(plant):
     assert math.isfinite(planted.measure(FAKE)["fid300_classifier"].value)
 
 
+def test_a_metrics_seconds_are_those_of_its_own_network_with_the_sampling(plant, monkeypatch):
+    now = 100.0
+
+    def spend(seconds, result):
+        nonlocal now
+        now += seconds
+        return result
+
+    planted = plant()
+    planted.measure(FAKE)
+    monkeypatch.setattr("degan.metrics.evaluate.time.perf_counter", lambda: now)
+    for seconds, eye in ((1.0, planted.evaluator._classifier), (5.0, planted.evaluator._inception)):
+        real = eye.features
+        monkeypatch.setattr(eye, "features", lambda samples, real=real, s=seconds: spend(s, real(samples)))
+    left = iter([torch.rand(250, 1, 2, 2), torch.rand(50, 1, 2, 2)])
+    found = planted.evaluator.evaluate(lambda count: spend(10.0, next(left)))
+    seconds = {metric.name: metric.seconds for metric in found}
+    assert seconds["fid300_classifier"] == seconds["tv300_labels"] == 2 * (10 + 1)
+    assert seconds["fid300_inception"] == 2 * (10 + 5)
+
+
 def test_a_test_part_of_one_sample_is_refused_in_one_line(plant):
     with pytest.raises(DataError, match="1 test sample.*; add some") as caught:
         plant(test=TEST[:1], with_inception=False).measure(FAKE)

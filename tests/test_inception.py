@@ -85,6 +85,60 @@ def test_the_fid_kinds_pools_are_those_of_the_tensorflow_network():
     assert torch.allclose(inception._InceptionEAverage.pool(None, x), inception._average(x))
 
 
+def test_the_fid_kind_has_those_pools_in_all_of_its_blocks():
+    """Each block is torchvision's with another pool; they stand where the TensorFlow network has them."""
+    from torchvision.models import inception as theirs
+
+    from degan.metrics import inception as ours
+
+    plain = torch.nn.functional.avg_pool2d
+
+    def without_border(x, kernel_size, stride, padding):
+        assert (kernel_size, stride, padding) == (3, 1, 1)
+        return plain(x, 3, 1, 1, count_include_pad=False)
+
+    def largest(x, kernel_size, stride, padding):
+        return torch.nn.functional.max_pool2d(x, kernel_size, stride, padding)
+
+    torch.manual_seed(1)
+    for make, base, pool in (
+        (lambda: ours._InceptionA(8, pool_features=4), theirs.InceptionA, without_border),
+        (lambda: ours._InceptionC(8, channels_7x7=4), theirs.InceptionC, without_border),
+        (lambda: ours._InceptionEAverage(8), theirs.InceptionE, without_border),
+        (lambda: ours._InceptionEMax(8), theirs.InceptionE, largest),
+    ):
+        block, x = make().eval(), torch.randn(1, 8, 5, 5)
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(theirs.F, "avg_pool2d", pool)
+            expected = base.forward(block, x)
+        with torch.no_grad():
+            assert torch.allclose(block(x), expected, atol=1e-6)
+    with torch.device("meta"):
+        networks = {kind: ours._Pool3(kind) for kind in ("fid", "torchvision")}
+    placed = {kind: {n: type(m).__name__ for n, m in one.named_children()} for kind, one in networks.items()}
+    for names, kind in ((("5b", "5c", "5d"), "A"), (("6b", "6c", "6d", "6e"), "C")):
+        assert {placed["fid"][f"Mixed_{name}"] for name in names} == {f"_Inception{kind}"}
+        assert {placed["torchvision"][f"Mixed_{name}"] for name in names} == {f"Inception{kind}"}
+    assert (placed["fid"]["Mixed_7b"], placed["fid"]["Mixed_7c"]) == ("_InceptionEAverage", "_InceptionEMax")
+    assert placed["torchvision"]["Mixed_7b"] == placed["torchvision"]["Mixed_7c"] == "InceptionE"
+
+
+def test_images_are_resized_bilinearly_without_aligned_corners():
+    eyes = InceptionFeatures.__new__(InceptionFeatures)
+    eyes._device, eyes._network = torch.device("cpu"), torch.nn.Identity()
+    grey = torch.rand(2, 1, 13, 13, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    seen = eyes.features(grey)
+    assert seen.shape == (2, 3, 299, 299) and torch.equal(seen[:, 0], seen[:, 2])
+    # 299 is 23 times 13: where a pixel's middle lies, its own value is; half-way to the next one, the mean of both.
+    middle = slice(11, None, 23)
+    assert torch.allclose(seen[:, :1, middle, middle], grey, atol=1e-6)
+    between = (seen[:, 0, 11, 22] + seen[:, 0, 11, 23]) / 2
+    assert torch.allclose(between, (grey[:, 0, 0, 0] + grey[:, 0, 0, 1]) / 2, atol=1e-6)
+    assert torch.allclose(seen[:, 0, 0, 0], grey[:, 0, 0, 0]), "the border repeats"
+    large = torch.rand(1, 3, 598, 598, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(eyes.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
+
+
 def test_a_wrong_weights_file_is_one_clear_line(inception_states, tmp_path):
     def words(name):
         with pytest.raises(WeightsError) as caught, warnings.catch_warnings():
