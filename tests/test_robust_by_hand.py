@@ -304,3 +304,35 @@ def test_parts_that_are_no_more_are_forgotten_and_those_in_force_kept():
     # Of another cut nothing is learned any more.
     for _ in range(30):
         assert judge.judge(Slice(0, 16), terms(1.0, 9.0)) == {0, 1}
+
+
+def test_a_length_is_kept_as_a_state_has_it():
+    """In float32, so that who has it from a state decides as who has measured it."""
+    judge = Judge(9, 2.0)
+    for length in (0.1, 1e39, 0.0):
+        judge.judge(PART, terms(length))
+    assert list(judge._windows[PART]) == [float(np.float32(0.1)), float(np.finfo(np.float32).max)]
+
+
+def test_a_rule_is_found_by_its_name():
+    assert [robust.build(name) for name in ("mean", "sum", "median", "clipped_mean", "centered_clip")] == [
+        robust.mean,
+        robust.mean,
+        robust.median,
+        robust.clipped_mean,
+        robust.centered_clip,
+    ]
+    np.testing.assert_array_equal(robust.build("trimmed_mean")(rows([1], [5], [90])), [5])
+
+
+def test_refused_messages_count_where_each_decides_for_itself_and_only_there():
+    lines = []
+    judge = Judge(9, most_strikes=2, is_alike=False, say=lines.append)
+    for _ in range(5):
+        judge.note_refused(1, "a")
+    assert judge.judge(PART, terms(1.0, 1.0)) == {0}
+    # What a muted one sends is no further strike; and a new life begins anew.
+    assert judge.stats() == {"strikes": {"1": 2}, "muted": [1]} and len(lines) == 1
+    judge.note_refused(1, "b")
+    assert judge.judge(PART, terms(1.0, 1.0, life="b")) == {0, 1}
+    assert judge.stats() == {"strikes": {"1": 1}, "muted": []}

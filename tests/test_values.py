@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 import pytest
 
-from peers import processes, refusals
+from peers import pool, processes, refusals
 from peers.errors import PeersError, StalledError
 from peers.topology import complete
 from peers.types import Cursor, Slice
@@ -175,3 +176,22 @@ def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypat
     assert processes.queued_s() == 2.5 and said == ["/proc/thread-self/schedstat"]
     monkeypatch.setattr(processes, "open", lambda path, encoding: File(""), raising=False)
     assert processes.queued_s() == 0.0
+
+
+# --- a pool ----------------------------------------------------------------------------------------
+
+
+def test_a_drain_that_takes_long_is_said_and_goes_on(monkeypatch):
+    monkeypatch.setattr(pool, "SAY_AFTER_S", 0.01)
+    release, lines = threading.Event(), []
+    jobs = pool.SerialPool(lambda error: lines.append(repr(error)))
+    jobs.submit(lambda: release.wait(20))
+
+    def say(line):
+        lines.append(line)
+        release.set()
+
+    assert jobs.drain(20.0, say)
+    assert lines == ["waiting for our own Redis to take what was said since 0.01 s, 20 s at most"]
+    jobs.close()
+    assert jobs.drain(0.0) and not jobs.submit(lambda: None)
