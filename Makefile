@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check slow bench quality chaos soak clean
+.PHONY: help demo test check slow mutants bench quality chaos soak clean
 
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
 	@echo "make test    all tests but the slow ones"
 	@echo "make check   formatting, lint, import contracts, and make test"
 	@echo "make slow    the tests that take minutes"
+	@echo "make mutants realistic bugs, put into copies of the code one by one, each of which a test must see (a quarter of an hour)"
 	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 20 minutes)"
 	@echo "make quality the pictures' quality for the bytes sent (hours; stop it and start it again as you like)"
 	@echo "make chaos   every fault of the table, done to real workers (about half an hour)"
@@ -47,6 +48,10 @@ check: $(VENV)/ready
 slow: $(VENV)/ready
 	@echo "== the tests that take minutes"
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
+
+mutants: $(VENV)/ready
+	@echo "== the table of tests/mutants: each bug in a copy of the code, with the tests that must fail"
+	$(BIN)/python -m tests.mutants
 
 # All of them, also after one that missed a bar; thin_wire needs root, and says so.
 bench: $(VENV)/ready
