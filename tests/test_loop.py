@@ -166,12 +166,13 @@ def test_every_picture_is_of_the_same_latents_and_every_evaluation_too(live, tmp
     one, other = live(), Live(tmp_path / "other", monkeypatch, worker=1)
     one.run()
     other.run()
+    first = next(latents for latents in one.objects.pair.asked if len(latents) == 5)
     for asked in (one.objects.pair.asked, other.objects.pair.asked):
         grids = [latents for latents in asked if len(latents) == 4]
         evaluated = [latents for latents in asked if len(latents) == 5]
         assert len(grids) == 3 and len(evaluated) == 4 and len(asked) == 7
         assert all(torch.equal(latents, one.objects.pair.asked[0]) for latents in grids)
-        assert all(torch.equal(latents, evaluated[0]) for latents in evaluated)
+        assert all(torch.equal(latents, first) for latents in evaluated)
         assert grids[0].shape == (4, 3) and not torch.equal(grids[0], evaluated[0][:4])
     third = Live(tmp_path / "third", monkeypatch)
     third.objects.settings = config.load("smoke", ["run.steps=1", "seed=2"])
@@ -286,6 +287,14 @@ def test_a_picture_that_cannot_be_saved_is_said_and_the_other_one_is_saved(live,
     said = f"cannot save a picture in {one.home}: No space left on device; going on without it"
     assert one.said == [said] * 3 + ["finished after 10 steps and 27.5 s"]
     assert len(one.shades(one.folder)) == 4 and len(one.metrics) == 12
+
+
+def test_lines_that_cannot_be_written_are_said_once(live, capsys):
+    one = live()
+    one.at = {1: (one.home / "stats.jsonl").mkdir}
+    assert one.run() == 10
+    said = f"cannot write to {one.home}/stats.jsonl: Is a directory; going on without what belongs there\n"
+    assert capsys.readouterr().err.partition(" ")[2] == said and len(one.metrics) == 12
 
 
 def test_a_checkpoint_that_cannot_be_saved_is_said_and_the_last_one_must_be(live):

@@ -201,11 +201,12 @@ def test_a_server_that_ends_is_said_with_the_end_of_its_log():
 
 
 def test_stopping_together_names_each_that_did_not_end_well():
-    one = Script(5, {1: {0: -9}, 2: {"signal": signal.SIGTERM}})
+    one = Script(7, {1: {0: -9, 5: -signal.SIGTERM, 6: 0}, 2: {"signal": signal.SIGTERM}})
     one.fleet.when_stopped = {1: 0, 2: -signal.SIGTERM, 3: 1, 4: -signal.SIGKILL}
     one.fleet.killed = [4]
     assert one.ended() == (143, None) and one.fleet.calls == ["together 60"] and one.fleet.hurried == [False]
-    assert one.said[1:] == [
+    # Who had ended before the question is not judged by it.
+    assert one.said[2:] == [
         "SIGTERM: the workers agree on a last step and save (up to 60 s); a second Ctrl-C kills them at once",
         "worker 2 was still starting; it had nothing to save",
         "worker 3 did not end cleanly (exit code 1); its log: w3/log.txt",
