@@ -1,0 +1,118 @@
+"""Settings that reach nothing, that nobody compares, or with other borders; a worker's lives, needs and checks."""
+
+from tests.mutants.mutant import Mutant
+
+REACH = "tests/test_settings_reach.py::test_every_setting_arrives"
+EXCHANGE = f"{REACH}[partial_exchange-all]"
+ROBUST = f"{REACH}[partial_exchange-robust]"
+FEDERATED = f"{REACH}[federated-all]"
+MULTI = f"{REACH}[multi_discriminator-all]"
+RANGES = "tests/test_settings_ranges.py"
+BORDER = f"{RANGES}::test_a_value_at_the_border_is_taken_as_it_is"
+AGREED = "tests/test_settings_agreed.py::test_every_setting_that_is_not_private_is_agreed_on"
+LIVES = "tests/test_worker_lives.py"
+DOCTOR = "tests/test_doctor_figures.py"
+PARTIAL = "degan/modes/partial_exchange.py"
+LED = "degan/modes/led.py"
+SETTINGS = "config/settings.py"
+
+MUTANTS = (
+    Mutant("the norm gate is dropped on the way", PARTIAL, "        norm_gate=settings.bus.norm_gate,\n", "", EXCHANGE),
+    Mutant("strikes are dropped on the way", PARTIAL, "        strikes=settings.bus.strikes,\n", "", EXCHANGE),
+    Mutant("min_peers is dropped on the way", PARTIAL, "        min_peers=settings.bus.min_peers,\n", "", EXCHANGE),
+    Mutant(
+        "the stall timeout is dropped on the way",
+        PARTIAL,
+        "        stall_timeout_s=settings.bus.stall_timeout_s,\n",
+        "",
+        EXCHANGE,
+    ),
+    Mutant(
+        "topk's fraction is dropped on the way",
+        PARTIAL,
+        "build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)",
+        "build(mode.codec, rounding=mode.rounding, cast=torch_cast)",
+        EXCHANGE,
+    ),
+    Mutant("hostile is dropped on the way", PARTIAL, "        hostile=mode.hostile,\n", "", ROBUST),
+    Mutant(
+        "a full Redis takes what a replay needs for what all need",
+        "peers/rules.py",
+        "layout.largest_payload_bytes(), self._entries(layout, least)",
+        "layout.largest_payload_bytes(), self._entries(layout, self.keep_rounds)",
+        "tests/test_rules.py::test_how_many_entries_an_outbox_keeps",
+    ),
+    Mutant(
+        "a peer two sections ahead is taken for one that has lost us",
+        "peers/rules.py",
+        "(self.slack + 2 + most_parts) * rounds",
+        "(self.slack + 2 + most_parts)",
+        "tests/test_rules.py::test_how_far_a_peer_may_be_ahead",
+    ),
+    Mutant(
+        "the leader's judge has its own gate and strikes",
+        LED,
+        "Judge(bus.worker, settings.bus.norm_gate, settings.bus.strikes, say=say)",
+        "Judge(bus.worker, say=say)",
+        FEDERATED,
+    ),
+    Mutant(
+        "a leader's timeouts are swapped",
+        LED,
+        "            settings.bus.stall_timeout_s,\n            settings.bus.finish_timeout_s,",
+        "            settings.bus.finish_timeout_s,\n            settings.bus.stall_timeout_s,",
+        FEDERATED,
+    ),
+    Mutant(
+        "feedbacks travel with the codec of batches",
+        "degan/modes/multi_discriminator.py",
+        "build(mode.feedback_codec, cast=torch_cast)",
+        "build(mode.codec, cast=torch_cast)",
+        MULTI,
+    ),
+    Mutant(
+        "the codec need not be the same",
+        "config/reader.py",
+        '"run.log_every", "security.folder")',
+        '"run.log_every", "security.folder", "mode.codec")',
+        AGREED,
+    ),
+    Mutant(
+        "the average may stand still",
+        SETTINGS,
+        "    ema_decay: Fraction = 0.999",
+        "    ema_decay: Weight = 0.999",
+        f"{RANGES}::test_a_value_beyond_the_border_is_refused_by_its_key",
+    ),
+    Mutant(
+        "all of a part is too much for topk", SETTINGS, "Meta(gt=0, le=1)] = 0.01", "Meta(gt=0, lt=1)] = 0.01", BORDER
+    ),
+    Mutant(
+        "a default is another",
+        SETTINGS,
+        "    finish_timeout_s: Seconds = 60.0",
+        "    finish_timeout_s: Seconds = 600.0",
+        f"{RANGES}::test_every_default_is_as_written_here",
+    ),
+    Mutant(
+        "the next life takes over once more",
+        "degan/worker/__main__.py",
+        'code = _live(settings, number, out, signals, "latest")',
+        'code = _live(settings, number, out, signals, "latest", False, arguments.takeover)',
+        f"{LIVES}::test_who_was_away_for_too_long_begins_another_life_with_what_it_has_saved",
+    ),
+    Mutant(
+        "a node is held against one of its workers",
+        "degan/worker/doctor.py",
+        "needed_bytes=len(workers) * needs.redis_bytes",
+        "needed_bytes=needs.redis_bytes",
+        f"{DOCTOR}::test_what_a_worker_needs_is_what_its_mode_says",
+    ),
+    Mutant(
+        "the outbox has room for other states than are sent",
+        PARTIAL,
+        "(settings.checkpoint_every, run.evaluate_every, run.snapshot_every)",
+        "(settings.checkpoint_every, run.snapshot_every)",
+        EXCHANGE,
+    ),
+)
