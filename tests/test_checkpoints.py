@@ -238,8 +238,10 @@ def test_a_whole_checkpoint_of_another_format_is_refused_by_that_number(checkpoi
 
 
 def test_the_manifest_names_step_and_files(checkpoints):
-    manifest = read_manifest(checkpoints.save(make(5)))
+    folder = checkpoints.save(make(5))
+    manifest = read_manifest(folder)
     assert manifest["step"] == 5 and set(manifest["files"]) == {MODEL, OPTIMISER}
+    assert read(folder.rename(folder.with_name("000007"))).step == 5, "a copy's name says nothing"
 
 
 def test_another_experiment_is_refused_by_the_key(checkpoints):
@@ -252,6 +254,9 @@ def test_another_experiment_is_refused_by_the_key(checkpoints):
         check_same_experiment(found, {**AGREED, "optimiser.betas": [0.5, 0.9]}, "here")
     with pytest.raises(UsageError, match="mode.slack is None there and 2 here"):
         check_same_experiment(found, {**AGREED, "mode.slack": 2}, "here")
+    without = {key: value for key, value in AGREED.items() if key != "seed"}
+    with pytest.raises(UsageError, match="here is of another experiment: seed is 1 there and None here"):
+        check_same_experiment(found, without, "here")
 
 
 # --- going on ----------------------------------------------------------------------------------

@@ -190,9 +190,12 @@ def test_each_evaluation_sees_its_own_samples_and_the_same_standards(plant):
     assert all(metric.seconds >= 0 for metric in second.values())
 
 
-def test_a_sample_that_is_not_finite_spoils_this_evaluation_only(plant):
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_a_sample_that_is_not_finite_spoils_this_evaluation_only(plant, spoilt):
     planted = plant()
-    left = iter([torch.zeros(250, 1, 2, 2), torch.full((50, 1, 2, 2), math.inf)])
+    batches = [torch.zeros(250, 1, 2, 2), torch.zeros(50, 1, 2, 2)]
+    batches[spoilt][7, 0, 1, 1] = math.inf
+    left = iter(batches)
     found = {metric.name: metric.value for metric in planted.evaluator.evaluate(lambda count: next(left))}
     changing = [name for name in found if not name.endswith("floor") and name != "classes"]
     assert changing and all(math.isnan(found[name]) for name in changing)

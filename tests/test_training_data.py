@@ -267,7 +267,7 @@ def test_a_run_that_measures_nothing_prepares_no_classifier(asked, tmp_path, cap
         ({"batch_size": THIRD + 1}, "worker 0 holds 479 samples, less than one batch of 480"),
         (
             {"batch_size": 150, "split": {"kind": "classes", "groups": [[*range(5)], [9], [*range(5, 9)]]}},
-            "worker 1 holds 140 samples, less than one batch of 150",
+            "worker 1 holds 146 samples, less than one batch of 150",
         ),
         ({"batch_size": 8, "workers": 1438}, "1437 samples cannot be shared out between 1438 workers"),
         ({"split": {"kind": "classes", "groups": [[0], [1], [77]]}}, "names class 77"),
