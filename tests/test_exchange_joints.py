@@ -201,16 +201,26 @@ def test_what_the_outbox_of_a_run_holds():
 # --- parts that change --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 4), (8, 16)])
 @pytest.mark.parametrize(
-    ("steps", "own"), [(15, "fresh"), (16, "fresh"), (17, "fresh"), (19, "fresh"), (24, "fresh"), (16, "published")]
+    ("after", "steps", "flushed", "slack", "own"),
+    [
+        (4, 15, 7, 1, "fresh"),
+        (4, 16, 4, 1, "fresh"),
+        (4, 19, 4, 1, "fresh"),
+        (4, 20, 3, 1, "fresh"),
+        (4, 24, 3, 1, "fresh"),
+        (4, 16, 4, 1, "published"),
+        (1, 18, 0, 0, "fresh"),
+        (16, 16, 16, 1, "fresh"),
+        (16, 17, 16, 1, "published"),
+    ],
 )
-def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, before, after, steps):
-    """They change after step 16. What has gathered until then leaves in the new parts, at the end at the latest."""
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=1, own=own, reduce="sum"))
+def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, slack, after, steps, flushed):
+    """From eight, after step 16. What has gathered until then leaves in the new parts, at the end at the latest."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=slack, own=own, reduce="sum"))
     for exchange in fleet.exchanges:
         exchange._auto.measure = lambda *args: None
-        exchange._auto._wish = after if exchange._bus.worker else 2
+        exchange._auto._wish = after if exchange._bus.worker else 1
     gradients = integers(np.random.default_rng(0), steps * 2 * SIZE).reshape(steps, 2, SIZE)
 
     def job(worker, exchange):
@@ -222,8 +232,10 @@ def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, 
 
     results = fleet.together(job)
     for (got, parts), left in zip(results, fleet.finish(), strict=True):
-        assert parts == ([before] * 15 + [after] * 100)[:steps]
+        assert parts == ([8] * 15 + [after] * 100)[:steps]
         np.testing.assert_array_equal(got + left, gradients.sum(axis=(0, 1)))
+    # And nothing that cannot have anything in it.
+    assert [exchange._round for exchange in fleet.exchanges] == [steps + flushed] * 2
     assert fleet.dropped() == [{}] * 2
 
 

@@ -70,8 +70,7 @@ FAR_AHEAD = [0, 0, 0, 1, 2, 0, 1, 1, 1, 2, 2, 2, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 1
 ANYHOW = [0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 2, 2, 0, 1, 0, 0, 2, 1, 2, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize(("parts", "reduce"), [(1, "mean"), (3, "sum"), (4, "mean")])
 @pytest.mark.parametrize(("slack", "order"), [(1, ONE_AHEAD), (3, FAR_AHEAD), (None, ANYHOW)])
 def test_each_round_is_our_gradient_and_what_came_of_the_others(monkeypatch, slack, order, parts, reduce):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce))
@@ -195,8 +194,7 @@ class Delayed:
         return total
 
 
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize(("parts", "reduce"), [(1, "mean"), (3, "mean"), (4, "sum")])
 @pytest.mark.parametrize("slack", [0, 1, 3])
 def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeypatch, slack, parts, reduce):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce, own="published"))
@@ -218,8 +216,7 @@ def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeyp
     assert fleet.dropped() == [{}] * 3
 
 
-@pytest.mark.parametrize("own", ["fresh", "published"])
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("own", "parts"), [("fresh", 3), ("published", 1)])
 @pytest.mark.parametrize("codec", [name for name in QUANTISE if name != "raw"])
 def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec, parts, own):
     """The others get what the codec makes of it. Our own enters in full, or as the others read it."""
