@@ -10,7 +10,7 @@ import pytest
 from degan import compare, report
 from degan.compare_data import groups, read
 from degan.compare_tables import as_json, as_markdown, runs_table
-from degan.report_data import read_run
+from degan.report_data import Worker, read_run
 from degan.report_rounds import of_the_leader
 from tests.run_folders import Page, make_led_run, round_line, write_lines
 from tests.test_report_figures import FID, METRICS, STEPS, figures_of, line_of, metric, paths, text_of, write_run
@@ -133,6 +133,17 @@ def test_the_distance_that_most_runs_have_is_the_rows(tmp_path, other):
 )
 def test_how_the_data_is_cut(tmp_path, other, words, told):
     assert row_of(write_run(tmp_path / "run", *words), other)["split"] == told
+
+
+def test_who_came_in_the_middle_counts_from_a_lines_distance_before():
+    def worker(*steps: int) -> Worker:
+        return Worker(0, [{"step": step, "time_s": step / 10, "images": step - 50} for step in steps])
+
+    # The last line of all may stand closer than the others: the distance is 10.
+    late = worker(60, 70, 75)
+    assert [late.count_at("images", step) for step in (40, 50, 52, 60, 65, 75, 99)] == [0, 0, 2, 10, 15, 25, 25]
+    # Of two lines nobody can tell; who began at the beginning counts from there.
+    assert worker(60, 70).count_at("images", 30) == 5 and worker(10, 20).count_at("images", 5) == -20
 
 
 # --- mishaps and medians ------------------------------------------------------------------------------
