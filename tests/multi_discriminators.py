@@ -51,10 +51,11 @@ class Fleet:
 
     def __init__(self, settings, buses, seeds=None, samples=BATCH, change=lambda mode: None):
         self.pairs = [new_pair(settings, worker) for worker in range(len(buses))]
+        counts = [samples] * len(buses) if isinstance(samples, int) else samples
         self.lines = [[] for _ in buses]
         self.modes = [
-            MultiDiscriminator(settings, pair, bus, {}, {"samples": samples, "histogram": []}, lines.append)
-            for pair, bus, lines in zip(self.pairs, buses, self.lines, strict=True)
+            MultiDiscriminator(settings, pair, bus, {}, {"samples": count, "histogram": []}, lines.append)
+            for pair, bus, lines, count in zip(self.pairs, buses, self.lines, counts, strict=True)
         ]
         self.buses = buses
         seeds = seeds or [100 + worker for worker in range(len(buses))]
@@ -83,36 +84,65 @@ class Fleet:
         return [pair.network("discriminator") for pair in self.pairs]
 
 
-def by_hand(settings, workers, steps, epoch=0):
+class ByHand:
     """The same in plain torch: one generator, a list of discriminators, and the mean of their losses.
 
-    Args:
-        epoch: after how many steps discriminators change hands, with their moments; 0 for never.
-
-    Returns:
-        The pairs, of which the first holds G; and the losses of each step by worker.
+    Attributes:
+        gans: the workers' pairs; only the G of the one that leads learns.
+        first: the one that leads.
+        losses: D's and G's of each round, by worker.
     """
-    shape, found = MODELS[settings.model.__struct_config__.tag][1], []
-    gans, data = (
-        [PlainGan(settings, shape, w) for w in range(workers)],
-        [reals(settings, 100 + w) for w in range(workers)],
-    )
-    first, batches, count = gans[0], settings.mode.batches, settings.mode.discriminator_steps
+
+    def __init__(self, settings, workers):
+        shape = MODELS[settings.model.__struct_config__.tag][1]
+        self.settings, self.losses = settings, []
+        self.gans = [PlainGan(settings, shape, worker) for worker in range(workers)]
+        self.data = [reals(settings, 100 + worker) for worker in range(workers)]
+        self.first = self.gans[0]
+
+    def round(self, workers, answering=None, rule=None):
+        """One round: who takes part, whose feedbacks are used, and the rule over three or more to one batch."""
+        mode, found = self.settings.mode, {}
+        fakes = [self.first.fakes(self.settings.data.batch_size) for _ in range(mode.batches)]
+        used = workers if answering is None else answering
+        wanted, rows = [], [[] for _ in fakes]
+        for place, worker in enumerate(workers):
+            gan, count = self.gans[worker], mode.discriminator_steps
+            learned, judged = fakes[(place + 1) % mode.batches], fakes[place % mode.batches]
+            of_d = sum(gan.learn_d(next(self.data[worker]), learned) for _ in range(count)) / count
+            of_g = gan.g_loss(judged)
+            found[worker] = of_d, float(of_g.detach())
+            if worker in used:
+                wanted.append(of_g)
+                if rule:
+                    rows[place % mode.batches] += torch.autograd.grad(of_g, judged, retain_graph=True)
+        self.losses.append(found)
+        if rule:
+            judged = [
+                (fake, (rule(torch.stack(row)) * len(row) if len(row) > 2 else sum(row)) / len(used))
+                for fake, row in zip(fakes, rows, strict=True)
+            ]
+            outputs, feedbacks = zip(*judged, strict=True)
+            self.first.g_adam.step(torch.autograd.grad(outputs, self.first.g_adam.weights, feedbacks))
+        else:
+            self.first.learn_g(sum(wanted) / len(used))
+        self.first.take_average()
+
+    def swap(self, step, workers):
+        """Discriminators change hands, with their moments."""
+        before = [(gan.d, gan.d_adam) for gan in self.gans]
+        for giver, taker in derangement(self.settings.seed, step, workers).items():
+            self.gans[taker].d, self.gans[taker].d_adam = before[giver]
+
+
+def by_hand(settings, workers, steps, epoch=0):
+    """Rounds of all workers; after every so many the discriminators change hands. Returns pairs and losses."""
+    hand = ByHand(settings, workers)
     for step in range(1, steps + 1):
-        fakes = [first.fakes(settings.data.batch_size) for _ in range(batches)]
-        losses_of_d = [
-            sum(gan.learn_d(next(data[place]), fakes[(place + 1) % batches]) for _ in range(count)) / count
-            for place, gan in enumerate(gans)
-        ]
-        losses_of_g = [gan.g_loss(fakes[place % batches]) for place, gan in enumerate(gans)]
-        first.learn_g(sum(losses_of_g) / workers)
-        first.take_average()
-        found.append([(d, float(g.detach())) for d, g in zip(losses_of_d, losses_of_g, strict=True)])
+        hand.round(range(workers))
         if epoch and step % epoch == 0:
-            before = [(gan.d, gan.d_adam) for gan in gans]
-            for giver, taker in derangement(settings.seed, step, range(workers)).items():
-                gans[taker].d, gans[taker].d_adam = before[giver]
-    return gans, found
+            hand.swap(step, range(workers))
+    return hand.gans, hand.losses
 
 
 def assert_like(pair: GanPair, first: PlainGan, own: PlainGan, start: PlainGan, tolerance=1e-3):

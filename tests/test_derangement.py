@@ -25,6 +25,12 @@ def test_a_derangement_leaves_nobody_its_own(seed, round, workers, random):
     assert derangement(seed, round, listed) == found
 
 
+def test_derangements_are_those_of_every_version():
+    """All workers of a run have to draw the same, whoever was updated."""
+    found = [derangement(seed, round, [5, 0, 2, 1]) for seed, round in ((1, 1), (1, 3), (2, 1))]
+    assert found == [{0: 2, 1: 5, 2: 0, 5: 1}, {0: 1, 1: 2, 2: 5, 5: 0}, {0: 2, 1: 0, 2: 5, 5: 1}]
+
+
 def test_every_derangement_is_equally_likely():
     """Of four workers there are nine; 2,700 rounds give each of them about 300 times (five deviations are 82)."""
     seen = Counter(tuple(derangement(7, round, range(4)).values()) for round in range(2700))
@@ -51,6 +57,29 @@ def test_scaling_is_undone_exactly(values):
     # Where nothing leaves float32's range on the way, every digit is kept.
     kept = np.abs(values) >= largest * np.float32(2.0**-100)
     np.testing.assert_array_equal(back[kept], values[kept])
+
+
+@pytest.mark.parametrize(
+    ("values", "exponent", "expected"),
+    [
+        # The largest comes to lie in [2^14, 2^15).
+        ([1.0, 0.5], 14, [2.0**14, 2.0**13]),
+        ([3.0, -5.0], 12, [12288.0, -20480.0]),
+        ([2.0**15, 1.0], -1, [2.0**14, 0.5]),
+        ([2.0**-149], 163, [2.0**14]),
+        ([2.0**127], -113, [2.0**14]),
+        ([0.0, -0.0], 0, [0.0, -0.0]),
+        ([1.0, np.inf], 0, [1.0, np.inf]),
+        ([np.nan, 8.0], 0, [np.nan, 8.0]),
+        ([], 0, []),
+    ],
+)
+def test_scaling_by_hand(values, exponent, expected):
+    values = np.array(values, np.float32)
+    moved, found = scaled(values)
+    assert found == exponent and moved.dtype == np.float32
+    np.testing.assert_array_equal(moved, np.array(expected, np.float32))
+    np.testing.assert_array_equal(unscaled(moved, float(found)), values)
 
 
 @settings(max_examples=300)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from degan.modes.federated import stragglers
 from peers.attacks import Attack
 from tests.federations import SHAPE, Fleet, assert_same_model, experiment, stream
 from tests.fleets import memory_buses
@@ -218,15 +219,29 @@ def test_a_leader_that_does_not_train_gives_the_mean_losses():
 
 
 def test_weak_workers_take_their_own_number_of_steps():
-    """One of three; of an odd number of steps half is rounded down."""
-    settings = experiment(3, local_steps=5, optimiser=FAST, stragglers={"fraction": 0.34}, leaders=1)
+    """Here the leader; of five steps half is two, and the model counts five all the same."""
+    weak = {"fraction": 0.34}
+    settings = experiment(3, local_steps=5, optimiser=FAST, stragglers=weak, optimiser_state="average", leaders=1)
     fleet = Fleet(settings, memory_buses(3), about=about)
-    fleet.run(1)
-    drawn = {worker: steps for worker, (steps,) in enumerate(fleet.drawn)}
-    assert sorted(drawn.values()) == [2, 5, 5]
+    fleet.run(2)
+    assert fleet.drawn == [[2, 2], [5, 5], [5, 5]]
     hand = ByHand(settings, by_size)
-    hand.round([0, 1, 2], local_steps=drawn)
+    for _ in range(2):
+        hand.round([0, 1, 2], local_steps={0: 2})
     assert_like(fleet.pairs[1], hand)
+
+
+def test_who_is_weak_is_drawn_by_the_seed():
+    """A share of all, rounded to the nearest; as in every version, because all workers have to draw the same."""
+    for fraction, steps, expected in (
+        (0.36, "half", dict.fromkeys((1, 4, 8, 9), 3)),
+        (0.34, 1, dict.fromkeys((1, 4, 5), 1)),
+        (0.1, 99, {2: 7}),
+        (0.0, "half", {}),
+    ):
+        settings = experiment(10, local_steps=7, stragglers={"fraction": fraction, "local_steps": steps})
+        assert stragglers(settings) == expected
+    assert set(stragglers(experiment(10, local_steps=1, stragglers={"fraction": 0.1})).values()) == {1}
 
 
 # --- what travels in half precision ---------------------------------------------------------------

@@ -1,0 +1,196 @@
+"""MD-GAN by hand where something is missing: an answer, a leader, a discriminator; and its robust rules."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+
+from degan.modes.multi_discriminator import MultiDiscriminator, batches_of
+from peers.attacks import Attack
+from tests import multi_discriminators
+from tests.fleets import close, in_threads, memory_buses
+from tests.multi_discriminators import BATCH, ByHand, Fleet, assert_like, assert_same, experiment, new_pair
+from tests.plain_gans import PlainGan
+
+FAST = {"generator_lr": 0.001, "discriminator_lr": 0.002, "betas": (0.6, 0.9), "ema_decay": 0.22}
+SGD = {"algorithm": "sgd", "generator_lr": 0.5, "discriminator_lr": 0.2}
+LONG_S = 60.0
+
+
+def begin_of(settings):
+    return PlainGan(settings, new_pair(settings, 0).sample_shape, 0)
+
+
+def train(fleet, live):
+    """Every worker's `live(worker, mode, next_batch)` in a thread of its own."""
+    try:
+        return in_threads(
+            [lambda w=w: live(w, fleet.modes[w], lambda: next(fleet.data[w])) for w in range(len(fleet.modes))]
+        )
+    finally:
+        close(fleet.modes)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spoilt", "batches"), [(1, 1), (0, 2), (3, 2)])
+def test_the_generator_follows_the_mean_over_those_that_answered(spoilt, batches):
+    """Each at the fakes of its place among those that were asked."""
+    settings = experiment(4, batches=batches, optimiser=SGD)
+    fleet = Fleet(settings, memory_buses(4))
+    fleet.modes[spoilt]._attack = Attack("nan")
+    fleet.train(2)
+    hand = ByHand(settings, 4)
+    for _ in range(2):
+        hand.round(range(4), [worker for worker in range(4) if worker != spoilt])
+    for worker, pair in enumerate(fleet.pairs):
+        assert_like(pair, hand.first, hand.gans[worker], begin_of(settings))
+    assert fleet.modes[0].stats()["answered"] == 3
+
+
+def trimmed_by_two(rows):
+    """The mean of what is left of five without the two largest and two smallest: the median."""
+    return rows.sort(0).values[2:-2].mean(0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "batches", "rule", "hostile", "by_rule"),
+    [
+        (3, 1, "median", 1, lambda rows: rows.sort(0).values[1]),
+        # Three judge the first batch, and two, which leave no choice, the second.
+        (5, 2, "median", 1, lambda rows: rows.sort(0).values[1]),
+        (5, 1, "trimmed_mean", 2, trimmed_by_two),
+    ],
+)
+def test_a_robust_rule_stands_for_the_mean_over_the_feedbacks_to_one_batch(workers, batches, rule, hostile, by_rule):
+    settings = experiment(workers, batches=batches, optimiser=SGD, reduce=rule, hostile=hostile)
+    fleet = Fleet(settings, memory_buses(workers))
+    fleet.train(2)
+    hand = ByHand(settings, workers)
+    for _ in range(2):
+        hand.round(range(workers), rule=by_rule)
+    assert_like(fleet.pairs[0], hand.first, hand.first, begin_of(settings))
+
+
+# --- swaps ----------------------------------------------------------------------------------------
+
+
+def test_discriminators_change_hands_every_so_many_epochs_of_the_mean_shard():
+    """Shards of 40, 80 and 60 samples in batches of 8: an epoch is 7.5 rounds, and half of it 4."""
+    rounds = []
+
+    def change(mode):
+        def send(peer, kind, round, *rest, own=mode._rounds.send):
+            if kind == "swap":
+                rounds.append((mode._me, round))
+            own(peer, kind, round, *rest)
+
+        mode._rounds.send = send
+
+    fleet = Fleet(experiment(3, swap_every=0.5), memory_buses(3), samples=[40, 80, 60], change=change)
+    fleet.train(9)
+    assert sorted(rounds) == [(worker, step) for worker in range(3) for step in (4, 8)]
+    assert [mode.stats()["swaps"] for mode in fleet.modes] == [2] * 3
+
+
+# --- another leader, another life -----------------------------------------------------------------
+
+
+def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
+    """What G has learned since is lost; its moments and average those of the state, and no discriminator is lost."""
+    settings = experiment(3, state_every=2, optimiser=FAST, leaders=3)
+    fleet = Fleet(settings, memory_buses(3))
+
+    def live(worker, mode, next_batch):
+        mode.begin([], {}, None)
+        for step in (1, 2, 3, 4, 5):
+            mode.step(step, next_batch, step == 5)
+            if worker == 0 and step == 3:
+                return mode.leave(is_together=False)
+        assert mode.settle(5)
+        mode.finish()
+        assert mode.stats()["leader"] == 1 and mode.stats()["cohort"] == 2
+
+    train(fleet, live)
+    hand = ByHand(settings, 3)
+    old, new = hand.gans[0], hand.gans[1]
+    for step in (1, 2, 3):
+        hand.round(range(3))
+        if step == 2:
+            new.g, new.average, new.averaged = copy.deepcopy(old.g), copy.deepcopy(old.average), old.averaged
+            new.g_adam.weights, new.g_adam.steps = list(new.g.parameters()), old.g_adam.steps
+            new.g_adam.first, new.g_adam.second = list(old.g_adam.first), list(old.g_adam.second)
+    hand.first = new
+    for _ in (4, 5):
+        hand.round([1, 2])
+    for worker in (1, 2):
+        assert_like(fleet.pairs[worker], new, hand.gans[worker], begin_of(settings), 3e-3)
+    assert_same(fleet.pairs[1], fleet.pairs[2], ("generator", "ema"))
+    np.testing.assert_array_equal(fleet.pairs[1].network("generator"), fleet.pairs[2].network("generator"))
+    assert fleet.pairs[2].network_counters("generator")["generator"] == 4
+
+
+@pytest.mark.parametrize("leader_trains", [True, False])
+def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_trains):
+    """As it was after the step before; and with the newest state of the generator, should it come to lead."""
+    settings = experiment(3, state_every=1, leader_trains=leader_trains, optimiser=FAST)
+    fleet, after, has_joined = Fleet(settings, memory_buses(3)), {}, threading.Event()
+
+    def note(worker, step):
+        after[worker, step] = fleet.pairs[worker].network("discriminator")
+
+    def live(worker, mode, next_batch):
+        mode.begin([], {}, None)
+        last = None
+        for step in range(1, 2000):
+            mode.step(step, next_batch, False)
+            if worker == 2 and step == 2:
+                mode._rounds.drain()
+                mode.close()
+                return live_again()
+            note(worker, step)
+            if has_joined.is_set() and worker == 0 and last is None:
+                mode.ask_to_stop(step)
+                last = step
+            if mode.is_stopping(step):
+                break
+        assert mode.settle(step)
+        mode.leave(is_together=True)
+
+    def live_again():
+        bus = fleet.buses[2]._hub.bus(2, (0, 1), "another")
+        pair = fleet.pairs[2] = new_pair(settings, 2)
+        mode = MultiDiscriminator(settings, pair, bus, {}, {"samples": BATCH}, fleet.lines[2].append)
+        fleet.modes.append(mode)
+        step = mode.begin([], {}, None)
+        given = [line for line in fleet.lines[2] if "begins with the discriminator" in line]
+        giver = int(given[0].rsplit(" ", 1)[1])
+        assert giver == 1 or leader_trains
+        found = pair.network("discriminator")
+        assert any(np.array_equal(found, values) for (who, _), values in after.copy().items() if who == giver)
+        assert pair.network_counters("discriminator")["discriminator"] >= 1
+        assert mode._version is not None and mode._version[1] >= step - 1
+        has_joined.set()
+        batches = multi_discriminators.reals(settings, 7)
+        while not mode.is_stopping(step):
+            step += 1
+            mode.step(step, lambda: next(batches), False)
+        assert mode.settle(step)
+        mode.leave(is_together=True)
+
+    train(fleet, live)
+    for pair in fleet.pairs[1:]:
+        assert_same(pair, fleet.pairs[0], ("generator", "ema"))
+
+
+# --- what is agreed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, 1), (2, 1), (7, 1), (8, 2), (20, 2), (21, 3)])
+def test_batches_by_the_logarithm_are_its_floor_and_at_least_one(workers, expected):
+    assert batches_of(experiment(workers, batches="log")) == expected
+    assert workers < 8 or batches_of(experiment(workers, batches=5)) == 5
