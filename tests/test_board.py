@@ -132,12 +132,15 @@ def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monke
     ],
 )
 def test_the_state_of_a_worker(tmp_path, monkeypatch, code, pid, states):
-    monkeypatch.setattr("launch.processes.start", lambda *words, **more: SimpleNamespace(poll=lambda: code))
+    started = []
+    process = SimpleNamespace(poll=lambda: code)
+    monkeypatch.setattr("launch.processes.start", lambda command, *rest, **more: started.append(command) or process)
     monkeypatch.setattr("launch.processes.live_pid", lambda path: pid if path == tmp_path / "pid" else None)
     plan = SimpleNamespace(resume=False, worker_command=lambda number, resume: ["run", str(resume)])
     worker = Worker(plan, 3, tmp_path)
     assert (worker.state(False), worker.state(True)) == states
     assert worker.adopted_pid == (None if code is None else pid) and worker.by_hand == "run True"
+    assert started == [["run", "False"]]
 
 
 # --- what is shown ---------------------------------------------------------------------------------

@@ -1,0 +1,169 @@
+"""Mutants of what a worker writes down, of what reports make of it, and of how the launcher judges a run."""
+
+from tests.mutants.mutant import Mutant
+
+LOOP, LIVES = "tests/test_loop.py::", "tests/test_loop_lives.py::"
+REPORT, COMPARE = "tests/test_report_figures.py::", "tests/test_compare_figures.py::"
+SUPERVISE, BOARD, PLAN = "tests/test_supervise.py::", "tests/test_board.py::", "tests/test_plan.py::"
+
+MUTANTS = (
+    Mutant(
+        "the training time of a resumed run begins at zero",
+        "degan/worker/loop.py",
+        '        self._trained_s = float(checkpoint.values.get("trained_s", 0.0))\n',
+        "",
+        LIVES + "test_a_resumed_run_goes_on_with_time_images_and_lines",
+    ),
+    Mutant(
+        "a line's losses are the mean over all steps so far",
+        "degan/worker/loop.py",
+        "        self._losses = []\n        self._log_mark",
+        "        self._log_mark",
+        LOOP + "test_every_line_of_a_run",
+    ),
+    Mutant(
+        "no line tells how many images were drawn",
+        "degan/worker/loop.py",
+        '"images": self._objects.shard.drawn,',
+        '"images": 0,',
+        LOOP + "test_every_line_of_a_run",
+    ),
+    Mutant(
+        "a checkpoint has the score of an earlier step",
+        "degan/worker/loop.py",
+        "if self._score[0] == step and",
+        "if self._score[0] >= 0 and",
+        LOOP + "test_what_the_checkpoints_hold",
+    ),
+    Mutant(
+        "later checkpoints stay when an older one is gone on from",
+        "degan/worker/loop.py",
+        "        self._checkpoints.forget_after(step)\n",
+        "",
+        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+    ),
+    Mutant(
+        "the last step is shown and evaluated only where its number fits",
+        "degan/worker/loop.py",
+        "(step % every == 0 or step == self._settings.run.steps)",
+        "step % every == 0",
+        LOOP + "test_what_is_due_is_due_at_the_last_step_too",
+    ),
+    Mutant(
+        "the last picture is drawn before what was left is exchanged",
+        "degan/worker/loop.py",
+        "        self._mode.finish()\n        self._show(step)\n",
+        "        self._show(step)\n        self._mode.finish()\n",
+        LOOP + "test_the_files_of_a_run_and_what_they_show",
+    ),
+    Mutant(
+        "the time at a cut counts as training",
+        "degan/worker/loop.py",
+        "            self._trained_s += time.monotonic() - began\n"
+        "            is_stopping = self._mode.is_stopping(step)\n"
+        "            has_state = not (is_cut or is_stopping) or self._mode.settle(step)\n",
+        "            is_stopping = self._mode.is_stopping(step)\n"
+        "            has_state = not (is_cut or is_stopping) or self._mode.settle(step)\n"
+        "            self._trained_s += time.monotonic() - began\n",
+        LOOP + "test_every_line_of_a_run",
+    ),
+    Mutant(
+        "only the first measures, also where models differ",
+        "degan/worker/loop.py",
+        "if self._mode.is_shared and not self._mode.is_first():",
+        "if not self._mode.is_first():",
+        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+    ),
+    Mutant(
+        "who trains on its own for now saves that",
+        "degan/worker/loop.py",
+        " and not self._mode.is_astray():",
+        ":",
+        LOOP + "test_a_worker_that_is_astray_shows_and_does_not_save",
+    ),
+    Mutant(
+        "a step that all stop after is settled only where something is due",
+        "degan/worker/loop.py",
+        "not (is_cut or is_stopping) or",
+        "not is_cut or",
+        LIVES + "test_a_step_that_all_stop_after_is_settled_though_nothing_is_due",
+    ),
+    Mutant(
+        "a line of no steps would divide by nothing",
+        "degan/worker/loop.py",
+        "count = max(1, step - since)",
+        "count = step - since",
+        LOOP + "test_every_line_of_a_run " + LIVES + "test_a_run_that_is_over_is_shown_and_saved_again",
+        harmless="a line is written only after at least one step of this life",
+    ),
+    Mutant(
+        "everybody's metrics are one worker's",
+        "degan/worker/journal.py",
+        '"worker": self._worker',
+        '"worker": 0',
+        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+    ),
+    Mutant(
+        "the line of the checkpoint's own step is forgotten",
+        "degan/worker/journal.py",
+        'line.get("step", 0) <= step',
+        'line.get("step", 0) < step',
+        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+    ),
+    Mutant(
+        "the launcher shows a consequence before its cause",
+        "launch/supervise.py",
+        "key=lambda w: (w.code != 2, w.number)",
+        "key=lambda w: (w.code == 2, w.number)",
+        SUPERVISE + "test_of_several_errors_in_one_look_the_cause_is_shown",
+    ),
+    Mutant(
+        "a run in which a worker died ends well",
+        "launch/supervise.py",
+        "Ending(1 if self._lost else 0)",
+        "Ending(0)",
+        SUPERVISE + "test_a_death_is_said_when_it_happens_and_again_at_the_end",
+    ),
+    Mutant(
+        "the rate goes on over another life of the worker",
+        "launch/board.py",
+        "if recent and (time_s < recent[-1][0] or step < recent[-1][1])",
+        "if recent and time_s < recent[-1][0]",
+        BOARD + "test_rates_begin_anew_with_another_life",
+    ),
+    Mutant(
+        "all workers are led to the first server",
+        "launch/plan.py",
+        "urls[number % len(urls)]",
+        "urls[0]",
+        PLAN + "test_each_worker_has_its_own_server_or_all_the_one",
+    ),
+    Mutant(
+        "a counter that begins anew twice forgets its first life",
+        "degan/report_data.py",
+        "value + base.get(key, 0.0) < before",
+        "value < before",
+        REPORT + "test_counters_that_began_again_twice",
+    ),
+    Mutant(
+        "a comparison shows the best worker's distance",
+        "degan/compare_data.py",
+        '_all_at(run, "images", step), max(v)',
+        '_all_at(run, "images", step), min(v)',
+        COMPARE + "test_the_row_of_a_run",
+    ),
+    Mutant(
+        "a curve over time is drawn over seconds whatever the unit",
+        "degan/report_html.py",
+        "(at / divisor, y)",
+        "(at, y)",
+        REPORT + "test_the_unit_of_a_time_axis",
+    ),
+    Mutant(
+        "a median counts runs that did not reach their end",
+        "degan/compare_data.py",
+        "[entry for entry in self.entries if entry.is_whole] or self.entries",
+        "self.entries",
+        COMPARE + "test_a_median_and_its_spread",
+    ),
+)
