@@ -42,8 +42,8 @@ def test_the_mean_entry_of_a_vector_is_rounded_up():
     assert [entry_bytes(size, raw) for size in (1, 10, 262_144)] == [4, 40, 2**20]
     # One of 262,144 values and one of a single one.
     assert entry_bytes(262_145, raw) == (2**20 + 4) // 2
-    # Three of them: 699,051 and two thirds.
-    assert entry_bytes(2 * 262_144 + 1, raw) == 699_052
+    # Three of them: 699,053 and a third.
+    assert entry_bytes(2 * 262_144 + 2, raw) == 699_054
     assert entry_bytes(10, build("float16")) == 20
 
 
