@@ -154,6 +154,10 @@ def rules(**changes) -> Rules:
     return replace(RULES, **changes)
 
 
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 # --- codecs by hand, of vectors of no more than one block ---------------------------------------
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.rendezvous import Start
-from tests.fleets import in_threads, integers, make_layout
-from tests.lockstep import QUANTISE, Lockstep, rules
+from tests.fleets import integers, make_layout
+from tests.lockstep import QUANTISE, Lockstep, close, rules
 
 SIZE = 10
 # By hand: ten values in so many parts.
@@ -58,10 +57,6 @@ class ByHand:
         through = np.inf if self.slack is None else self.round[worker]
         total = gradient + self.unread(worker, through)
         return total / sharers if self.is_mean else total
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 # Who steps when. With slack 1 nobody may be two rounds ahead of what another has said.
@@ -229,9 +224,10 @@ def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec,
             expected = [published.step(dict(enumerate(some)))] * 3
         else:
             expected = [fresh.step(worker, some[worker], 3) for worker in range(3)]
-        for worker in range(3):
-            found = fleet.exchanges[worker].exchange(some[worker].copy())
-            np.testing.assert_allclose(found, expected[worker], rtol=0, atol=1e-5)
+        found = [fleet.exchanges[worker].exchange(some[worker].copy()) for worker in range(3)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        if own == "published":
+            np.testing.assert_array_equal(found, found[:1] * 3, "alike to the last bit")
     kept = (published.hand if own == "published" else fresh).gathered
     for worker in range(3):
         arrays, _ = fleet.exchanges[worker].state()
@@ -273,114 +269,3 @@ def test_with_own_published_a_robust_rule_takes_the_place_of_the_mean(monkeypatc
 
     for found in fleet.together(job):
         close(found, expected)
-
-
-# --- joining ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("slack", "own"), [(1, "fresh"), (None, "fresh"), (2, "published")])
-def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own):
-    """Workers 0 and 1 train four rounds; 2 joins by the help of 0. From then on a mean is among three."""
-    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, rules(slack=slack, own=own), first=[0, 1])
-    ones, loaded = np.ones(SIZE, np.float32), {}
-    lumps = {}
-
-    def step(worker, value, round):
-        # Parts of five values each; of two rounds' gradients half has gathered.
-        lumps[worker, round] = value
-        return fleet.exchanges[worker].exchange(ones * value)
-
-    for round in range(1, 5):
-        for worker in (0, 1):
-            step(worker, 10 * worker + round, round)
-
-    def help_out():
-        fleet.serve(0, lambda: ({"weights": ones * 7}, {"applied": 3}))
-
-    def come():
-        return fleet.join(2, 0, {"weights": SIZE}, lambda vectors, values: loaded.update(vectors, values=values))
-
-    _, at = in_threads([help_out, come])
-    assert at == 4 and loaded["values"] == {"applied": 3}
-    np.testing.assert_array_equal(loaded["weights"], ones * 7)
-    assert fleet.exchanges[0].gate.members() == (1, 2) and fleet.exchanges[1].gate.members() == (0, 2)
-    assert fleet.exchanges[2].gate.members() == (0, 1)
-    # Part 0 leaves in round 5, part 1 in round 6. Of workers 0 and 1 it has gathered since round 3, or 4.
-    first, second = np.zeros(SIZE), np.zeros(SIZE)
-    first[:5], second[5:] = 1, 1
-    said = {
-        (0, 3): first * (2 + 3),
-        (1, 3): first * (12 + 13),
-        (0, 4): second * (3 + 4),
-        (1, 4): second * (13 + 14),
-        (0, 5): first * (4 + 5),
-        (1, 5): first * (14 + 15),
-        (2, 5): first * 25,
-        (0, 6): second * (5 + 6),
-        (1, 6): second * (15 + 16),
-        (2, 6): second * (25 + 26),
-    }
-    if own == "fresh":
-        # Worker 0 had not had round 4 of worker 1, so nor has its copy; of worker 0 it has had everything.
-        expected = {
-            (2, 5): 25 + said[1, 4] * 1,
-            (0, 5): 5 + said[1, 4] + said[2, 5],
-            (1, 5): 15 + said[0, 5] + said[2, 5],
-            (2, 6): 26 + said[0, 5] + said[1, 5],
-        }
-        order = [(2, 5, 25), (0, 5, 5), (1, 5, 15), (2, 6, 26)]
-        for worker, round, value in order:
-            found = step(worker, value, round)
-            close(found, expected[worker, round] / 3)
-        return
-    for round in (5, 6, 7, 8):
-        found = [step(worker, 10 * worker + round, round) for worker in (0, 1, 2)]
-        before = [lump for (_, at), lump in said.items() if at == round - 2]
-        for values in found:
-            close(values, sum(before) / len(before))
-    assert fleet.dropped() == [{}] * 3
-
-
-def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(monkeypatch):
-    """A worker that leaves the others empties its window; where all stop and go on later it stays."""
-    for is_resumable in (False, True):
-        fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, 4), SIZE, rules(slack=2, reduce="sum"))
-        ones = np.ones(SIZE, np.float32)
-        fleet.exchanges[0].exchange(ones)
-        fleet.exchanges[0].exchange(ones)
-        fleet.exchanges[0].leave(is_resumable=is_resumable)
-        total = np.zeros(SIZE)
-        for _ in range(6):
-            total += fleet.exchanges[1].exchange(np.zeros_like(ones))
-        expected = np.full(SIZE, 2.0)
-        if is_resumable:
-            # Part 0 has left with one gradient, part 1 with two; the others have not.
-            expected = np.repeat([1.0, 2.0, 0.0], [2, 3, 5])
-        close(total, expected)
-
-
-@pytest.mark.parametrize(("own", "slack"), [("fresh", 0), ("published", 1)])
-def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack):
-    """Window, parts and cursors go into the state; a fleet that loads it goes on as the first would have."""
-    layout, settings = make_layout(SIZE, 4), rules(slack=slack, own=own)
-    gradients = integers(np.random.default_rng(0), 9 * 2 * SIZE).reshape(9, 2, SIZE)
-    fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
-
-    def run(fleet, steps):
-        def job(worker, exchange):
-            found = [exchange.exchange(gradients[s - 1, worker].copy(), lambda s=s: s == 5) for s in steps]
-            return found, exchange.state()
-
-        return fleet.together(job)
-
-    states = [state for _, state in run(fleet, range(1, 6))]
-    expected = [found for found, _ in run(fleet, range(6, 10))]
-    again = Lockstep(monkeypatch, 2, layout, SIZE, settings, first=[])
-    for exchange, (arrays, values) in zip(again.exchanges, states, strict=True):
-        assert arrays["window"].any(), "three of four parts have gathered something"
-        exchange.load_state({name: array.copy() for name, array in arrays.items()}, values)
-        assert {peer: cursor.complete for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
-    for worker in (0, 1):
-        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
-    for (found, _), wanted in zip(run(again, range(6, 10)), expected, strict=True):
-        close(found, wanted)

@@ -1,0 +1,210 @@
+"""Gradients exchanged: who joins, leaves or goes on; what is left out; and when a round may be over."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.gradients import BLOCK_VALUES, GradientCarry, sum_in_order
+from peers.rendezvous import Start
+from peers.types import Slice
+from peers.window import Contribution
+from tests.fleets import in_threads, integers, make_layout
+from tests.lockstep import Lockstep, close, rules
+
+SIZE = 10
+
+
+@pytest.mark.parametrize(
+    ("slack", "own", "is_cut"),
+    [(1, "fresh", False), (None, "fresh", False), (2, "published", False), (2, "published", True)],
+)
+def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own, is_cut):
+    """Workers 0 and 1 train four rounds; 2 joins by the help of 0. From then on a mean is among three."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, rules(slack=slack, own=own), first=[0, 1])
+    ones, loaded = np.ones(SIZE, np.float32), {}
+
+    def step(worker, value, round):
+        return fleet.exchanges[worker].exchange(ones * value, lambda: is_cut and round == 4)
+
+    # Parts of five values each; of two rounds' gradients half has gathered.
+    fleet.together(lambda worker, _: [step(worker, 10 * worker + round, round) for round in (1, 2, 3)], [0, 1])
+    if is_cut:
+        fleet.together(lambda worker, _: step(worker, 10 * worker + 4, 4), [0, 1])
+    else:
+        step(0, 4, 4)
+        step(1, 14, 4)
+
+    def help_out():
+        fleet.serve(0, lambda: ({"weights": ones * 7}, {"applied": 3}))
+
+    def come():
+        return fleet.join(2, 0, {"weights": SIZE}, lambda vectors, values: loaded.update(vectors, values=values))
+
+    _, at = in_threads([help_out, come])
+    assert at == 4 and loaded["values"] == {"applied": 3}
+    np.testing.assert_array_equal(loaded["weights"], ones * 7)
+    assert fleet.exchanges[0].gate.members() == (1, 2) and fleet.exchanges[1].gate.members() == (0, 2)
+    assert fleet.exchanges[2].gate.members() == (0, 1)
+    # Part 0 leaves in round 5, part 1 in round 6. Of workers 0 and 1 it has gathered since round 3, or 4.
+    first, second = np.zeros(SIZE), np.zeros(SIZE)
+    first[:5], second[5:] = 1, 1
+    said = {
+        (0, 3): first * (2 + 3),
+        (1, 3): first * (12 + 13),
+        (0, 4): second * (3 + 4),
+        (1, 4): second * (13 + 14),
+        (0, 5): first * (4 + 5),
+        (1, 5): first * (14 + 15),
+        (2, 5): first * 25,
+        (0, 6): second * (5 + 6),
+        (1, 6): second * (15 + 16),
+        (2, 6): second * (25 + 26),
+    }
+    if own == "fresh":
+        # Worker 0 had not had round 4 of worker 1, so nor has its copy; of worker 0 it has had everything.
+        expected = {
+            (2, 5): 25 + said[1, 4] * 1,
+            (0, 5): 5 + said[1, 4] + said[2, 5],
+            (1, 5): 15 + said[0, 5] + said[2, 5],
+            (2, 6): 26 + said[0, 5] + said[1, 5],
+        }
+        order = [(2, 5, 25), (0, 5, 5), (1, 5, 15), (2, 6, 26)]
+        for worker, round, value in order:
+            found = step(worker, value, round)
+            close(found, expected[worker, round] / 3)
+        return
+    for round in (5, 6, 7, 8):
+        found = [step(worker, 10 * worker + round, round) for worker in (0, 1, 2)]
+        # In a cut everything has been applied.
+        before = [lump for (_, at), lump in said.items() if at == round - 2 > 4 * is_cut]
+        for values in found:
+            close(values, sum(before, np.zeros(SIZE)) / max(1, len(before)))
+    assert fleet.dropped() == [{}] * 3
+
+
+def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(monkeypatch):
+    """A worker that leaves the others empties its window; where all stop and go on later it stays."""
+    for is_resumable in (False, True):
+        fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, 4), SIZE, rules(slack=2, reduce="sum"))
+        ones = np.ones(SIZE, np.float32)
+        fleet.exchanges[0].exchange(ones)
+        fleet.exchanges[0].exchange(ones)
+        fleet.exchanges[0].leave(is_resumable=is_resumable)
+        total = np.zeros(SIZE)
+        for _ in range(6):
+            total += fleet.exchanges[1].exchange(np.zeros_like(ones))
+        expected = np.full(SIZE, 2.0)
+        if is_resumable:
+            # Part 0 has left with one gradient, part 1 with two; the others have not.
+            expected = np.repeat([1.0, 2.0, 0.0], [2, 3, 5])
+        close(total, expected)
+
+
+@pytest.mark.parametrize(("own", "slack", "codec"), [("fresh", 0, "int8"), ("published", 1, "raw")])
+def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
+    """Window, feedback and cursors go into the state; a fleet that loads it goes on as the first would have."""
+    layout, settings = make_layout(SIZE, 4, codec), rules(slack=slack, own=own)
+    gradients = integers(np.random.default_rng(0), 9 * 2 * SIZE).reshape(9, 2, SIZE)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
+
+    def run(fleet, steps):
+        def job(worker, exchange):
+            found = [exchange.exchange(gradients[s - 1, worker].copy(), lambda s=s: s == 5) for s in steps]
+            return found, exchange.state()
+
+        return fleet.together(job)
+
+    states = [state for _, state in run(fleet, range(1, 6))]
+    expected = [found for found, _ in run(fleet, range(6, 10))]
+    again = Lockstep(monkeypatch, 2, layout, SIZE, settings, first=[])
+    for exchange, (arrays, values) in zip(again.exchanges, states, strict=True):
+        assert arrays["window"].any(), "three of four parts have gathered something"
+        assert arrays["kept"].any() == (codec != "raw")
+        exchange.load_state({name: array.copy() for name, array in arrays.items()}, values)
+        assert {peer: cursor.complete for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
+    for worker in (0, 1):
+        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+    for (found, _), wanted in zip(run(again, range(6, 10)), expected, strict=True):
+        close(found, wanted)
+
+
+# --- one worker, and many -----------------------------------------------------------------------
+
+
+def test_with_own_published_the_last_rounds_of_one_alone_are_applied_at_the_end(monkeypatch):
+    """Nobody else's are there that would say that something is left."""
+    fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 2), SIZE, rules(slack=3, own="published"))
+    gradients = integers(np.random.default_rng(0), 6 * SIZE).reshape(6, SIZE)
+    got = sum(fleet.exchanges[0].exchange(gradient.copy()).copy() for gradient in gradients)
+    np.testing.assert_array_equal(got + fleet.finish()[0], gradients.sum(axis=0))
+
+
+@pytest.mark.parametrize("own", ["fresh", "published"])
+def test_what_is_no_number_is_left_out_of_the_sum_and_of_the_count(monkeypatch, own):
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=0, own=own))
+    values = np.float32([1, 2, 30]).repeat(SIZE).reshape(3, SIZE)
+    sent = values.copy()
+    sent[2, 3] = np.nan
+
+    def job(worker, exchange):
+        return exchange.exchange(sent[worker].copy()).copy(), exchange.exchange(values[worker].copy())
+
+    for first, second in fleet.together(job)[:2]:
+        close(first, np.full(SIZE, (1 + 2) / 2))
+        close(second, np.full(SIZE, (1 + 2 + 30) / 3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 8])
+def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
+    vectors = np.random.default_rng(0).standard_normal((count, BLOCK_VALUES + 5)).astype(np.float32)
+    expected = vectors[0].copy()
+    for vector in vectors[1:]:
+        expected += vector
+    expected /= np.float32(count)
+    whole = Slice(0, BLOCK_VALUES + 5)
+    for worker in {0, count // 2, count - 1}:
+        own = vectors[worker].copy()
+        others = [Contribution(w, "", 1, whole, vectors[w].copy(), 0) for w in range(count) if w != worker]
+        sum_in_order(worker, own, others[::-1], count)
+        np.testing.assert_array_equal(own, expected)
+
+
+def test_who_has_taken_over_a_state_says_how_far_it_has_applied():
+    """It may be asked for its own state at once."""
+    for is_published, applied in ((True, 9), (True, 10), (False, 10)):
+        carry = GradientCarry(2, make_layout(SIZE), SIZE, 1, False, True, is_published)
+        carry.load_shared({}, {}, 0, 10, applied)
+        assert carry.applied(10) == applied
+
+
+@pytest.mark.parametrize(
+    ("settings", "free"),
+    [
+        ({"slack": 0}, 0),
+        ({"slack": 0, "own": "published"}, 0),
+        ({"slack": 2, "own": "published"}, 2),
+        ({"slack": 0, "carry": "parameters"}, 0),
+        ({"slack": 2, "carry": "parameters"}, 2),
+        ({"slack": 2}, 4),
+    ],
+)
+def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(monkeypatch, settings, free):
+    """What is lent to the sender may not change, and our own enters as the others read it."""
+    layout = make_layout(SIZE, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 1, layout, SIZE, rules(**settings))
+    (exchange,) = fleet.exchanges
+    jobs = []
+    exchange._pool.submit = lambda job, timeout_s=0.0: jobs.append(job)
+
+    def until(is_done, describe, timeout_s=None):
+        if not is_done():
+            waits.append(describe())
+            jobs.pop(0)()
+            assert is_done()
+
+    exchange.gate.until = until
+    for round in range(1, 5):
+        waits = []
+        exchange.exchange(np.ones(SIZE, np.float32))
+        assert waits == ([f"our own round {round} to be published"] if round > free else [])
