@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NOT_TABLES = ("__init__", "__main__", "mutant")
 PACKAGES = ("config", "degan", "launch", "peers", "tests")
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "runs")
+NOT_COPIED = (".*", "__pycache__", "*.egg-info")
+NOT_COPIED_AT_THE_TOP = ("build", "runs")
 BAR = 0.95
 # For all tests of one mutant; a mutant that makes them hang is killed.
 LIMIT_S = 600.0
@@ -84,10 +85,18 @@ def run_tests(root: Path, copy: Path, tests: Iterable[str], log: Path) -> None:
     os._exit(int(code))
 
 
+def left_out(root: Path):
+    """What `shutil.copytree` is not to copy of a repository."""
+    everywhere, at_the_top = (shutil.ignore_patterns(*p) for p in (NOT_COPIED, NOT_COPIED_AT_THE_TOP))
+    return lambda folder, names: (
+        everywhere(folder, names) | (at_the_top(folder, names) if Path(folder) == root else set())
+    )
+
+
 def start(root: Path, scratch: Path, tests: Iterable[str], mutant: Mutant | None) -> tuple[int, Path]:
     """Copy the code, put the mutant in, fork; returns the child's pid, and the copy."""
     copy = Path(tempfile.mkdtemp(dir=scratch)).resolve()
-    shutil.copytree(root, copy, ignore=NOT_COPIED, dirs_exist_ok=True)
+    shutil.copytree(root, copy, ignore=left_out(root), dirs_exist_ok=True)
     if mutant:
         mutant.apply(copy)
     pid = os.fork()
