@@ -6,7 +6,9 @@ Each comparison is relative to how far the training has moved the tensor, so a f
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -156,6 +158,17 @@ def test_a_gradient_is_the_generators_and_then_the_discriminators_in_module_orde
         scale = np.abs(expected[part]).max()
         np.testing.assert_allclose(found[part], expected[part], rtol=1e-3, atol=1e-5 * scale)
     assert losses == pytest.approx({"d_loss": d_loss, "g_loss": g_loss}, rel=1e-5)
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+def test_a_step_leaves_no_graph_behind(updates):
+    """The fakes of a step, and what they were made of, take no memory until the next."""
+    settings, made = experiment(mode={"updates": updates}), []
+    pair = new_pair(settings)
+    pair.generator.module.register_forward_hook(lambda module, given, fakes: made.append(weakref.ref(fakes)))
+    Local(settings, 0, pair).step(1, lambda: next(reals(settings)), is_cut=False)
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])

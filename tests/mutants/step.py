@@ -1,0 +1,111 @@
+"""What a step of a GAN computes, which network is shown, and in which order values travel."""
+
+from tests.mutants.mutant import Mutant
+
+PAIR, LOSSES, GUARD = "degan/pair.py", "degan/losses.py", "degan/modes/guard.py"
+STEP = "tests/test_step.py::test_training_is_that_of_plain_torch"
+AVERAGE = "tests/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
+SEEDS = "tests/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
+ORDER = "tests/test_pair_order.py::test_"
+LOCAL = "tests/test_local.py::test_"
+RATES = "(self.generator, optimiser.generator_lr), (self.discriminator, optimiser.discriminator_lr)"
+SWAPPED = "(self.generator, optimiser.discriminator_lr), (self.discriminator, optimiser.generator_lr)"
+FROZEN = """        self.discriminator.freeze(True)
+        try:
+            loss = losses.generator_loss(self.settings.loss, self.discriminator.module(fake))
+"""
+MODEL = "return [self._values, self.generator.buffers, self.discriminator.buffers, *moments]"
+
+MUTANTS = (
+    Mutant("D's labels are swapped", PAIR, "network(real), network(fake))", "network(fake), network(real))", STEP),
+    Mutant("D is not frozen in G's pass", PAIR, FROZEN, FROZEN.partition("\n")[2], STEP),
+    Mutant("the rates are swapped", PAIR, RATES, SWAPPED, STEP),
+    Mutant("Adam's betas are torch's own", PAIR, "lr=rate, betas=optimiser.betas", "lr=rate", STEP),
+    Mutant("R1 without its half", PAIR, "loss + 0.5 * settings.reg", "loss + settings.reg", STEP),
+    Mutant(
+        "the weight of the gradient penalty is ignored",
+        PAIR,
+        "settings.regularisation.gradient_penalty * penalty",
+        "10.0 * penalty",
+        STEP,
+    ),
+    Mutant(
+        "the penalty draws a weight a value, and not one a sample",
+        LOSSES,
+        "weights_shape = (real.shape[0],) + (1,) * (real.dim() - 1)",
+        "weights_shape = real.shape",
+        STEP,
+    ),
+    Mutant("ema_decay is ignored", PAIR, "min(self.settings.optimiser.ema_decay,", "min(0.999,", AVERAGE),
+    Mutant(
+        "the average leaves running statistics out",
+        PAIR,
+        "        self.ema.buffers.lerp_(self.generator.buffers, 1 - decay)\n",
+        "",
+        f"{AVERAGE} {STEP}",
+    ),
+    Mutant(
+        "samples are of the generator itself",
+        PAIR,
+        "module = self.ema.module.eval()",
+        "module = self.generator.module.eval()",
+        "tests/test_shown.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
+    ),
+    Mutant(
+        "a saved run shows the generator itself",
+        "degan/saved.py",
+        'n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")',
+        'n.removeprefix("generator."): t for n, t in checkpoint.model.items() if n.startswith("generator.")',
+        "tests/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
+    ),
+    Mutant(
+        "all workers draw the same latents",
+        PAIR,
+        'spawn_seed(settings.seed, "latents", worker)',
+        'spawn_seed(settings.seed, "latents")',
+        SEEDS,
+    ),
+    Mutant(
+        "a settled exchange keeps its own statistics",
+        "degan/modes/partial_exchange.py",
+        "self._pair.load_statistics(self._exchange.average(self._pair.statistics()))",
+        "self._exchange.average(self._pair.statistics())",
+        "tests/test_step.py::test_a_synchronous_exchange_is_plain_torch_on_the_mean",
+    ),
+    Mutant(
+        "D's statistics travel before G's",
+        PAIR,
+        MODEL,
+        "return [self._values, self.discriminator.buffers, self.generator.buffers, *moments]",
+        f"{ORDER}a_model_is_weights_statistics_and_moments_of_generator_and_discriminator",
+    ),
+    Mutant(
+        "a state of before the first step leaves moments",
+        PAIR,
+        "                adam.state.pop(flat.values, None)\n",
+        "                pass\n",
+        f"{ORDER}a_state_of_before_the_first_step_leaves_no_moments_of_ours",
+    ),
+    Mutant(
+        "what is kept of the statistics is no copy",
+        GUARD,
+        "[flat.buffers.clone() for flat",
+        "[flat.buffers for flat",
+        f"{LOCAL}statistics_are_kept_apart_and_set_back_each_in_its_place",
+    ),
+    Mutant(
+        "the gate reaches nothing",
+        "degan/modes/partial_exchange.py",
+        "        norm_gate=settings.bus.norm_gate,\n",
+        "",
+        "tests/test_guard.py::test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is",
+    ),
+    Mutant(
+        "G's pass keeps its graph",
+        PAIR,
+        "            loss.backward()\n        finally:",
+        "            loss.backward(retain_graph=True)\n        finally:",
+        STEP,
+        harmless="what is computed stays the same; the graph is freed with the fakes, a line later",
+    ),
+)
