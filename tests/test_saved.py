@@ -171,3 +171,22 @@ def test_evaluate_takes_as_many_samples_of_the_worker_that_is_named(run, real, c
     fake = by_hand(run, 1, 4, 0, 65)[:, 0, 10, 10:12]
     assert lines[0]["metric"] == "fid65_classifier"
     assert lines[0]["value"] == pytest.approx(plain_frechet(fake, real["test"][:, 0, 10, 10:12]), rel=1e-3)
+
+
+def test_evaluate_hands_on_what_is_set_and_the_weights_file(run, monkeypatch, capsys):
+    made = []
+
+    class Watched:
+        def __init__(self, settings, inception):
+            made.append((settings, inception))
+
+        def evaluate(self, sample):
+            assert sample(3).shape == (3, *SHAPE)
+            return []
+
+    monkeypatch.setattr("degan.metrics.evaluate.Evaluator", Watched)
+    said(evaluate, capsys, run, "--set", "data.root=elsewhere", "--samples", 65, "--inception", "weights.pth")
+    said(evaluate, capsys, run, "--set", "run.evaluate_samples=66")
+    (settings, weights), (other, none) = made
+    assert (settings.data.root, settings.run.evaluate_samples, weights) == ("elsewhere", 65, "weights.pth")
+    assert (other.data.root, other.run.evaluate_samples, none) == (None, 66, None)
