@@ -75,8 +75,8 @@ class ByHand:
     def rounded(self, values):
         return values.to(self.half).float() if self.half else values
 
-    def round(self, cohort, answering=None, local_steps=None):
-        """One round: who takes part, whose answers are used, how many steps each takes where that differs."""
+    def round(self, cohort, answering=None, local_steps=None, led_by=0):
+        """One round: who takes part, whose answers are used, how many steps each takes if not all alike, who leads."""
         mode, found = self.settings.mode, {}
         self.losses.append({})
         for worker in cohort:
@@ -95,7 +95,7 @@ class ByHand:
             self.losses[-1][worker] = [sum(row) / count for row in zip(*losses, strict=True)]
             moments = [(gan.g_adam.first, gan.g_adam.second), (gan.d_adam.first, gan.d_adam.second)]
             # The leader's own does not travel.
-            found[worker] = (gan.weights() if worker == 0 else self.rounded(gan.weights())), moments
+            found[worker] = (gan.weights() if worker == led_by else self.rounded(gan.weights())), moments
         used = {worker: found[worker] for worker in (cohort if answering is None else answering)}
         if not used:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 
@@ -71,7 +72,8 @@ def test_histograms_are_not_said_where_they_are_not_to_be_shared():
 
 
 def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds():
-    settings = experiment(3, local_steps=1, leaders=1, deadline={"floor_s": 2.0, "ceiling_s": 2.0})
+    deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
+    settings = experiment(3, local_steps=1, leaders=1, cohort=3, deadline=deadline)
     fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
     more = {"samples": 640, "histogram": [640]}
 
@@ -149,6 +151,69 @@ def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
     assert_same_model(fleet.run(2, live))
     assert "0: round 1: worker 1 leads by now; this round of ours does not count" in fleet.lines
     assert [stats["leader"] for stats in fleet.stats] == [1, 1]
+
+
+def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
+    """It was not in the cohort of the last round; that is lost, and nothing else."""
+    settings = experiment(*(3, "mlp", FAST), local_steps=2, cohort=2, optimiser_state="average", leaders=2)
+    settings = msgspec.structs.replace(settings, seed=10)
+    fleet = Fleet(settings, memory_buses(3), about=uneven)
+
+    def live(worker, steps):
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        for step in range(1, steps + 1):
+            mode.step(step, batches, False)
+            if worker == 0 and step == 4:
+                return mode.leave(is_together=False)
+        assert mode.settle(steps)
+        mode.finish()
+        return mode.stats()
+
+    fleet.run(6, live)
+    hand = ByHand(settings, by_size)
+    for cohort in ([0, 2], [0, 1], [1, 2]):
+        hand.round(cohort)
+    kept = hand.model, hand.moments, hand.steps, copy.deepcopy(hand.leader)
+    hand.round([0, 2])
+    hand.model, hand.moments, hand.steps, hand.leader = kept
+    for _ in range(2):
+        hand.round([1, 2], led_by=1)
+    for worker in (1, 2):
+        assert_like(fleet.pairs[worker], hand)
+    assert_same_model(fleet.pairs[1:])
+    assert [stats["leader"] for stats in fleet.stats[1:]] == [1, 1]
+
+
+def test_states_are_kept_as_long_as_somebody_may_fetch_them():
+    """Of federated rounds the newest model, that of the newest cut, and the average with it."""
+    settings = experiment(2, local_steps=1, leaders=1)
+    fleet, seen = Fleet(settings, memory_buses(2), cuts=(2, 3)), []
+
+    def names():
+        state = fleet.buses[0]._hub.states[0, "life-0"]
+        return sorted({name.partition(":")[0] for name in state} - {"hello"})
+
+    mode = fleet.modes[0]
+    gather = mode._gather
+
+    def spied(*words, **named):
+        found = gather(*words, **named)
+        mode._rounds.drain()
+        seen.append(names())
+        return found
+
+    mode._gather = spied
+    fleet.run(6)
+    assert seen == [
+        ["m0.0"],
+        ["m0.0", "m1.1"],
+        ["m1.2", "s1.2"],
+        ["m1.3", "s1.3"],
+        ["m1.3", "m1.4", "s1.3"],
+        ["m1.3", "m1.4", "m1.5", "s1.3"],
+    ]
+    assert names() == ["m1.6", "s1.6"]
 
 
 # --- what it says ---------------------------------------------------------------------------------
