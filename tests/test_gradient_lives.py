@@ -208,3 +208,13 @@ def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(
         waits = []
         exchange.exchange(np.ones(SIZE, np.float32))
         assert waits == ([f"our own round {round} to be published"] if round > free else [])
+
+
+def test_our_own_lengths_are_a_yardstick_as_late_as_the_bound_allows(monkeypatch):
+    """How far the sender is decides nothing: under slack 2 what left two rounds ago is known for sure."""
+    fleet = Lockstep(monkeypatch, 1, make_layout(SIZE), SIZE, rules(slack=2, norm_gate=10.0))
+    judge, known = fleet.exchanges[0]._carry.judge, []
+    for value in range(1, 6):
+        fleet.exchanges[0].exchange(np.full(SIZE, value, np.float32))
+        known.append([round(length / SIZE**0.5) for window in judge._windows.values() for length in window])
+    assert known == [[], [], [1], [1, 2], [1, 2, 3]]
