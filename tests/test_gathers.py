@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
 
-from peers.codec import CODECS
+from peers.codec import CODECS, Raw
 from peers.deadline import Deadline
-from peers.errors import MessageError, StalledError
+from peers.errors import MessageError, PeersError, StalledError
 from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.message import RoundLayout, encode_fields, encode_vector
@@ -23,14 +24,22 @@ LAYOUT = RoundLayout(b"testtest", {"result": (SIZE, CODECS["raw"])})
 LONG_S = 30.0
 
 
+class Small(Raw):
+    """Travels in chunks of four values."""
+
+    chunk_values = 4
+
+
 def ones(value=1.0):
     return np.full(SIZE, value, np.float32)
 
 
 @pytest.fixture
-def make():
+def make(monkeypatch):
     """Makes workers that have met; the first two may lead."""
     opened, buses = [], []
+    # How long a thread that reads takes to see that it is to end.
+    monkeypatch.setattr("peers.pump.READ_S", 0.02)
 
     def new(workers, joining=(), min_peers=0, lines=None, **judge):
         buses.extend(memory_buses(workers))
@@ -269,13 +278,45 @@ def test_a_stream_keeps_three_vectors_and_some_small_messages():
 def test_who_leaves_or_finishes_has_published_what_it_said(make):
     """What comes after that is the end of its process."""
     first, second, third = make(3)
-    for rounds, end in ((second, lambda: second.leave(4)), (third, lambda: third.finish(4))):
-        published = []
-        publish = rounds._bus.publish
-        rounds._bus.publish = lambda entries, p=published, own=publish: (own(entries), p.append(True))
-        if rounds is third:
-            tell(third, 0, "goodbye", 4)
-            tell(third, 1, "goodbye", 4)
-        end()
+    for peer in (0, 1):
+        tell(third, peer, "goodbye", 4)
+    for rounds, end in ((second, second.leave), (third, third.finish)):
+        hold, publish, published = threading.Event(), rounds._bus.publish, []
+
+        def slowly(entries, hold=hold, publish=publish, published=published):
+            hold.wait(LONG_S)
+            publish(entries)
+            published.append(True)
+
+        rounds._bus.publish = slowly
+        threading.Timer(0.2, hold.set).start()
+        end(4)
         assert published == [True]
     wait(first, lambda: first.mail.reached(4) == {1, 2} and not first.mail.live())
+
+
+def test_what_goes_wrong_in_publishing_is_raised_by_the_next_wait(make):
+    first, _ = make(2)
+    first._pool.submit(lambda: 1 / 0)
+    with pytest.raises(PeersError, match="publishing: ZeroDivisionError"):
+        first.drain()
+
+
+def test_what_is_forgotten_leaves_nothing_behind(make):
+    """However many chunks the codec has made of it; what was put under another name stays."""
+    first, second = make(2)
+    values, small = np.arange(10, dtype=np.float32), Small()
+    for name in ("m1", "m2"):
+        first.put(name, {"model": values}, {}, small)
+    first.forget("m1", {"model": 10}, small)
+    first.drain()
+    assert {name.partition(":")[0] for name in first._bus._hub.states[0, "life-0"]} == {"m2"}
+    arrays, _ = second.fetch(0, "life-0", "m2", {"model": 10}, small)
+    assert arrays["model"].tolist() == values.tolist()
+
+
+def test_the_time_that_a_worker_waits_is_counted(make):
+    first, _ = make(2)
+    first.gather("result", 1, [1], 1, 0.05)
+    first.gather("result", 2, [1], 1, 0.07)
+    assert 0.12 <= first.wait_s == first.stats()["wait_s"] < LONG_S

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -214,3 +216,39 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
     assert post.box.live() == {1, 2}
     post.box.drop(2, "its lease has expired")
     assert post.box.reached(7) == {1}, "the new life has not said goodbye"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda post: post.feed(*post.vector(1)),
+        lambda post: post.say("hello", is_joining=False, is_replaying=False),
+        lambda post: post.say("goodbye"),
+        lambda post: post.box.admit(1),
+        lambda post: post.box.drop(1, "its lease has expired"),
+        lambda post: post.box.restarted(1, "b"),
+        lambda post: post.box.touch(),
+    ],
+    ids=["message", "hello", "goodbye", "admit", "drop", "restarted", "touch"],
+)
+def test_whatever_changes_wakes_who_waits(change):
+    """A wait looks again after a second in any case, which would hide that nobody woke it."""
+    post, is_asleep, has_changed, woken = Post(), threading.Event(), [], []
+    post.say("hello", is_joining=True, is_replaying=False)
+    wait = post.box._changed.wait
+
+    def sleep(timeout_s):
+        is_asleep.set()
+        woken.append(wait(4.0))
+
+    def act():
+        is_asleep.wait(60)
+        has_changed.append(True)
+        change(post)
+
+    post.box._changed.wait = sleep
+    other = threading.Thread(target=act)
+    other.start()
+    post.box.until(lambda: has_changed, lambda: "the change", 60)
+    other.join()
+    assert woken == [True]
