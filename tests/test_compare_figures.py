@@ -120,8 +120,9 @@ def test_the_distance_that_most_runs_have_is_the_rows(tmp_path, other):
     entries = read([write_run(tmp_path / "a", metrics=values), other])
     assert [entry.fid for entry in entries] == [FID, FID]
     assert sorted(entries[0].curves) == ["fid256_classifier", "fid99_classifier", "fid99_inception"]
-    only = [metric(40, 0, "fid9_inception", 7.0), metric(40, 0, "fid9_classifier", 8.0)]
-    assert read([write_run(tmp_path / "b", metrics=only), other])[0].fid == "fid9_classifier"
+    both = [metric(40, 0, "fid9_inception", 7.0), metric(40, 0, "fid9_classifier", 8.0)]
+    b, c = write_run(tmp_path / "b", metrics=both), write_run(tmp_path / "c", metrics=both[:1])
+    assert read([b, other])[0].fid == "fid9_classifier" and read([b, c])[0].fid == "fid9_inception"
 
 
 @pytest.mark.parametrize(
@@ -154,10 +155,16 @@ def test_mishaps_of_a_run(tmp_path, other):
     again = [line_of(0, step, dropped={"stale": 1, "late": 2}) for step in (20, 30, 40)]
     lines = {0: first + again, 1: [line_of(1, 10, dropped={"invalid": 5})]}
     folder = write_run(tmp_path / "run", lines=lines)
-    assert row_of(folder, other)["deaths, drops"] == "1 died, 12 dropped"
+    row = row_of(folder, other)
+    assert row["deaths, drops"] == "1 died, 12 dropped" and row["steps"] == "40", "the furthest worker's"
     lines[0] = first + [line_of(0, step) for step in (10, 20, 30, 40)]
     folder = write_run(tmp_path / "run2", lines=lines)
     assert row_of(folder, other)["deaths, drops"] == "1 died, 1 restart, 9 dropped"
+    # Where late answers have a column of their own they are no drops; each worker's restarts count.
+    lines = {w: [line_of(w, step, late=2, dropped={"late": 2, "stale": 1}) for step in (20, 10, 40)] for w in (0, 1)}
+    folder = write_run(tmp_path / "run3", lines=lines)
+    row = row_of(folder, other)
+    assert row["deaths, drops"] == "2 restarts, 2 dropped" and row["late"] == "4"
 
 
 def test_a_median_and_its_spread(tmp_path):
@@ -210,6 +217,18 @@ def test_very_different_bytes_stand_on_a_logarithmic_axis(base, tmp_path):
 
     # 160 kB against 160 kB / 20, and / 25.
     assert not over_bytes(40) and over_bytes(50)
+    # From 6.4 kB / 1.1 to 160 kB: ln 1.1 / ln 27.5 of the width; where nothing was sent there is no place.
+    drawn = paths(figures_of((tmp_path / "c.html").read_text())["FID over bytes, log scale"])
+    assert [path.partition(" ")[0] for path in drawn] == ["M390.0", "M59.8"]
+
+
+def test_long_runs_are_drawn_over_minutes_and_gaps_are_said(other, tmp_path):
+    lines = {w: [line_of(w, step, time_s=15.0 * step) for step in STEPS] for w in (0, 1)}
+    values = [metric(0, 0, FID, 90.0), metric(20, 0, FID, None), metric(40, 0, FID, 30.0)]
+    compare.compare([write_run(tmp_path / "long", lines=lines, metrics=values), other], tmp_path / "c.html")
+    html = (tmp_path / "c.html").read_text()
+    assert "<title>long, training time (min) 10: 30</title>" in html
+    assert "1 value not finite: the curve has a gap." in html
 
 
 # --- rounds -------------------------------------------------------------------------------------------
@@ -243,16 +262,28 @@ def test_bytes_beside_the_formula(tmp_path):
     run = make_led_run(tmp_path / "run")
     for worker, images in ((0, 0), (1, 300), (2, 5000)):
         changes = {"sent_bytes": 1100 * (worker + 1), "predicted_sent_bytes": 1000 * (worker + 1)}
-        changes |= {"received_bytes": 450, "predicted_received_bytes": 500, "late": worker, "void_rounds": 3 - worker}
+        changes |= {
+            "received_bytes": 450,
+            "predicted_received_bytes": 500,
+            "late": 2 * worker,
+            "void_rounds": 3 - worker,
+        }
         write_lines(run / f"w{worker}" / "stats.jsonl", [round_line(worker, 100, images=images) | changes])
     text = text_of(run)
     assert "worker images sent predicted ratio received predicted ratio void rounds late answers" in text
     assert "worker 0 0 1.1 kB 1 kB 1.100 450 B 500 B 0.900 3 0" in text
-    assert "worker 2 5,000 3.3 kB 3 kB 1.100 450 B 500 B 0.900 1 2" in text
+    assert "worker 2 5,000 3.3 kB 3 kB 1.100 450 B 500 B 0.900 1 4" in text
     assert "all 5,300 6.6 kB 6 kB 1.100 1.35 kB 1.5 kB 0.900" in text
     # The run's void rounds are the most that anybody heard of; late answers are each one's own.
-    assert read_run(run).void_rounds == 3 and read_run(run).late == 3
+    assert read_run(run).void_rounds == 3 and read_run(run).late == 6
     assert "3 rounds void." in text and "3 rounds counted for nothing" in text
+    row = row_of(run, write_run(tmp_path / "other"))
+    assert (row["void rounds"], row["late"], row["sent by all"], row["predicted"]) == ("3", "6", "6.6 kB", "6 kB")
+    line = round_line(1, 100)
+    del line["predicted_sent_bytes"]
+    write_lines(run / "w1" / "stats.jsonl", [line])
+    # A sum without one of them would not compare.
+    assert "all 69,000 109 kB – – " in text_of(run)
 
 
 def test_which_modes_have_rounds(tmp_path):

