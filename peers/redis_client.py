@@ -320,6 +320,9 @@ class Reader:
                 raise TypeError("an entry of something else than bytes")
             if sequence != before + 1:
                 self._look_into(key, before, sequence)
+                if sequence == before and seals is None and rest == b"0":
+                    # With seals it is refused below, and the next one comes as it should.
+                    raise ValueError("an entry with the number of the one before it")
             before = sequence
             if seals is not None or rest != b"0":
                 is_next = rest == b"0" and sequence > after

@@ -105,7 +105,14 @@ def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
 def test_as_much_is_kept_as_there_is_room_for(redis_url):
     bus, client = RedisBus("kept", 0, [redis_url] * 2, "a0", [1], 10, 5), redis.Redis.from_url(redis_url)
     bus.configure(30, 100, least_entries=5)
-    bus.publish([(b"h", b"%d" % k) for k in range(1, 51)])
+
+    def expires():
+        return client.info("commandstats")["cmdstat_expire"]["calls"]
+
+    bus.publish([(b"h", b"1")])
+    before = expires()
+    bus.publish([(b"h", b"%d" % k) for k in range(2, 51)])
+    assert expires() == before, "a stream is given its end once, and then by the heartbeat"
     assert [number for number, _ in client.xrange("degan:kept:0:a0:out")] == [b"%d-0" % k for k in range(21, 51)]
     client.close()
     bus.close()
