@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from peers.parameters import ParameterCarry
+from peers.rendezvous import Start
+from peers.types import Slice
+from peers.window import Contribution
 from tests.fleets import in_threads, make_layout
 from tests.lockstep import Lockstep, close, int8, rules
 from tests.test_parameter_rule import SIZE, ByHand
+
+PARAMETERS = rules(slack=0, carry="parameters")
 
 
 @pytest.mark.parametrize("codec", ["raw", "bfloat16"])
@@ -74,9 +80,71 @@ def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slac
     for mine, reference in zip(found, references, strict=True):
         np.testing.assert_array_equal(reference, references[0])
         close(mine, np.ones(SIZE), 0.02)
+    assert not any(exchange._carry._broken for exchange in fleet.exchanges), "differences are enough again"
     counts = [dropped["diverged"] for dropped in fleet.dropped()]
     # In each round that was on its way then, one or both of the others differ from us.
     assert all(1 <= count <= 2 * (slack + 1) * 2 for count in counts), counts
+
+
+def test_weights_of_one_and_differences_of_others_are_told_apart(monkeypatch):
+    """Worker 0 goes on from a checkpoint in which a part was to be sent whole; the others send differences to 1."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 1, "int8", may_be_whole=True), SIZE, PARAMETERS, first=[])
+    for worker, exchange in enumerate(fleet.exchanges):
+        state = {"broken": [[0, SIZE]] if worker == 0 else [], "strikes": []}
+        exchange.load_state({"reference": np.ones(SIZE, np.float32)}, {"parts": {}, "carry": state, "followed": {}})
+        fleet.begin(worker, [peer for peer in range(3) if peer != worker])
+    weights = np.random.default_rng(0).standard_normal((3, SIZE)).astype(np.float32)
+    sent = np.array([weights[0] - 1, int8(weights[1] - 1), int8(weights[2] - 1)])
+    for found, one, own in zip(fleet.together(lambda w, e: e.exchange(weights[w].copy())), weights, sent, strict=True):
+        close(found, one + sent.mean(axis=0) - own)
+    for exchange in fleet.exchanges:
+        close(exchange.state()[0]["reference"], 1 + sent.mean(axis=0))
+        assert not exchange._carry._broken
+
+
+def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
+    """The reference goes into the state, as it was then."""
+    layout = make_layout(SIZE, 2, "sign", may_be_whole=True)
+    settings, changes = rules(slack=1, carry="parameters"), np.random.default_rng(1).standard_normal((9, 2, SIZE))
+    changes = changes.astype(np.float32)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
+    weights = np.zeros((2, SIZE), np.float32)
+
+    def run(fleet, weights, steps):
+        def job(worker, exchange):
+            for step in steps:
+                weights[worker] += changes[step - 1, worker]
+                exchange.exchange(weights[worker], lambda step=step: step == 5)
+            return exchange.state()
+
+        return fleet.together(job)
+
+    states = run(fleet, weights, range(1, 6))
+    copies = [{name: array.copy() for name, array in arrays.items()} for arrays, _ in states]
+    saved = weights.copy()
+    run(fleet, weights, range(6, 10))
+    again = Lockstep(monkeypatch, 2, layout, SIZE, settings, first=[])
+    for worker, (exchange, (arrays, values)) in enumerate(zip(again.exchanges, states, strict=True)):
+        assert arrays["reference"].any()
+        np.testing.assert_array_equal(arrays["reference"], copies[worker]["reference"])
+        exchange.load_state(arrays, values)
+    for worker in (0, 1):
+        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+    run(again, saved, range(6, 10))
+    np.testing.assert_array_equal(saved, weights)
+
+
+def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
+    """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
+    layout = make_layout(SIZE)
+    carry, whole = ParameterCarry(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
+    list(carry.encode(carry.offer(1, whole, whole, np.ones(SIZE, np.float32)), {}))
+    entries = carry.encode(carry.offer(2, whole, whole, np.full(SIZE, 5, np.float32)), {})
+    mine = np.full(SIZE, 5, np.float32)
+    carry.collect(2, whole, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
+    close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
+    ((_, payload),) = entries
+    close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
