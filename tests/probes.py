@@ -90,5 +90,12 @@ def states(world: World) -> set[int]:
     return {int(name.partition(".")[2]) for name in names if name.startswith("g")}
 
 
+def put_as(prefix: str) -> Callable[[World], set[str]]:
+    """The codecs with which states are put whose names begin so."""
+    return lambda world: {
+        codec.name for name, codec in world.calls.all("Rounds.put", "name", "codec") if name.startswith(prefix)
+    }
+
+
 def is_called(*keys: str) -> Callable[[World], list[bool]]:
     return lambda world: [bool(world.calls.all(key, "->")) for key in keys]

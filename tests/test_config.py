@@ -223,6 +223,8 @@ def test_another_kind_drops_the_keys_that_it_does_not_have(write):
     found = config.load(path, [*split, "model.image_size=64"])
     assert found.data.split.alpha == 0.2 and found.model.width == 8
     assert "model.hidden: unknown key" in refused(path, "model.name=dcgan", "model.hidden=8")
+    # So what is said for the last of several kinds stays, whenever it is said.
+    assert config.load(path, ["mode.slack=0", "mode.name=local", "mode.name=partial_exchange"]).mode.slack == 0
 
 
 @pytest.mark.parametrize(

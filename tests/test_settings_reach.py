@@ -23,6 +23,7 @@ from tests.probes import (
     local_steps,
     logged,
     purposes,
+    put_as,
     reads_data,
     sections,
     seeds,
@@ -32,8 +33,6 @@ from tests.probes import (
 )
 from tests.test_settings_ranges import TABLE, same
 from tests.worlds import DEVICE, World
-
-pytestmark = pytest.mark.timeout(100)
 
 PEERS = [f"redis://127.0.0.1:{7001 + worker}" for worker in range(5)]
 BASE = {
@@ -313,7 +312,8 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].optimiser_state", sees("GanPair.load_model.has_moments"), True),
         # 0.6 of the four that train are two.
         Row("mode[federated].quorum", sees("Rounds.gather.quorum"), 2),
-        Row("mode[federated].codec", lambda w: kinds("result")(w), (3 * (G + D), "float16")),
+        Row("mode[federated].codec", kinds("result"), (3 * (G + D), "float16")),
+        Row("mode[federated].codec", put_as("m"), {"float16"}),
     ),
     ("federated", "robust"): (
         *robust("federated"),

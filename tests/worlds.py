@@ -163,6 +163,8 @@ class World:
     def __init__(self, data: dict[str, Any], folder: Path):
         self.settings = config.build(data)
         self.folder, self.out = folder, folder / "runs" / self.settings.name
+        # The first pair of a process loads for seconds what its optimisers need: not while others wait for it.
+        GanPair(self.settings, (1, SIDE, SIDE), 0, DEVICE)
         with pytest.MonkeyPatch.context() as patch:
             self.calls = Calls(patch)
             self._stand_in(patch)
@@ -195,7 +197,7 @@ class World:
         if self.settings.workers == 1 or self.settings.mode.__struct_config__.tag == "local":
             return self._run_command()
         jobs = [lambda n=n: worker_main._live(self.settings, n, self.out, Signals(), None) for n in self.workers]
-        codes = in_threads(jobs)
+        codes = in_threads(jobs, timeout_s=100)
         assert codes == [0] * len(codes)
         return None
 
