@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from config.settings import Data
 from degan.data import load
-from degan.data.base import ImageSource, resize, to_floats
+from degan.data.base import ImageSource, PointSource, resize, to_floats
 
 
 def taken(source) -> np.ndarray:
@@ -205,6 +205,10 @@ def test_samples_come_in_the_order_that_is_asked_for():
     everything = source.take(np.arange(4))
     everything.zero_()
     assert float(source.take([0])) == -1, "what was taken is the taker's"
+    points = PointSource(np.arange(8).reshape(4, 2) / 10, [0, 1, 2, 3], "abcd")
+    assert points.take([3, 0, 0]).flatten().tolist() == pytest.approx([0.6, 0.7, 0, 0.1, 0, 0.1])
+    points.take(np.arange(4)).zero_()
+    assert points.take([3]).flatten().tolist() == pytest.approx([0.6, 0.7])
 
 
 def test_bytes_become_floats_from_minus_one_to_one():

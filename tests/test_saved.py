@@ -50,7 +50,7 @@ def run(tmp_path_factory):
         }
     )
     (folder / "experiment.yaml").write_text(config.dump(settings), encoding="utf-8")
-    for worker, steps in ((0, ((1, 9.0), (2, 3.0), (3, 5.0), (4, None))), (1, ((2, None), (4, None)))):
+    for worker, steps in ((0, ((1, 9.0), (2, 3.0), (3, 5.0), (4, None))), (1, ((2, None), (6, None)))):
         checkpoints = Checkpoints(folder / f"w{worker}" / "checkpoints", keep=9)
         for step, score in steps:
             checkpoints.save(checkpoint(settings, step, 10 * worker + step, score))
@@ -83,7 +83,7 @@ def said(command, capsys, *words) -> str:
         ((), 0, 4, 0),
         (("--seed", 7), 0, 4, 7),
         (("--best",), 0, 2, 0),
-        (("--worker", 1), 1, 4, 0),
+        (("--worker", 1), 1, 6, 0),
         (("--worker", 0, "--best", "--seed", 3), 0, 2, 3),
     ],
 )
@@ -153,10 +153,10 @@ def test_evaluate_measures_each_workers_newest_average_on_the_same_latents(run, 
     lines = [json.loads(line) for line in said(evaluate, capsys, run, "--json", "--seed", seed).splitlines()]
     assert len(lines) == 2 * 5, "worker 2 has no checkpoint"
     test = real["test"][:, 0, 10, 10:12]
-    for worker in (0, 1):
+    for worker, step in ((0, 4), (1, 6)):
         found = {line["metric"]: line["value"] for line in lines if line["worker"] == worker}
-        assert {line["step"] for line in lines if line["worker"] == worker} == {4}
-        fake = by_hand(run, worker, 4, seed, 250, 50)[:, 0, 10, 10:12]
+        assert {line["step"] for line in lines if line["worker"] == worker} == {step}
+        fake = by_hand(run, worker, step, seed, 250, 50)[:, 0, 10, 10:12]
         assert found["fid300_classifier"] == pytest.approx(plain_frechet(fake, test), rel=1e-3)
         floor = plain_frechet(real["train"][:, 0, 10, 10:12], test)
         assert found["fid300_classifier_floor"] == pytest.approx(floor, rel=1e-3)
@@ -167,8 +167,8 @@ def test_evaluate_measures_each_workers_newest_average_on_the_same_latents(run, 
 def test_evaluate_takes_as_many_samples_of_the_worker_that_is_named(run, real, capsys):
     words = ("--json", "--worker", 1, "--samples", 65)
     lines = [json.loads(line) for line in said(evaluate, capsys, run, *words).splitlines()]
-    assert {(line["worker"], line["step"]) for line in lines} == {(1, 4)}
-    fake = by_hand(run, 1, 4, 0, 65)[:, 0, 10, 10:12]
+    assert {(line["worker"], line["step"]) for line in lines} == {(1, 6)}
+    fake = by_hand(run, 1, 6, 0, 65)[:, 0, 10, 10:12]
     assert lines[0]["metric"] == "fid65_classifier"
     assert lines[0]["value"] == pytest.approx(plain_frechet(fake, real["test"][:, 0, 10, 10:12]), rel=1e-3)
 
