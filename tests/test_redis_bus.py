@@ -315,6 +315,7 @@ def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again(
             client.config_set("maxmemory", "0")
 
         in_threads([lambda: writer.publish([(b"h", b"000051")]), make_room])
+        assert client.xlen("degan:full:0:a0:out") == 5, "from then on no more than is needed is kept"
         reader = RedisBus("full", 1, [url] * 2, "a1", [0], 10, 5)
         reader.follow(0, "a0", 47)
         assert [bytes(e.payload)[:6] for e in read(reader, 5)] == [
