@@ -90,6 +90,13 @@ def states(world: World) -> set[int]:
     return {int(name.partition(".")[2]) for name in names if name.startswith("g")}
 
 
+def fingerprints(world: World) -> bool:
+    """What travels bears the fingerprint of all that was agreed on, and not the one of a layout that only measures."""
+    layouts = {*world.calls.all("Layout", "fingerprint"), *world.calls.all("RoundLayout", "fingerprint")}
+    agreed = [call["seed"] for call in world.calls.all("fingerprint", "agreed")]
+    return layouts - {bytes(8)} == set(world.calls.all("fingerprint", "->")) and set(agreed) == {7}
+
+
 def put_as(prefix: str) -> Callable[[World], set[str]]:
     """The codecs with which states are put whose names begin so."""
     return lambda world: {

@@ -18,6 +18,7 @@ from tests.probes import (
     ALTERNATING,
     D,
     G,
+    fingerprints,
     is_called,
     kinds,
     local_steps,
@@ -184,6 +185,7 @@ PLAIN = (
 )
 ONE_WORKER = {"peers": (5, {0}), "run.steps": [6], "run.log_every": [{4, 6}], "run.checkpoint_every": [{4, 6}]}
 WIRE = (
+    Row("seed", fingerprints, True),
     Row("name", sees("RedisBus.run")),
     Row("peers", sees("RedisBus.urls")),
     Row("peers", lambda w: sorted(w.calls.all("RedisBus", "peers"))[0], (0, 1, 2, 3)),
@@ -203,6 +205,7 @@ WIRE = (
     Row("security.folder", sees("RedisBus.run_key"), bytes.fromhex("ab" * 32)),
 )
 EXCHANGED = (
+    Row("peers", sees("Rendezvous.may_replay"), True),
     Row("bus.lease_s", sees("Giver.lease_s")),
     Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Rules.stall_timeout_s")),
     Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SerialPool.submit", "timeout_s"), True),
@@ -210,6 +213,8 @@ EXCHANGED = (
     Row("bus.minority", sees("ClockGate.pauses"), False),
 )
 LEADERS = (
+    # Who was started again joins; in the exchange it may read again what it has missed.
+    Row("peers", sees("Rendezvous.may_replay"), False),
     Row("bus.lease_s", sees("Rounds.lease_s")),
     Row("bus.stall_timeout_s", sees("Rounds.stall_timeout_s")),
     Row("bus.finish_timeout_s", sees("Rounds.finish_timeout_s")),

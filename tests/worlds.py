@@ -28,6 +28,7 @@ from degan.data.base import ImageSource
 from degan.data.shard import Shard
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
+from degan.modes import wire
 from degan.modes.swaps import Swaps
 from degan.pair import GanPair, spawn_seed
 from degan.worker import __main__ as worker_main
@@ -73,7 +74,7 @@ METHODS_WATCHED = (
 )
 FUNCTIONS_WATCHED = (
     *(spawn_seed, splits.split, robust.build, cohorts.uniform, cohorts.balanced, cohorts.cohort_size, cohorts.weights),
-    *(losses.discriminator_loss, losses.generator_loss, config.security.read_secrets),
+    *(losses.discriminator_loss, losses.generator_loss, config.security.read_secrets, wire.fingerprint),
 )
 
 
