@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 import config
@@ -100,8 +102,13 @@ class ByHand:
         self.data = [reals(settings, 100 + worker) for worker in range(workers)]
         self.first = self.gans[0]
 
-    def round(self, workers, answering=None, rule=None):
-        """One round: who takes part, whose feedbacks are used, and the rule over three or more to one batch."""
+    def round(self, workers, answering=None, rule=None, skipping=None, silent=None):
+        """One round: who takes part, whose feedbacks are used, and the rule over three or more to one batch.
+
+        Args:
+            skipping: whose reals are no numbers; its D stays as it was.
+            silent: whose own feedback is no number; it answers with zeros, and its D stays as it was.
+        """
         mode, found = self.settings.mode, {}
         fakes = [self.first.fakes(self.settings.data.batch_size) for _ in range(mode.batches)]
         used = workers if answering is None else answering
@@ -109,10 +116,14 @@ class ByHand:
         for place, worker in enumerate(workers):
             gan, count = self.gans[worker], mode.discriminator_steps
             learned, judged = fakes[(place + 1) % mode.batches], fakes[place % mode.batches]
-            of_d = sum(gan.learn_d(next(self.data[worker]), learned) for _ in range(count)) / count
+            batches = [next(self.data[worker]) for _ in range(count)]
+            of_d = sum(gan.learn_d(real, learned) for real in batches if worker != skipping) / count
+            before = copy.deepcopy(gan.d.state_dict())
             of_g = gan.g_loss(judged)
             found[worker] = of_d, float(of_g.detach())
-            if worker in used:
+            if worker == silent:
+                gan.d.load_state_dict(before)
+            elif worker in used:
                 wanted.append(of_g)
                 if rule:
                     rows[place % mode.batches] += torch.autograd.grad(of_g, judged, retain_graph=True)

@@ -68,12 +68,23 @@ def test_histograms_are_not_said_where_they_are_not_to_be_shared():
     assert fleet.modes[0]._about(1) == {"samples": about(1)["samples"]}
 
 
+def test_what_a_peer_says_of_itself_is_checked_before_it_counts():
+    def odd(worker):
+        return {"samples": 3 + worker, "histogram": [5, -1], "of no use": 1}
+
+    fleet = Fleet(experiment(2, local_steps=1), memory_buses(2), about=odd)
+    fleet.run(1)
+    assert fleet.modes[0]._about(1) == {"samples": 4}
+
+
 # --- whom it asks ---------------------------------------------------------------------------------
 
 
-def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds():
+@pytest.mark.parametrize(("wish", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
+def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds(wish, expected):
+    """A cohort is a number, or a share of those that can be asked."""
     deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
-    settings = experiment(3, local_steps=1, leaders=1, cohort=3, deadline=deadline)
+    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **wish)
     fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
     more = {"samples": 640, "histogram": [640]}
 
@@ -116,7 +127,7 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
         return mode.stats()
 
     assert_same_model(fleet.run(4, live))
-    assert cohorts == [3, 2, 2, 3]
+    assert cohorts == expected
 
 
 def test_a_leader_that_is_overruled_in_its_round_gives_it_up():

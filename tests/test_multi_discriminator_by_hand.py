@@ -76,6 +76,34 @@ def test_a_robust_rule_stands_for_the_mean_over_the_feedbacks_to_one_batch(worke
     assert_like(fleet.pairs[0], hand.first, hand.first, begin_of(settings))
 
 
+def test_a_step_that_is_no_number_leaves_the_discriminator_and_its_statistics_as_they_were():
+    """In round 2 reals of worker 1 are none, in round 3 its feedback: that counts as zeros."""
+    settings = experiment(2, "dcgan", optimiser=SGD)
+
+    def change(mode):
+        if mode._me == 1:
+
+            def feedback(fake, own=mode._pair.feedback):
+                found, loss = own(fake)
+                return found * np.float32("inf" if mode._step == 3 else 1), loss
+
+            mode._pair.feedback = feedback
+
+    def spoiled(batches):
+        for at, real in enumerate(batches, start=1):
+            yield real * float("nan") if at == 2 else real
+
+    fleet = Fleet(settings, memory_buses(2), change=change)
+    fleet.data[1] = spoiled(fleet.data[1])
+    fleet.train(4)
+    hand = ByHand(settings, 2)
+    for step in range(1, 5):
+        hand.round(range(2), skipping=1 if step == 2 else None, silent=1 if step == 3 else None)
+    for worker, pair in enumerate(fleet.pairs):
+        assert_like(pair, hand.first, hand.gans[worker], begin_of(settings), 3e-3)
+    assert fleet.modes[0].stats()["answered"] == 2 and fleet.modes[1].stats()["dropped"] == {"own_not_finite": 2}
+
+
 # --- swaps ----------------------------------------------------------------------------------------
 
 
@@ -102,7 +130,7 @@ def test_discriminators_change_hands_every_so_many_epochs_of_the_mean_shard():
 
 def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
     """What G has learned since is lost; its moments and average those of the state, and no discriminator is lost."""
-    settings = experiment(3, state_every=2, optimiser=FAST, leaders=3)
+    settings = experiment(3, state_every=2, batches=2, discriminator_steps=2, optimiser=FAST, leaders=3)
     fleet = Fleet(settings, memory_buses(3))
 
     def live(worker, mode, next_batch):
