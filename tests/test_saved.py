@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,15 @@ def test_generated_images_are_the_averages_of_that_checkpoint(run, tmp_path, cap
     # A rounding apart, where 0.05 would be another picture.
     assert np.abs(images - expected).max() < 0.51
     assert expected.std() > 20
+
+
+def test_where_the_newest_is_damaged_the_newest_whole_one_is_shown(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for step in (3, 4):
+        (copy / "w0" / "checkpoints" / f"{step:06d}" / "optimiser.safetensors").write_bytes(b"")
+    assert "worker 0 after step 2 in" in said(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
+    shutil.rmtree(copy / "w0")
+    assert "worker 1 after step 6 in" in said(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
 
 
 def test_a_worker_that_measured_nothing_has_no_best(run, capsys, tmp_path):
