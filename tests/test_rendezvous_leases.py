@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import msgpack
+import msgspec
 import pytest
 
 from peers import rendezvous
@@ -27,7 +28,8 @@ class Played:
         self.bus = town.hub.bus(number, complete(number, town.workers), self.life)
         self.about = {"samples": number} if about is None else about
         self.say({"agreed": agreed, "checkpoints": list(checkpoints), "about": self.about})
-        self.lease = Lease(number, self.life, this_host(), os.getpid(), "", phase, step, **more)
+        host = more.pop("host", this_host())
+        self.lease = Lease(number, self.life, host, os.getpid(), "", phase, step, **more)
         self.bus.claim(self.lease, 60, lambda old: True)
 
     def say(self, hello):
@@ -136,6 +138,23 @@ def test_who_trains_alone_where_it_was_cut_off_is_nobody_to_join(town):
     lone.progress(10)
     lone._renew()
     assert said(town.lease(1))[:2] == ("training", 10)
+
+
+def test_who_trains_on_another_host_is_one_to_join_once_it_has_been_seen_to_renew_its_lease(town):
+    """Until then it may be dead, and its lease what it has left behind."""
+    town.workers = 2
+    peer, joining, looks = Played(town, 1, host="elsewhere"), town.worker(), []
+    leases = joining._bus.leases
+
+    def look(server):
+        looks.append(server)
+        if len(looks) == 3:
+            peer.bus.renew(msgspec.structs.replace(peer.lease, beat=1), 60)
+        return leases(server)
+
+    joining._bus.leases = look
+    joining.claim([])
+    assert joining.meet([], {}).kind == "join" and len(looks) == 3
 
 
 # --- replay ----------------------------------------------------------------------------------------
