@@ -97,12 +97,14 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
             return lead(mode, batches, steps)
         mode.step(1, batches, False)
         mode._rounds.drain()
+        saved, loaded = mode.state(), []
         mode.close()
         fleet.about = lambda worker: more | {"of no use": 1}
         mode = fleet.again(2)
         catch_up = mode._catch_up
         mode._catch_up = lambda *letter: may_go_on.wait(LONG_S) and catch_up(*letter)
-        first = mode.begin([], {}, None)
+        first = mode.begin([1, 2], {}, lambda step: loaded.append(step) or saved)
+        assert loaded == [2], "the newest of its checkpoints"
         for step in range(first + 1, steps + 1):
             mode.step(step, batches, False)
         assert mode.settle(steps)

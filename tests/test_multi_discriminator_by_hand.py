@@ -57,12 +57,19 @@ def trimmed_by_two(rows):
     return rows.sort(0).values[2:-2].mean(0)
 
 
+def clipped(rows):
+    """The mean of three, none of which is longer than the one in the middle."""
+    lengths = rows.flatten(1).norm(dim=1)
+    factors = (lengths.sort().values[1] / lengths).clamp(max=1)
+    return (factors.view(-1, 1, 1, 1, 1) * rows).mean(0)
+
+
 @pytest.mark.parametrize(
     ("workers", "batches", "rule", "hostile", "by_rule"),
     [
         (3, 1, "median", 1, lambda rows: rows.sort(0).values[1]),
         # Three judge the first batch, and two, which leave no choice, the second.
-        (5, 2, "median", 1, lambda rows: rows.sort(0).values[1]),
+        (5, 2, "clipped_mean", 1, clipped),
         (5, 1, "trimmed_mean", 2, trimmed_by_two),
     ],
 )
@@ -102,6 +109,22 @@ def test_a_step_that_is_no_number_leaves_the_discriminator_and_its_statistics_as
     for worker, pair in enumerate(fleet.pairs):
         assert_like(pair, hand.first, hand.gans[worker], begin_of(settings), 3e-3)
     assert fleet.modes[0].stats()["answered"] == 2 and fleet.modes[1].stats()["dropped"] == {"own_not_finite": 2}
+
+
+def test_a_gradient_of_the_generator_that_is_no_number_is_not_applied():
+    settings = experiment(2)
+
+    def change(mode):
+        mode._pair.generator_gradient = lambda *words, own=mode._pair.generator_gradient: (
+            own(*words) * np.float32("nan")
+        )
+
+    fleet = Fleet(settings, memory_buses(2), change=change)
+    fleet.train(1)
+    for pair in fleet.pairs:
+        assert_same(pair, new_pair(settings, 0), ("generator", "ema"))
+    stats = fleet.modes[0].stats()
+    assert (stats["dropped"], stats["answered"], stats["void_rounds"]) == ({"not_finite": 1}, 2, 0)
 
 
 # --- swaps ----------------------------------------------------------------------------------------
