@@ -40,6 +40,17 @@ def halves(size, alternating):
     return [Slice(half, size), Slice(0, half)] if alternating else [Slice(0, size)]
 
 
+def watch_ages(exchange, rounds_per_step, ages):
+    """How many steps old is what an exchange applies, from the rounds of the contributions themselves."""
+    collect = exchange._carry.collect
+
+    def watched(through, section, values, items, sharers):
+        ages.extend(max(0, (exchange._round - item.round) // rounds_per_step) for item in items)
+        return collect(through, section, values, items, sharers)
+
+    exchange._carry.collect = watched
+
+
 def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, slack=0, codec="raw", own="fresh"):
     """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
     workers, sections = len(buses), halves(size, alternating)
@@ -50,7 +61,8 @@ def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, sl
 
     def job(worker, exchange):
         rng = np.random.default_rng(worker)
-        pause = threading.Event()
+        pause, ages = threading.Event(), []
+        watch_ages(exchange, len(sections), ages)
         for step in range(steps):
             for section in sections:
                 # Whole numbers have exact sums; sevenths are what a lossy codec and a division have to round.
@@ -63,7 +75,10 @@ def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, sl
                 if own == "fresh":
                     combined = combined - gradient
                 delivered[worker, section.start : section.stop] += combined
-        assert slack is None or exchange.stats()["staleness_max"] <= slack
+        stats = exchange.stats()
+        assert slack is None or max(ages, default=0) <= slack
+        assert stats["staleness_max"] == max(ages, default=0)
+        assert stats["staleness_mean"] == (sum(ages) / len(ages) if ages else 0.0)
         for section, combined in exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
             delivered[worker, section.start : section.stop] += combined
         arrays, _ = exchange.state()

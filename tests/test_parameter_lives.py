@@ -147,6 +147,14 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
     close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))
 
 
+@pytest.mark.parametrize("applied", [9, 10])
+def test_who_has_taken_over_a_state_says_how_far_it_has_applied(applied):
+    """It may be asked for its own state at once."""
+    carry = ParameterCarry(2, make_layout(SIZE), np.zeros(SIZE, np.float32), 1)
+    carry.load_shared({}, {}, 0, 10, applied)
+    assert carry.applied(10) == applied
+
+
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch, is_cut):
     """Two parts, slack 1, int8: after a join all three go on by the rule, with nothing that differs."""
