@@ -204,8 +204,10 @@ def test_numbers_and_sizes_as_text():
         *("-", "0.123", "12.3", "123", "1000", "1000", "1234", "100000000", "1e+09")
     ]
     assert [table.whole(v) for v in (None, 2.6, float("nan"), float("inf"))] == ["-", "3", "-", "-"]
-    sizes = (0, 1023, 1024, 1 << 20, 1 << 30, 3 << 40, -2048)
-    assert [table.size(v) for v in sizes] == ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.0 GiB", "3.0 TiB", "-2.0 KiB"]
+    sizes = (0, 1023, 1024, 700 << 10, 1 << 20, 1 << 30, 3 << 40, -2048)
+    assert [table.size(v) for v in sizes] == [
+        *("0 B", "1023 B", "1.0 KiB", "700.0 KiB", "1.0 MiB", "1.0 GiB", "3.0 TiB", "-2.0 KiB")
+    ]
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():

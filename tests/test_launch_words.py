@@ -116,11 +116,11 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
 class Started:
     """What is started over stand-ins for servers and workers; `order` is what happened."""
 
-    def __init__(self, folder: Path, prepare: str = 'test -f "$1" && echo data is there', resume: bool = False):
+    def __init__(self, folder: Path, prepare: str = 'test -f "$1" && echo data is there', resume: bool = False, **more):
         self.order: list[str] = []
         commands = Commands(prepare=("/bin/sh", "-c", prepare))
         program = Program("redis", "/usr/bin/redis-server")
-        self.plan = Plan(config.load("smoke"), folder, program, port=7000, resume=resume, commands=commands)
+        self.plan = Plan(config.load("smoke"), folder, program, port=7000, resume=resume, commands=commands, **more)
         self.folder = RunFolder(folder)
         self.urls = [f"redis://127.0.0.1:700{n}/0" for n in range(3)]
         self.servers = SimpleNamespace(version="7.0.15", addresses=["A", "B", "C"], start=self._start_servers)
@@ -156,6 +156,12 @@ def test_a_run_is_started_in_order(tmp_path, resume, verb):
     about = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert about["redis"]["urls"] == one.urls and about["redis"]["version"] == "7.0.15"
     assert about["command"] == ["python", "-m", "launch", "local", "a b"]
+
+
+def test_one_server_for_all(tmp_path):
+    one = Started(tmp_path / "run", one_server=True)
+    one.urls = one.urls[:1]
+    assert "1 servers from 7000" in one.run() and config.load(tmp_path / "run").peers == one.urls * 3
 
 
 def test_no_worker_starts_without_data(tmp_path):

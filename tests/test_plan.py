@@ -57,6 +57,11 @@ def test_a_plan_from_nothing_but_a_file(tmp_path, no_search):
     assert made.go_on == f"python -m launch local {made.out} --out {made.out} --resume latest"
 
 
+def test_a_run_folder_in_ones_home(tmp_path, monkeypatch, no_search):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plan.make("smoke", "~/runs/a").out == tmp_path / "runs" / "a"
+
+
 def test_a_port_for_each_server(tmp_path, no_search):
     plan.make("smoke", str(tmp_path / "run"), workers=5, port=9000)
     assert no_search == ["auto", (9000, 5)]
@@ -356,7 +361,7 @@ def test_a_folder_that_is_discarded_is_as_it_was(tmp_path):
     here.write("mine.txt", "after")
     here.write("mine.txt", "later")
     here.write("new.txt", "x")
-    here.folder("redis0")
+    (here.folder("redis0") / "log.txt").write_text("x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "new.txt", "redis0"]
     here.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"] and (

@@ -236,7 +236,9 @@ def test_up_to_forty_classes_are_discs(run, classes, shape):
 
 def test_own_shards_are_known_on_their_own_host(run):
     (run / "shards.json").write_text(json.dumps({"classes": ["cat", "dog"], "counts": [[5, 6], []]}))
-    assert "worker cat dog all worker 0 5 6 11 worker 1 known on its own host" in text_of(run)
+    html = html_of(run)
+    assert "worker cat dog all worker 0 5 6 11 worker 1 known on its own host" in Page(html).text
+    assert re.findall(r"--share:([\d.]+)", html) == ["0.83", "1.00"]
     for counts in ([[], []], [[5, 6], [7]], [[5, 6, 7], []]):
         (run / "shards.json").write_text(json.dumps({"classes": ["cat", "dog"], "counts": counts}))
         assert "Who holds what" not in text_of(run)
