@@ -19,6 +19,7 @@ class Notes:
         self.told, self.lines, self.members = [], [], {1, 2}
         self.entries: list = []
         self.damaged: set = set()
+        self.served: set = set()
 
     # The bus.
 
@@ -26,6 +27,7 @@ class Notes:
         self.told.append(("follow", peer, incarnation))
 
     def receive(self, server, timeout_s):
+        self.served.add(server)
         found = self.entries.pop(0) if self.entries else []
         if isinstance(found, Exception):
             raise found
@@ -176,6 +178,7 @@ class Script:
         return not self.turns
 
     def leases(self, server):
+        self.notes.served.add(server)
         _, found = self.turns.pop(0)
         if isinstance(found, Exception):
             raise found
@@ -204,6 +207,16 @@ def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(pump, notes, monk
     reason = "its Redis has not answered for 20 s"
     assert notes.told == [("drop", 1, reason), ("drop", 2, reason), ("admit", 1, 41), ("admit", 2, 42)]
     assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
+
+
+def test_a_pump_serves_its_own_server_and_no_other(notes, monkeypatch):
+    notes.servers, notes.members = ((1, 2), (3, 5)), {1, 2, 3, 5}
+    pump = Pump(notes, 1, notes, notes, 20.0, {3: "a", 5: "a"}, notes.lines.append)
+    here = {3: lease(3), 5: None}
+    play(pump, notes, [(100.0, here), (105.0, GONE), (121.0, GONE), (122.0, here)], monkeypatch)
+    assert notes.served == {1}
+    assert [told[:2] for told in notes.told] == [("drop", 5), ("drop", 3), ("admit", 3)]
+    assert notes.lines[-1] == "the Redis of workers 3, 5 answers again"
 
 
 def test_a_server_that_is_back_may_have_lost_the_leases_for_a_moment(pump, notes, monkeypatch):
