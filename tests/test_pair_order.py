@@ -64,10 +64,11 @@ class Filled:
     def buffers(self, network):
         return self.join((network, DISCRIMINATOR_BUFFERS if network == "discriminator" else GENERATOR_BUFFERS))
 
-    def apply(self, times):
-        """Steps with one gradient; afterwards the weights are as they were, and the moments are known."""
-        for _ in range(times):
-            self.pair.apply((0, self.pair.size), self.gradient)
+    def apply(self, times, more=0):
+        """Steps with one gradient, some more of D; then the weights are as they were, and the moments are known."""
+        border, whole = self.pair.generator.size, self.pair.size
+        for begin in [0] * times + [border] * more:
+            self.pair.apply((begin, whole), self.gradient[begin:])
         for network, names in (("generator", GENERATOR), ("discriminator", DISCRIMINATOR)):
             for name in names:
                 tensors(self.pair, network)[name].data.copy_(torch.from_numpy(self.values[network, name]))
@@ -307,15 +308,15 @@ def test_statistics_and_average_take_their_places():
 
 def test_the_whole_state_takes_its_place():
     source, taker = Filled(seed=1), Filled(seed=2)
-    source.apply(3)
+    source.apply(3, more=2)
     vectors, counters = source.pair.vectors(), source.pair.counters() | {"applied": 9}
     taker.pair.load_vectors(vectors, counters)
     for values in vectors.values():
         values.fill(0)
     assert_holds(taker.pair, source, ("generator", "discriminator", "ema"))
     assert taker.pair.counters() == counters
-    for name in ("generator", "discriminator"):
-        assert_steps_like(taker.pair, source, 3, name)
+    for name, steps in (("generator", 3), ("discriminator", 5)):
+        assert_steps_like(taker.pair, source, steps, name)
 
 
 def test_a_state_of_before_the_first_step_leaves_no_moments_of_ours():
