@@ -155,6 +155,26 @@ def test_what_is_no_number_is_left_out_of_the_sum_and_of_the_count(monkeypatch, 
         close(second, np.full(SIZE, (1 + 2 + 30) / 3))
 
 
+def test_who_goes_while_a_checkpoint_waits_for_it_shares_nothing(monkeypatch):
+    """Under a bound of one round it could still have come; at a checkpoint everybody is awaited, and one is dropped."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
+
+    def is_cut():
+        fleet.exchanges[0].gate.drop(2, "its lease has expired")
+        return True
+
+    fleet.exchanges[1].exchange(np.full(SIZE, 5, np.float32))
+    close(fleet.exchanges[0].exchange(np.ones(SIZE, np.float32), is_cut), np.full(SIZE, (1 + 5) / 2))
+
+
+@pytest.mark.parametrize("carry", ["gradients", "parameters"])
+def test_without_a_bound_nobody_is_awaited_for_a_checkpoint_either(monkeypatch, carry):
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry=carry, stall_timeout_s=0.0))
+    for _ in range(3):
+        fleet.exchanges[0].exchange(np.ones(SIZE, np.float32), lambda: True)
+    assert fleet.exchanges[0].gate.clock(1) == 0
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 8])
 def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
     vectors = np.random.default_rng(0).standard_normal((count, BLOCK_VALUES + 5)).astype(np.float32)

@@ -59,6 +59,15 @@ def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(mon
     assert all(dropped.get("not_finite") for dropped in fleet.dropped())
 
 
+def test_without_a_bound_what_is_no_number_is_left_out(monkeypatch):
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry="parameters"))
+    mine, theirs = np.ones(SIZE, np.float32), np.full(SIZE, np.float32(np.nan))
+    for weights, worker in ((theirs, 1), (mine, 0), (mine, 0)):
+        fleet.exchanges[worker].exchange(weights)
+    close(mine, np.ones(SIZE))
+    assert fleet.dropped()[0] == {"not_finite": 1}
+
+
 @pytest.mark.parametrize("slack", [0, 2])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slack):
