@@ -78,6 +78,14 @@ def test_entries_are_taken_in_order_and_the_next_are_asked_for_from_there():
     assert reader.received_bytes == 3 * len(b"head") + 3
 
 
+def test_where_nothing_was_said_the_same_is_asked_again():
+    """One question for each answer: who reads without having asked waits for nothing."""
+    link = Link(None, None, [[OUT.encode(), [entry(b"1-0")]]])
+    reader = reading(link, Client(1))
+    assert [receive(reader) for _ in range(3)] == [[], [], [(1, True, b"p", False)]]
+    assert [cursors(text) for text in link.asked] == [[b"0-0", b"0-0"]] * 3 + [[b"1-0", b"0-0"]]
+
+
 def test_a_gap_is_looked_into_and_one_that_is_there_is_seen():
     link, client = Link([[OUT.encode(), [entry(b"5-0"), entry(b"6-0")]]]), Client(5, 6)
     reader = reading(link, client, after=2)

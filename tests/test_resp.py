@@ -330,6 +330,7 @@ def test_large_pieces_over_a_real_socket():
     try:
         assert [bytes(part) for part in receiver.read()] == [b"h", payload]
         # What comes next is small, and is not awaited as if it were as large.
+        assert there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         sender.say(b":7\r\n")
         assert receiver.read() == 7
     finally:
