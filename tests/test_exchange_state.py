@@ -1,0 +1,147 @@
+"""What an exchange saves, shares with a joiner and publishes beside its rounds, where the sender is behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.errors import StalledError
+from peers.rendezvous import Start
+from tests.fleets import in_threads, integers, make_layout
+from tests.lockstep import Lockstep, close, rules
+
+SIZE = 10
+
+
+def put_off(exchange):
+    """A sender that does nothing until it is drained; returns what it has to do."""
+    jobs = []
+
+    def drain(timeout_s, say=None):
+        while jobs:
+            jobs.pop(0)()
+        return True
+
+    exchange._pool.submit = lambda job, timeout_s=0.0: jobs.append(job)
+    exchange._pool.drain = drain
+    return jobs
+
+
+def test_what_is_saved_is_what_is_left_when_everything_has_been_published(monkeypatch):
+    """What a codec has dropped is known only then."""
+    fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 1, "topk"), SIZE, rules(slack=2))
+    (exchange,) = fleet.exchanges
+    jobs = put_off(exchange)
+    exchange.exchange(np.arange(1, SIZE + 1, dtype=np.float32))
+    assert jobs
+    arrays, _ = exchange.state()
+    # Of ten values one travels, the largest.
+    np.testing.assert_array_equal(arrays["kept"], [*range(1, SIZE), 0])
+    exchange._pool.drain = lambda timeout_s, say=None: False
+    with pytest.raises(StalledError, match="has not published everything in time"):
+        exchange.state()
+
+
+def test_statistics_are_published_as_they_were(monkeypatch):
+    """Without a bound nobody waits for anything, and the caller's array is its own again."""
+    layout = make_layout(SIZE, state_size=3)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, rules(slack=None))
+    jobs = put_off(fleet.exchanges[0])
+    values = np.float32([1, 2, 3])
+    np.testing.assert_array_equal(fleet.exchanges[0].average(values), [1, 2, 3])
+    values[:] = 99
+    for job in jobs:
+        job()
+    fleet.deliver()
+    np.testing.assert_array_equal(fleet.exchanges[1].average(np.float32([3, 4, 8])), [2, 3, 5.5])
+    nothing = np.zeros(0, np.float32)
+    assert fleet.exchanges[0].average(nothing) is nothing
+
+
+@pytest.mark.parametrize(("slack", "at"), [(0, 8), (3, 11), (None, 8)])
+def test_all_are_asked_to_stop_where_everyone_can_still_reach(monkeypatch, slack, at):
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=slack))
+    fleet.exchanges[0].ask_to_stop(7)
+    assert [exchange.gate.stop_at for exchange in fleet.exchanges] == [at, at]
+
+
+def changed(monkeypatch):
+    """Two workers after step 17, in four parts since step 16."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, "auto"), SIZE, rules(slack=1), first=[0, 1])
+    for exchange in fleet.exchanges:
+        exchange._auto.measure = lambda *args: None
+        exchange._auto._wish = 4
+    gradients = integers(np.random.default_rng(0), 24 * 3 * SIZE).reshape(24, 3, SIZE)
+
+    def job(worker, exchange):
+        for step in range(1, 18):
+            exchange.exchange(gradients[step - 1, worker].copy(), lambda step=step: step == 17)
+        return exchange.state()
+
+    return fleet, gradients, fleet.together(job, [0, 1])
+
+
+def test_the_parts_in_force_are_saved(monkeypatch):
+    _, _, states = changed(monkeypatch)
+    again = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=1), first=[])
+    for worker, exchange in enumerate(again.exchanges):
+        exchange.load_state(*states[worker])
+        exchange.start(Start("together", 17, again.lives([1 - worker])), 17)
+        assert exchange.stats()["parts"] == 4
+        # Since step 16 they are these: in step 18 the second leaves.
+        exchange.exchange(np.zeros(SIZE, np.float32))
+    assert again.dropped() == [{}] * 2
+    window = again.exchanges[0].state()[0]["window"]
+    assert not window[2:5].any() and window[5:].any()
+
+
+def test_who_joins_has_the_parts_in_force_and_the_step_at_which_all_stop(monkeypatch):
+    fleet, _, _ = changed(monkeypatch)
+    fleet.exchanges[0].gate.stop(30)
+    fleet.exchanges[1].gate.stop(30)
+    _, at = in_threads(
+        [
+            lambda: fleet.serve(0, lambda: ({}, {})),
+            lambda: fleet.join(2, 0, {}, lambda vectors, values: None),
+        ]
+    )
+    joined = fleet.exchanges[2]
+    assert at == 17 and joined.stats()["parts"] == 4 and joined.gate.stop_at == 30
+    # All send the second part, and understand it.
+    found = [exchange.exchange(np.full(SIZE, 3, np.float32)) for exchange in fleet.exchanges]
+    close(found[2][2:5] * 3 - 3, fleet_sum(fleet))
+    assert fleet.dropped() == [{}] * 3
+
+
+def fleet_sum(fleet):
+    """What the two others sent of their second part in step 18, as the third read it."""
+    sent = np.zeros(3)
+    for bus in fleet.buses[:2]:
+        *_, (_, _, payload) = fleet.buses[2]._hub.streams[bus.worker, bus.incarnation, -1].entries
+        sent += np.frombuffer(payload, "<f4")
+    return sent
+
+
+def test_a_state_is_given_for_two_leases_and_then_taken_away(monkeypatch):
+    """Not sooner: who joins reads it piece by piece."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, lease_s=30.0), first=[0])
+    clock = Clock()
+    monkeypatch.setattr("peers.joining.time", clock)
+    hub = fleet.buses[0]._hub
+    in_threads(
+        [
+            lambda: fleet.serve(0, lambda: ({"weights": np.ones(3, np.float32)}, {})),
+            lambda: fleet.join(1, 0, {"weights": 3}, lambda vectors, values: None),
+        ]
+    )
+    for now_s, is_there in ((59.0, True), (61.0, False)):
+        clock.now_s = now_s
+        fleet.exchanges[0].serve(lambda: ({}, {}))
+        assert bool(hub.states[0, fleet.buses[0].incarnation]) == is_there
+
+
+class Clock:
+    now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
