@@ -240,9 +240,17 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
     first.publish("round_start", 6, {"term": 1})
     wait(third, lambda: len(third.mail.letters("round_start").get(0, [])) == 3)
     assert newest() == (1, "round_end", 3, 2) and third.leader() == 1
+    # At the same term who stands first counts, and of who may not lead nothing.
+    first.publish("round_start", 2, {"term": 2})
+    wait(third, lambda: newest() == (0, "round_start", 2, 2))
+    third.publish("round_start", 99, {"term": 9})
+    wait(second, lambda: second.mail.letters("round_start").get(2) and len(second.mail.letters("round_start")[0]) == 4)
+    assert second.newest()[1].message.round == 2 and second.leader() == 0
+    second.publish("round_end", 3, {"term": 3})
+    wait(third, lambda: newest() == (1, "round_end", 3, 3))
     for odd in (-1, 2**48, "7", None, 2.5):
         tell(third, 0, "round_start", 7, term=odd)
-        assert newest() == (1, "round_end", 3, 2)
+        assert newest() == (1, "round_end", 3, 3)
 
 
 # --- what is put and asked ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
+import time
 
 import msgspec
 import pytest
@@ -14,9 +15,12 @@ from degan.modes import led
 from degan.modes.federated import Federated
 from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
+from peers.message import encode_fields
+from peers.rounds import Gathered
+from peers.types import Entry
 from tests import multi_discriminators
 from tests.federations import Fleet, about, assert_same_model, experiment, stream
-from tests.fleets import memory_buses
+from tests.fleets import close, memory_buses
 from tests.test_federated_by_hand import FAST, ByHand, assert_like, by_size
 from tests.test_federated_by_hand import about as uneven
 
@@ -140,30 +144,65 @@ def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
     def live(worker, steps):
         mode, batches = fleet.modes[worker], stream(worker)
         mode.begin([], {}, None)
+        mode.step(1, batches, False)
         if worker == 0:
+            before = mode.state()[1]
 
             def late():
                 has_begun.set()
                 mode._rounds.until(lambda: mode._rounds.leader() == 1, lambda: "the other leader", LONG_S)
                 return batches()
 
-            assert mode.step(1, late, False)
-            assert mode.state()[1]["version"] == [0, 0] and mode.stats()["void_rounds"] == 0
-            assert mode.stats()["answered"] is None
+            assert mode.step(2, late, False)
+            assert mode.state()[1]["version"] == before["version"] and mode.stats()["void_rounds"] == 0
         else:
             assert has_begun.wait(LONG_S)
             mode._rounds.leadership.term = 4
-            mode._enter(1, batches)
-            mode._lead(1)
-            assert mode.stats()["leader"] == 1 and mode.state()[1]["version"] == [5, 1]
-        mode.step(2, batches, True)
-        assert mode.settle(2)
+            mode._enter(2, batches)
+            mode._lead(2)
+            assert mode.stats()["leader"] == 1 and mode.state()[1]["version"] == [5, 2]
+        mode.step(3, batches, True)
+        assert mode.settle(3)
         mode.finish()
         return mode.stats()
 
-    assert_same_model(fleet.run(2, live))
-    assert "0: round 1: worker 1 leads by now; this round of ours does not count" in fleet.lines
+    assert_same_model(fleet.run(3, live))
+    assert "0: round 2: worker 1 leads by now; this round of ours does not count" in fleet.lines
     assert [stats["leader"] for stats in fleet.stats] == [1, 1]
+    assert fleet.stats[0]["answered"] is None, "it follows"
+
+
+def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least():
+    """Our own steps may have taken longer than the deadline."""
+    settings = experiment(4, local_steps=1, quorum=0.6, deadline={"floor_s": 2.0, "ceiling_s": 90.0})
+    fleet, asked = Fleet(settings, memory_buses(4)), []
+    mode = fleet.modes[0]
+    mode._lives = {1: "a", 2: "b"}
+    gather = inspect.signature(mode._rounds.gather)
+
+    def recorded(*words, **named):
+        asked.append(gather.bind(*words, **named).arguments)
+        return Gathered({}, {}, (), True)
+
+    mode._rounds.gather = recorded
+    now = time.monotonic()
+    for until_s in (now - 100.0, now + 1000.0):
+        mode._gather("result", 7, [0, 1, 3], None, until_s, 0)
+    close(fleet.modes)
+    assert asked[0]["timeout_s"] == 2.0 and 900.0 < asked[1]["timeout_s"] <= 1000.0
+    for arguments in asked:
+        assert (arguments["kind"], arguments["round"], arguments["senders"]) == ("result", 7, [1, 3])
+        assert arguments["quorum"] == 2 and arguments["lives"] == {1: "a", 2: "b"}
+
+
+def test_who_comes_to_a_cut_when_a_later_round_has_begun_is_too_late_for_it():
+    fleet = Fleet(experiment(2, local_steps=1), memory_buses(2))
+    mode = fleet.modes[1]
+    ((header, payload),) = encode_fields(mode._layout, "round_start", 4, {"term": 1})
+    mode._rounds.mail.feed(Entry(0, "life-0", 1, True, header, payload))
+    assert mode.settle(3) is False
+    close(fleet.modes)
+    assert "1: too late for the model of round 3; nothing is saved or shown of it" in fleet.lines
 
 
 def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
@@ -246,7 +285,7 @@ def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
                 # Else the leader may be many rounds further before it reads that.
                 mode._rounds.drain()
             if mode.is_stopping(step):
-                assert mode.settle(step)
+                assert mode.settle(step) and mode._stop_at == step
                 mode.leave(is_together=True)
                 return step
         return None
@@ -261,7 +300,18 @@ def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_
     fleet.modes[0]._rounds.deadline.load_plain([12.5] * 60)
     mode = fleet.modes[2]
     mode._attack = lambda change: change * (float("nan") if mode._step == 1 else 1.0)
+    leases = [[] for _ in fleet.modes]
+    for each, said in zip(fleet.modes, leases, strict=True):
+        update = each._rendezvous._update
+        each._rendezvous._update = lambda *words, said=said, own=update, **named: (
+            said.append(named),
+            own(*words, **named),
+        )
     fleet.run(2)
+    # What their leases say of it is what those go by that join.
+    for said in leases:
+        assert [line["step"] for line in said if line.get("phase") == "training" and line["step"]] == [1, 2]
+        assert {line["term"] for line in said if "term" in line} == {1} and said[-1] == {"phase": "leaving"}
     assert [mode._rounds.deadline.seconds for mode in fleet.modes] == [12.5] * 3
     assert [stats["void_rounds"] for stats in fleet.stats] == [1] * 3
     assert [stats["leader"] for stats in fleet.stats] == [0] * 3 and [stats["round"] for stats in fleet.stats] == [

@@ -162,6 +162,8 @@ def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
             mode.step(step, next_batch, step == 5)
             if worker == 0 and step == 3:
                 return mode.leave(is_together=False)
+            if worker == 2 and step == 4:
+                assert mode.state()[1]["version"] == (2, 3, 1), "what the new leader begins with"
         assert mode.settle(5)
         mode.finish()
         assert mode.stats()["leader"] == 1 and mode.stats()["cohort"] == 2
