@@ -83,12 +83,21 @@ def test_a_share_that_does_not_divide_goes_to_different_workers():
 
 
 def test_shards_are_contiguous_cuts_of_the_labels_in_order():
-    parts = split(Shards(per_worker=2), np.random.default_rng(0).permutation(TEN), 5, 1)
-    counts = class_counts(TEN, parts, 10)
-    assert all(len(part) == 200 for part in parts)
-    sorted_counts = class_counts(TEN, split(Shards(per_worker=2), TEN, 5, 1), 10)
-    assert np.all((sorted_counts > 0).sum(axis=1) == 2)
-    assert np.all(counts.sum(axis=1) == 200)
+    # Ten cuts of a hundred are a class each, wherever in the files the class's samples lie.
+    for labels in (TEN, np.random.default_rng(0).permutation(TEN)):
+        counts = class_counts(labels, split(Shards(per_worker=2), labels, 5, 1), 10)
+        assert np.all((counts > 0).sum(axis=1) == 2)
+        assert np.all(counts.sum(axis=1) == 200)
+
+
+@pytest.mark.parametrize(
+    "kind", [Dirichlet(alpha=5.0), Fegan(magic_num=60), Classes(groups=[list(range(10))]), Mixed(even=0.9), Iid()]
+)
+def test_which_samples_of_a_class_a_worker_holds_is_drawn(kind):
+    """Files often lie in an order that says something; a worker's share is no run of them."""
+    for part in split(kind, TEN, 4, 1):
+        runs = [held for name in range(10) if len(held := part[TEN[part] == name]) > 4]
+        assert runs and all(held[-1] - held[0] >= len(held) for held in runs)
 
 
 def test_a_small_alpha_is_more_uneven_than_a_large_one():
