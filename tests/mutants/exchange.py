@@ -1,0 +1,113 @@
+"""Bugs of the exchange: who shares a mean, what leaves and when, what an outbox keeps, what is applied to whom."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+EXCHANGE, INBOX, MODE = "peers/exchange.py", "peers/inbox.py", "degan/modes/partial_exchange.py"
+GRADIENTS, PARAMETERS = "peers/gradients.py", "peers/parameters.py"
+RULE, LIVES = "tests/test_gradient_rule.py", "tests/test_gradient_lives.py"
+WEIGHTS, WEIGHTS_LIVES = "tests/test_parameter_rule.py", "tests/test_parameter_lives.py"
+JOINTS = "tests/test_exchange_joints.py"
+
+MUTANTS = (
+    Mutant(
+        "own published: the mean is over n - 1",
+        GRADIENTS,
+        "share = np.float32(1 / max(1, len(terms)) if self._is_mean else 1)",
+        "share = np.float32(1 / max(1, len(terms) - 1) if self._is_mean else 1)",
+        f"{RULE}::test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago",
+    ),
+    Mutant(
+        "after a change of parts at the last step the last part never leaves",
+        GRADIENTS,
+        "return parts - (self._schedule.step(self._newest) - self._schedule.since >= parts)",
+        "return parts - 1",
+        f"{JOINTS}::test_everything_leaves_wherever_in_a_run_the_parts_change",
+    ),
+    Mutant(
+        "references that differ are counted and never made alike",
+        PARAMETERS,
+        "                self._broken.add(part)\n",
+        "",
+        f"{WEIGHTS_LIVES}::test_references_that_differ_are_seen_and_made_alike",
+    ),
+    Mutant(
+        "without a bound a difference of weights is shared among n - 1",
+        PARAMETERS,
+        "/ np.float32(1 + max(1, sharers))",
+        "/ np.float32(max(1, sharers))",
+        f"{WEIGHTS}::test_without_a_bound_each_difference_is_shared_among_all",
+    ),
+    Mutant(
+        "without a bound a mean of gradients is over n - 1",
+        GRADIENTS,
+        "values /= np.float32(1 + sharers)",
+        "values /= np.float32(sharers)",
+        f"{RULE}::test_each_round_is_our_gradient_and_what_came_of_the_others",
+    ),
+    Mutant(
+        "weights whose sum overflows become infinite",
+        PARAMETERS,
+        "if average is None or longest * len(terms) > HUGE and not is_finite(average):",
+        "if average is None:",
+        f"{WEIGHTS_LIVES}::test_weights_whose_sum_is_no_number_any_more_stay_as_they_are",
+    ),
+    Mutant(
+        "the clock is noted before the contribution",
+        INBOX,
+        "        self._accumulator.add(contribution)\n",
+        "        self._gate.note(entry.sender, message.round)\n        self._accumulator.add(contribution)\n",
+        f"{JOINTS}::test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there",
+    ),
+    Mutant(
+        "an outbox keeps too few rounds for who has read nothing",
+        MODE,
+        "return (2 * mode.slack + 3 + parts) * rounds_per_step",
+        "return (mode.slack + 3 + parts) * rounds_per_step",
+        f"{JOINTS}::test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing",
+    ),
+    Mutant(
+        "an outbox has no room for what is sent after the last step",
+        MODE,
+        "return (2 * mode.slack + 3 + parts) * rounds_per_step",
+        "return (2 * mode.slack + 3) * rounds_per_step",
+        f"{JOINTS}::test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing",
+    ),
+    Mutant(
+        "staleness is always 0",
+        EXCHANGE,
+        "self._staleness.append(max(0, self._round - item.round) // self._schedule.rounds_per_step)",
+        "self._staleness.append(0)",
+        f"{JOINTS}::test_staleness_is_in_steps_and_since_the_last_look",
+    ),
+    Mutant(
+        "what was corrected since a part left is corrected once more",
+        PARAMETERS,
+        "            change -= shift[0]\n",
+        "",
+        f"{WEIGHTS}::test_the_weights_are_the_last_average_and_what_was_done_since",
+    ),
+    Mutant(
+        "who goes while a checkpoint waits shares its mean",
+        EXCHANGE,
+        "            sharers = self.gate.wait(round, slack=0)\n",
+        "            self.gate.wait(round, slack=0)\n",
+        f"{LIVES}::test_who_goes_while_a_checkpoint_waits_for_it_shares_nothing",
+    ),
+    Mutant(
+        "own published: whether a step is applied depends on our own gradient",
+        MODE,
+        "(is_fresh or _has_any(combined))",
+        "(is_usable or _has_any(combined))",
+        "tests/test_partial_exchange_mode.py::test_gradients_step_by_step",
+    ),
+    Mutant(
+        "what is lent to the sender is lent under any bound",
+        GRADIENTS,
+        "is_lent = self._lag == 0 and part == section",
+        "is_lent = self._lag is not None and part == section",
+        f"{RULE}::test_each_round_is_our_gradient_and_what_came_of_the_others",
+        harmless="the round then waits for its own publication, as under slack 0: slower, and the same values",
+    ),
+)
