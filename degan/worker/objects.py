@@ -48,7 +48,7 @@ class Objects:
     Attributes:
         counts: for each worker how many samples of each class it holds; empty where that is not known here.
         facts: what must be the same for all workers and is no setting.
-        sample_reals: float32 (k, *sample_shape), k training samples, the same on every worker that has the same data, for reals.png.
+        sample_reals: k training samples for reals.png, float32 (k, *sample_shape); equal where the data is equal.
     """
 
     settings: Experiment
