@@ -132,11 +132,15 @@ def run(root: Path, mutants: list[Mutant], jobs: int, say=print) -> list[Outcome
             time.sleep(0.02)
             continue
         mutant, copy, began = running.pop(pid)
+        log = copy.with_suffix(".log")
         end_group(pid)
         seconds = time.monotonic() - began
         code = os.waitstatus_to_exitcode(status)
         state = {PASSED: "survived", FAILED: "killed"}.get(code, "hangs" if seconds > LIMIT_S else "broken")
-        done[mutant.name] = Outcome(mutant, state, seconds, copy.with_suffix(".log"))
+        # What a failed test leaves open can change how pytest itself ends.
+        if state == "broken" and "\nFAILED " in log.read_text(encoding="utf-8", errors="replace"):
+            state = "killed"
+        done[mutant.name] = Outcome(mutant, state, seconds, log)
         shutil.rmtree(copy, ignore_errors=True)
         say(f"{state:8} {seconds:5.1f} s  {mutant.name}" + (f"  ({mutant.harmless})" if mutant.harmless else ""))
     return [done[mutant.name] for mutant in mutants]
