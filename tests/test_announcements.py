@@ -102,3 +102,24 @@ def test_a_state_that_cannot_be_fetched_costs_no_part_in_the_round():
         "round 1: malformed: worker 0 names a state of worker 1",
         "round 2: worker 0 has not sent its state",
     ]
+
+
+def test_a_state_that_does_not_say_what_it_has_counted_is_not_taken():
+    settings = multi_discriminators.experiment(2, leaders=2, state_every=1)
+    fleet = multi_discriminators.Fleet(settings, memory_buses(2))
+    follower, put, versions = fleet.modes[1], fleet.modes[0]._rounds.put, []
+    spoils = {"g1.1": None, "g1.2": {}, "g1.3": {"applied": 1}, "g1.4": {"applied": -1, "generator": 1}}
+
+    def spoiled(name, vectors, meta, *rest):
+        put(name, vectors, {"counters": spoils[name]} if name in spoils else meta, *rest)
+
+    fleet.modes[0]._rounds.put = spoiled
+    train = follower._train
+    follower._train = lambda *words: versions.append(follower.state()[1]["version"]) or train(*words)
+    found = lead_and_follow(fleet, [lambda w=w: next(fleet.data[w]) for w in range(2)], [{}] * 6, True)
+    assert all(found)
+    lines = [line for line in fleet.lines[1] if line.startswith("round")]
+    assert len(lines) == 4 and all("malformed" in line and "not taking part" not in line for line in lines)
+    # As each round begins; what was put after round 5 is fetched in round 6.
+    assert versions == [None] * 6 + [(1, 5, 0)]
+    assert follower.state()[1]["version"] == (1, 7, 0)
