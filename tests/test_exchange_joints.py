@@ -125,6 +125,14 @@ def test_how_many_rounds_are_kept(settings, rounds_per_step, round_bytes, least,
     assert keep_rounds(found, rounds_per_step, round_bytes) == kept
 
 
+def test_what_an_outbox_needs_to_know_comes_from_the_settings():
+    found = experiment(2, 4, run={"checkpoint_every": 10, "evaluate_every": 7, "snapshot_every": 3})
+    settings = rules_of(found, layout_of(found, Pair()))
+    assert (settings.least_rounds, settings.keep_rounds, settings.cut_periods) == (11, 21, (10, 7, 3))
+    found = experiment(2, 4, run={"checkpoint_every": 0, "evaluate_every": 7, "snapshot_every": 0})
+    assert rules_of(found, layout_of(found, Pair())).cut_periods == (7,)
+
+
 class Pair:
     """Of a pair what its layout is made of."""
 

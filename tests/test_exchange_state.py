@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from peers.carry import Outgoing, Published
 from peers.errors import StalledError
+from peers.partition import Schedule
 from peers.rendezvous import Start
+from peers.rules import make_carry
+from peers.spares import Spares
+from peers.types import Slice
 from tests.fleets import in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
 
@@ -145,3 +150,47 @@ class Clock:
 
     def monotonic(self):
         return self.now_s
+
+
+def test_who_has_said_its_last_round_is_awaited_no_more(monkeypatch):
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
+    gate = fleet.exchanges[0].gate
+    gate.note(1, 4)
+    gate.note(2, 5)
+    assert [gate.unfinished(round) for round in (4, 5, 6)] == [[], [1], [1, 2]]
+    gate.leave(1)
+    assert gate.unfinished(6) == [2]
+
+
+def test_of_what_is_remembered_without_a_bound_the_oldest_goes():
+    outgoing = Outgoing(3)
+    for round in range(1, 6):
+        outgoing.add(round, Published(Slice(0, 1), np.zeros(1, np.float32), {}))
+    assert [round for round in range(1, 6) if outgoing.get(round)] == [3, 4, 5]
+
+
+def test_other_parts_begin_with_their_first():
+    """In whatever step that is."""
+    schedule = Schedule([Slice(0, 9)], 8).changed(3, 16)
+    assert [schedule.slice(step) for step in (17, 18, 19, 20)] == [(0, 3), (3, 6), (6, 9), (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_alike"),
+    [
+        ({"own": "fresh", "slack": 0}, False),
+        ({"own": "published", "slack": 2}, True),
+        ({"carry": "parameters", "slack": 2}, True),
+        ({"carry": "parameters", "slack": None}, False),
+        ({"own": "fresh", "slack": None}, False),
+    ],
+)
+def test_all_judge_alike_where_all_judge_the_same(changes, is_alike):
+    """Elsewhere our own length is no yardstick of what the others see."""
+    carry = make_carry(rules(**changes), 0, (1,), make_layout(SIZE), np.zeros(SIZE, np.float32), Spares())
+    carry.judge.note_refused(1, "a")
+    for _ in range(9):
+        carry.judge.note_refused(1, "a")
+    carry.judge.judge(Slice(0, SIZE), [])
+    # A message that was refused mutes only where nobody has to decide alike.
+    assert carry.judge.is_muted(1) != is_alike
