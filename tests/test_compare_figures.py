@@ -160,6 +160,8 @@ def test_mishaps_of_a_run(tmp_path, other):
     lines[0] = first + [line_of(0, step) for step in (10, 20, 30, 40)]
     folder = write_run(tmp_path / "run2", lines=lines)
     assert row_of(folder, other)["deaths, drops"] == "1 died, 1 restart, 9 dropped"
+    folder = write_run(tmp_path / "run4", lines={0: [line_of(0, 10)]})
+    assert row_of(folder, other)["deaths, drops"] == "1 died"
     # Where late answers have a column of their own they are no drops; each worker's restarts count.
     lines = {w: [line_of(w, step, late=2, dropped={"late": 2, "stale": 1}) for step in (20, 10, 40)] for w in (0, 1)}
     folder = write_run(tmp_path / "run3", lines=lines)
