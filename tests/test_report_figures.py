@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -42,11 +43,15 @@ METRICS = [
 ]
 
 
+@functools.cache
+def settings_text(*words: str) -> str:
+    return config.dump(config.load("smoke", words))
+
+
 def write_run(folder, *words: str, lines: dict | None = None, metrics=METRICS, steps: int = 40):
     """A run folder of two workers; `lines` replaces a worker's."""
     folder.mkdir(parents=True)
-    experiment = config.load("smoke", ["peers=2", f"run.steps={steps}", *words])
-    (folder / "experiment.yaml").write_text(config.dump(experiment))
+    (folder / "experiment.yaml").write_text(settings_text("peers=2", f"run.steps={steps}", *words))
     for worker in (0, 1):
         own = (lines or {}).get(worker, [line_of(worker, step) for step in STEPS])
         write_lines(folder / f"w{worker}" / "stats.jsonl", own)
