@@ -14,7 +14,7 @@ from degan import report, report_svg
 from degan.pictures import save_png
 from degan.report_data import Worker, number, read_run
 from degan.report_faults import behind
-from degan.report_html import figure, time_unit, whole_or_short
+from degan.report_html import figure, many, time_unit, whole_or_short
 from tests.run_folders import Page, write_lines
 
 STEPS = (10, 20, 30, 40)
@@ -147,6 +147,17 @@ def test_a_curve_is_where_its_numbers_are(run):
     assert w0_by_time == "M92.5 183.1L135.0 168.2L177.5 153.4L220.0 138.5"
     assert w1_by_time == "M135.0 153.4L220.0 108.7L305.0 64.1L390.0 19.4"
     assert "time (s)" in sent and "<title>worker 1, step 20: 60 kB</title>" in sent
+
+
+def test_which_axes_begin_at_zero(tmp_path):
+    more = {"sent_bytes": 10**6, "received_bytes": 10**6, "staleness_mean": 2.5}
+    lines = {w: [line_of(w, step) | {key: v + step for key, v in more.items()} for step in STEPS] for w in (0, 1)}
+    figures = figures_of(html_of(write_run(tmp_path / "run", lines=lines)))
+    from_zero = [title for title, chart in figures.items() if 'text-anchor="end">0</text>' in chart]
+    assert from_zero == [
+        *("Time of a step", "Waiting in a step", "Sent so far", "Received so far"),
+        *("Staleness, mean (rounds)", "Staleness, maximum (rounds)"),
+    ]
 
 
 def test_a_curve_over_a_logarithmic_axis(run):
@@ -322,6 +333,10 @@ def test_who_was_missed(tmp_path, live, said):
 
 
 # --- small things ---------------------------------------------------------------------------------
+
+
+def test_one_and_many():
+    assert [many(count, "line") for count in (0, 1, 2000)] == ["0 lines", "1 line", "2,000 lines"]
 
 
 def test_what_is_a_number():
