@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import threading
 
+import numpy as np
 import pytest
 
+from peers.message import encode_fields, encode_vector
+from peers.types import Entry, Slice
 from tests import federations, multi_discriminators
 from tests.fleets import close, in_threads, memory_buses
 
@@ -123,3 +126,18 @@ def test_a_state_that_does_not_say_what_it_has_counted_is_not_taken():
     # As each round begins; what was put after round 5 is fetched in round 6.
     assert versions == [None] * 6 + [(1, 5, 0)]
     assert follower.state()[1]["version"] == (1, 7, 0)
+
+
+def test_a_batch_of_the_former_life_of_a_leader_is_not_that_of_its_round():
+    fleet = multi_discriminators.Fleet(multi_discriminators.experiment(2), memory_buses(2))
+    mode, step = fleet.modes[1], 3
+    size = mode._layout.kinds["batch"][0]
+    batch = encode_vector(mode._layout, "batch", step, Slice(0, size), np.zeros(size, np.float32))
+    fields = {"term": 1, "workers": [0, 1], "is_swap": False, "deadline_s": 1.0, "state": None}
+    start = encode_fields(mode._layout, "round_start", step, fields)
+    for number, (life, pairs) in enumerate((("a", batch), ("b", start)), start=1):
+        ((header, payload),) = pairs
+        mode._rounds.mail.feed(Entry(0, life, number, True, bytes(header), bytes(payload)))
+    assert mode.step(step, lambda: next(fleet.data[1]), False) == {}
+    close(fleet.modes)
+    assert "round 3: incomplete: the batch of worker 0 has not come whole; not taking part in it" in fleet.lines[1]

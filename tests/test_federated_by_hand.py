@@ -57,6 +57,7 @@ class ByHand:
         settings: the experiment.
         weigh: the weight of each that answered, by worker.
         half: rounds what travels; None for float32.
+        rule: makes one of how far the answers are away, in place of the weights.
 
     Attributes:
         model: all weights, G's then D's.
@@ -64,8 +65,8 @@ class ByHand:
         losses: of each round, by worker.
     """
 
-    def __init__(self, settings, weigh, half=None):
-        self.settings, self.weigh, self.half = settings, weigh, half
+    def __init__(self, settings, weigh, half=None, rule=None):
+        self.settings, self.weigh, self.half, self.rule = settings, weigh, half, rule
         self.workers = [PlainGan(settings, SHAPE, worker) for worker in range(settings.workers)]
         self.data = [stream(worker) for worker in range(settings.workers)]
         self.leader = PlainGan(settings, SHAPE, 0)
@@ -100,7 +101,9 @@ class ByHand:
         if not used:
             return
         weights = self.weigh(list(used))
-        self.model = self.rounded(sum(weights[w] * used[w][0] for w in used))
+        away = torch.stack([used[w][0] - self.model for w in used])
+        reduced = self.model + self.rule(away) if self.rule else sum(weights[w] * used[w][0] for w in used)
+        self.model = self.rounded(reduced)
         self.moments = [
             [[sum(weights[w] * used[w][1][net][kind][k] for w in used) for k in range(6)] for kind in range(2)]
             for net in range(2)
@@ -200,6 +203,23 @@ def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
     for cohort in cohorts:
         hand.round(cohort)
     assert_like(fleet.pairs[0], hand)
+
+
+@pytest.mark.parametrize(
+    ("rule", "hostile", "by_rule"),
+    [
+        ("median", 1, lambda away: away.sort(0).values[2]),
+        ("trimmed_mean", 1, lambda away: away.sort(0).values[1:4].mean(0)),
+        ("trimmed_mean", 2, lambda away: away.sort(0).values[2]),
+    ],
+)
+def test_a_robust_rule_is_over_how_far_the_answers_are_away_from_the_model(rule, hostile, by_rule):
+    settings = experiment(5, local_steps=1, optimiser=FAST, reduce=rule, hostile=hostile, leaders=1)
+    fleet = Fleet(settings, memory_buses(5))
+    fleet.run(1)
+    hand = ByHand(settings, even, rule=by_rule)
+    hand.round(range(5))
+    assert_like(fleet.pairs[4], hand)
 
 
 def test_a_leader_that_does_not_train_gives_the_mean_losses():

@@ -73,6 +73,34 @@ def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_
     later.join()
 
 
+@pytest.mark.parametrize(("newest", "is_near"), [(8, True), (7, True), (6, False)])
+def test_who_is_in_a_round_has_announced_the_one_before_or_read_it(pair, newest, is_near):
+    """An older announcement is the newest that has been read, and not that there is."""
+    first, second = pair
+    announce(first, [newest])
+    later = threading.Timer(0.3, announce, (first, [9]))
+    later.start()
+    assert joining(second, furthest=8, patience_s=1000.0)[0] == (newest if is_near else 9)
+    later.join()
+
+
+def test_what_was_announced_in_an_older_term_than_the_leases_say_is_not_gone_on_from(pair):
+    first, second = pair
+    announce(first, [9])
+    start, tried = Start("join", 0, {0: "life-0"}, 0, 7, 4), []
+    second.start(start, 0)
+    second.until(lambda: second.mail.letters("round_start"), lambda: "the old term")
+    later = threading.Timer(0.2, announce, (first, [8], 4))
+    later.start()
+
+    def catch_up(sender, letter):
+        tried.append(letter.message.round)
+
+    assert join(second, Leases(), start, 0, 99, 1000.0, False, catch_up, lambda line: None)[0] == 8
+    assert tried == [8] and second.leadership.term == 4
+    later.join()
+
+
 def test_where_the_furthest_is_gone_an_older_round_will_do(pair):
     first, second = pair
     announce(first, [7])

@@ -172,6 +172,29 @@ def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
     assert fleet.stats[0]["answered"] is None, "it follows"
 
 
+def test_a_round_that_another_leads_once_more_is_followed_instead_of_its_end():
+    """Worker 0 has led it to its end, and worker 1 knows nothing of that."""
+    settings = experiment(2, local_steps=1, deadline={"floor_s": 20.0, "ceiling_s": 20.0})
+    fleet = Fleet(settings, memory_buses(2))
+
+    def live(worker, steps):
+        mode, batches = fleet.modes[worker], stream(worker)
+        mode.begin([], {}, None)
+        mode.step(1, batches, True)
+        if worker == 0:
+            mode._rounds.until(lambda: mode._rounds.leader() == 1, lambda: "the other leader", LONG_S)
+        else:
+            mode._rounds.leadership.term = 4
+            mode._lead(1)
+        assert mode.settle(1)
+        mode.finish()
+        return mode.stats()
+
+    assert_same_model(fleet.run(1, live))
+    assert "0: worker 1 leads round 1 once more, in term 5" in fleet.lines
+    assert [stats["answered"] for stats in fleet.stats] == [None, 2]
+
+
 def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least():
     """Our own steps may have taken longer than the deadline."""
     settings = experiment(4, local_steps=1, quorum=0.6, deadline={"floor_s": 2.0, "ceiling_s": 90.0})

@@ -1,0 +1,236 @@
+"""One worker's part in a swap, with mail as it may come: late, of another life, after a goodbye, or not at all."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from peers.message import encode_fields, encode_vector
+from peers.types import Entry, Slice
+from tests.fleets import close, memory_buses
+from tests.multi_discriminators import Fleet, experiment
+
+LONG_S = 600.0
+
+
+class Post:
+    """Worker 1 of three after a round in which discriminators change hands; the mail of worker `giver` by hand."""
+
+    def __init__(self, deadline_s=LONG_S):
+        self.fleet = Fleet(experiment(3, swap_every=1), memory_buses(3))
+        self.mode, self.pair = self.fleet.modes[1], self.fleet.pairs[1]
+        self.swaps, self.mail = self.mode._swaps, self.mode._rounds.mail
+        self.number = 0
+        for peer in (0, 2):
+            self.tell("hello", 0, peer, is_joining=False, is_replaying=False)
+        self.own = self.pair.network("discriminator")
+        self.sent = []
+        self.mode._rounds.send = lambda *words: self.sent.append(words)
+        self.swaps.begin(2, [0, 1, 2], deadline_s, {0: "a", 1: "life-1", 2: "a"})
+        (self.giver,) = {0, 2} - {peer for peer, *_ in self.sent}
+
+    def feed(self, pairs, sender, life="a", is_direct=False):
+        for header, payload in pairs:
+            self.number += 1
+            self.mail.feed(Entry(sender, life, self.number, False, bytes(header), bytes(payload), is_direct))
+
+    def tell(self, kind, round, sender, life="a", **content):
+        self.feed(encode_fields(self.mode._layout, kind, round, content), sender, life)
+
+    def give(self, round=2, life="a", value=0.5, **extras):
+        values = np.full_like(self.own, value)
+        extras = {"discriminator": 3.0} | extras
+        entries = encode_vector(self.mode._layout, "swap", round, Slice(0, values.size), values, extras=extras)
+        self.feed(list(entries), self.giver, life, True)
+
+    def holds(self, value):
+        return np.array_equal(self.pair.network("discriminator"), np.full_like(self.own, value))
+
+    def counts(self):
+        return self.swaps.done, self.swaps.missed
+
+
+@pytest.fixture
+def post():
+    made = Post()
+    yield made
+    close(made.fleet.modes)
+
+
+def test_ours_is_sent_on_once_and_the_other_one_is_taken_when_it_has_come(post):
+    ((peer, kind, round, values, extras),) = post.sent
+    assert (kind, round, extras) == ("swap", 2, {"discriminator": 0.0}) and peer != post.giver
+    np.testing.assert_array_equal(values, post.own)
+    post.swaps.take()
+    assert post.counts() == (0, 0)
+    post.give()
+    post.swaps.take()
+    assert post.counts() == (1, 0) and post.holds(0.5)
+    assert post.pair.network_counters("discriminator") == {"discriminator": 3}
+    # It is done with: what comes once more is late.
+    post.give(value=0.7)
+    post.swaps.take()
+    assert post.counts() == (1, 0) and post.holds(0.5) and post.mail.counts() == {"late": 1}
+    size = 4 * post.own.size
+    assert post.mode._predicted == {"sent": size, "received": size}
+
+
+def test_what_was_sent_before_a_goodbye_after_that_round_may_still_come(post):
+    post.tell("goodbye", 2, post.giver)
+    post.swaps.take()
+    assert post.counts() == (0, 0)
+    post.give()
+    post.swaps.wait(2)
+    assert post.counts() == (1, 0) and post.holds(0.5)
+
+
+@pytest.mark.parametrize("how", ["left before", "gone", "another life"])
+def test_of_one_that_is_gone_none_is_awaited(post, how):
+    if how == "left before":
+        post.tell("goodbye", 1, post.giver)
+    elif how == "gone":
+        post.mail.drop(post.giver, "its lease has expired")
+    else:
+        post.tell("hello", 2, post.giver, "b", is_joining=True, is_replaying=False)
+    post.swaps.wait(2)
+    assert post.counts() == (0, 1) and np.array_equal(post.pair.network("discriminator"), post.own)
+
+
+def test_one_of_another_round_is_not_the_one(post):
+    for round in (1, 3):
+        post.give(round)
+    post.swaps.take()
+    assert post.counts() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [{"value": math.nan}, {"value": math.inf}, {"discriminator": -1.0}, {"discriminator": 2.0**48}],
+    ids=["nan", "infinite", "negative", "huge"],
+)
+def test_one_that_cannot_be_used_is_missed(post, spoil):
+    post.give(**spoil)
+    post.swaps.take()
+    assert post.counts() == (0, 1) and np.array_equal(post.pair.network("discriminator"), post.own)
+    assert any("cannot be used" in line for line in post.fleet.lines[1])
+
+
+def test_one_that_does_not_say_how_many_steps_it_has_taken_is_missed(post):
+    values = np.full_like(post.own, 0.5)
+    entries = encode_vector(post.mode._layout, "swap", 2, Slice(0, values.size), values, extras={})
+    post.feed(list(entries), post.giver, is_direct=True)
+    post.swaps.take()
+    assert post.counts() == (0, 1)
+
+
+def test_the_next_swap_ends_the_wait_for_the_one_before(post):
+    post.swaps.begin(3, [0, 1, 2], LONG_S, {})
+    assert post.counts() == (0, 1) and len(post.sent) == 2
+    post.give()
+    post.swaps.take()
+    assert post.mail.counts() == {"late": 1}
+
+
+def test_after_the_deadline_it_is_given_up_and_not_before():
+    made = Post(deadline_s=0.0)
+    made.swaps.take()
+    assert made.counts() == (0, 1)
+    close(made.fleet.modes)
+
+
+def test_while_the_next_round_has_only_begun_it_is_still_awaited(post):
+    for round in (2, 3):
+        post.tell("round_start", round, 0, term=1)
+    threading.Timer(0.1, post.give).start()
+    post.swaps.wait(2)
+    assert post.counts() == (1, 0)
+
+
+def test_when_the_round_after_the_next_has_begun_it_is_not(post):
+    """It may still come between two later rounds."""
+    for round in (2, 4):
+        post.tell("round_start", round, 0, term=1)
+    post.swaps.wait(2)
+    assert post.counts() == (0, 0)
+    post.give()
+    post.swaps.take()
+    assert post.counts() == (1, 0)
+
+
+def test_who_leads_waits_only_for_those_that_have_answered(post):
+    """All the others wait for it."""
+    post.mode._rounds.leadership.claim(1)
+    post.swaps.wait(2, lambda sender: sender != post.giver)
+    assert post.counts() == (0, 0)
+    threading.Timer(0.1, post.give).start()
+    post.swaps.wait(2, lambda sender: sender == post.giver)
+    assert post.counts() == (1, 0)
+
+
+def test_wishes_are_granted_once_and_by_the_token_that_they_name(post):
+    post.tell("want", 7, 2, token=5)
+    post.tell("want", 7, 0, token="no")
+    post.swaps.give(9)
+    post.swaps.give(10)
+    _, given = post.sent
+    peer, kind, round, values, extras = given
+    assert (peer, kind, round, extras) == (2, "swap", 8, {"discriminator": 0.0, "token": 5.0})
+    np.testing.assert_array_equal(values, post.own)
+
+
+# --- joining --------------------------------------------------------------------------------------
+
+
+def answer_wishes(post, answer):
+    """What is asked of the others; `answer` is called with peer and token while the wish is on its way."""
+    wishes = []
+
+    def send(peer, kind, round, content, *rest):
+        wishes.append((peer, kind, round))
+        answer(peer, content["token"])
+
+    post.mode._rounds.send = send
+    return wishes
+
+
+def test_who_joins_takes_the_one_that_names_its_wish(post):
+    def answer(peer, token):
+        post.giver = peer
+        post.give(6, value=0.1, token=float(token + 1))
+        post.give(7, value=0.9, token=float(token))
+
+    wishes = answer_wishes(post, answer)
+    post.swaps.ask(8, LONG_S, (0,))
+    assert wishes == [(2, "want", 8)] and post.holds(0.9)
+    assert post.fleet.lines[1][-1] == "begins with the discriminator of worker 2"
+    # That it was no swap.
+    assert post.counts() == (0, 0) and post.mail.letter("swap", 2) is None
+
+
+def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
+    def answer(peer, token):
+        post.giver = peer
+        if len(wishes) == 1:
+            post.give(7, value=math.nan, token=float(token))
+        else:
+            post.tell("hello", 7, peer, "b", is_joining=True, is_replaying=False)
+
+    wishes = answer_wishes(post, answer)
+    post.swaps.ask(8, 5.0, ())
+    assert sorted(peer for peer, *_ in wishes) == [0, 2]
+    assert post.fleet.lines[1][-2:] == [
+        "malformed: the discriminator after round 7 cannot be used",
+        "nobody has given its discriminator; going on with the one that this worker has",
+    ]
+    np.testing.assert_array_equal(post.pair.network("discriminator"), post.own)
+
+
+def test_who_catches_up_itself_is_not_asked(post):
+    for peer in (0, 2):
+        post.mail.restarted(peer, "b")
+    wishes = answer_wishes(post, lambda peer, token: None)
+    post.swaps.ask(8, 5.0, ())
+    assert not wishes
