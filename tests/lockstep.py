@@ -87,7 +87,7 @@ class Lockstep:
         self._lock = threading.RLock()
         self.deaf: set[int] = set()
         self.lines: list[str] = []
-        self.size, self.buses = size, memory_buses(workers)
+        self.size, self.buses, self._layout, self._rules = size, memory_buses(workers), layout, rules
         for bus in self.buses:
             bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 600.0, lambda old: True)
         initial = np.zeros(size, np.float32) if initial is None else initial
@@ -108,6 +108,13 @@ class Lockstep:
         for other in others:
             self.buses[other].follow(worker, self.buses[worker].incarnation)
         return self.exchanges[worker].start(Start("join", 0, self.lives(others), helper), 0, sizes, load)
+
+    def renew(self, worker: int) -> None:
+        """Another life of a worker, which has not started yet."""
+        old = self.buses[worker]
+        self.buses[worker] = old._hub.bus(worker, old.servers[0], f"{old.incarnation}-again")
+        zeros = np.zeros(self.size, np.float32)
+        self.exchanges[worker] = Exchange(self.buses[worker], self._layout, zeros, self._rules, self.lines.append)
 
     def serve(self, helper: int, make_state) -> None:
         """Wait until a peer has asked for the helper's state, and give it."""

@@ -11,12 +11,16 @@ import config
 from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
 from peers.inbox import Inbox
 from peers.message import encode_vector
+from peers.partition import Schedule
+from peers.rules import make_carry
+from peers.spares import Spares
 from peers.types import Cursor, Entry, Slice
 from peers.window import Accumulator
 from tests.fleets import integers, make_layout
 from tests.lockstep import Lockstep, rules
 
 SIZE = 10
+ZEROS = np.zeros(SIZE, np.float32)
 
 
 class Waits(Exception):
@@ -131,6 +135,30 @@ def test_what_an_outbox_needs_to_know_comes_from_the_settings():
     assert (settings.least_rounds, settings.keep_rounds, settings.cut_periods) == (11, 21, (10, 7, 3))
     found = experiment(2, 4, run={"checkpoint_every": 0, "evaluate_every": 7, "snapshot_every": 0})
     assert rules_of(found, layout_of(found, Pair())).cut_periods == (7,)
+
+
+def test_what_travels_comes_from_the_settings():
+    found = layout_of(experiment(codec="topk", topk_fraction=0.25, carry="gradients"), Pair(), b"eight...")
+    assert (found.state_size, found.fingerprint, found.parts, found.may_be_whole) == (3, b"eight...", (), False)
+    assert found.codec.encoded_bytes(8) == 2 * 6 and found.schedule.parts == 4
+    assert found.schedule.sections == [Slice(0, SIZE)]
+    found = layout_of(experiment(parts="auto", codec="int8", rounding="stochastic", carry="parameters"), Pair())
+    assert found.may_be_whole and found.codec._is_stochastic
+    assert (found.schedule.parts, found.parts) == (8, (1, 2, 4, 8, 16, 32, 64))
+
+
+def test_the_largest_part_is_the_largest_wherever_it_lies():
+    assert Schedule([Slice(8, SIZE), Slice(0, 8)], 1).largest == (0, 8)
+    assert Schedule([Slice(0, 8), Slice(8, SIZE)], 1).largest == (0, 8)
+
+
+def test_without_a_bound_as_many_rounds_are_remembered_as_an_outbox_keeps():
+    carry = make_carry(
+        rules(slack=None, carry="parameters", keep_rounds=7), 0, (1,), make_layout(SIZE), ZEROS, Spares()
+    )
+    for round in range(1, 20):
+        list(carry.encode(carry.offer(round, Slice(0, SIZE), Slice(0, SIZE), ZEROS), {}))
+    assert sorted(carry._outgoing._published) == list(range(13, 20))
 
 
 class Pair:

@@ -112,6 +112,12 @@ def test_what_is_saved_is_loaded_and_the_exchange_begins_after_the_rounds_of_its
     assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8 * rounds, None)]
 
 
+def test_those_who_train_something_else_are_not_understood(mode):
+    """What was agreed on is in every header, as eight bytes."""
+    marks = [mode(Start("together", 0, {}), slack=slack)[0]._layout.fingerprint for slack in (1, 1, 2)]
+    assert marks[0] == marks[1] != marks[2] and len(marks[0]) == 8 and any(marks[0])
+
+
 def test_a_fresh_start_loads_nothing(mode):
     made, pair = mode(Start("together", 0, {1: "b"}))
     assert made.begin([], {}, None) == 0

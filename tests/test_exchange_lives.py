@@ -1,0 +1,177 @@
+"""Lives of an exchange: who comes back, who is not named to a joiner, what was gone before it was read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.errors import LapsedError
+from peers.gate import make_gate
+from peers.message import encode_fields
+from peers.types import Cursor, Entry, Slice
+from tests.fleets import in_threads, make_layout
+from tests.lockstep import Lockstep, rules
+
+SIZE = 10
+ONES = np.ones(SIZE, np.float32)
+
+
+def join(fleet, worker, helper):
+    _, at = in_threads(
+        [lambda: fleet.serve(helper, lambda: ({}, {})), lambda: fleet.join(worker, helper, {}, lambda *state: None)]
+    )
+    return at
+
+
+def test_a_joiner_does_not_await_who_is_gone(monkeypatch):
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1), first=[0, 1])
+    for worker in (0, 1, 0, 1):
+        fleet.exchanges[worker].exchange(ONES.copy())
+    fleet.exchanges[0].gate.drop(1, "its lease has expired")
+    assert join(fleet, 2, 0) == 2
+    assert fleet.exchanges[2].gate.members() == (0,) and fleet.exchanges[0].gate.members() == (2,)
+
+
+def test_what_a_former_life_had_not_said_is_not_missed_in_the_next(monkeypatch):
+    """Worker 2 dies after its first round, and joins again when the others have gone on without it."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
+    for worker in (2, 0, 1):
+        fleet.exchanges[worker].exchange(ONES.copy())
+    for worker in (0, 1):
+        fleet.exchanges[worker].gate.drop(2, "its lease has expired")
+    for _ in range(4):
+        for worker in (0, 1):
+            fleet.exchanges[worker].exchange(ONES.copy())
+    fleet.renew(2)
+    assert join(fleet, 2, 0) == 5
+    for worker in (2, 0, 1):
+        fleet.exchanges[worker].exchange(ONES.copy())
+    assert fleet.dropped() == [{}] * 3
+    assert [exchange.gate.members() for exchange in fleet.exchanges] == [(1, 2), (0, 2), (0, 1)]
+
+
+def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypatch):
+    """Between its wish, to one of us, and its greeting, to all, there is no order."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
+    fleet.exchanges[0]._inbox._wishes = {1: (fleet.buses[1].incarnation, "token")}
+    fleet.buses[0].follow(1, fleet.buses[1].incarnation)
+    fleet.exchanges[0].serve(lambda: ({}, {}))
+    assert fleet.exchanges[0].gate.members() == (1,)
+    fleet.exchanges[1]._say_hello(True, False)
+    assert fleet.exchanges[0].gate.members() == (1,)
+
+
+def test_rounds_that_were_gone_before_the_first_was_read_are_counted(monkeypatch):
+    """Without a bound: of 50 rounds, and a greeting before them, the outbox has the last 4 + 16 entries."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, keep_rounds=4))
+    fleet.deaf = {1}
+    for _ in range(50):
+        fleet.exchanges[0].exchange(ONES.copy())
+    fleet.deaf = set()
+    fleet.deliver()
+    assert fleet.exchanges[1]._inbox.dropped() == {"overrun": 30}
+
+
+def test_a_replay_ends_with_the_newest_entry_of_then(monkeypatch):
+    layout = make_layout(SIZE)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, rules(slack=1), first=[])
+    inbox, gate = fleet.exchanges[0]._inbox, fleet.exchanges[0].gate
+    inbox.expect_after(1, Cursor("a", (0,), (0,)))
+    inbox.replay({1: 5})
+    for number, is_replaying in ((4, True), (5, False)):
+        ((header, payload),) = encode_fields(layout, "goodbye", 0, {})
+        inbox.feed(Entry(1, "a", number, True, header, payload))
+        assert gate.is_replaying == is_replaying
+    inbox.replay({1: 0})
+    assert not gate.is_replaying, "who has said nothing has nothing to be read"
+
+
+# --- the gate of an exchange --------------------------------------------------------------------
+
+
+def gate_of(sections=None, peers=(1, 2, 3), **changes):
+    gate = make_gate(rules(**changes), peers, make_layout(SIZE, sections=sections), lambda line: None)
+    for peer in peers:
+        gate.admit(peer, 0)
+    return gate
+
+
+class Waits(Exception):
+    pass
+
+
+def waits(gate, round):
+    def until(is_done, describe, timeout_s=None):
+        if not is_done():
+            raise Waits
+
+    gate.until = until
+    try:
+        gate.wait(round)
+    except Waits:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("sections", "rounds"), [(None, 1), ([Slice(4, SIZE), Slice(0, 4)], 2)])
+def test_the_bound_is_in_steps(sections, rounds):
+    gate = gate_of(sections, slack=3)
+    assert not waits(gate, 3 * rounds) and waits(gate, 3 * rounds + 1)
+
+
+def test_a_minority_waits_or_goes_on_as_the_rules_say():
+    for pauses in (True, False):
+        gate = gate_of(slack=3, min_peers=2, pauses=pauses)
+        gate.drop(1, "gone")
+        assert not waits(gate, 1) and not gate.is_astray
+        gate.drop(2, "gone")
+        assert waits(gate, 2) == pauses and gate.is_astray != pauses
+
+
+def test_no_fewer_than_a_majority_and_more_than_a_minority_say_that_we_were_left_behind():
+    """Those that are ahead must be more than half of all, and more than what would be a minority."""
+    gate = gate_of(slack=0, min_peers=2)
+    for peer in (1, 2, 3):
+        gate.note(peer, 1)
+    gate.wait(1)
+    lead = 0 + 2 + 1
+    gate.note(1, 2 + lead + 1)
+    gate.note(2, 2 + lead + 1)
+    gate.note(3, 2)
+    gate.wait(2)
+    gate.note(3, 2 + lead + 1)
+    with pytest.raises(LapsedError, match="have not awaited it"):
+        gate.wait(2)
+
+
+def test_while_what_was_said_is_replayed_the_others_may_be_ahead():
+    gate = gate_of(slack=0)
+    gate.is_replaying = True
+    for round in (1, 50):
+        for peer in (1, 2, 3):
+            gate.note(peer, round)
+        gate.wait(1)
+    gate.is_replaying = False
+    for peer in (1, 2, 3):
+        gate.note(peer, 50)
+    gate.wait(49)
+    for peer in (1, 2, 3):
+        gate.note(peer, 90)
+    with pytest.raises(LapsedError):
+        gate.wait(50)
+
+
+def test_without_a_bound_one_state_of_each_is_kept():
+    gate = gate_of(slack=None)
+    for peer, round in ((2, 1), (1, 3), (1, 7)):
+        gate.put_state(peer, round, np.full(1, round))
+    assert {peer: values[0] for peer, values in gate.wait_states(9).items()} == {2: 1, 1: 7}
+    assert len(gate._states) == 2
+
+
+def test_who_comes_back_after_a_goodbye_is_awaited_again():
+    gate = gate_of(slack=0, peers=(1,))
+    gate.leave(1)
+    assert not waits(gate, 5)
+    gate.admit(1, 5)
+    assert gate.members() == (1,) and waits(gate, 6)
