@@ -188,6 +188,33 @@ def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
     assert fleet.pairs[2].network_counters("generator")["generator"] == 4
 
 
+def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
+    """The two newest, and that of the newest cut, here after the second round."""
+    fleet, seen = Fleet(experiment(2, state_every=1), memory_buses(2)), []
+
+    def live(worker, mode, next_batch):
+        mode.begin([], {}, None)
+        for step in range(1, 6):
+            mode.step(step, next_batch, False)
+            if step == 2:
+                assert mode.settle(step)
+            if worker == 0:
+                mode._rounds.drain()
+                names = {name.partition(":")[0] for name in fleet.buses[0]._hub.states[0, "life-0"]}
+                seen.append(sorted(name for name in names if name.startswith("g")))
+                assert names - {"hello"} == {*seen[-1], *(f"o{name[1:]}" for name in seen[-1])}
+        mode.finish()
+
+    train(fleet, live)
+    assert seen == [
+        ["g1.1"],
+        ["g1.1", "g1.2"],
+        ["g1.2", "g1.3"],
+        ["g1.2", "g1.3", "g1.4"],
+        ["g1.2", "g1.4", "g1.5"],
+    ]
+
+
 @pytest.mark.parametrize("leader_trains", [True, False])
 def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_trains):
     """As it was after the step before; and with the newest state of the generator, should it come to lead."""
