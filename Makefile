@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
-# Half of a test's time is waiting: for processes, leases and deadlines. So twice as many at once as there are cores.
-TESTS_AT_ONCE ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+# More than half of a test's time is waiting, for processes, leases and deadlines: so three at once for each core.
+TESTS_AT_ONCE ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
 .PHONY: help demo test check slow mutants bench quality chaos soak clean
 
@@ -37,7 +37,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@echo "== all tests but the slow ones (real redis-server included)"
-	$(BIN)/python -m pytest -q --numprocesses $(TESTS_AT_ONCE) --maxprocesses 8
+	$(BIN)/python -m pytest -q --numprocesses $(TESTS_AT_ONCE) --maxprocesses 12 --dist worksteal
 
 check: $(VENV)/ready
 	@echo "== formatting and lint"
