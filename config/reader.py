@@ -377,6 +377,12 @@ def _check_led(experiment: Experiment) -> None:
                 f"mode.{wish} needs to know what classes each worker holds; set mode.share_histograms: true, "
                 "or use sampling: uniform with weighting: size or uniform"
             )
+        has_moments = mode.optimiser_state == "average" and experiment.optimiser.algorithm == "adam"
+        if has_moments and mode.codec == "float16":
+            raise SettingsError(
+                "mode.codec: float16 makes zeros of Adam's second moments, which optimiser_state: average sends with "
+                "the model, and the next step divides by them; set mode.codec: bfloat16 or raw"
+            )
         return
     if mode.swap_every and workers == 1:
         raise SettingsError("mode.swap_every: one worker has nobody to swap its discriminator with; set it to 0")

@@ -113,7 +113,7 @@ def test_federated_rounds(workers, leaders, streams):
 
 
 def test_federated_rounds_with_moments_in_half_precision():
-    needs = needs_of({"name": "federated", "optimiser_state": "average", "codec": "float16", "leaders": 1})
+    needs = needs_of({"name": "federated", "optimiser_state": "average", "codec": "bfloat16", "leaders": 1})
     assert needs.step_bytes == 2 * 3 * ALL and needs.outbox_bytes == (VECTORS + FIELDS) * 2 * 3 * ALL
     assert needs.state_bytes == 3 * 2 * 3 * ALL + 2 * 4 * G and needs.vector_bytes == 4 * ALL
 

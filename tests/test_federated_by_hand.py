@@ -287,6 +287,17 @@ def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still
     assert (found == hand.model).float().mean() > 0.99
 
 
+def test_moments_that_travel_in_half_precision_keep_the_steps_as_long_as_they_are():
+    """Adam divides by the root of the second: a codec that makes zeros of small numbers makes steps without end."""
+    settings = experiment(2, local_steps=2, optimiser=FAST, codec="bfloat16", optimiser_state="average", leaders=1)
+    fleet = Fleet(settings, memory_buses(2), about=about)
+    assert_same_model(fleet.run(4))
+    hand = ByHand(settings, by_size, torch.bfloat16)
+    for _ in range(4):
+        hand.round([0, 1])
+    assert_like(fleet.pairs[1], hand, 0.1)
+
+
 # --- rounds that do not count ---------------------------------------------------------------------
 
 

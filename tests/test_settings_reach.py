@@ -99,7 +99,7 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.scheme": "linear",
         "mode.sign": "as_released",
         "mode.optimiser_state": "average",
-        "mode.codec": "float16",
+        "mode.codec": "bfloat16",
         "mode.stragglers": {"fraction": 0.4, "local_steps": 2},
     },
     ("federated", "robust"): {

@@ -80,6 +80,16 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
         )
         for mode in (PARAMETERS, PUBLISHED, FED, MD)
     ),
+    (
+        {**FED, "mode__codec": "float16", "mode__optimiser_state": "average"},
+        "mode.codec: float16 makes zeros of Adam's second moments",
+        (
+            {**FED, "mode__codec": "bfloat16", "mode__optimiser_state": "average"},
+            {**FED, "mode__codec": "raw", "mode__optimiser_state": "average"},
+            {**FED, "mode__codec": "float16", "mode__optimiser_state": "keep"},
+            {**FED, "mode__codec": "float16", "mode__optimiser_state": "average", "optimiser__algorithm": "sgd"},
+        ),
+    ),
     *(
         refusal
         for rule in ("clipped_mean", "median", "trimmed_mean", "centered_clip")

@@ -24,7 +24,7 @@ CASES = {
     "local-alternating": ("smoke", "mode.name=local", "mode.updates=alternating", "peers=1", SHORT),
     "parameters-int8": ("smoke", "mode.slack=0", "mode.codec=int8", SHORT),
     "gradients-topk": ("smoke", "mode.slack=0", "mode.carry=gradients", "mode.codec=topk", SHORT),
-    "flgan": ("smoke-flgan", "mode.optimiser_state=average", "mode.codec=float16", SHORT),
+    "flgan": ("smoke-flgan", "mode.optimiser_state=average", "mode.codec=bfloat16", SHORT),
 }
 # By mode: the small run folders that later code must read, made by the launcher.
 FOLDERS = {

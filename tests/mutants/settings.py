@@ -115,4 +115,11 @@ MUTANTS = (
         "(settings.checkpoint_every, run.snapshot_every)",
         EXCHANGE,
     ),
+    Mutant(
+        "the wrong half precision is refused where Adam's moments travel",
+        "config/reader.py",
+        'if has_moments and mode.codec == "float16"',
+        'if has_moments and mode.codec == "bfloat16"',
+        "tests/test_settings_together.py::test_what_does_not_fit_together",
+    ),
 )
