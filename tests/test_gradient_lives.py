@@ -238,3 +238,21 @@ def test_our_own_lengths_are_a_yardstick_as_late_as_the_bound_allows(monkeypatch
         fleet.exchanges[0].exchange(np.full(SIZE, value, np.float32))
         known.append([round(length / SIZE**0.5) for window in judge._windows.values() for length in window])
     assert known == [[], [], [1], [1, 2], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("carry", ["gradients", "parameters"])
+def test_a_contribution_is_judged_as_one_of_the_life_that_sent_it(monkeypatch, carry):
+    """Who is started again has its strikes behind it, so the judge has to know which life it is."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, norm_gate=10.0, carry=carry))
+    judge, lives = fleet.exchanges[0]._carry.judge, set()
+    whole = judge.judge
+
+    def noted(part, terms, **named):
+        lives.update((term.sender, term.life) for term in terms if term.sender)
+        return whole(part, terms, **named)
+
+    judge.judge = noted
+    for _ in range(4):
+        for worker in (1, 0):
+            fleet.exchanges[worker].exchange(np.ones(SIZE, np.float32))
+    assert lives == {(1, "life-1")}
