@@ -317,8 +317,8 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].optimiser_state", sees("GanPair.load_model.has_moments"), True),
         # 0.6 of the four that train are two.
         Row("mode[federated].quorum", sees("Rounds.gather.quorum"), 2),
-        Row("mode[federated].codec", kinds("result"), (3 * (G + D), "float16")),
-        Row("mode[federated].codec", put_as("m"), {"float16"}),
+        Row("mode[federated].codec", kinds("result"), (3 * (G + D), "bfloat16")),
+        Row("mode[federated].codec", put_as("m"), {"bfloat16"}),
     ),
     ("federated", "robust"): (
         *robust("federated"),
