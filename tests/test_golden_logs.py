@@ -16,7 +16,7 @@ from peers.redis_client import Reader
 from peers.rendezvous import Rendezvous, Start
 from peers.resp import Busy
 from peers.rules import Rules
-from peers.types import Slice
+from peers.types import Lease, Slice
 from tests import multi_discriminators as md
 from tests import test_federated as federated
 from tests.fleets import make_layout, memory_buses
@@ -153,6 +153,8 @@ def test_a_helper_says_admit_and_gives_its_state():
     helper, one, two = (hub.bus(w, tuple({0, 1, 2} - {w}), f"life-{w}") for w in range(3))
     exchange = Exchange(helper, layout, np.zeros(4, np.float32), Rules(slack=0, carry="gradients"), lambda line: None)
     for bus in (one, two):
+        # Without a lease it would be dropped at the reader's first look.
+        bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 600.0, lambda old: True)
         bus.publish(encode_fields(layout, "hello", 0, {"is_joining": False, "is_replaying": False}))
         peer_says(bus, layout, 1, bus.worker)
     two.send(0, encode_fields(layout, "want", 0, {"token": "t"}))
