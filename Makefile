@@ -14,7 +14,7 @@ help:
 	@echo "make test    all tests but the slow ones"
 	@echo "make check   formatting, lint, import contracts, and make test"
 	@echo "make slow    the tests that take minutes"
-	@echo "make mutants realistic bugs, put into copies of the code one by one, each of which a test must see (a quarter of an hour)"
+	@echo "make mutants realistic bugs, put into copies of the code one by one, each of which a test must see (about 5 minutes)"
 	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 20 minutes)"
 	@echo "make quality the pictures' quality for the bytes sent (hours; stop it and start it again as you like)"
 	@echo "make chaos   every fault of the table, done to real workers (about half an hour)"

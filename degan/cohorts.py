@@ -90,7 +90,7 @@ def cohort_size(fraction: float, live: int) -> int:
 def quorum(share: float, asked: int) -> int:
     """How many answers a round needs: `share` of those that were asked, a part of one rounded up.
 
-    What rounding adds to a whole number is no part of an answer: 0.28 x 25 workers are 7.
+    A product of floats can lie above its whole number by rounding alone. So 0.28 x 25 workers are 7, not 8.
     """
     return math.ceil(round(share * asked, 6))
 

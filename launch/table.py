@@ -34,7 +34,7 @@ def decimal(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, or a dash."""
     if value is None:
         return UNKNOWN
-    # What rounds to so many digits and one more is written out too: 1000, not 1e+03.
+    # A number such as 999.6 rounds to one digit more. The code prints it as 1000, not as 1e+03.
     return f"{value:.0f}" if 10**digits <= abs(value) + 0.5 and abs(value) < 1e9 else f"{value:.{digits}g}"
 
 

@@ -24,7 +24,7 @@ from peers.types import Buffer
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_REPLY_BYTES = 4 * MAX_BULK_BYTES
 MAX_ITEMS = 1 << 20
-# What an item of an array takes at least, besides its bytes; it counts for the size of a reply.
+# The memory of one item of an array besides its bytes, at least. It counts for the size of a reply.
 ITEM_BYTES = 64
 MAX_DEPTH = 8
 MAX_LINE_BYTES = 64 * 1024
@@ -173,7 +173,7 @@ class Replies:
         return [self._entry(depth) or self._value(depth - 1) for _ in range(size)]
 
     def _count(self, size: int) -> None:
-        """So much more of memory is taken for this reply."""
+        """Take `size` bytes from the limit of this reply. Raises ProtocolError if that is more than is left."""
         self._left_bytes -= size
         if self._left_bytes < 0:
             raise ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")

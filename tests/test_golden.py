@@ -88,7 +88,7 @@ def test_a_kept_run_is_evaluated(folder, capsys, monkeypatch):
     assert {line["metric"] for line in lines} >= {"fid64_classifier", "coverage64_classes", "tv64_labels"}
 
 
-# Read off the kept files by hand: what the page must say of each run.
+# Texts of the page of each run, copied from it when the folders were made.
 REPORTED = {
     "local": ("8 steps 312 ms training time", "worker 1 8 78 → 78.1 2.98 1 of 10 0.931 0 0 31.4 0%"),
     "partial_exchange": ("11.2 kB sent by all", "worker 1 8 78 → 78.1 2.98 1 of 10 0.931 5.6 kB 5.6 kB 10.9 60%"),

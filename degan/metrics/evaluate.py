@@ -137,7 +137,7 @@ def _shares(features: Features, classes: int) -> np.ndarray:
 def _coverage(evidence: Evidence) -> float:
     """A class that the classifier never sees in the test set is never covered."""
     there, made = (_counts(seen, evidence.classes) for seen in (evidence.reference, evidence.generated))
-    # Shares by cross multiplication: a quotient is rounded, and exactly a tenth would not count.
+    # Counts are cross-multiplied: a quotient is rounded, and exactly a tenth would not count.
     least = COVERED * (there * len(evidence.generated.labels))
     return float(np.sum((there > 0) & (made * len(evidence.reference.labels) >= least)))
 

@@ -233,7 +233,7 @@ class PartialExchange:
         if self._attack:
             gradient[:] = self._attack(gradient, section)
         combined = self._exchange.exchange(gradient, is_cut)
-        # Where all are to apply alike, only what all have got may decide.
+        # With delayed own gradients all replicas apply the same. So only values that all workers have may decide.
         is_fresh = is_usable and self._settings.mode.own == "fresh"
         if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
             self._pair.apply(section, combined)

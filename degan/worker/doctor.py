@@ -266,9 +266,9 @@ def _disk(settings: config.Experiment, out: Path, here: int, saved_bytes: int) -
     """Room for the checkpoints where the run folder is, or will be."""
     run, kept = settings.run, 0
     if settings.checkpoint_every:
-        # The best of those before stays as well.
+        # The best checkpoint stays beside the newest ones.
         kept = run.keep_checkpoints + bool(run.keep_best and run.evaluate_every)
-    # One more than are kept, while it is written; that of the end in any case.
+    # One more checkpoint exists while it is written. The last one is written in any case.
     wanted = here * (kept + 1) * saved_bytes
     folder = next((path for path in (out, *out.absolute().parents) if path.exists()), Path("/"))
     where = printable(str(folder))

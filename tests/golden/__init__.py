@@ -1,1 +1,1 @@
-"""What must stay as it is when the code is moved: weights to the bit, and run folders of today."""
+"""Golden files: weights to the bit, and run folders of today, which a move of the code must not change."""

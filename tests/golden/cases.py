@@ -46,8 +46,6 @@ SMALL = (
     *("run.evaluate_every=4", "run.evaluate_samples=64", "run.snapshot_every=8", "run.checkpoint_every=4"),
     *("run.keep_checkpoints=2", "run.keep_best=false"),
 )
-# The checkpoint from which a kept run goes on to its end.
-MIDDLE = 4
 
 
 def settings(name: str) -> config.Experiment:
@@ -62,20 +60,20 @@ def folder_settings(folder: Path) -> config.Experiment:
 
 
 def train(name: str, out: Path) -> dict[str, dict]:
-    """Train a case; what is kept of each worker, by number as text."""
+    """Train a case; returns the facts of the final weights of each worker."""
     wanted = settings(name)
     runs.live(wanted, out)
     return found_in(wanted, out)
 
 
 def found_in(wanted: config.Experiment, out: Path) -> dict[str, dict]:
-    """What is kept of each worker of a run that has ended."""
+    """The facts of the final weights of each worker, by number as text."""
     initial = runs.initial(wanted)
     return {str(w): weights.facts(weights.read(out, w), initial) for w in range(wanted.workers)}
 
 
 def generated(folder: Path, scratch: Path) -> np.ndarray:
-    """What the last worker's average makes of six latents, uint8 (6, height, width, channels)."""
+    """Six samples of the last worker's average, uint8 (6, height, width, channels)."""
     file, workers = scratch / "made.npz", config.load(folder / "experiment.yaml").workers
     last = max(w for w in range(workers) if (folder / f"w{w}" / "checkpoints").is_dir())
     assert generate.main([str(folder), "--worker", str(last), "--count", "6", "--seed", "3", "--out", str(file)]) == 0

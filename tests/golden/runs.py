@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 import config
 from degan.checkpoints import Checkpoints
 from degan.modes.federated import Federated
@@ -16,7 +14,7 @@ from degan.worker.loop import Loop
 from degan.worker.objects import Objects
 from degan.worker.signals import Signals
 from tests.fleets import in_threads, memory_buses
-from tests.golden.weights import NETWORKS
+from tests.golden.weights import as_vectors
 
 
 def silent(line: str) -> None:
@@ -60,10 +58,4 @@ def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
 
 def initial(settings: config.Experiment) -> dict:
     """The weights that every worker begins with, as `weights.read` gives them."""
-    networks = Objects.build(settings, 0).pair.networks()
-    return {
-        network: np.concatenate(
-            [networks[n].numpy().reshape(-1) for n in sorted(networks) if n.startswith(f"{network}.")]
-        )
-        for network in NETWORKS
-    }
+    return as_vectors({name: tensor.numpy() for name, tensor in Objects.build(settings, 0).pair.networks().items()})

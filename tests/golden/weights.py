@@ -55,7 +55,11 @@ def probe() -> str:
 def read(run: Path, worker: int) -> dict[str, np.ndarray]:
     """The networks in a worker's newest checkpoint, each as one vector of its tensors in the order of their names."""
     newest = max((run / f"w{worker}" / "checkpoints").iterdir())
-    tensors = load_file(newest / "model.safetensors")
+    return as_vectors(load_file(newest / "model.safetensors"))
+
+
+def as_vectors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The networks among named tensors, each as one vector of its tensors in the order of their names."""
     return {
         network: np.concatenate([tensors[n].reshape(-1) for n in sorted(tensors) if n.startswith(f"{network}.")])
         for network in NETWORKS
@@ -63,7 +67,7 @@ def read(run: Path, worker: int) -> dict[str, np.ndarray]:
 
 
 def facts(weights: dict[str, np.ndarray], initial: dict[str, np.ndarray]) -> dict[str, dict]:
-    """What is kept of the weights: for each network a digest, some values, and how far training moved those."""
+    """The facts of the weights: for each network a digest, some values, and how far training moved those."""
     found = {}
     for network, values in weights.items():
         places = np.linspace(0, values.size - 1, SAMPLES).astype(int)
@@ -74,7 +78,7 @@ def facts(weights: dict[str, np.ndarray], initial: dict[str, np.ndarray]) -> dic
 
 
 def write(found: dict) -> None:
-    """Keep what was found, a line for each case, so that a change shows which one it is of."""
+    """Write the facts, a line for each case, so that a change shows its case."""
     lines = ",\n".join(
         f" {json.dumps(part)}: {{\n"
         + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items())
@@ -85,7 +89,7 @@ def write(found: dict) -> None:
 
 
 def kept() -> dict:
-    """What was kept: of `runs` by case and worker, of `generated` pictures by folder, and the `probe`."""
+    """The kept facts: of `runs` by case and worker, of `generated` pictures by folder, and the `probe`."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -101,7 +105,7 @@ def differences(found: dict[str, dict], expected: dict[str, dict], is_exact: boo
 
 
 def picture_facts(images: np.ndarray) -> dict:
-    """What is kept of pictures, uint8 of any shape."""
+    """The facts of pictures, uint8 of any shape: a digest and some values."""
     places = np.linspace(0, images.size - 1, SAMPLES).astype(int)
     return {"sha256": hashlib.sha256(images.tobytes()).hexdigest(), "values": images.reshape(-1)[places].tolist()}
 

@@ -33,7 +33,7 @@ NOT_COPIED_AT_THE_TOP = ("build", "runs")
 BAR = 0.95
 # For all tests of one mutant; a mutant that makes them hang is killed.
 LIMIT_S = 600.0
-# What the tests load and no mutant changes; loading it once saves each mutant some seconds.
+# Packages that the tests load and no mutant changes. One load for all saves each mutant some seconds.
 PRELOAD = (
     *("numpy", "scipy.linalg", "msgspec", "msgpack", "yaml", "rich.live", "redis", "pytest"),
     *("sklearn.datasets", "safetensors.torch", "torch", "torch._dynamo", "torchvision", "torchmetrics", "PIL.Image"),
@@ -43,7 +43,7 @@ PASSED, FAILED = 0, 1
 
 @dataclass
 class Outcome:
-    """What became of a mutant: `killed`, `survived`, `hangs` (which is killed as well), or `broken` (no test ran)."""
+    """The end of a mutant: `killed`, `survived`, `hangs` (which is killed as well), or `broken` (no test ran)."""
 
     mutant: Mutant
     state: str
@@ -86,7 +86,7 @@ def run_tests(root: Path, copy: Path, tests: Iterable[str], log: Path) -> None:
 
 
 def left_out(root: Path):
-    """What `shutil.copytree` is not to copy of a repository."""
+    """The `ignore` of `shutil.copytree` for a repository."""
     everywhere, at_the_top = (shutil.ignore_patterns(*p) for p in (NOT_COPIED, NOT_COPIED_AT_THE_TOP))
     return lambda folder, names: (
         everywhere(folder, names) | (at_the_top(folder, names) if Path(folder) == root else set())
@@ -111,7 +111,7 @@ def start(root: Path, scratch: Path, tests: Iterable[str], mutant: Mutant | None
 
 
 def end_group(pid: int) -> None:
-    """End what the child has left running."""
+    """End all processes that the child has left running."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -137,7 +137,7 @@ def run(root: Path, mutants: list[Mutant], jobs: int, say=print) -> list[Outcome
         seconds = time.monotonic() - began
         code = os.waitstatus_to_exitcode(status)
         state = {PASSED: "survived", FAILED: "killed"}.get(code, "hangs" if seconds > LIMIT_S else "broken")
-        # What a failed test leaves open can change how pytest itself ends.
+        # A failed test can leave a socket open, and that changes pytest's exit code.
         if state == "broken" and "\nFAILED " in log.read_text(encoding="utf-8", errors="replace"):
             state = "killed"
         done[mutant.name] = Outcome(mutant, state, seconds, log)
