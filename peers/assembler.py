@@ -26,9 +26,9 @@ from peers.message import (
     is_sound,
     is_whole,
 )
-from peers.robust import squares
-from peers.spares import Spares
 from peers.types import Entry, Message, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.reduce import squares
 
 
 class Assembler:

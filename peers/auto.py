@@ -25,7 +25,7 @@ import statistics
 import threading
 from typing import Any
 
-from peers.partition import Schedule
+from peers.vectors.partition import Schedule
 
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 # Neither so few that a slow wire blocks the first steps for minutes, nor so many that nothing is learned of it.

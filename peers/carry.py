@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from peers.judge import Judge
-from peers.partition import Schedule
 from peers.types import Buffer, Slice
+from peers.vectors.partition import Schedule
+from peers.vectors.screen import Judge
 from peers.window import Contribution
 
 State = dict[str, np.ndarray]

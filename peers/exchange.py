@@ -30,16 +30,16 @@ from peers.gate import make_gate
 from peers.inbox import Inbox
 from peers.joining import Giver, ask
 from peers.message import Layout, encode_fields, encode_vector
-from peers.partition import Schedule
 from peers.pool import SerialPool
 from peers.processes import queued_s
 from peers.pump import Pump
 from peers.refusals import total
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
-from peers.spares import Spares
 from peers.transfer import State
 from peers.types import Cursor, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
 from peers.waiting import failed
 from peers.window import Accumulator, Contribution
 

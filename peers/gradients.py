@@ -27,13 +27,13 @@ import numpy as np
 
 from peers.carry import Leaving, Outgoing, Published, State
 from peers.held import Held
-from peers.judge import Judge, Term
 from peers.lossy import ErrorFeedback
 from peers.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
-from peers.partition import Schedule
-from peers.robust import Reduce, norm, squares
-from peers.spares import Spares
 from peers.types import Buffer, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
+from peers.vectors.reduce import Reduce, norm, squares
+from peers.vectors.screen import Judge, Term
 from peers.window import Contribution, GradientWindow
 
 MAX_SPAN = 1 << 20

@@ -18,8 +18,8 @@ from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
 from peers.message import Layout, is_sound
-from peers.spares import Spares
 from peers.types import Cursor, Entry, Message
+from peers.vectors.buffers import Spares
 from peers.window import Accumulator, Contribution
 
 MAX_TOKEN = 64

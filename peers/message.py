@@ -44,9 +44,9 @@ import numpy as np
 from peers.checksum import checksum
 from peers.codec import CODECS, Codec
 from peers.errors import MessageError
-from peers.partition import Schedule, balanced
-from peers.robust import squares
 from peers.types import Buffer, Entry, Slice
+from peers.vectors.partition import Schedule, balanced
+from peers.vectors.reduce import squares
 
 VERSION = 2
 MAX_FIELDS_BYTES = 64 * 1024

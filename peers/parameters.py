@@ -46,12 +46,12 @@ import numpy as np
 from peers.carry import Leaving, Outgoing, Published, State
 from peers.checksum import checksum
 from peers.codec import CODECS
-from peers.judge import Judge, Term
 from peers.message import Layout, encode_vector, read_back
-from peers.partition import Schedule
-from peers.robust import Reduce, distance, is_finite, mean, norm
-from peers.spares import Spares
 from peers.types import Buffer, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
+from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
+from peers.vectors.screen import Judge, Term
 from peers.window import Contribution
 
 # Sums of what is shorter are finite.

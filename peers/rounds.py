@@ -29,7 +29,6 @@ from peers.bus import Bus
 from peers.codec import CODECS, Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
-from peers.judge import Judge, Term
 from peers.leadership import Leadership
 from peers.mailbox import Letter, TimedMailbox
 from peers.message import RoundLayout, encode_fields, encode_vector
@@ -37,8 +36,9 @@ from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.refusals import total
 from peers.rendezvous import Start
-from peers.robust import norm
 from peers.types import Message, Slice
+from peers.vectors.reduce import norm
+from peers.vectors.screen import Judge, Term
 from peers.waiting import failed
 
 Answer = TypeVar("Answer")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peers import robust
 from peers.carry import Carry
 from peers.gradients import GradientCarry
-from peers.judge import Judge
 from peers.message import Layout
 from peers.parameters import ParameterCarry
-from peers.spares import Spares
+from peers.vectors import reduce as robust
+from peers.vectors.buffers import Spares
+from peers.vectors.screen import Judge
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Rules:
         remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
         own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
         reduce: mean (of the members), for gradients also sum, or one of the robust rules, which need a bound and,
-            for gradients, that `own` is published; see `peers.robust`.
+            for gradients, that `own` is published; see `peers.vectors.reduce`.
         hostile: for the trimmed mean, how many of the workers may be bad.
-        norm_gate, strikes: see `peers.judge.Judge`; 0 for none.
+        norm_gate, strikes: see `peers.vectors.screen.Judge`; 0 for none.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         least_rounds: how many of them where Redis is full; None for all.
         min_peers: with fewer live peers this worker is in a minority; see `ClockGate`.

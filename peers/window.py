@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from peers.spares import Spares
 from peers.types import Slice
+from peers.vectors.buffers import Spares
 
 
 class GradientWindow:

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from peers.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
-from peers.partition import Schedule
 from peers.processes import queued_s
 from peers.types import Slice
+from peers.vectors.partition import Schedule
 from tests.fleets import in_threads
 
 SECTION = Slice(0, 1000)

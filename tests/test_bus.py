@@ -11,8 +11,8 @@ import pytest
 from peers.errors import DuplicateError
 from peers.memory_bus import MemoryHub
 from peers.redis_bus import RedisBus
-from peers.topology import complete
 from peers.types import Lease
+from peers.vectors.graph import complete
 from tests.fleets import in_threads
 
 RUNS = iter(range(10**6))

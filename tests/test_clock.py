@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.clock import SspClock
-from peers.topology import complete
+from peers.vectors.graph import complete
 
 
 def member_clock(slack, peers=(1, 2)):

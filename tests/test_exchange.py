@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from peers.codec import CODECS
 from peers.held import Held
-from peers.partition import Schedule
 from peers.rules import Rules
 from peers.types import Slice
+from peers.vectors.partition import Schedule
 from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses
 
 RUNS = iter(range(10**6))

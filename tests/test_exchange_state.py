@@ -7,11 +7,11 @@ import pytest
 
 from peers.carry import Outgoing, Published
 from peers.errors import StalledError
-from peers.partition import Schedule
 from peers.rendezvous import Start
 from peers.rules import make_carry
-from peers.spares import Spares
 from peers.types import Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
 from tests.fleets import in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
 

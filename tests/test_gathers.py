@@ -11,12 +11,12 @@ import pytest
 from peers.codec import CODECS, Raw
 from peers.deadline import Deadline
 from peers.errors import MessageError, PeersError, StalledError
-from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.rendezvous import Start
 from peers.rounds import Rounds, kept_entries, term_of
 from peers.types import Entry, Lease, Slice
+from peers.vectors.screen import Judge
 from tests.fleets import in_threads, memory_buses
 
 SIZE = 4

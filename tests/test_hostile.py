@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers import attacks, robust
+from peers import attacks
 from peers.errors import SetupError
 from peers.rules import Rules, make_carry
-from peers.spares import Spares
 from peers.types import Slice
+from peers.vectors import reduce as robust
+from peers.vectors.buffers import Spares
 from peers.window import Contribution
 from tests.attackers import SIZE, learn
 from tests.fleets import make_layout

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers.judge import KNOWN, WINDOW, Judge, Term
-from peers.partition import Schedule
 from peers.types import Slice
+from peers.vectors.partition import Schedule
+from peers.vectors.screen import KNOWN, WINDOW, Judge, Term
 
 PART = Slice(0, 8)
 

@@ -13,8 +13,8 @@ from peers.checksum import checksum
 from peers.codec import RAW_BYTES
 from peers.errors import MessageError
 from peers.message import decode_fields, encode_fields, encode_vector, read_back, squares_of
-from peers.partition import balanced
 from peers.types import Entry, Slice
+from peers.vectors.partition import balanced
 from tests.fleets import make_layout
 
 

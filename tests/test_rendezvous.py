@@ -14,8 +14,8 @@ from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedE
 from peers.memory_bus import MemoryHub
 from peers.processes import is_dead, process_birth, this_host
 from peers.rendezvous import Rendezvous
-from peers.topology import complete
 from peers.types import Lease
+from peers.vectors.graph import complete
 from tests.fleets import in_threads
 
 

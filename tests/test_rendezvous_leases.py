@@ -13,8 +13,8 @@ from peers.errors import AbsentError, BusError, DisagreementError, LapsedError
 from peers.memory_bus import MemoryHub
 from peers.processes import this_host
 from peers.rendezvous import Rendezvous, heartbeat_s
-from peers.topology import complete
 from peers.types import Lease
+from peers.vectors.graph import complete
 from tests.fleets import in_threads
 
 AGREED = {"seed": 1}

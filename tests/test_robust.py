@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers import robust
+from peers.vectors import reduce as robust
 
 FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)

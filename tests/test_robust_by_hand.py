@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from peers import robust
-from peers.judge import KNOWN, WINDOW, Judge, Term
-from peers.partition import Schedule
 from peers.types import Slice
+from peers.vectors import reduce as robust
+from peers.vectors.partition import Schedule
+from peers.vectors.screen import KNOWN, WINDOW, Judge, Term
 
 NAN, INF = float("nan"), float("inf")
 

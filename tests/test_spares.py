@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peers.spares import Spares
+from peers.vectors.buffers import Spares
 
 
 def test_what_was_given_is_taken_once():

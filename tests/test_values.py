@@ -9,8 +9,8 @@ import pytest
 
 from peers import pool, processes, refusals
 from peers.errors import PeersError, StalledError
-from peers.topology import complete
 from peers.types import Cursor, Slice
+from peers.vectors.graph import complete
 from peers.waiting import Waiting, failed
 
 # --- cursors ---------------------------------------------------------------------------------------

@@ -34,12 +34,10 @@ from degan.pair import GanPair, spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import objects
 from degan.worker.signals import Signals
-from peers import robust
 from peers.deadline import Deadline
 from peers.gate import ClockGate
 from peers.gradients import GradientCarry
 from peers.joining import Giver
-from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.memory_bus import MemoryBus, MemoryHub
 from peers.message import Layout, RoundLayout
@@ -51,6 +49,8 @@ from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.rounds import Rounds
 from peers.rules import Rules
+from peers.vectors import reduce as robust
+from peers.vectors.screen import Judge
 from peers.waiting import Waiting
 from tests.fleets import in_threads
 

@@ -40,7 +40,6 @@ from degan.modes.join import MISSED
 from degan.modes.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
-from peers import robust
 from peers.bus import Bus
 from peers.codec import Codec, build
 from peers.errors import MessageError
@@ -48,6 +47,7 @@ from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.transfer import encoded_bytes
 from peers.types import Message
+from peers.vectors import reduce as robust
 
 MODEL, SMOOTH = "model", "smooth"
 

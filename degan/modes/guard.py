@@ -17,7 +17,7 @@ import torch
 from config.errors import UsageError
 from degan.pair import GanPair, Section
 from degan.vector import to_numpy
-from peers.robust import is_finite, norm
+from peers.vectors.reduce import is_finite, norm
 
 # The square of what is smaller is a float32.
 LARGEST = 1e19

@@ -34,14 +34,14 @@ from peers.bus import Bus
 from peers.codec import Codec
 from peers.deadline import Deadline
 from peers.errors import LapsedError
-from peers.judge import Judge
 from peers.leadership import Leadership
 from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.rendezvous import Rendezvous, Start
-from peers.robust import norm
 from peers.rounds import Gathered, Rounds, term_of
 from peers.types import Message
+from peers.vectors.reduce import norm
+from peers.vectors.screen import Judge
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3

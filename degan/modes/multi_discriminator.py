@@ -47,7 +47,6 @@ from degan.modes.led import Led
 from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
-from peers import robust
 from peers.bus import Bus
 from peers.codec import Codec, build
 from peers.errors import MessageError
@@ -55,6 +54,7 @@ from peers.mailbox import Letter
 from peers.message import RoundLayout
 from peers.transfer import encoded_bytes
 from peers.types import Message
+from peers.vectors import reduce as robust
 
 # Names of the vectors in a state, and how many states are kept for those who are slow to fetch one.
 NETWORK, SMOOTH, MOMENTS = "generator", "smooth", "moments"

@@ -47,11 +47,11 @@ from peers.codec import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange
 from peers.message import Layout
-from peers.partition import Schedule
 from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules, make_carry
-from peers.spares import Spares
 from peers.types import Cursor, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
 
 # No weight of an honest worker is larger.
 RUNAWAY = 1e6

@@ -21,7 +21,7 @@ from peers.faulty_bus import FaultyBus, harm
 from peers.message import VERSION
 from peers.redis_bus import RedisBus
 from peers.tls import Access
-from peers.topology import complete
+from peers.vectors.graph import complete
 
 # Where nothing that is said leaves the machine.
 LOCAL = ("localhost", "127.0.0.1", "::1")

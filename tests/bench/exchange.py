@@ -44,13 +44,13 @@ from peers.assembler import Assembler
 from peers.codec import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
 from peers.message import Layout
-from peers.partition import Schedule
 from peers.redis_bus import RedisBus
 from peers.redis_client import split_socket
 from peers.rendezvous import Rendezvous
 from peers.rules import Rules, make_carry
-from peers.spares import Spares
 from peers.types import Entry, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
 from peers.window import Contribution
 from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq
 from tests.bench.table import finish, show

@@ -21,11 +21,11 @@ import numpy as np
 from degan.casts import torch_cast
 from peers.codec import build
 from peers.message import Layout
-from peers.partition import Schedule
-from peers.robust import RULES, squares
 from peers.rules import Rules, make_carry
-from peers.spares import Spares
 from peers.types import Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.partition import Schedule
+from peers.vectors.reduce import RULES, squares
 from peers.window import Contribution
 from tests.bench.table import finish, show
 

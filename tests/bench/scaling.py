@@ -67,7 +67,7 @@ def worker(options: argparse.Namespace) -> None:
     from peers.exchange import Exchange, Rules
     from peers.redis_bus import RedisBus
     from peers.rendezvous import Rendezvous
-    from peers.topology import complete
+    from peers.vectors.graph import complete
     from tests.fleets import make_layout
 
     count, size = len(options.urls), options.values

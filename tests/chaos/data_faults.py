@@ -11,7 +11,7 @@ from peers.bus import Bus
 from peers.errors import SetupError
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
-from peers.topology import complete
+from peers.vectors.graph import complete
 from tests.chaos.fleet import Fleet
 from tests.chaos.hostile_faults import agreed_of
 from tests.chaos.trial import MARGIN_S, Scenario, Trial

@@ -20,8 +20,8 @@ from peers.inbox import Inbox
 from peers.message import Layout, RoundLayout, decode_fields, encode_fields, encode_vector
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
-from peers.topology import complete
 from peers.types import Entry
+from peers.vectors.graph import complete
 from peers.window import Accumulator
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import Scenario, Trial

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from peers.partition import Schedule
 from peers.types import Slice
+from peers.vectors.partition import Schedule
 
 WINDOW = 64
 KNOWN = 8

@@ -1,0 +1,1 @@
+"""Vectors: slices, reductions, screening, buffers, graphs; pure."""
