@@ -9,7 +9,7 @@ import math
 
 import msgspec
 
-from peers.codec import Codec
+from peers.codecs.exact import Codec
 from peers.errors import MessageError
 from peers.message import (
     FIELD_KINDS,

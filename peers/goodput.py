@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peers.coding import CHUNK_BYTES
+from peers.codecs.base import CHUNK_BYTES
 
 # Each way: enough for a fast wire, and an end on a slow one.
 TRANSFER_BYTES, TRANSFER_S = 4 * 2**20, 1.0

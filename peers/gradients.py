@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from peers.carry import Leaving, Outgoing, Published, State
+from peers.codecs.feedback import ErrorFeedback
 from peers.held import Held
-from peers.lossy import ErrorFeedback
 from peers.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares

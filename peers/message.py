@@ -41,8 +41,8 @@ import msgpack
 import msgspec
 import numpy as np
 
-from peers.checksum import checksum
-from peers.codec import CODECS, Codec
+from peers.codecs.checksum import checksum
+from peers.codecs.exact import CODECS, Codec
 from peers.errors import MessageError
 from peers.types import Buffer, Entry, Slice
 from peers.vectors.partition import Schedule, balanced

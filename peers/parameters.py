@@ -44,8 +44,8 @@ from typing import Any
 import numpy as np
 
 from peers.carry import Leaving, Outgoing, Published, State
-from peers.checksum import checksum
-from peers.codec import CODECS
+from peers.codecs.checksum import checksum
+from peers.codecs.exact import CODECS
 from peers.message import Layout, encode_vector, read_back
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares

@@ -26,7 +26,7 @@ import numpy as np
 
 from peers import transfer
 from peers.bus import Bus
-from peers.codec import CODECS, Codec
+from peers.codecs.exact import CODECS, Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
 from peers.leadership import Leadership

@@ -14,8 +14,8 @@ import msgpack
 import numpy as np
 
 from peers.bus import Bus
-from peers.checksum import checksum
-from peers.codec import CODECS, Codec
+from peers.codecs.checksum import checksum
+from peers.codecs.exact import CODECS, Codec
 from peers.errors import MessageError, StalledError
 from peers.message import chunks, decode_fields
 from peers.types import Buffer, Slice

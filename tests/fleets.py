@@ -9,7 +9,7 @@ import numpy as np
 
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.exchange import Exchange
 from peers.memory_bus import MemoryHub
 from peers.message import Layout

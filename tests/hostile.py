@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from peers.checksum import checksum
+from peers.codecs.checksum import checksum
 from peers.message import MAX_FIELDS_BYTES, VERSION, Layout, RoundLayout, encode_vector
 from peers.types import Buffer, Slice
 

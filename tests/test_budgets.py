@@ -10,7 +10,7 @@ from degan import modes
 from degan.modes.multi_discriminator import batches_of
 from degan.modes.needs import Needs, entry_bytes, float_bytes, leaders_of, led_outbox_bytes
 from degan.pair import GanPair
-from peers.codec import build
+from peers.codecs.exact import build
 from peers.message import RoundLayout
 from tests.leaves import plain
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degan.casts import torch_cast
-from peers import checksum as checksums
-from peers.checksum import checksum
-from peers.codec import CODECS, NAMES, RAW_BYTES, build
+from peers.codecs import checksum as checksums
+from peers.codecs.checksum import checksum
+from peers.codecs.exact import CODECS, NAMES, RAW_BYTES, build
+from peers.codecs.feedback import ErrorFeedback
 from peers.errors import MessageError
-from peers.lossy import ErrorFeedback
 from peers.types import Slice
 
 FLOAT32 = np.finfo(np.float32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from degan.casts import torch_cast
-from peers.codec import build
-from peers.lossy import ErrorFeedback
+from peers.codecs.exact import build
+from peers.codecs.feedback import ErrorFeedback
 from peers.types import Slice
 
 LARGEST = np.finfo(np.float32).max

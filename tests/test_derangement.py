@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from degan.derangement import derangement
 from degan.scaling import scaled, unscaled
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.sets(st.integers(0, 500), max_size=12), st.randoms())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.held import Held
 from peers.rules import Rules
 from peers.types import Slice

@@ -151,7 +151,7 @@ def test_what_holds_and_what_waits_for_a_saving():
 
 
 def entries(round: int, count: int):
-    from peers.codec import RAW_BYTES
+    from peers.codecs.exact import RAW_BYTES
     from peers.message import encode_vector
     from peers.types import Slice
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peers.clock import SspClock
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.mailbox import Mailbox

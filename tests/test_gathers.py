@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from peers.codec import CODECS, Raw
+from peers.codecs.exact import CODECS, Raw
 from peers.deadline import Deadline
 from peers.errors import MessageError, PeersError, StalledError
 from peers.leadership import Leadership

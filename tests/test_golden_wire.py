@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import redis
 
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.keys import Keys
 from peers.message import VERSION, RoundLayout, encode_fields, encode_vector
 from peers.redis_bus import RedisBus

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from degan.modes.join import join
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.deadline import Deadline
 from peers.errors import LapsedError, MessageError
 from peers.leadership import Leadership

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peers.assembler import Assembler
-from peers.codec import CODECS
+from peers.codecs.exact import CODECS
 from peers.errors import MessageError
 from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.types import Entry, Slice

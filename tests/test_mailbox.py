@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from peers.codec import Raw
+from peers.codecs.exact import Raw
 from peers.deadline import Deadline
 from peers.mailbox import REMEMBERED, Mailbox, TimedMailbox
 from peers.message import RoundLayout, encode_fields, encode_vector

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peers.assembler import Assembler
-from peers.checksum import checksum
-from peers.codec import RAW_BYTES
+from peers.codecs.checksum import checksum
+from peers.codecs.exact import RAW_BYTES
 from peers.errors import MessageError
 from peers.message import decode_fields, encode_fields, encode_vector, read_back, squares_of
 from peers.types import Entry, Slice

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers.codec import CODECS, RAW_BYTES
+from peers.codecs.exact import CODECS, RAW_BYTES
 from peers.deadline import ENOUGH, Deadline
 from peers.errors import StalledError
 from peers.leadership import Leadership

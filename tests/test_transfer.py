@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peers import transfer
-from peers.codec import CODECS, Raw
+from peers.codecs.exact import CODECS, Raw
 from peers.errors import MessageError, PeersError, StalledError
 from peers.memory_bus import MemoryHub
 

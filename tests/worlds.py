@@ -34,6 +34,7 @@ from degan.pair import GanPair, spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import objects
 from degan.worker.signals import Signals
+from peers.codecs.quantised import Int8
 from peers.deadline import Deadline
 from peers.gate import ClockGate
 from peers.gradients import GradientCarry
@@ -44,7 +45,6 @@ from peers.message import Layout, RoundLayout
 from peers.parameters import ParameterCarry
 from peers.pool import SerialPool
 from peers.pump import Pump
-from peers.quantised import Int8
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.rounds import Rounds

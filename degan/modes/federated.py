@@ -41,7 +41,7 @@ from degan.modes.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
 from peers.bus import Bus
-from peers.codec import Codec, build
+from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
 from peers.message import RoundLayout

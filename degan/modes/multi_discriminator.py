@@ -48,7 +48,7 @@ from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
 from peers.bus import Bus
-from peers.codec import Codec, build
+from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
 from peers.message import RoundLayout

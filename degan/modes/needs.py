@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config.settings import Experiment
-from peers.coding import Codec
+from peers.codecs.base import Codec
 from peers.message import RoundLayout, chunks
 from peers.rounds import kept_entries
 from peers.types import Slice

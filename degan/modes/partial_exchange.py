@@ -43,7 +43,7 @@ from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
 from peers.bus import Bus
-from peers.codec import CODECS, build
+from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange
 from peers.message import Layout

@@ -41,7 +41,7 @@ import torch
 
 from degan.casts import torch_cast
 from peers.assembler import Assembler
-from peers.codec import NAMES, RAW_BYTES, build
+from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
 from peers.message import Layout
 from peers.redis_bus import RedisBus

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from peers.codec import RAW_BYTES
+from peers.codecs.exact import RAW_BYTES
 from peers.redis_client import split_socket
 from peers.resp import ROOM_BYTES
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from degan.casts import torch_cast
-from peers.codec import build
+from peers.codecs.exact import build
 from peers.message import Layout
 from peers.rules import Rules, make_carry
 from peers.types import Slice

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from peers.coding import CHUNK_BYTES, Codec, as_bytes, forget_what_is_not_finite
+from peers.codecs.base import CHUNK_BYTES, Codec, as_bytes, forget_what_is_not_finite
 from peers.errors import MessageError
 from peers.types import Buffer
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peers.coding import Codec
+from peers.codecs.base import Codec
 from peers.types import Buffer, Slice
 
 

@@ -9,7 +9,7 @@
 | topk     | 6 x fraction  | all but the largest values |
 | sign     | 0.129         | all but the signs and the mean size of 1,024 values |
 
-What a lossy codec drops is not lost: `peers.lossy` sends it later.
+What a lossy codec drops is not lost: `peers.codecs.feedback` sends it later.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.coding import Codec, as_bytes, forget_what_is_not_finite
-from peers.quantised import Int8, Sign
-from peers.sparse import TopK
+from peers.codecs.base import Codec, as_bytes, forget_what_is_not_finite
+from peers.codecs.quantised import Int8, Sign
+from peers.codecs.sparse import TopK
 from peers.types import Buffer
 
 # Writes the values of `source` into `target`: float32 to or from float16, or to or from bfloat16, which

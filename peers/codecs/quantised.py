@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from peers.checksum import checksum
-from peers.coding import CHUNK_BYTES, Codec, as_bytes
+from peers.codecs.base import CHUNK_BYTES, Codec, as_bytes
+from peers.codecs.checksum import checksum
 from peers.types import Buffer
 
 BLOCK = 1024

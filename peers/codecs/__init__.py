@@ -1,0 +1,1 @@
+"""Codecs: float32 to bytes and back; pure."""
