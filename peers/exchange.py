@@ -29,7 +29,6 @@ from peers.errors import MessageError, StalledError
 from peers.gate import make_gate
 from peers.inbox import Inbox
 from peers.joining import Giver, ask
-from peers.message import Layout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.processes import queued_s
 from peers.pump import Pump
@@ -42,6 +41,7 @@ from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.waiting import failed
 from peers.window import Accumulator, Contribution
+from peers.wire.message import Layout, encode_fields, encode_vector
 
 # Vectors of the carry travel beside the caller's own to a joiner.
 CARRIED = "carry."

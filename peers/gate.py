@@ -17,9 +17,9 @@ import numpy as np
 
 from peers.clock import SspClock
 from peers.errors import LapsedError
-from peers.message import Layout
 from peers.rules import Rules
 from peers.waiting import Waiting
+from peers.wire.message import Layout
 
 
 class ClockGate(Waiting):

@@ -28,13 +28,13 @@ import numpy as np
 from peers.carry import Leaving, Outgoing, Published, State
 from peers.codecs.feedback import ErrorFeedback
 from peers.held import Held
-from peers.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, norm, squares
 from peers.vectors.screen import Judge, Term
 from peers.window import Contribution, GradientWindow
+from peers.wire.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 
 MAX_SPAN = 1 << 20
 BLOCK_VALUES = 64 * 1024

@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from peers.assembler import Assembler
 from peers.auto import AutoParts
 from peers.errors import MessageError
 from peers.gate import ClockGate
-from peers.message import Layout, is_sound
 from peers.types import Cursor, Entry, Message
 from peers.vectors.buffers import Spares
 from peers.window import Accumulator, Contribution
+from peers.wire.assembler import Assembler
+from peers.wire.message import Layout, is_sound
 
 MAX_TOKEN = 64
 

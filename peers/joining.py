@@ -17,9 +17,9 @@ from peers import transfer
 from peers.bus import Bus
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.message import Layout, encode_fields
 from peers.pool import SerialPool
 from peers.transfer import State
+from peers.wire.message import Layout, encode_fields
 
 
 def ask(

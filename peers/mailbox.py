@@ -12,12 +12,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from peers.assembler import Assembler
 from peers.deadline import Deadline
 from peers.errors import MessageError
-from peers.message import RoundLayout, is_sound
 from peers.types import Entry, Message
 from peers.waiting import Waiting
+from peers.wire.assembler import Assembler
+from peers.wire.message import RoundLayout, is_sound
 
 KEPT = 4
 # Rounds whose beginning is remembered, to tell how late an answer is.

@@ -35,9 +35,9 @@ from peers.errors import (
     MessageError,
     PeersError,
 )
-from peers.message import decode_fields
 from peers.processes import is_dead, process_birth, this_host
 from peers.types import Lease
+from peers.wire.message import decode_fields
 
 POLL_S = 0.05
 # Before we refuse, the peers need a moment to see our lease, so that they too can say what is wrong.

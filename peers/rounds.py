@@ -31,7 +31,6 @@ from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
 from peers.leadership import Leadership
 from peers.mailbox import Letter, TimedMailbox
-from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.pool import SerialPool
 from peers.pump import Pump
 from peers.refusals import total
@@ -40,6 +39,7 @@ from peers.types import Message, Slice
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Judge, Term
 from peers.waiting import failed
+from peers.wire.message import RoundLayout, encode_fields, encode_vector
 
 Answer = TypeVar("Answer")
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from peers.carry import Carry
 from peers.gradients import GradientCarry
-from peers.message import Layout
 from peers.parameters import ParameterCarry
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares
 from peers.vectors.screen import Judge
+from peers.wire.message import Layout
 
 
 @dataclass(frozen=True)

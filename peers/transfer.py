@@ -17,8 +17,8 @@ from peers.bus import Bus
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS, Codec
 from peers.errors import MessageError, StalledError
-from peers.message import chunks, decode_fields
 from peers.types import Buffer, Slice
+from peers.wire.message import chunks, decode_fields
 
 POLL_S = 0.05
 

@@ -12,13 +12,13 @@ from peers.bus import Bus
 from peers.codecs.exact import CODECS
 from peers.exchange import Exchange
 from peers.memory_bus import MemoryHub
-from peers.message import Layout
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
 from peers.types import Slice
 from peers.vectors.graph import complete
 from peers.vectors.partition import Schedule
+from peers.wire.message import Layout
 
 HANG_S = 60.0
 

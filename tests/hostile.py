@@ -12,8 +12,8 @@ import msgpack
 import numpy as np
 
 from peers.codecs.checksum import checksum
-from peers.message import MAX_FIELDS_BYTES, VERSION, Layout, RoundLayout, encode_vector
 from peers.types import Buffer, Slice
+from peers.wire.message import MAX_FIELDS_BYTES, VERSION, Layout, RoundLayout, encode_vector
 
 # Whatever the change has hit is refused, but under which name depends on the place.
 ANY = frozenset(("malformed", "checksum", "version", "fingerprint", "kind", "layout", "incomplete", "oversized"))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from peers.exchange import Exchange
-from peers.message import Layout
 from peers.rendezvous import Start
 from peers.rules import Rules
 from peers.types import Lease, Slice
+from peers.wire.message import Layout
 from tests.fleets import in_threads, memory_buses
 
 # Nothing that waits in these tests waits for time to pass.

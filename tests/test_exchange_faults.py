@@ -7,11 +7,11 @@ import pytest
 
 from peers.errors import MessageError, StalledError
 from peers.inbox import Inbox
-from peers.message import encode_fields, encode_vector
 from peers.parameters import ParameterCarry
 from peers.rendezvous import Start
 from peers.types import Entry, Slice
 from peers.window import Accumulator, Contribution
+from peers.wire.message import encode_fields, encode_vector
 from tests.fleets import make_layout
 from tests.lockstep import Lockstep, close, rules
 

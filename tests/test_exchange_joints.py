@@ -10,12 +10,12 @@ import pytest
 import config
 from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
 from peers.inbox import Inbox
-from peers.message import encode_vector
 from peers.rules import make_carry
 from peers.types import Cursor, Entry, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.window import Accumulator
+from peers.wire.message import encode_vector
 from tests.fleets import integers, make_layout
 from tests.lockstep import Lockstep, rules
 

@@ -7,8 +7,8 @@ import pytest
 
 from peers.errors import LapsedError
 from peers.gate import make_gate
-from peers.message import encode_fields
 from peers.types import Cursor, Entry, Slice
+from peers.wire.message import encode_fields
 from tests.fleets import in_threads, make_layout
 from tests.lockstep import Lockstep, rules
 

@@ -19,10 +19,10 @@ from peers.codecs.exact import CODECS
 from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.mailbox import Mailbox
-from peers.message import RoundLayout, encode_vector
 from peers.seal import Seals, Watch
 from peers.types import Entry, Slice
 from peers.window import Accumulator
+from peers.wire.message import RoundLayout, encode_vector
 from tests.fleets import make_layout
 from tests.hostile import Corpus
 

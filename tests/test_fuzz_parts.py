@@ -18,11 +18,11 @@ from peers.errors import BusError, DisagreementError, MessageError, StalledError
 from peers.guard import Guard
 from peers.keys import Keys
 from peers.memory_bus import MemoryHub
-from peers.message import decode_fields
 from peers.redis_client import Reader
 from peers.rendezvous import Rendezvous
 from peers.resp import Busy
 from peers.types import Lease
+from peers.wire.message import decode_fields
 from tests.test_bus import lease
 
 MOST_BYTES = 16e6

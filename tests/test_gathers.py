@@ -12,11 +12,11 @@ from peers.codecs.exact import CODECS, Raw
 from peers.deadline import Deadline
 from peers.errors import MessageError, PeersError, StalledError
 from peers.leadership import Leadership
-from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.rendezvous import Start
 from peers.rounds import Rounds, kept_entries, term_of
 from peers.types import Entry, Lease, Slice
 from peers.vectors.screen import Judge
+from peers.wire.message import RoundLayout, encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses
 
 SIZE = 4

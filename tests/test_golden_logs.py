@@ -11,12 +11,12 @@ from peers.exchange import Exchange
 from peers.guard import Guard
 from peers.keys import Keys
 from peers.memory_bus import MemoryHub
-from peers.message import encode_fields, encode_vector
 from peers.redis_client import Reader
 from peers.rendezvous import Rendezvous, Start
 from peers.resp import Busy
 from peers.rules import Rules
 from peers.types import Lease, Slice
+from peers.wire.message import encode_fields, encode_vector
 from tests import multi_discriminators as md
 from tests import test_federated as federated
 from tests.fleets import make_layout, memory_buses

@@ -19,9 +19,9 @@ import redis
 
 from peers.codecs.exact import CODECS
 from peers.keys import Keys
-from peers.message import VERSION, RoundLayout, encode_fields, encode_vector
 from peers.redis_bus import RedisBus
 from peers.types import Lease, Slice
+from peers.wire.message import VERSION, RoundLayout, encode_fields, encode_vector
 from tests.fleets import make_layout
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "wire.json").read_text(encoding="utf-8"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.assembler import Assembler
 from peers.codecs.exact import CODECS
 from peers.errors import MessageError
-from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.types import Entry, Slice
+from peers.wire.assembler import Assembler
+from peers.wire.message import RoundLayout, encode_fields, encode_vector
 from tests.fleets import make_layout
 
 SECTIONS = [Slice(8, 16), Slice(0, 8)]

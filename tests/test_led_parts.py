@@ -15,9 +15,9 @@ from degan.modes import led
 from degan.modes.federated import Federated
 from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
-from peers.message import encode_fields
 from peers.rounds import Gathered
 from peers.types import Entry
+from peers.wire.message import encode_fields
 from tests import multi_discriminators
 from tests.federations import Fleet, about, assert_same_model, experiment, stream
 from tests.fleets import close, memory_buses

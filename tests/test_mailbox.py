@@ -10,8 +10,8 @@ import pytest
 from peers.codecs.exact import Raw
 from peers.deadline import Deadline
 from peers.mailbox import REMEMBERED, Mailbox, TimedMailbox
-from peers.message import RoundLayout, encode_fields, encode_vector
 from peers.types import Entry, Slice
+from peers.wire.message import RoundLayout, encode_fields, encode_vector
 
 
 class Small(Raw):

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers.assembler import Assembler
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import RAW_BYTES
 from peers.errors import MessageError
-from peers.message import decode_fields, encode_fields, encode_vector, read_back, squares_of
 from peers.types import Entry, Slice
 from peers.vectors.partition import balanced
+from peers.wire.assembler import Assembler
+from peers.wire.message import decode_fields, encode_fields, encode_vector, read_back, squares_of
 from tests.fleets import make_layout
 
 

@@ -11,13 +11,13 @@ import config
 from degan.modes.partial_exchange import keep_rounds, least_rounds
 from peers import rules
 from peers.gate import make_gate
-from peers.message import Layout
 from peers.rules import Rules, make_carry
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.screen import Judge
+from peers.wire.message import Layout
 from tests.fleets import make_layout
 from tests.leaves import plain
 

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from peers.message import encode_fields, encode_vector
 from peers.types import Entry, Slice
+from peers.wire.message import encode_fields, encode_vector
 from tests.fleets import close, memory_buses
 from tests.multi_discriminators import Fleet, experiment
 

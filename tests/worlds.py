@@ -41,7 +41,6 @@ from peers.gradients import GradientCarry
 from peers.joining import Giver
 from peers.leadership import Leadership
 from peers.memory_bus import MemoryBus, MemoryHub
-from peers.message import Layout, RoundLayout
 from peers.parameters import ParameterCarry
 from peers.pool import SerialPool
 from peers.pump import Pump
@@ -52,6 +51,7 @@ from peers.rules import Rules
 from peers.vectors import reduce as robust
 from peers.vectors.screen import Judge
 from peers.waiting import Waiting
+from peers.wire.message import Layout, RoundLayout
 from tests.fleets import in_threads
 
 SIDE, SAMPLES, CLASSES = 10, 210, 10

@@ -44,10 +44,10 @@ from peers.bus import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
-from peers.message import RoundLayout
 from peers.transfer import encoded_bytes
 from peers.types import Message
 from peers.vectors import reduce as robust
+from peers.wire.message import RoundLayout
 
 MODEL, SMOOTH = "model", "smooth"
 

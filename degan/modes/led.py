@@ -36,12 +36,12 @@ from peers.deadline import Deadline
 from peers.errors import LapsedError
 from peers.leadership import Leadership
 from peers.mailbox import Letter
-from peers.message import RoundLayout
 from peers.rendezvous import Rendezvous, Start
 from peers.rounds import Gathered, Rounds, term_of
 from peers.types import Message
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Judge
+from peers.wire.message import RoundLayout
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3

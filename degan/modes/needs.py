@@ -12,9 +12,9 @@ import numpy as np
 
 from config.settings import Experiment
 from peers.codecs.base import Codec
-from peers.message import RoundLayout, chunks
 from peers.rounds import kept_entries
 from peers.types import Slice
+from peers.wire.message import RoundLayout, chunks
 
 LEADERS = 3  # Where the settings do not say how many may lead.
 

@@ -46,12 +46,12 @@ from peers.bus import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange
-from peers.message import Layout
 from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules, make_carry
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
+from peers.wire.message import Layout
 
 # No weight of an honest worker is larger.
 RUNAWAY = 1e6

@@ -18,10 +18,10 @@ from peers.attacks import Attack, attack_of
 from peers.bus import Bus
 from peers.faults import VARIABLE, WIRE_HOOKS, Faults
 from peers.faulty_bus import FaultyBus, harm
-from peers.message import VERSION
 from peers.redis_bus import RedisBus
 from peers.tls import Access
 from peers.vectors.graph import complete
+from peers.wire.message import VERSION
 
 # Where nothing that is said leaves the machine.
 LOCAL = ("localhost", "127.0.0.1", "::1")

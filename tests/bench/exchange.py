@@ -40,10 +40,8 @@ import redis
 import torch
 
 from degan.casts import torch_cast
-from peers.assembler import Assembler
 from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
-from peers.message import Layout
 from peers.redis_bus import RedisBus
 from peers.redis_client import split_socket
 from peers.rendezvous import Rendezvous
@@ -52,6 +50,8 @@ from peers.types import Entry, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.window import Contribution
+from peers.wire.assembler import Assembler
+from peers.wire.message import Layout
 from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq
 from tests.bench.table import finish, show
 from tests.servers import free_port, redis_server

@@ -20,13 +20,13 @@ import numpy as np
 
 from degan.casts import torch_cast
 from peers.codecs.exact import build
-from peers.message import Layout
 from peers.rules import Rules, make_carry
 from peers.types import Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import RULES, squares
 from peers.window import Contribution
+from peers.wire.message import Layout
 from tests.bench.table import finish, show
 
 VALUES = 4_240_320  # DEGAN's model.

@@ -17,12 +17,12 @@ from peers.attacks import NAMES
 from peers.clock import SspClock
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.message import Layout, RoundLayout, decode_fields, encode_fields, encode_vector
 from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.types import Entry
 from peers.vectors.graph import complete
 from peers.window import Accumulator
+from peers.wire.message import Layout, RoundLayout, decode_fields, encode_fields, encode_vector
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import Scenario, Trial
 from tests.chaos.worker_faults import SYNC

@@ -62,14 +62,14 @@ MUTANTS = (
     ),
     Mutant(
         "states travel in the codec of the parts",
-        "peers/message.py",
+        "peers/wire/message.py",
         '        if kind == "state":\n            return (raw,)\n',
         '        if kind == "state":\n            return (self.codec,)\n',
         f"{LAYOUTS}test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves",
     ),
     Mutant(
         "each chunk has the small numbers of the first",
-        "peers/message.py",
+        "peers/wire/message.py",
         "x=extras if extras and index == 0 else {},",
         "x=extras or {},",
         f"{GOLDEN}test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras",

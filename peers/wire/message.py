@@ -4,7 +4,7 @@ A message is cut into entries of at most 1 MiB of payload, each with a small Mes
 whose last four bytes are a checksum of the header before them and of the payload.
 `Layout` is what both sides must agree on; from it a receiver computes the slice, the number of
 chunks and the exact size of each payload that a header may announce, and refuses anything else
-before it allocates (`peers.assembler`).
+before it allocates (`peers.wire.assembler`).
 
 | kind    | carries | says |
 | ------- | ------- | ---- |

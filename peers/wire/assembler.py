@@ -11,7 +11,10 @@ import msgspec
 
 from peers.codecs.exact import Codec
 from peers.errors import MessageError
-from peers.message import (
+from peers.types import Entry, Message, Slice
+from peers.vectors.buffers import Spares
+from peers.vectors.reduce import squares
+from peers.wire.message import (
     FIELD_KINDS,
     MAX_HEADER_BYTES,
     MAX_ROUND,
@@ -26,9 +29,6 @@ from peers.message import (
     is_sound,
     is_whole,
 )
-from peers.types import Entry, Message, Slice
-from peers.vectors.buffers import Spares
-from peers.vectors.reduce import squares
 
 
 class Assembler:

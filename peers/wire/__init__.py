@@ -1,0 +1,1 @@
+"""The wire: kinds of messages, headers, layouts, encoding and assembling; pure."""
