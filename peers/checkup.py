@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import redis
 
 from peers import goodput, verdicts
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.client import address, connect, split_socket
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.tls import Access
 from peers.errors import UnreachableError, UnseenError
-from peers.guard import Guard
-from peers.keys import Keys
-from peers.redis_client import address, connect, split_socket
-from peers.tls import Access
 from peers.types import Lease
 from peers.verdicts import FAIL, OK, WARN, Finding, Life
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from peers.auto import AutoParts
-from peers.bus import Bus
+from peers.bus.door import Bus
+from peers.bus.redis.refusals import total
 from peers.carry import Leaving
 from peers.errors import MessageError, StalledError
 from peers.gate import make_gate
@@ -32,7 +33,6 @@ from peers.joining import Giver, ask
 from peers.pool import SerialPool
 from peers.processes import queued_s
 from peers.pump import Pump
-from peers.refusals import total
 from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
 from peers.transfer import State

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.faults import Fault, Plan
 from peers.types import Buffer
 
@@ -22,7 +22,7 @@ Entries = Iterable[tuple[bytes, Buffer]]
 
 
 class FaultyBus:
-    """A bus with the hooks `before_publish`, `between_chunks` and `after_publish`; see `peers.bus.Bus`.
+    """A bus with the hooks `before_publish`, `between_chunks` and `after_publish`; see `peers.bus.door.Bus`.
 
     A message belongs to the step of its round. `between_chunks` is when its first entry is in the stream and the
     others are not; a message of a single entry has no such moment.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peers import transfer
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.pool import SerialPool

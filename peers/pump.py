@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.errors import BusError, PeersError
 from peers.gate import ClockGate
 from peers.inbox import Inbox

@@ -25,7 +25,7 @@ from typing import Any
 import msgpack
 import msgspec
 
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.errors import (
     AbsentError,
     BusError,

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from peers import transfer
-from peers.bus import Bus
+from peers.bus.door import Bus
+from peers.bus.redis.refusals import total
 from peers.codecs.exact import CODECS, Codec
 from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
@@ -33,7 +34,6 @@ from peers.leadership import Leadership
 from peers.mailbox import Letter, TimedMailbox
 from peers.pool import SerialPool
 from peers.pump import Pump
-from peers.refusals import total
 from peers.rendezvous import Start
 from peers.types import Message, Slice
 from peers.vectors.reduce import norm

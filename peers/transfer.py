@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS, Codec
 from peers.errors import MessageError, StalledError

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from peers.auto import CHOICES, FIRST
-from peers.bus import Bus
+from peers.bus.door import Bus
+from peers.bus.memory import MemoryHub
+from peers.bus.redis.bus import RedisBus
 from peers.codecs.exact import CODECS
 from peers.exchange import Exchange
-from peers.memory_bus import MemoryHub
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
 from peers.types import Slice

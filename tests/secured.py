@@ -17,7 +17,7 @@ import redis
 
 from config.security import read_secrets
 from launch.__main__ import main
-from peers.tls import Access
+from peers.bus.redis.tls import Access
 from tests.servers import free_port
 from tests.workers import experiment
 

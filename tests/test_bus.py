@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from peers.bus.memory import MemoryHub
+from peers.bus.redis.bus import RedisBus
 from peers.errors import DuplicateError
-from peers.memory_bus import MemoryHub
-from peers.redis_bus import RedisBus
 from peers.types import Lease
 from peers.vectors.graph import complete
 from tests.fleets import in_threads

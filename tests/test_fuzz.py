@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peers.bus.redis.mac import Seals, Watch
 from peers.clock import SspClock
 from peers.codecs.exact import CODECS
 from peers.gate import ClockGate
 from peers.inbox import Inbox
 from peers.mailbox import Mailbox
-from peers.seal import Seals, Watch
 from peers.types import Entry, Slice
 from peers.window import Accumulator
 from peers.wire.message import RoundLayout, encode_vector

@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peers import rendezvous, transfer
+from peers.bus.memory import MemoryHub
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.client import Reader
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.resp import Busy
 from peers.errors import BusError, DisagreementError, MessageError, StalledError
-from peers.guard import Guard
-from peers.keys import Keys
-from peers.memory_bus import MemoryHub
-from peers.redis_client import Reader
 from peers.rendezvous import Rendezvous
-from peers.resp import Busy
 from peers.types import Lease
 from peers.wire.message import decode_fields
 from tests.test_bus import lease

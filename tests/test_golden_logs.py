@@ -7,13 +7,13 @@ from zlib import crc32
 import msgpack
 import numpy as np
 
+from peers.bus.memory import MemoryHub
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.client import Reader
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.resp import Busy
 from peers.exchange import Exchange
-from peers.guard import Guard
-from peers.keys import Keys
-from peers.memory_bus import MemoryHub
-from peers.redis_client import Reader
 from peers.rendezvous import Rendezvous, Start
-from peers.resp import Busy
 from peers.rules import Rules
 from peers.types import Lease, Slice
 from peers.wire.message import encode_fields, encode_vector

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import redis
 
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.keys import Keys
 from peers.codecs.exact import CODECS
-from peers.keys import Keys
-from peers.redis_bus import RedisBus
 from peers.types import Lease, Slice
 from peers.wire.message import VERSION, RoundLayout, encode_fields, encode_vector
 from tests.fleets import make_layout

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 import config
-from peers.redis_client import split_socket
+from peers.bus.redis.client import split_socket
 
 pytestmark = pytest.mark.timeout(100)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses pidfds")

@@ -21,7 +21,7 @@ from launch.board import Row
 from launch.folder import RunFolder
 from launch.interrupts import Interrupts
 from launch.tail import Tail
-from peers.redis_client import split_socket
+from peers.bus.redis.client import split_socket
 
 pytestmark = pytest.mark.timeout(100)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses pidfds")

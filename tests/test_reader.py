@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import redis
 
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.client import Reader
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.mac import Seals
+from peers.bus.redis.resp import Busy, ReplyError
 from peers.errors import BusError
-from peers.guard import Guard
-from peers.keys import Keys
-from peers.redis_bus import RedisBus
-from peers.redis_client import Reader
-from peers.resp import Busy, ReplyError
-from peers.seal import Seals
 from tests.test_bus import read
 
 OUT, DIRECT = "degan:r:1:a1:out", "degan:r:1:a1:to:0"

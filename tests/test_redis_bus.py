@@ -7,10 +7,10 @@ import threading
 import pytest
 import redis
 
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.client import address, connect, split_socket
+from peers.bus.redis.resp import Replies, ReplyError
 from peers.errors import BusError, LapsedError, UnreachableError
-from peers.redis_bus import RedisBus
-from peers.redis_client import address, connect, split_socket
-from peers.resp import Replies, ReplyError
 from peers.types import Lease
 from tests.fleets import in_threads
 from tests.servers import free_port, redis_server

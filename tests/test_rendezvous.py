@@ -10,8 +10,8 @@ import threading
 import msgspec
 import pytest
 
+from peers.bus.memory import MemoryHub
 from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedError
-from peers.memory_bus import MemoryHub
 from peers.processes import is_dead, process_birth, this_host
 from peers.rendezvous import Rendezvous
 from peers.types import Lease

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from peers import rendezvous
+from peers.bus.memory import MemoryHub
 from peers.errors import AbsentError, BusError, DisagreementError, LapsedError
-from peers.memory_bus import MemoryHub
 from peers.processes import this_host
 from peers.rendezvous import Rendezvous, heartbeat_s
 from peers.types import Lease

@@ -10,9 +10,9 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers.bus.door.redis import resp
 
-from peers import resp
-from peers.resp import Busy, Connection, ProtocolError, Replies, ReplyError, bulks, command
+from peers.bus.redis.resp import Busy, Connection, ProtocolError, Replies, ReplyError, bulks, command
 
 # A reply as Python values: bytes is a bulk string, a list an array, None nil.
 bulk_strings = st.one_of(st.binary(max_size=64), st.binary(min_size=200, max_size=400))

@@ -9,10 +9,10 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.mac import KEY_BYTES, MARK, REMEMBERED, SEAL_BYTES, Seals, Watch
 from peers.errors import DisagreementError, MessageError
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
-from peers.seal import KEY_BYTES, MARK, REMEMBERED, SEAL_BYTES, Seals, Watch
 from tests.fleets import in_threads
 from tests.test_bus import lease, read
 

@@ -15,11 +15,11 @@ from degan.worker.journal import read_lines
 from launch.__main__ import main
 from launch.certificates import Authority
 from launch.nodes import COMMANDS
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.client import connect, open_link
+from peers.bus.redis.resp import command
+from peers.bus.redis.tls import TlsConnection, TlsLink
 from peers.errors import DuplicateError, UnreachableError
-from peers.redis_bus import RedisBus
-from peers.redis_client import connect, open_link
-from peers.resp import command
-from peers.tls import TlsConnection, TlsLink
 from tests.secured import access, admin, secure_folder, server, servers
 from tests.servers import free_port
 from tests.test_bus import lease, read

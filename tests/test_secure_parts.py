@@ -19,8 +19,8 @@ from launch import nodes
 from launch.__main__ import main
 from launch.certificates import Authority
 from launch.nodes import Node
+from peers.bus.redis.tls import Access, TlsConnection
 from peers.errors import SetupError
-from peers.tls import Access, TlsConnection
 from tests.workers import experiment
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)

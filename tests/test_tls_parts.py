@@ -7,7 +7,7 @@ import ssl
 import pytest
 import redis
 
-from peers.tls import SMALL_BYTES, Access, TlsLink, refusal
+from peers.bus.redis.tls import SMALL_BYTES, Access, TlsLink, refusal
 
 ACCESS = Access(ca="/secrets/ca.crt")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from peers import transfer
+from peers.bus.memory import MemoryHub
 from peers.codecs.exact import CODECS, Raw
 from peers.errors import MessageError, PeersError, StalledError
-from peers.memory_bus import MemoryHub
 
 
 class Small(Raw):

@@ -6,8 +6,9 @@ import threading
 from collections import Counter
 
 import pytest
+from peers.bus.door.redis import refusals
 
-from peers import pool, processes, refusals
+from peers import pool, processes
 from peers.errors import PeersError, StalledError
 from peers.types import Cursor, Slice
 from peers.vectors.graph import complete

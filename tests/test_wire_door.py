@@ -13,9 +13,9 @@ from config import UsageError
 from degan import modes
 from degan.modes import wire
 from degan.pair import GanPair
+from peers.bus.redis.tls import Access
 from peers.errors import SetupError
 from peers.faulty_bus import FaultyBus
-from peers.tls import Access
 from tests.fleets import memory_buses
 from tests.leaves import plain
 

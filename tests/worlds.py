@@ -34,17 +34,17 @@ from degan.pair import GanPair, spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import objects
 from degan.worker.signals import Signals
+from peers.bus.memory import MemoryBus, MemoryHub
+from peers.bus.redis.bus import RedisBus
 from peers.codecs.quantised import Int8
 from peers.deadline import Deadline
 from peers.gate import ClockGate
 from peers.gradients import GradientCarry
 from peers.joining import Giver
 from peers.leadership import Leadership
-from peers.memory_bus import MemoryBus, MemoryHub
 from peers.parameters import ParameterCarry
 from peers.pool import SerialPool
 from peers.pump import Pump
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.rounds import Rounds
 from peers.rules import Rules

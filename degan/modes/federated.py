@@ -40,7 +40,7 @@ from degan.modes.join import MISSED
 from degan.modes.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from degan.pair import GanPair, spawn_seed
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter

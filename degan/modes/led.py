@@ -30,7 +30,7 @@ from degan.modes.join import MISSED, join
 from degan.modes.needs import leaders_of
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.deadline import Deadline
 from peers.errors import LapsedError

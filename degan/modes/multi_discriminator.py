@@ -47,7 +47,7 @@ from degan.modes.led import Led
 from degan.modes.needs import Needs, led_outbox_bytes
 from degan.pair import GanPair
 from degan.vector import to_numpy
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter

@@ -42,7 +42,7 @@ from degan.modes.needs import Needs, entry_bytes, float_bytes
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.auto import CHOICES, FIRST
-from peers.bus import Bus
+from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange

@@ -27,11 +27,11 @@ import msgspec
 
 import config
 from config import UsageError
+from peers.bus.redis.client import address, split_socket
+from peers.bus.redis.tls import Access
 from peers.checkup import Visit, look
 from peers.processes import is_dead
-from peers.redis_client import address, split_socket
 from peers.rendezvous import heartbeat_s
-from peers.tls import Access
 from peers.verdicts import FAIL, OK, WARN, Finding, mib, printable
 
 WIDTH = 100

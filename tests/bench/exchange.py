@@ -40,10 +40,10 @@ import redis
 import torch
 
 from degan.casts import torch_cast
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
-from peers.redis_bus import RedisBus
-from peers.redis_client import split_socket
 from peers.rendezvous import Rendezvous
 from peers.rules import Rules, make_carry
 from peers.types import Entry, Slice

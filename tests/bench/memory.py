@@ -28,7 +28,7 @@ import redis
 
 import config
 from degan.report_svg import HEIGHT, WIDTH, chart, short
-from peers.redis_client import split_socket
+from peers.bus.redis.client import split_socket
 from tests.bench.table import finish, show
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from peers.bus.redis.client import split_socket
+from peers.bus.redis.resp import ROOM_BYTES
 from peers.codecs.exact import RAW_BYTES
-from peers.redis_client import split_socket
-from peers.resp import ROOM_BYTES
 
 FIRST_ID = 10**9  # Every id has ten digits, so that the length of a reply follows from its number of entries.
 

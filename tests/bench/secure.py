@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from launch.certificates import Authority
-from peers.tls import Access
+from peers.bus.redis.tls import Access
 from tests.bench.exchange import KEEP_ROUNDS, VALUES, Degan, Figures, Pair, ratio, row
 from tests.bench.table import finish, show
 from tests.secured import tls_server

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from peers.bus import Bus
+from peers.bus.door import Bus
+from peers.bus.redis.bus import RedisBus
 from peers.errors import SetupError
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.vectors.graph import complete
 from tests.chaos.fleet import Fleet

@@ -14,10 +14,10 @@ import numpy as np
 
 from degan.modes.wire import fingerprint
 from peers.attacks import NAMES
+from peers.bus.redis.bus import RedisBus
 from peers.clock import SspClock
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.redis_bus import RedisBus
 from peers.rendezvous import Rendezvous
 from peers.types import Entry
 from peers.vectors.graph import complete

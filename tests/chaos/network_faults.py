@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from peers.redis_client import SOCKET_TIMEOUT_S
+from peers.bus.redis.client import SOCKET_TIMEOUT_S
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
 from tests.chaos.worker_faults import is_led, options

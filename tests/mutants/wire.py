@@ -33,7 +33,7 @@ MUTANTS = (
     ),
     Mutant(
         "an answer of Redis is accepted by its prefix",
-        "peers/resp.py",
+        "peers/bus/redis/resp.py",
         "            if here == len(text):\n",
         "            if here:\n",
         f"{RESP}test_a_prefix_of_what_is_expected_is_not_it "
@@ -41,21 +41,21 @@ MUTANTS = (
     ),
     Mutant(
         "a server may claim a list of any length",
-        "peers/resp.py",
+        "peers/bus/redis/resp.py",
         "size = self._length(rest, MAX_ITEMS)",
         "size = self._length(rest, 2**60)",
         f"{RESP}test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken",
     ),
     Mutant(
         "a server may say lists in lists without end",
-        "peers/resp.py",
+        "peers/bus/redis/resp.py",
         "            if not depth:\n",
         "            if depth is None:\n",
         f"{RESP}test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken",
     ),
     Mutant(
         "small things in a list do not count for a reply's size",
-        "peers/resp.py",
+        "peers/bus/redis/resp.py",
         "        self._count(ITEM_BYTES * size)\n",
         "",
         f"{RESP}test_many_small_things_are_a_large_reply_too",
@@ -118,7 +118,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is written to Redis lives for as long as the lease",
-        "peers/redis_bus.py",
+        "peers/bus/redis/bus.py",
         "pipeline.expire(key, max(KEEP_S, int(ttl_s)))",
         "pipeline.expire(key, int(ttl_s))",
         f"{GOLDEN}test_all_that_a_worker_writes_to_its_redis",

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.mac import MARK, Seals, difference
+from peers.bus.redis.refusals import Refusals
 from peers.errors import MessageError
-from peers.keys import Keys
-from peers.refusals import Refusals
-from peers.seal import MARK, Seals, difference
 from peers.types import Buffer, Lease
 
 _encode_lease = msgspec.msgpack.Encoder().encode

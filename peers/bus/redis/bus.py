@@ -3,7 +3,7 @@
 Plain XREAD with private cursors: no consumer groups (every peer needs every message), no pub/sub (it
 forgets), no Lua. `_insist` is the only place that retries. XADD and XREAD, which carry the vectors, go
 over links by `resp`, which copies nothing; everything small goes by redis-py. With a run key every entry has a third
-field `s`, its seal, and what is in the lease and the state begins with one (`peers.seal`).
+field `s`, its seal, and what is in the lease and the state begins with one (`peers.bus.redis.mac`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import redis
 
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.client import REPLY_BYTES, Batch, Reader, address, connect, number_of, open_link, split_socket
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.resp import Busy, Connection, ReplyError, bulks
+from peers.bus.redis.tls import Access
 from peers.errors import BusError, DisagreementError, DuplicateError, LapsedError
-from peers.guard import Guard
-from peers.keys import Keys
-from peers.redis_client import REPLY_BYTES, Batch, Reader, address, connect, number_of, open_link, split_socket
-from peers.resp import Busy, Connection, ReplyError, bulks
-from peers.tls import Access
 from peers.types import Buffer, Entry, Lease
 
 # How much is gathered for one system call while more is being made.
@@ -37,7 +37,7 @@ _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLo
 
 
 class RedisBus:
-    """One worker's door to everyone's Redis; see `peers.bus.Bus`.
+    """One worker's door to everyone's Redis; see `peers.bus.door.Bus`.
 
     Args:
         run: name of the run, part of every key.
@@ -47,7 +47,7 @@ class RedisBus:
         peers: whom we follow.
         connect_timeout_s: how long an absent Redis is tried at the start.
         patience_s: how long our own node may be away in the middle of a run before that is an error.
-        full_patience_s, may_take_over: how long it may be full; see `peers.bus.Bus`.
+        full_patience_s, may_take_over: how long it may be full; see `peers.bus.door.Bus`.
         say: called with one line for a person, for instance while retrying.
         access: what we show to every Redis, and whom we trust.
         run_key: 32 bytes that all workers of the run have and nobody else; everything said is sealed with it, and

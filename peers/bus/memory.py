@@ -38,7 +38,7 @@ class MemoryHub:
 
 
 class MemoryBus:
-    """One worker's door to a `MemoryHub`; see `peers.bus.Bus`."""
+    """One worker's door to a `MemoryHub`; see `peers.bus.door.Bus`."""
 
     def __init__(self, hub: MemoryHub, worker: int, peers: tuple[int, ...], incarnation: str):
         self.worker, self.incarnation, self.may_take_over = worker, incarnation, False

@@ -18,11 +18,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.mac import Seals, Watch
+from peers.bus.redis.resp import Busy, Connection, ReplyError, bulks
+from peers.bus.redis.tls import Access, TlsLink, refusal
 from peers.errors import BusError, UnreachableError
-from peers.guard import Guard
-from peers.resp import Busy, Connection, ReplyError, bulks
-from peers.seal import Seals, Watch
-from peers.tls import Access, TlsLink, refusal
 from peers.types import Buffer, Entry
 
 BLOCK_S = 1.0
@@ -221,7 +221,7 @@ class Reader:
         return number_of(last[0][0]) if last else 0
 
     def receive(self, timeout_s: float, entry_bytes: int) -> list[Entry]:
-        """What came since the last call; see `peers.bus.Bus.receive`.
+        """What came since the last call; see `peers.bus.door.Bus.receive`.
 
         Args:
             entry_bytes: the largest payload to expect.
@@ -271,7 +271,7 @@ class Reader:
             return entries
 
     def read_again(self, entry: Entry) -> None:
-        """Move a stream's cursor before an entry; see `peers.bus.Bus.read_again`."""
+        """Move a stream's cursor before an entry; see `peers.bus.door.Bus.read_again`."""
         with self._reading:
             # What is on its way was asked for from a later cursor.
             self._hang_up()

@@ -1,0 +1,1 @@
+"""The bus: its door, and its in-memory twin."""

@@ -1,0 +1,1 @@
+"""The bus on Redis, the only room of peers that speaks it."""
