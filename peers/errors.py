@@ -31,7 +31,7 @@ class DuplicateError(SetupError):
 
     Args:
         worker: the number.
-        host, pid: of the process that holds it; the host as `peers.processes.this_host` writes it.
+        host, pid: of the process that holds it; the host as `peers.session.processes.this_host` writes it.
     """
 
     def __init__(self, worker: int, host: str, pid: int):

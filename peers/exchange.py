@@ -30,16 +30,16 @@ from peers.errors import MessageError, StalledError
 from peers.gate import make_gate
 from peers.inbox import Inbox
 from peers.joining import Giver, ask
-from peers.pool import SerialPool
-from peers.processes import queued_s
-from peers.pump import Pump
-from peers.rendezvous import Start
 from peers.rules import Rules, make_carry
-from peers.transfer import State
+from peers.session.processes import queued_s
+from peers.session.reader import Pump
+from peers.session.rendezvous import Start
+from peers.session.sender import SerialPool
+from peers.session.transfer import State
+from peers.session.waiting import failed
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
-from peers.waiting import failed
 from peers.window import Accumulator, Contribution
 from peers.wire.message import Layout, encode_fields, encode_vector
 

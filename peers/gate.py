@@ -18,7 +18,7 @@ import numpy as np
 from peers.clock import SspClock
 from peers.errors import LapsedError
 from peers.rules import Rules
-from peers.waiting import Waiting
+from peers.session.waiting import Waiting
 from peers.wire.message import Layout
 
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from peers import transfer
 from peers.bus.door import Bus
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.pool import SerialPool
-from peers.transfer import State
+from peers.session import transfer
+from peers.session.sender import SerialPool
+from peers.session.transfer import State
 from peers.wire.message import Layout, encode_fields
 
 

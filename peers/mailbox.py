@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from peers.deadline import Deadline
 from peers.errors import MessageError
+from peers.session.waiting import Waiting
 from peers.types import Entry, Message
-from peers.waiting import Waiting
 from peers.wire.assembler import Assembler
 from peers.wire.message import RoundLayout, is_sound
 

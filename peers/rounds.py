@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from peers import transfer
 from peers.bus.door import Bus
 from peers.bus.redis.refusals import total
 from peers.codecs.exact import CODECS, Codec
@@ -32,13 +31,14 @@ from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
 from peers.leadership import Leadership
 from peers.mailbox import Letter, TimedMailbox
-from peers.pool import SerialPool
-from peers.pump import Pump
-from peers.rendezvous import Start
+from peers.session import transfer
+from peers.session.reader import Pump
+from peers.session.rendezvous import Start
+from peers.session.sender import SerialPool
+from peers.session.waiting import failed
 from peers.types import Message, Slice
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Judge, Term
-from peers.waiting import failed
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 
 Answer = TypeVar("Answer")

@@ -13,8 +13,8 @@ from peers.bus.memory import MemoryHub
 from peers.bus.redis.bus import RedisBus
 from peers.codecs.exact import CODECS
 from peers.exchange import Exchange
-from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
+from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Slice
 from peers.vectors.graph import complete
 from peers.vectors.partition import Schedule

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from peers.exchange import Exchange
-from peers.rendezvous import Start
 from peers.rules import Rules
+from peers.session.rendezvous import Start
 from peers.types import Lease, Slice
 from peers.wire.message import Layout
 from tests.fleets import in_threads, memory_buses

@@ -8,7 +8,7 @@ import pytest
 from peers.errors import MessageError, StalledError
 from peers.inbox import Inbox
 from peers.parameters import ParameterCarry
-from peers.rendezvous import Start
+from peers.session.rendezvous import Start
 from peers.types import Entry, Slice
 from peers.window import Accumulator, Contribution
 from peers.wire.message import encode_fields, encode_vector

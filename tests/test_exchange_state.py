@@ -7,8 +7,8 @@ import pytest
 
 from peers.carry import Outgoing, Published
 from peers.errors import StalledError
-from peers.rendezvous import Start
 from peers.rules import make_carry
+from peers.session.rendezvous import Start
 from peers.types import Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from peers import rendezvous, transfer
 from peers.bus.memory import MemoryHub
 from peers.bus.redis.authenticate import Guard
 from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
 from peers.errors import BusError, DisagreementError, MessageError, StalledError
-from peers.rendezvous import Rendezvous
+from peers.session import rendezvous, transfer
+from peers.session.rendezvous import Rendezvous
 from peers.types import Lease
 from peers.wire.message import decode_fields
 from tests.test_bus import lease

@@ -12,8 +12,8 @@ from peers.codecs.exact import CODECS, Raw
 from peers.deadline import Deadline
 from peers.errors import MessageError, PeersError, StalledError
 from peers.leadership import Leadership
-from peers.rendezvous import Start
 from peers.rounds import Rounds, kept_entries, term_of
+from peers.session.rendezvous import Start
 from peers.types import Entry, Lease, Slice
 from peers.vectors.screen import Judge
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
@@ -39,7 +39,7 @@ def make(monkeypatch):
     """Makes workers that have met; the first two may lead."""
     opened, buses = [], []
     # How long a thread that reads takes to see that it is to end.
-    monkeypatch.setattr("peers.pump.READ_S", 0.02)
+    monkeypatch.setattr("peers.session.reader.READ_S", 0.02)
 
     def new(workers, joining=(), min_peers=0, lines=None, **judge):
         buses.extend(memory_buses(workers))

@@ -13,8 +13,8 @@ from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
 from peers.exchange import Exchange
-from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules
+from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Lease, Slice
 from peers.wire.message import encode_fields, encode_vector
 from tests import multi_discriminators as md

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peers.gradients import BLOCK_VALUES, GradientCarry, sum_in_order
-from peers.rendezvous import Start
+from peers.session.rendezvous import Start
 from peers.types import Slice
 from peers.window import Contribution
 from tests.fleets import in_threads, integers, make_layout

@@ -13,8 +13,8 @@ from peers.codecs.exact import CODECS
 from peers.deadline import Deadline
 from peers.errors import LapsedError, MessageError
 from peers.leadership import Leadership
-from peers.rendezvous import Start
 from peers.rounds import Rounds
+from peers.session.rendezvous import Start
 from peers.types import Lease
 from peers.wire.message import RoundLayout
 from tests.fleets import memory_buses

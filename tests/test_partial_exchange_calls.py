@@ -12,7 +12,7 @@ from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
 from degan.pair import GanPair
 from peers.errors import BusError, LapsedError, MessageError, StalledError
-from peers.rendezvous import Start
+from peers.session.rendezvous import Start
 from tests.fleets import memory_buses
 from tests.test_partial_exchange_mode import RATES, SHAPE, close, experiment
 

@@ -10,7 +10,7 @@ import config
 from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
 from degan.pair import GanPair
-from peers.rendezvous import Start
+from peers.session.rendezvous import Start
 from peers.types import Lease
 from tests.fleets import in_threads, memory_buses
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peers import pump as pump_module
 from peers.errors import BusError, LapsedError, PeersError
-from peers.pump import LAST_READS, Pump
+from peers.session import reader as pump_module
+from peers.session.reader import LAST_READS, Pump
 from peers.types import Entry, Lease
 
 

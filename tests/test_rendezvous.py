@@ -12,8 +12,8 @@ import pytest
 
 from peers.bus.memory import MemoryHub
 from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedError
-from peers.processes import is_dead, process_birth, this_host
-from peers.rendezvous import Rendezvous
+from peers.session.processes import is_dead, process_birth, this_host
+from peers.session.rendezvous import Rendezvous
 from peers.types import Lease
 from peers.vectors.graph import complete
 from tests.fleets import in_threads

@@ -8,11 +8,11 @@ import msgpack
 import msgspec
 import pytest
 
-from peers import rendezvous
 from peers.bus.memory import MemoryHub
 from peers.errors import AbsentError, BusError, DisagreementError, LapsedError
-from peers.processes import this_host
-from peers.rendezvous import Rendezvous, heartbeat_s
+from peers.session import rendezvous
+from peers.session.processes import this_host
+from peers.session.rendezvous import Rendezvous, heartbeat_s
 from peers.types import Lease
 from peers.vectors.graph import complete
 from tests.fleets import in_threads

@@ -15,9 +15,9 @@ from peers.deadline import ENOUGH, Deadline
 from peers.errors import StalledError
 from peers.leadership import Leadership
 from peers.mailbox import KEPT, Mailbox
-from peers.rendezvous import Start
 from peers.rounds import Rounds
-from peers.transfer import encoded_bytes
+from peers.session.rendezvous import Start
+from peers.session.transfer import encoded_bytes
 from peers.types import Entry, Lease, Slice
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses, redis_buses

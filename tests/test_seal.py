@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.mac import KEY_BYTES, MARK, REMEMBERED, SEAL_BYTES, Seals, Watch
 from peers.errors import DisagreementError, MessageError
-from peers.rendezvous import Rendezvous
+from peers.session.rendezvous import Rendezvous
 from tests.fleets import in_threads
 from tests.test_bus import lease, read
 

@@ -127,7 +127,7 @@ def test_the_comparison_of_runs_passes_over_what_is_private():
 
 @pytest.mark.parametrize("mode", ["partial_exchange", "federated", "multi_discriminator"])
 def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, monkeypatch):
-    monkeypatch.setattr("peers.rendezvous.SEEN_S", 0.0)
+    monkeypatch.setattr("peers.session.rendezvous.SEEN_S", 0.0)
     waiting = memory_buses(2)
     monkeypatch.setattr("degan.modes.wire.open_bus", lambda settings, worker, say, may_take_over: waiting[worker])
     said, both_said = [], threading.Barrier(2)

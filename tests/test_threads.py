@@ -11,7 +11,7 @@ from peers.clock import SspClock
 from peers.errors import LapsedError, PeersError, StalledError
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.pool import SerialPool
+from peers.session.sender import SerialPool
 from peers.types import Cursor, Entry, Slice
 from peers.window import Accumulator, Contribution, GradientWindow
 from peers.wire.message import encode_fields, encode_vector

@@ -8,10 +8,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from peers import transfer
 from peers.bus.memory import MemoryHub
 from peers.codecs.exact import CODECS, Raw
 from peers.errors import MessageError, PeersError, StalledError
+from peers.session import transfer
 
 
 class Small(Raw):

@@ -8,11 +8,12 @@ from collections import Counter
 import pytest
 from peers.bus.door.redis import refusals
 
-from peers import pool, processes
 from peers.errors import PeersError, StalledError
+from peers.session import processes
+from peers.session import sender as pool
+from peers.session.waiting import Waiting, failed
 from peers.types import Cursor, Slice
 from peers.vectors.graph import complete
-from peers.waiting import Waiting, failed
 
 # --- cursors ---------------------------------------------------------------------------------------
 

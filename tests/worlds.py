@@ -43,14 +43,14 @@ from peers.gradients import GradientCarry
 from peers.joining import Giver
 from peers.leadership import Leadership
 from peers.parameters import ParameterCarry
-from peers.pool import SerialPool
-from peers.pump import Pump
-from peers.rendezvous import Rendezvous
 from peers.rounds import Rounds
 from peers.rules import Rules
+from peers.session.reader import Pump
+from peers.session.rendezvous import Rendezvous
+from peers.session.sender import SerialPool
+from peers.session.waiting import Waiting
 from peers.vectors import reduce as robust
 from peers.vectors.screen import Judge
-from peers.waiting import Waiting
 from peers.wire.message import Layout, RoundLayout
 from tests.fleets import in_threads
 

@@ -44,7 +44,7 @@ from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
 from peers.mailbox import Letter
-from peers.transfer import encoded_bytes
+from peers.session.transfer import encoded_bytes
 from peers.types import Message
 from peers.vectors import reduce as robust
 from peers.wire.message import RoundLayout

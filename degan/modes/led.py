@@ -36,8 +36,8 @@ from peers.deadline import Deadline
 from peers.errors import LapsedError
 from peers.leadership import Leadership
 from peers.mailbox import Letter
-from peers.rendezvous import Rendezvous, Start
 from peers.rounds import Gathered, Rounds, term_of
+from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Message
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Judge

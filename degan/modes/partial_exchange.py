@@ -46,8 +46,8 @@ from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.exchange import Exchange
-from peers.rendezvous import Rendezvous, Start
 from peers.rules import Rules, make_carry
+from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule

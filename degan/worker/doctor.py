@@ -30,8 +30,8 @@ from config import UsageError
 from peers.bus.redis.client import address, split_socket
 from peers.bus.redis.tls import Access
 from peers.checkup import Visit, look
-from peers.processes import is_dead
-from peers.rendezvous import heartbeat_s
+from peers.session.processes import is_dead
+from peers.session.rendezvous import heartbeat_s
 from peers.verdicts import FAIL, OK, WARN, Finding, mib, printable
 
 WIDTH = 100

@@ -44,8 +44,8 @@ from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange import Exchange
-from peers.rendezvous import Rendezvous
 from peers.rules import Rules, make_carry
+from peers.session.rendezvous import Rendezvous
 from peers.types import Entry, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule

@@ -10,7 +10,7 @@ import numpy as np
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus
 from peers.errors import SetupError
-from peers.rendezvous import Rendezvous
+from peers.session.rendezvous import Rendezvous
 from peers.vectors.graph import complete
 from tests.chaos.fleet import Fleet
 from tests.chaos.hostile_faults import agreed_of

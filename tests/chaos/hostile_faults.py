@@ -18,7 +18,7 @@ from peers.bus.redis.bus import RedisBus
 from peers.clock import SspClock
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.rendezvous import Rendezvous
+from peers.session.rendezvous import Rendezvous
 from peers.types import Entry
 from peers.vectors.graph import complete
 from peers.window import Accumulator

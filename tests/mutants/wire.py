@@ -11,7 +11,7 @@ GOLDEN = "tests/test_golden_wire.py::"
 MUTANTS = (
     Mutant(
         "the checksum of a joiner's state is not compared",
-        "peers/transfer.py",
+        "peers/session/transfer.py",
         "        if so_far != expected:\n",
         "        if so_far is None:\n",
         f"{TRANSFER}test_every_other_bit_of_a_chunk_is_refused_by_its_checksum "
@@ -19,14 +19,14 @@ MUTANTS = (
     ),
     Mutant(
         "what says that a state is there is written first",
-        "peers/transfer.py",
+        "peers/session/transfer.py",
         'return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}',
         'return {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})} | fields',
         f"{TRANSFER}test_what_says_that_a_state_is_there_is_written_last",
     ),
     Mutant(
         "a state is not copied from its giver",
-        "peers/transfer.py",
+        "peers/session/transfer.py",
         "chunk = bytes(codec.encode(array[piece.start : piece.stop]))",
         "chunk = codec.encode(array[piece.start : piece.stop])",
         f"{TRANSFER}test_a_state_is_a_copy_of_what_the_giver_has_then",
@@ -104,14 +104,14 @@ MUTANTS = (
     ),
     Mutant(
         "a peer is dropped before its last words are read",
-        "peers/pump.py",
+        "peers/session/reader.py",
         '                    self._read_on()\n                    self._drop(peer, "its lease has expired")\n',
         '                    self._drop(peer, "its lease has expired")\n                    self._read_on()\n',
         f"{PUMP}test_a_peer_without_a_lease_is_dropped_once_after_all_that_it_has_said",
     ),
     Mutant(
         "who joins takes the state of the one that is furthest behind",
-        "peers/rendezvous.py",
+        "peers/session/rendezvous.py",
         "helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         "helper = min(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         f"{LEASES}test_the_helper_is_whoever_is_furthest",

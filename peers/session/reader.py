@@ -14,9 +14,9 @@ from peers.bus.door import Bus
 from peers.errors import BusError, PeersError
 from peers.gate import ClockGate
 from peers.inbox import Inbox
-from peers.rendezvous import heartbeat_s
+from peers.session.rendezvous import heartbeat_s
+from peers.session.waiting import failed
 from peers.types import Entry, Lease
-from peers.waiting import failed
 
 READ_S = 0.2
 LAST_READS = 64

@@ -35,7 +35,7 @@ from peers.errors import (
     MessageError,
     PeersError,
 )
-from peers.processes import is_dead, process_birth, this_host
+from peers.session.processes import is_dead, process_birth, this_host
 from peers.types import Lease
 from peers.wire.message import decode_fields
 

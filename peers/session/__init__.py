@@ -1,0 +1,1 @@
+"""Sessions with peers: reading and sending threads, leases, meeting, waiting, state transfer."""
