@@ -70,7 +70,7 @@ class Mailbox(Waiting):
     # --- called by the pumps ------------------------------------------------------------------
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; as `peers.inbox.Inbox.feed`."""
+        """Take one entry; as `peers.exchange.inbox.Inbox.feed`."""
         stream = entry.sender, entry.is_direct
         if self._lives.get(entry.sender) != entry.incarnation:
             self.begin_life(entry.sender, entry.incarnation)

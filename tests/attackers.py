@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from peers.attacks import Attack
-from peers.rules import Rules
+from peers.exchange.rules import Rules
 from tests.fleets import Fleet, make_layout, memory_buses
 
 SIZE, WORKERS, RATE, NOISE = 60, 5, 0.9, 0.3

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.auto import CHOICES, FIRST
 from peers.bus.door import Bus
 from peers.bus.memory import MemoryHub
 from peers.bus.redis.bus import RedisBus
 from peers.codecs.exact import CODECS
-from peers.exchange import Exchange
-from peers.rules import Rules
+from peers.exchange.auto import CHOICES, FIRST
+from peers.exchange.exchange import Exchange
+from peers.exchange.rules import Rules
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Slice
 from peers.vectors.graph import complete

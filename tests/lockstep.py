@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from peers.exchange import Exchange
-from peers.rules import Rules
+from peers.exchange.exchange import Exchange
+from peers.exchange.rules import Rules
 from peers.session.rendezvous import Start
 from peers.types import Lease, Slice
 from peers.wire.message import Layout
@@ -82,8 +82,8 @@ class Lockstep:
         initial: np.ndarray | None = None,
         first: Sequence[int] | None = None,
     ):
-        patch.setattr("peers.exchange.SerialPool", lambda on_failure: Inline(self.deliver))
-        patch.setattr("peers.exchange.Pump", HandPump)
+        patch.setattr("peers.exchange.exchange.SerialPool", lambda on_failure: Inline(self.deliver))
+        patch.setattr("peers.exchange.exchange.Pump", HandPump)
         self._lock = threading.RLock()
         self.deaf: set[int] = set()
         self.lines: list[str] = []

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from peers.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
+from peers.exchange.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
 from peers.session.processes import queued_s
 from peers.types import Slice
 from peers.vectors.partition import Schedule

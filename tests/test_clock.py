@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers.clock import SspClock
+from peers.exchange.clock import SspClock
 from peers.vectors.graph import complete
 
 

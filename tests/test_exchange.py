@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peers.codecs.exact import CODECS
-from peers.held import Held
-from peers.rules import Rules
+from peers.exchange.held import Held
+from peers.exchange.rules import Rules
 from peers.types import Slice
 from peers.vectors.partition import Schedule
 from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from peers.errors import MessageError, StalledError
-from peers.inbox import Inbox
-from peers.parameters import ParameterCarry
+from peers.exchange.inbox import Inbox
+from peers.exchange.parameters import ParameterCarry
+from peers.exchange.window import Accumulator, Contribution
 from peers.session.rendezvous import Start
 from peers.types import Entry, Slice
-from peers.window import Accumulator, Contribution
 from peers.wire.message import encode_fields, encode_vector
 from tests.fleets import make_layout
 from tests.lockstep import Lockstep, close, rules
@@ -125,7 +125,7 @@ def test_at_the_end_who_does_not_finish_is_awaited_so_long_and_counted(monkeypat
 def test_a_state_that_makes_no_sense_is_malformed(monkeypatch, meta):
     """And not an error of our own, so that another one is asked."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
-    monkeypatch.setattr("peers.exchange.ask", lambda *args: ({}, meta))
+    monkeypatch.setattr("peers.exchange.exchange.ask", lambda *args: ({}, meta))
     with pytest.raises(MessageError, match="the state of worker 0"):
         fleet.join(1, 0, {}, lambda *state: None)
 

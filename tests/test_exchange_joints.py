@@ -9,12 +9,12 @@ import pytest
 
 import config
 from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
-from peers.inbox import Inbox
-from peers.rules import make_carry
+from peers.exchange.inbox import Inbox
+from peers.exchange.rules import make_carry
+from peers.exchange.window import Accumulator
 from peers.types import Cursor, Entry, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
-from peers.window import Accumulator
 from peers.wire.message import encode_vector
 from tests.fleets import integers, make_layout
 from tests.lockstep import Lockstep, rules
@@ -323,7 +323,7 @@ class Clock:
 def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatch):
     clock = Clock()
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=4))
-    monkeypatch.setattr("peers.exchange.time", clock)
+    monkeypatch.setattr("peers.exchange.exchange.time", clock)
     exchange, measured = fleet.exchanges[0], []
     exchange._left_at = clock.now_s
     exchange.gate.wait = clock.after(exchange.gate.wait, 5.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peers.errors import LapsedError
-from peers.gate import make_gate
+from peers.exchange.gate import make_gate
 from peers.types import Cursor, Entry, Slice
 from peers.wire.message import encode_fields
 from tests.fleets import in_threads, make_layout

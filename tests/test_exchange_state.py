@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.carry import Outgoing, Published
 from peers.errors import StalledError
-from peers.rules import make_carry
+from peers.exchange.carry import Outgoing, Published
+from peers.exchange.rules import make_carry
 from peers.session.rendezvous import Start
 from peers.types import Slice
 from peers.vectors.buffers import Spares
@@ -131,7 +131,7 @@ def test_a_state_is_given_for_two_leases_and_then_taken_away(monkeypatch):
     """Not sooner: who joins reads it piece by piece."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, lease_s=30.0), first=[0])
     clock = Clock()
-    monkeypatch.setattr("peers.joining.time", clock)
+    monkeypatch.setattr("peers.exchange.joining.time", clock)
     hub = fleet.buses[0]._hub
     in_threads(
         [

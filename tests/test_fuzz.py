@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peers.bus.redis.mac import Seals, Watch
-from peers.clock import SspClock
 from peers.codecs.exact import CODECS
-from peers.gate import ClockGate
-from peers.inbox import Inbox
+from peers.exchange.clock import SspClock
+from peers.exchange.gate import ClockGate
+from peers.exchange.inbox import Inbox
+from peers.exchange.window import Accumulator
 from peers.mailbox import Mailbox
 from peers.types import Entry, Slice
-from peers.window import Accumulator
 from peers.wire.message import RoundLayout, encode_vector
 from tests.fleets import make_layout
 from tests.hostile import Corpus

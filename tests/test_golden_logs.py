@@ -12,8 +12,8 @@ from peers.bus.redis.authenticate import Guard
 from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
-from peers.exchange import Exchange
-from peers.rules import Rules
+from peers.exchange.exchange import Exchange
+from peers.exchange.rules import Rules
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Lease, Slice
 from peers.wire.message import encode_fields, encode_vector

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.gradients import BLOCK_VALUES, GradientCarry, sum_in_order
+from peers.exchange.gradients import BLOCK_VALUES, GradientCarry, sum_in_order
+from peers.exchange.window import Contribution
 from peers.session.rendezvous import Start
 from peers.types import Slice
-from peers.window import Contribution
 from tests.fleets import in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
 

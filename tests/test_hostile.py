@@ -7,11 +7,11 @@ import pytest
 
 from peers import attacks
 from peers.errors import SetupError
-from peers.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_carry
+from peers.exchange.window import Contribution
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares
-from peers.window import Contribution
 from tests.attackers import SIZE, learn
 from tests.fleets import make_layout
 

@@ -33,7 +33,7 @@ def test_import_contracts_hold():
         ("launch", "torch"),
         ("launch.local", "torch"),
         ("config", "torch"),
-        ("peers.exchange", "torch"),
+        ("peers.exchange.exchange", "torch"),
         ("degan.report", "torch"),
         ("degan.pair", "redis"),
     ],

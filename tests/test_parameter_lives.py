@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.parameters import ParameterCarry
+from peers.exchange.parameters import ParameterCarry
+from peers.exchange.window import Contribution
 from peers.session.rendezvous import Start
 from peers.types import Slice
-from peers.window import Contribution
 from tests.fleets import in_threads, make_layout
 from tests.lockstep import Lockstep, close, int8, rules
 from tests.test_parameter_rule import SIZE, ByHand

@@ -9,9 +9,9 @@ import pytest
 
 import config
 from degan.modes.partial_exchange import keep_rounds, least_rounds
-from peers import rules
-from peers.gate import make_gate
-from peers.rules import Rules, make_carry
+from peers.exchange.exchange import rules
+from peers.exchange.gate import make_gate
+from peers.exchange.rules import Rules, make_carry
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares

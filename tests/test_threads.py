@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from peers.clock import SspClock
 from peers.errors import LapsedError, PeersError, StalledError
-from peers.gate import ClockGate
-from peers.inbox import Inbox
+from peers.exchange.clock import SspClock
+from peers.exchange.gate import ClockGate
+from peers.exchange.inbox import Inbox
+from peers.exchange.window import Accumulator, Contribution, GradientWindow
 from peers.session.sender import SerialPool
 from peers.types import Cursor, Entry, Slice
-from peers.window import Accumulator, Contribution, GradientWindow
 from peers.wire.message import encode_fields, encode_vector
 from tests.fleets import in_threads, make_layout
 

@@ -41,12 +41,12 @@ from degan.modes.guard import Guard
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
-from peers.auto import CHOICES, FIRST
 from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError
-from peers.exchange import Exchange
-from peers.rules import Rules, make_carry
+from peers.exchange.auto import CHOICES, FIRST
+from peers.exchange.exchange import Exchange
+from peers.exchange.rules import Rules, make_carry
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import Spares

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from peers.bus.door import Bus
 from peers.errors import BusError, PeersError
-from peers.gate import ClockGate
-from peers.inbox import Inbox
+from peers.exchange.gate import ClockGate
+from peers.exchange.inbox import Inbox
 from peers.session.rendezvous import heartbeat_s
 from peers.session.waiting import failed
 from peers.types import Entry, Lease

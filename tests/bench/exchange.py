@@ -43,13 +43,13 @@ from degan.casts import torch_cast
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build
-from peers.exchange import Exchange
-from peers.rules import Rules, make_carry
+from peers.exchange.exchange import Exchange
+from peers.exchange.rules import Rules, make_carry
+from peers.exchange.window import Contribution
 from peers.session.rendezvous import Rendezvous
 from peers.types import Entry, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
-from peers.window import Contribution
 from peers.wire.assembler import Assembler
 from peers.wire.message import Layout
 from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq

@@ -20,12 +20,12 @@ import numpy as np
 
 from degan.casts import torch_cast
 from peers.codecs.exact import build
-from peers.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_carry
+from peers.exchange.window import Contribution
 from peers.types import Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import RULES, squares
-from peers.window import Contribution
 from peers.wire.message import Layout
 from tests.bench.table import finish, show
 

@@ -65,7 +65,7 @@ def cpu_s() -> float:
 def worker(options: argparse.Namespace) -> None:
     """Exchange a vector, and write down what the counted rounds cost."""
     from peers.bus.redis.bus import RedisBus
-    from peers.exchange import Exchange, Rules
+    from peers.exchange.exchange import Exchange, Rules
     from peers.session.rendezvous import Rendezvous
     from peers.vectors.graph import complete
     from tests.fleets import make_layout

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from peers.auto import EARLY_STEPS
+from peers.exchange.auto import EARLY_STEPS
 from tests.bench import processes
 from tests.bench.namespaces import DEVICE, Namespaces, namespaces, refuse_unless_possible
 from tests.bench.processes import Reading, Server

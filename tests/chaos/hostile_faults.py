@@ -15,13 +15,13 @@ import numpy as np
 from degan.modes.wire import fingerprint
 from peers.attacks import NAMES
 from peers.bus.redis.bus import RedisBus
-from peers.clock import SspClock
-from peers.gate import ClockGate
-from peers.inbox import Inbox
+from peers.exchange.clock import SspClock
+from peers.exchange.gate import ClockGate
+from peers.exchange.inbox import Inbox
+from peers.exchange.window import Accumulator
 from peers.session.rendezvous import Rendezvous
 from peers.types import Entry
 from peers.vectors.graph import complete
-from peers.window import Accumulator
 from peers.wire.message import Layout, RoundLayout, decode_fields, encode_fields, encode_vector
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import Scenario, Trial

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-EXCHANGE, INBOX, MODE = "peers/exchange.py", "peers/inbox.py", "degan/modes/partial_exchange.py"
-GRADIENTS, PARAMETERS = "peers/gradients.py", "peers/parameters.py"
+EXCHANGE, INBOX, MODE = "peers/exchange/exchange.py", "peers/exchange/inbox.py", "degan/modes/partial_exchange.py"
+GRADIENTS, PARAMETERS = "peers/exchange/gradients.py", "peers/exchange/parameters.py"
 RULE, LIVES = "tests/test_gradient_rule.py", "tests/test_gradient_lives.py"
 WEIGHTS, WEIGHTS_LIVES = "tests/test_parameter_rule.py", "tests/test_parameter_lives.py"
 JOINTS = "tests/test_exchange_joints.py"

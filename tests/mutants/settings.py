@@ -37,14 +37,14 @@ MUTANTS = (
     Mutant("hostile is dropped on the way", PARTIAL, "        hostile=mode.hostile,\n", "", ROBUST),
     Mutant(
         "a full Redis takes what a replay needs for what all need",
-        "peers/rules.py",
+        "peers/exchange/rules.py",
         "layout.largest_payload_bytes(), self._entries(layout, least)",
         "layout.largest_payload_bytes(), self._entries(layout, self.keep_rounds)",
         "tests/test_rules.py::test_how_many_entries_an_outbox_keeps",
     ),
     Mutant(
         "a peer two sections ahead is taken for one that has lost us",
-        "peers/rules.py",
+        "peers/exchange/rules.py",
         "(self.slack + 2 + most_parts) * rounds",
         "(self.slack + 2 + most_parts)",
         "tests/test_rules.py::test_how_far_a_peer_may_be_ahead",

@@ -2,7 +2,7 @@
 
     values of round t -> offer(t): copy out one part -> wait until every member's clock >= t - slack -> collect
 
-What leaves and how it enters is the carry's business (`peers.gradients`, `peers.parameters`); this file has
+What leaves and how it enters is the carry's business (`peers.exchange.gradients`, `peers.exchange.parameters`); this file has
 the rounds, the threads, the bound, and how a worker begins, joins, helps others to join, and ends. The main
 thread copies out and sums up; encoding, publishing, reading and decoding run beside it.
 
@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from peers.auto import AutoParts
 from peers.bus.door import Bus
 from peers.bus.redis.refusals import total
-from peers.carry import Leaving
 from peers.errors import MessageError, StalledError
-from peers.gate import make_gate
-from peers.inbox import Inbox
-from peers.joining import Giver, ask
-from peers.rules import Rules, make_carry
+from peers.exchange.auto import AutoParts
+from peers.exchange.carry import Leaving
+from peers.exchange.gate import make_gate
+from peers.exchange.inbox import Inbox
+from peers.exchange.joining import Giver, ask
+from peers.exchange.rules import Rules, make_carry
+from peers.exchange.window import Accumulator, Contribution
 from peers.session.processes import queued_s
 from peers.session.reader import Pump
 from peers.session.rendezvous import Start
@@ -40,7 +41,6 @@ from peers.session.waiting import failed
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
-from peers.window import Accumulator, Contribution
 from peers.wire.message import Layout, encode_fields, encode_vector
 
 # Vectors of the carry travel beside the caller's own to a joiner.

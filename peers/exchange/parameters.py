@@ -43,15 +43,15 @@ from typing import Any
 
 import numpy as np
 
-from peers.carry import Leaving, Outgoing, Published, State
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS
+from peers.exchange.carry import Leaving, Outgoing, Published, State
+from peers.exchange.window import Contribution
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
 from peers.vectors.screen import Judge, Term
-from peers.window import Contribution
 from peers.wire.message import Layout, encode_vector, read_back
 
 # Sums of what is shorter are finite.
@@ -59,7 +59,7 @@ HUGE = 1e37
 
 
 class ParameterCarry:
-    """See `peers.carry.Carry`.
+    """See `peers.exchange.carry.Carry`.
 
     Args:
         worker: our number.

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from peers.exchange.window import Contribution
 from peers.types import Buffer, Slice
 from peers.vectors.partition import Schedule
 from peers.vectors.screen import Judge
-from peers.window import Contribution
 
 State = dict[str, np.ndarray]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peers.carry import Carry
-from peers.gradients import GradientCarry
-from peers.parameters import ParameterCarry
+from peers.exchange.carry import Carry
+from peers.exchange.gradients import GradientCarry
+from peers.exchange.parameters import ParameterCarry
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares
 from peers.vectors.screen import Judge
@@ -96,7 +96,7 @@ def make_carry(
     spares: Spares,
     say: Callable[[str], None] = lambda line: None,
 ) -> Carry:
-    """What is carried, for one worker; see `peers.exchange.Exchange` for the arguments."""
+    """What is carried, for one worker; see `peers.exchange.exchange.Exchange` for the arguments."""
     slack = rules.slack_rounds(layout.schedule.rounds_per_step)
     is_alike = slack is not None if rules.carry == "parameters" else rules.own == "published"
     judge = Judge(worker, rules.norm_gate, rules.strikes, is_alike, say)

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from peers.auto import AutoParts
 from peers.errors import MessageError
-from peers.gate import ClockGate
+from peers.exchange.auto import AutoParts
+from peers.exchange.gate import ClockGate
+from peers.exchange.window import Accumulator, Contribution
 from peers.types import Cursor, Entry, Message
 from peers.vectors.buffers import Spares
-from peers.window import Accumulator, Contribution
 from peers.wire.assembler import Assembler
 from peers.wire.message import Layout, is_sound
 

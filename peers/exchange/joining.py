@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from peers.bus.door import Bus
-from peers.gate import ClockGate
-from peers.inbox import Inbox
+from peers.exchange.gate import ClockGate
+from peers.exchange.inbox import Inbox
 from peers.session import transfer
 from peers.session.sender import SerialPool
 from peers.session.transfer import State

@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from peers.carry import Leaving, Outgoing, Published, State
 from peers.codecs.feedback import ErrorFeedback
-from peers.held import Held
+from peers.exchange.carry import Leaving, Outgoing, Published, State
+from peers.exchange.held import Held
+from peers.exchange.window import Contribution, GradientWindow
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, norm, squares
 from peers.vectors.screen import Judge, Term
-from peers.window import Contribution, GradientWindow
 from peers.wire.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 
 MAX_SPAN = 1 << 20
@@ -41,7 +41,7 @@ BLOCK_VALUES = 64 * 1024
 
 
 class GradientCarry:
-    """See `peers.carry.Carry`.
+    """See `peers.exchange.carry.Carry`.
 
     Args:
         worker: our number; a sum goes in worker order, so that every worker gets the same.

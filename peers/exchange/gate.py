@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.clock import SspClock
 from peers.errors import LapsedError
-from peers.rules import Rules
+from peers.exchange.clock import SspClock
+from peers.exchange.rules import Rules
 from peers.session.waiting import Waiting
 from peers.wire.message import Layout
 
@@ -192,6 +192,6 @@ class ClockGate(Waiting):
 
 
 def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, say: Callable[[str], None]) -> ClockGate:
-    """Where one worker waits for its peers; see `peers.exchange.Exchange` for the arguments."""
+    """Where one worker waits for its peers; see `peers.exchange.exchange.Exchange` for the arguments."""
     clock = SspClock(peers, rules.slack_rounds(layout.schedule.rounds_per_step))
     return ClockGate(clock, rules.stall_timeout_s, say, rules.furthest_lead(layout), rules.min_peers, rules.pauses)

@@ -1,0 +1,1 @@
+"""The exchange of increments under a staleness bound (SSP)."""
