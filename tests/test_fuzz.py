@@ -20,7 +20,7 @@ from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.exchange.window import Accumulator
-from peers.mailbox import Mailbox
+from peers.rounds.mailbox import Mailbox
 from peers.types import Entry, Slice
 from peers.wire.message import RoundLayout, encode_vector
 from tests.fleets import make_layout

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from peers.codecs.exact import CODECS, Raw
-from peers.deadline import Deadline
 from peers.errors import MessageError, PeersError, StalledError
-from peers.leadership import Leadership
-from peers.rounds import Rounds, kept_entries, term_of
+from peers.rounds.deadline import Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.rounds import Rounds, kept_entries, term_of
 from peers.session.rendezvous import Start
 from peers.types import Entry, Lease, Slice
 from peers.vectors.screen import Judge

@@ -10,10 +10,10 @@ import pytest
 
 from degan.modes.join import join
 from peers.codecs.exact import CODECS
-from peers.deadline import Deadline
 from peers.errors import LapsedError, MessageError
-from peers.leadership import Leadership
-from peers.rounds import Rounds
+from peers.rounds.deadline import Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.rounds import Rounds
 from peers.session.rendezvous import Start
 from peers.types import Lease
 from peers.wire.message import RoundLayout

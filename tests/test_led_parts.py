@@ -15,7 +15,7 @@ from degan.modes import led
 from degan.modes.federated import Federated
 from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
-from peers.rounds import Gathered
+from peers.rounds.rounds import Gathered
 from peers.types import Entry
 from peers.wire.message import encode_fields
 from tests import multi_discriminators

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from peers.codecs.exact import Raw
-from peers.deadline import Deadline
-from peers.mailbox import REMEMBERED, Mailbox, TimedMailbox
+from peers.rounds.deadline import Deadline
+from peers.rounds.mailbox import REMEMBERED, Mailbox, TimedMailbox
 from peers.types import Entry, Slice
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.codecs.exact import CODECS, RAW_BYTES
-from peers.deadline import ENOUGH, Deadline
 from peers.errors import StalledError
-from peers.leadership import Leadership
-from peers.mailbox import KEPT, Mailbox
-from peers.rounds import Rounds
+from peers.rounds.deadline import ENOUGH, Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.mailbox import KEPT, Mailbox
+from peers.rounds.rounds import Rounds
 from peers.session.rendezvous import Start
 from peers.session.transfer import encoded_bytes
 from peers.types import Entry, Lease, Slice

@@ -37,14 +37,14 @@ from degan.worker.signals import Signals
 from peers.bus.memory import MemoryBus, MemoryHub
 from peers.bus.redis.bus import RedisBus
 from peers.codecs.quantised import Int8
-from peers.deadline import Deadline
 from peers.exchange.gate import ClockGate
 from peers.exchange.gradients import GradientCarry
 from peers.exchange.joining import Giver
 from peers.exchange.parameters import ParameterCarry
 from peers.exchange.rules import Rules
-from peers.leadership import Leadership
-from peers.rounds import Rounds
+from peers.rounds.deadline import Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.rounds import Rounds
 from peers.session.reader import Pump
 from peers.session.rendezvous import Rendezvous
 from peers.session.sender import SerialPool

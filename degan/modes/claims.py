@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from peers.errors import MessageError
-from peers.mailbox import Letter
-from peers.rounds import term_of
+from peers.rounds.mailbox import Letter
+from peers.rounds.rounds import term_of
 from peers.types import Message
 
 MAX_COUNT = 2**48  # Of samples, rounds and terms.

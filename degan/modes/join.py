@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from peers.errors import BusError, LapsedError, MessageError, StalledError
-from peers.mailbox import Letter
-from peers.rounds import Rounds
+from peers.rounds.mailbox import Letter
+from peers.rounds.rounds import Rounds
 from peers.session.rendezvous import Rendezvous, Start
 
 # What may go wrong with a model that somebody has announced: we are left out of one round.

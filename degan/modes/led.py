@@ -32,11 +32,11 @@ from degan.modes.wire import agreement, attack_on, fingerprint
 from degan.pair import GanPair
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec
-from peers.deadline import Deadline
 from peers.errors import LapsedError
-from peers.leadership import Leadership
-from peers.mailbox import Letter
-from peers.rounds import Gathered, Rounds, term_of
+from peers.rounds.deadline import Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.mailbox import Letter
+from peers.rounds.rounds import Gathered, Rounds, term_of
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Message
 from peers.vectors.reduce import norm

@@ -50,7 +50,7 @@ from degan.vector import to_numpy
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
-from peers.mailbox import Letter
+from peers.rounds.mailbox import Letter
 from peers.session.transfer import encoded_bytes
 from peers.types import Message
 from peers.vectors import reduce as robust

@@ -12,7 +12,7 @@ import numpy as np
 
 from config.settings import Experiment
 from peers.codecs.base import Codec
-from peers.rounds import kept_entries
+from peers.rounds.rounds import kept_entries
 from peers.types import Slice
 from peers.wire.message import RoundLayout, chunks
 

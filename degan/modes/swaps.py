@@ -22,8 +22,8 @@ from config.settings import Experiment
 from degan.derangement import derangement
 from degan.pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError
-from peers.mailbox import Letter
-from peers.rounds import Rounds
+from peers.rounds.mailbox import Letter
+from peers.rounds.rounds import Rounds
 from peers.types import Message
 
 NETWORK = "discriminator"

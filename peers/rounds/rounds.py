@@ -6,7 +6,7 @@
     rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash: who needs one reads it
 
 One thread encodes and publishes, in the order of the calls, so what an announcement points to is there before it is
-read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.mailbox`).
+read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.rounds.mailbox`).
 
 What always holds: a gather ends, at the latest at its deadline; an answer counts in the round that it belongs to, or
 is counted as late; a peer that is gone holds nobody up.
@@ -27,10 +27,10 @@ import numpy as np
 from peers.bus.door import Bus
 from peers.bus.redis.refusals import total
 from peers.codecs.exact import CODECS, Codec
-from peers.deadline import Deadline
 from peers.errors import BusError, MessageError, StalledError
-from peers.leadership import Leadership
-from peers.mailbox import Letter, TimedMailbox
+from peers.rounds.deadline import Deadline
+from peers.rounds.leadership import Leadership
+from peers.rounds.mailbox import Letter, TimedMailbox
 from peers.session import transfer
 from peers.session.reader import Pump
 from peers.session.rendezvous import Start

@@ -12,8 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from peers.deadline import Deadline
 from peers.errors import MessageError
+from peers.rounds.deadline import Deadline
 from peers.session.waiting import Waiting
 from peers.types import Entry, Message
 from peers.wire.assembler import Assembler

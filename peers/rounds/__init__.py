@@ -1,0 +1,1 @@
+"""Rounds that a leader announces and gathers."""
