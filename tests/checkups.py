@@ -8,9 +8,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from peers.checkup import Visit, look
+from peers.doctor.checkup import Visit, look
+from peers.doctor.findings import Finding
 from peers.types import Lease
-from peers.verdicts import Finding
 
 LEASE_S, BEAT_S = 20.0, 5.0
 

@@ -15,8 +15,8 @@ from degan.modes.needs import Needs
 from degan.pair import GanPair
 from degan.worker import doctor
 from degan.worker.objects import Objects
-from peers.checkup import Visit
-from peers.verdicts import FAIL, OK, WARN, Finding
+from peers.doctor.checkup import Visit
+from peers.doctor.findings import FAIL, OK, WARN, Finding
 from tests.leaves import plain
 
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peers import goodput
+from peers.doctor import goodput
 
 ENTRY = 256 * 1024
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers import verdicts
+from peers.doctor import findings as verdicts
+from peers.doctor.findings import FAIL, OK, WARN, Finding
 from peers.errors import UnreachableError
-from peers.verdicts import FAIL, OK, WARN, Finding
 
 MIB = 2**20
 

@@ -1,7 +1,7 @@
 """`python -m degan.worker.doctor EXPERIMENT`: every node and this host, checked before or while something trains.
 
     settings -> this host: data, networks (and with them the bytes that a node needs), device, memory, disk
-             -> every node, all at the same time (`peers.checkup`)
+             -> every node, all at the same time (`peers.doctor.checkup`)
              -> a table, or one JSON document; exit code 2 if anything failed, else 0
 
 Nothing is started, downloaded or left behind.
@@ -29,10 +29,10 @@ import config
 from config import UsageError
 from peers.bus.redis.client import address, split_socket
 from peers.bus.redis.tls import Access
-from peers.checkup import Visit, look
+from peers.doctor.checkup import Visit, look
+from peers.doctor.findings import FAIL, OK, WARN, Finding, mib, printable
 from peers.session.processes import is_dead
 from peers.session.rendezvous import heartbeat_s
-from peers.verdicts import FAIL, OK, WARN, Finding, mib, printable
 
 WIDTH = 100
 MOST_AT_ONCE = 32

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 
 import redis
 
-from peers import goodput, verdicts
 from peers.bus.redis.authenticate import Guard
 from peers.bus.redis.client import address, connect, split_socket
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.tls import Access
+from peers.doctor import findings as verdicts
+from peers.doctor import goodput
+from peers.doctor.findings import FAIL, OK, WARN, Finding, Life
 from peers.errors import UnreachableError, UnseenError
 from peers.types import Lease
-from peers.verdicts import FAIL, OK, WARN, Finding, Life
 
 PROBE_S = 60
 PINGS, TIMES = 20, 5
