@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peers.attacks import Attack
+from peers.chaos.attacks import Attack
 from peers.exchange.rules import Rules
 from tests.fleets import Fleet, make_layout, memory_buses
 

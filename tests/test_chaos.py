@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peers.faults import Faults
+from peers.chaos.faults import Faults
 from tests.chaos import soak
 from tests.chaos.__main__ import main, schedule
 from tests.chaos.table import scenarios

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import config
 from degan.worker.faults import Suffering
-from peers.attacks import NAMES
+from peers.chaos.attacks import NAMES
+from peers.chaos.faults import BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
+from peers.chaos.faulty_bus import FaultyBus
 from peers.errors import SetupError
-from peers.faults import BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
-from peers.faulty_bus import FaultyBus
 from tests.fleets import make_layout, memory_buses
 from tests.workers import Worker, experiment, wait_for
 

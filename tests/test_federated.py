@@ -14,7 +14,7 @@ from degan import cohorts
 from degan.modes.claims import plain_about
 from degan.modes.federated import stragglers
 from degan.pair import GanPair
-from peers.attacks import Attack
+from peers.chaos.attacks import Attack
 from peers.errors import LapsedError
 from tests.federations import BATCH, SHAPE, Fleet, about, assert_same_model, experiment, stream
 from tests.fleets import memory_buses, redis_buses

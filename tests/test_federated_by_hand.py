@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from degan.modes.federated import stragglers
-from peers.attacks import Attack
+from peers.chaos.attacks import Attack
 from tests.federations import SHAPE, Fleet, assert_same_model, experiment, stream
 from tests.fleets import memory_buses
 from tests.plain_gans import PlainGan, flat

@@ -14,7 +14,7 @@ from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
 from degan.modes.wire import attack_on
 from degan.pair import GanPair
-from peers.attacks import Attack
+from peers.chaos.attacks import Attack
 from peers.errors import SetupError
 from tests.fleets import memory_buses
 from tests.multi_discriminators import Fleet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers import attacks
+from peers.chaos import attacks
 from peers.errors import SetupError
 from peers.exchange.rules import Rules, make_carry
 from peers.exchange.window import Contribution

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from degan.modes.multi_discriminator import MultiDiscriminator, batches_of
-from peers.attacks import Attack
+from peers.chaos.attacks import Attack
 from tests import multi_discriminators
 from tests.fleets import close, in_threads, memory_buses
 from tests.multi_discriminators import BATCH, ByHand, Fleet, assert_like, assert_same, experiment, new_pair

@@ -14,8 +14,8 @@ from degan import modes
 from degan.modes import wire
 from degan.pair import GanPair
 from peers.bus.redis.tls import Access
+from peers.chaos.faulty_bus import FaultyBus
 from peers.errors import SetupError
-from peers.faulty_bus import FaultyBus
 from tests.fleets import memory_buses
 from tests.leaves import plain
 

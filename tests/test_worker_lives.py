@@ -19,8 +19,8 @@ from degan.worker import loop, objects
 from degan.worker.faults import LOADS, OWN, Suffering, script
 from degan.worker.number import worker_number
 from degan.worker.signals import Signals
+from peers.chaos.faults import Faults
 from peers.errors import AbsentError, BusError, LapsedError, SetupError
-from peers.faults import Faults
 from tests.leaves import plain
 from tests.workers import experiment
 

@@ -14,12 +14,12 @@ import config
 from config.security import read_secrets
 from config.settings import Experiment
 from degan.pair import GanPair
-from peers.attacks import Attack, attack_of
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.tls import Access
-from peers.faults import VARIABLE, WIRE_HOOKS, Faults
-from peers.faulty_bus import FaultyBus, harm
+from peers.chaos.attacks import Attack, attack_of
+from peers.chaos.faults import VARIABLE, WIRE_HOOKS, Faults
+from peers.chaos.faulty_bus import FaultyBus, harm
 from peers.vectors.graph import complete
 from peers.wire.message import VERSION
 

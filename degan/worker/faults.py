@@ -1,7 +1,7 @@
 """`DEGAN_FAULTS` in a worker: the points of a step at which it harms itself, outside of the bus.
 
-Nothing of this is there where the variable is not set. The grammar is in `peers.faults`, what concerns publishing in
-`peers.faulty_bus`, attacks are where a message is made.
+Nothing of this is there where the variable is not set. The grammar is in `peers.chaos.faults`, what concerns publishing in
+`peers.chaos.faulty_bus`, attacks are where a message is made.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from config import UsageError
 from config.settings import Experiment
 from degan.checkpoints import MANIFEST, MODEL
 from degan.pair import GanPair
+from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
+from peers.chaos.faulty_bus import harm
 from peers.errors import SetupError
-from peers.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
-from peers.faulty_bus import harm
 
 # What a mode does first with what came: with parameters, a model, feedbacks (one of two), a network.
 LOADS = ("load_parameters", "load_model", "generator_step", "generator_gradient", "load_network")

@@ -28,7 +28,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from config import UsageError  # noqa: E402
-from peers.attacks import NAMES  # noqa: E402
+from peers.chaos.attacks import NAMES  # noqa: E402
 from peers.vectors.reduce import RULES  # noqa: E402
 from tests.bench.quality_runs import RunError, Setting, open_bench, prepare  # noqa: E402
 from tests.bench.table import finish, show  # noqa: E402

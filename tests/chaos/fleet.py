@@ -22,7 +22,7 @@ import redis
 from safetensors.numpy import load_file
 
 from degan.worker.journal import read_lines
-from peers.faults import VARIABLE, Fault, Faults
+from peers.chaos.faults import VARIABLE, Fault, Faults
 from tests.chaos.nodes import Node
 from tests.proxy import Link, Network
 from tests.workers import Worker, read_text, wait_for

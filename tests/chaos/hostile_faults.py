@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 
 from degan.modes.wire import fingerprint
-from peers.attacks import NAMES
 from peers.bus.redis.bus import RedisBus
+from peers.chaos.attacks import NAMES
 from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import redis
 
-from peers.faults import Fault, Faults
+from peers.chaos.faults import Fault, Faults
 from tests.bench.memory import FILES, MIB, OWN, RSS, THREADS, USED, panels, read_worker
 from tests.bench.table import finish, show
 from tests.chaos.fleet import ROOT, Fleet

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 
-from peers.faults import SAVING, WIRE_HOOKS
+from peers.chaos.faults import SAVING, WIRE_HOOKS
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
 
 SYNC = ("mode.carry=gradients", "mode.slack=0", "mode.codec=raw", "mode.parts=1")

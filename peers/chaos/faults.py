@@ -32,7 +32,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peers.attacks import NAMES as ATTACKS
+from peers.chaos.attacks import NAMES as ATTACKS
 from peers.errors import SetupError
 
 VARIABLE = "DEGAN_FAULTS"

@@ -1,6 +1,6 @@
 """A bus whose worker suffers, by script, before, while and after it publishes; and how a worker harms itself.
 
-Only there where `DEGAN_FAULTS` is set (see `peers.faults`); then everything else goes straight to the bus below.
+Only there where `DEGAN_FAULTS` is set (see `peers.chaos.faults`); then everything else goes straight to the bus below.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from peers.bus.door import Bus
-from peers.faults import Fault, Plan
+from peers.chaos.faults import Fault, Plan
 from peers.types import Buffer
 
 Entries = Iterable[tuple[bytes, Buffer]]

@@ -1,0 +1,1 @@
+"""Faults and attacks by script, for tests and benchmarks."""
