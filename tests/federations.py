@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 import config
+from degan.learners.gan_pair import GanPair
 from degan.modes.federated import Federated
-from degan.pair import GanPair
 from tests.fleets import close, in_threads
 
 BATCH, SHAPE = 8, (1, 32, 32)

@@ -8,8 +8,8 @@ import torch
 
 import config
 from degan.derangement import derangement
+from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import MultiDiscriminator
-from degan.pair import GanPair
 from tests.fleets import close, in_threads
 from tests.plain_gans import PlainGan, flat
 

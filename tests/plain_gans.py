@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from degan import models
-from degan.pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair, spawn_seed
 
 
 class Adam:

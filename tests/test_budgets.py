@@ -7,9 +7,9 @@ import torch
 
 import config
 from degan import modes
+from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import batches_of
 from degan.modes.needs import Needs, entry_bytes, float_bytes, leaders_of, led_outbox_bytes
-from degan.pair import GanPair
 from peers.codecs.exact import build
 from peers.wire.message import RoundLayout
 from tests.leaves import plain

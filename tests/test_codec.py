@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degan.casts import torch_cast
+from degan.learners.casts import torch_cast
 from peers.codecs import checksum as checksums
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS, NAMES, RAW_BYTES, build

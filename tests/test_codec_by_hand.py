@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from degan.casts import torch_cast
+from degan.learners.casts import torch_cast
 from peers.codecs.exact import build
 from peers.codecs.feedback import ErrorFeedback
 from peers.types import Slice

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degan.derangement import derangement
-from degan.scaling import scaled, unscaled
+from degan.learners.scaling import scaled, unscaled
 from peers.codecs.exact import CODECS
 
 

@@ -11,8 +11,8 @@ import torch
 
 import config
 from degan.checkpoints import Checkpoint, Checkpoints
+from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
-from degan.pair import GanPair
 from degan.worker import doctor
 from degan.worker.objects import Objects
 from peers.doctor.checkup import Visit

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import config
-from degan.modes.guard import LARGEST, MOST_IN_A_ROW, Guard, is_usable
+from degan.learners.guard import LARGEST, MOST_IN_A_ROW, Guard, is_usable
 from degan.modes.local import Local
 from tests.test_step import experiment, new_pair, reals
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from degan import losses
+from degan.learners import losses
 
 REAL, FAKE = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, -3.0])
 

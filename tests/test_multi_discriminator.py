@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from degan.derangement import derangement
-from degan.pair import GanPair
+from degan.learners.gan_pair import GanPair
 from tests.fleets import memory_buses, redis_buses
 from tests.multi_discriminators import BATCH, Fleet, assert_like, assert_same, by_hand, experiment, new_pair
 from tests.plain_gans import PlainGan

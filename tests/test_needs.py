@@ -10,7 +10,7 @@ import torch
 
 import config
 from degan import modes
-from degan.pair import GanPair
+from degan.learners.gan_pair import GanPair
 from tests.fleets import in_threads
 
 RUNS = itertools.count()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import config
+from degan.learners.gan_pair import GanPair
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
-from degan.pair import GanPair
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = iter(range(10**6))

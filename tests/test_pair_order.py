@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from degan.pair import GanPair
+from degan.learners.gan_pair import GanPair
 from tests.plain_gan import LATENT, seed_of
 from tests.test_step import experiment, new_pair
 

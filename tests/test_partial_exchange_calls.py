@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from degan.learners.gan_pair import GanPair
 from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
-from degan.pair import GanPair
 from peers.errors import BusError, LapsedError, MessageError, StalledError
 from peers.session.rendezvous import Start
 from tests.fleets import memory_buses

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import config
+from degan.learners.gan_pair import GanPair
 from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
-from degan.pair import GanPair
 from peers.session.rendezvous import Start
 from peers.types import Lease
 from tests.fleets import in_threads, memory_buses

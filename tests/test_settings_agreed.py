@@ -13,8 +13,8 @@ import config
 from config import UsageError
 from degan import compare_data, modes
 from degan.checkpoints import Checkpoint, check_same_experiment
+from degan.learners.gan_pair import GanPair
 from degan.modes.wire import agreement, fingerprint
-from degan.pair import GanPair
 from peers.errors import DisagreementError
 from tests.fleets import in_threads, memory_buses
 from tests.leaves import TAGS, leaves, plain

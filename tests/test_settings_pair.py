@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import config
-from degan import losses
 from degan.data.splits import split
 from degan.errors import DataError
-from degan.pair import GanPair
+from degan.learners import losses
+from degan.learners.gan_pair import GanPair
 from tests.leaves import leaves, plain
 
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}

@@ -12,9 +12,9 @@ from torch import nn
 
 import config
 from degan.checkpoints import Checkpoints
+from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics.evaluate import Metric
 from degan.modes.local import Local
-from degan.pair import GanPair, spawn_seed
 from degan.pictures import grid
 from degan.saved import Saved
 from degan.worker.loop import Loop

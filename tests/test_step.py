@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import config
+from degan.learners.gan_pair import GanPair
 from degan.modes.federated import Federated
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
-from degan.pair import GanPair
 from tests.fleets import in_threads, memory_buses
 from tests.plain_gan import DCGAN, MLP, PlainGan, flat, loss_of_generator
 

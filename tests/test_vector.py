@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from degan.vector import Flat, count, to_numpy
+from degan.learners.flat import Flat, count, to_numpy
 
 
 def module():

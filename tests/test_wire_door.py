@@ -11,8 +11,8 @@ import torch
 import config
 from config import UsageError
 from degan import modes
+from degan.learners.gan_pair import GanPair
 from degan.modes import wire
-from degan.pair import GanPair
 from peers.bus.redis.tls import Access
 from peers.chaos.faulty_bus import FaultyBus
 from peers.errors import SetupError

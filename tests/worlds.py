@@ -21,16 +21,17 @@ import torch
 from torch import nn
 
 import config
-from degan import cohorts, losses
+from degan import cohorts
 from degan.checkpoints import Checkpoints
 from degan.data import sources, splits
 from degan.data.base import ImageSource
 from degan.data.shard import Shard
+from degan.learners import losses
+from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
 from degan.modes import wire
 from degan.modes.swaps import Swaps
-from degan.pair import GanPair, spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import objects
 from degan.worker.signals import Signals

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
+from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
-from degan.pair import GanPair
 
 Arrays = dict[str, np.ndarray]
 # Loads the checkpoint of a step into the worker's own objects; returns what the mode had put into it.

@@ -34,12 +34,12 @@ import torch
 
 from config.settings import Experiment
 from degan import cohorts
-from degan.casts import torch_cast
+from degan.learners.casts import torch_cast
+from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.modes.claims import answer_extras, mean_losses, whole
 from degan.modes.join import MISSED
 from degan.modes.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
-from degan.pair import GanPair, spawn_seed
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError

@@ -24,12 +24,12 @@ import torch
 
 from config.settings import Experiment
 from degan import cohorts
+from degan.learners.gan_pair import GanPair
+from degan.learners.guard import Guard
 from degan.modes.claims import plain_about
-from degan.modes.guard import Guard
 from degan.modes.join import MISSED, join
 from degan.modes.needs import leaders_of
 from degan.modes.wire import agreement, attack_on, fingerprint
-from degan.pair import GanPair
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.errors import LapsedError

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from config.settings import Experiment
-from degan.modes.guard import Guard
-from degan.pair import GanPair
+from degan.learners.gan_pair import GanPair
+from degan.learners.guard import Guard
 
 
 class Local:

@@ -38,15 +38,15 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
-from degan import scaling
-from degan.casts import torch_cast
+from degan.learners import scaling
+from degan.learners.casts import torch_cast
+from degan.learners.flat import to_numpy
+from degan.learners.gan_pair import GanPair
 from degan.modes import swaps
 from degan.modes.claims import answer_extras, mean_losses, whole
 from degan.modes.join import MISSED
 from degan.modes.led import Led
 from degan.modes.needs import Needs, led_outbox_bytes
-from degan.pair import GanPair
-from degan.vector import to_numpy
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError

@@ -36,11 +36,11 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
-from degan.casts import torch_cast
-from degan.modes.guard import Guard
+from degan.learners.casts import torch_cast
+from degan.learners.gan_pair import GanPair
+from degan.learners.guard import Guard
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from degan.modes.wire import agreement, attack_on, fingerprint
-from degan.pair import GanPair
 from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError

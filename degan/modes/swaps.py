@@ -20,7 +20,7 @@ import numpy as np
 
 from config.settings import Experiment
 from degan.derangement import derangement
-from degan.pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError
 from peers.rounds.mailbox import Letter
 from peers.rounds.rounds import Rounds

@@ -13,7 +13,7 @@ import msgpack
 import config
 from config.security import read_secrets
 from config.settings import Experiment
-from degan.pair import GanPair
+from degan.learners.gan_pair import GanPair
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.tls import Access

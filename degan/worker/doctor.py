@@ -233,7 +233,7 @@ def _pair(settings: config.Experiment, source: Any):
     """The networks that a worker trains, on the CPU."""
     import torch
 
-    from degan.pair import GanPair
+    from degan.learners.gan_pair import GanPair
 
     side = settings.model.image_size
     guessed = (2,) if settings.data.name == "gaussian-ring" else (CHANNELS[settings.data.name], side, side)

@@ -17,8 +17,8 @@ import torch
 import config
 from config import UsageError
 from degan.checkpoints import Checkpoints, check_same_experiment
+from degan.learners.gan_pair import spawn_seed
 from degan.modes import Mode
-from degan.pair import spawn_seed
 from degan.pictures import grid, save_png
 from degan.worker.journal import Journal
 from degan.worker.objects import Objects, shards_json, write

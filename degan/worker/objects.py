@@ -21,8 +21,8 @@ from degan.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
 from degan.data.splits import class_counts, split
+from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics.evaluate import Evaluator
-from degan.pair import GanPair, spawn_seed
 
 
 def pick_device(name: str) -> torch.device:

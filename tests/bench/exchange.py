@@ -39,7 +39,7 @@ import numpy as np
 import redis
 import torch
 
-from degan.casts import torch_cast
+from degan.learners.casts import torch_cast
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from degan.casts import torch_cast
+from degan.learners.casts import torch_cast
 from peers.codecs.exact import build
 from peers.exchange.rules import Rules, make_carry
 from peers.exchange.window import Contribution

@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-PAIR, LOSSES, GUARD = "degan/pair.py", "degan/losses.py", "degan/modes/guard.py"
+PAIR, LOSSES, GUARD = "degan/learners/gan_pair.py", "degan/learners/losses.py", "degan/learners/guard.py"
 STEP = "tests/test_step.py::test_training_is_that_of_plain_torch"
 AVERAGE = "tests/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
 SEEDS = "tests/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
-from degan import losses, models
-from degan.vector import Flat, count, to_numpy
+from degan import models
+from degan.learners import losses
+from degan.learners.flat import Flat, count, to_numpy
 
 State = dict[str, torch.Tensor]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from config.errors import UsageError
-from degan.pair import GanPair, Section
-from degan.vector import to_numpy
+from degan.learners.flat import to_numpy
+from degan.learners.gan_pair import GanPair, Section
 from peers.vectors.reduce import is_finite, norm
 
 # The square of what is smaller is a float32.

@@ -1,0 +1,1 @@
+"""What is trained, and the pieces between it and the wire."""
