@@ -7,7 +7,7 @@ import copy
 import torch
 
 import config
-from degan.derangement import derangement
+from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import MultiDiscriminator
 from tests.fleets import close, in_threads

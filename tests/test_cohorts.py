@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degan.cohorts import BalancedState, balanced, cohort_size, quorum, uniform, weights, without_light
+from degan.federation.cohorts import BalancedState, balanced, cohort_size, quorum, uniform, weights, without_light
 
 SCHEMES = ("exp", "linear", "dirac")
 SIGNS = ("divergent_less", "as_released")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degan.derangement import derangement
+from degan.federation.derangement import derangement
 from degan.learners.scaling import scaled, unscaled
 from peers.codecs.exact import CODECS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import config
-from degan import cohorts
+from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
 from degan.modes.claims import plain_about
 from degan.modes.federated import stragglers

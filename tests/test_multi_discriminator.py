@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from degan.derangement import derangement
+from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair
 from tests.fleets import memory_buses, redis_buses
 from tests.multi_discriminators import BATCH, Fleet, assert_like, assert_same, by_hand, experiment, new_pair

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 import config
-from degan import cohorts
 from degan.checkpoints import Checkpoints
 from degan.data import sources, splits
 from degan.data.base import ImageSource
 from degan.data.shard import Shard
+from degan.federation import cohorts
 from degan.learners import losses
 from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics import classifier

@@ -20,7 +20,7 @@ FL-GAN is `sampling: uniform, weighting: size`; FeGAN is `sampling: balanced, we
 
 Sources: McMahan et al. 2017, algorithm 1; Guerraoui, Guirguis, Kermarrec, Le Merrer, "FeGAN", Middleware 2020, with
 its released code. Departures: succession of leaders and an adaptive deadline (there the server is one process and
-waits for ever), weights over those that answered, and what `degan.cohorts` says.
+waits for ever), weights over those that answered, and what `degan.federation.cohorts` says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
-from degan import cohorts
+from degan.federation import cohorts
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.modes.claims import answer_extras, mean_losses, whole

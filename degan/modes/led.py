@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from config.settings import Experiment
-from degan import cohorts
+from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import Guard
 from degan.modes.claims import plain_about

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config.settings import Experiment
-from degan.derangement import derangement
+from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError
 from peers.rounds.mailbox import Letter

@@ -13,7 +13,7 @@ MUTANTS = (
     # --- federated rounds ---
     Mutant(
         "the quorum is rounded down: one of three answers is the model",
-        "degan/cohorts.py",
+        "degan/federation/cohorts.py",
         "return math.ceil(round(",
         "return math.floor(round(",
         f"{BY_HAND}a_void_round_leaves_model_average_and_steps_as_they_were",
