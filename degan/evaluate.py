@@ -37,8 +37,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     import config
+    from degan.artifacts.saved import Saved
     from degan.metrics.evaluate import Evaluator
-    from degan.saved import Saved
 
     run = Path(arguments.run)
     overrides = list(arguments.set)
@@ -63,7 +63,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _with_checkpoints(run: Path, workers: int) -> list[int]:
-    from degan.checkpoints import Checkpoints
+    from degan.artifacts.checkpoints import Checkpoints
 
     return [w for w in range(workers) if Checkpoints(run / f"w{w}" / "checkpoints", keep=1).steps()]
 

@@ -45,8 +45,8 @@ def _generate(run: Path, worker: int | None, best: bool, count: int, seed: int, 
     import numpy as np
     import torch
 
-    from degan.pictures import grid, save_png, to_uint8
-    from degan.saved import Saved
+    from degan.artifacts.pictures import grid, save_png, to_uint8
+    from degan.artifacts.saved import Saved
 
     saved = Saved.load(run, worker, best)
     samples = saved.sample(count, torch.Generator().manual_seed(seed))

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import config
-from degan import checkpoints
-from degan.checkpoints import Checkpoint, Checkpoints
+from degan.artifacts import checkpoints
+from degan.artifacts.checkpoints import Checkpoint, Checkpoints
 from degan.metrics.evaluate import Metric
 from degan.worker import loop
 from degan.worker.signals import Signals

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import config
-from degan.pictures import save_png
+from degan.artifacts.pictures import save_png
 
 
 class Page(html.parser.HTMLParser):

@@ -11,7 +11,7 @@ import torch
 
 import config
 from config import UsageError
-from degan.checkpoints import (
+from degan.artifacts.checkpoints import (
     MANIFEST,
     MODEL,
     OPTIMISER,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import config
-from degan.checkpoints import Checkpoint, Checkpoints
+from degan.artifacts.checkpoints import Checkpoint, Checkpoints
 from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
 from degan.worker import doctor

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from degan import pictures
-from degan.pictures import GAP, PLOT_PIXELS, grid, save_png, to_uint8
+from degan.artifacts import pictures
+from degan.artifacts.pictures import GAP, PLOT_PIXELS, grid, save_png, to_uint8
 
 
 def test_bytes_of_known_values():

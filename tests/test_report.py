@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import config
 from degan import report, report_html, report_svg
-from degan.pictures import save_png
+from degan.artifacts.pictures import save_png
 from degan.report_data import Worker, read_run
 from tests.run_folders import Page, metric_lines, stats_line, write_lines
 

@@ -11,7 +11,7 @@ import pytest
 
 import config
 from degan import report, report_svg
-from degan.pictures import save_png
+from degan.artifacts.pictures import save_png
 from degan.report_data import Worker, number, read_run
 from degan.report_faults import behind
 from degan.report_html import figure, many, time_unit, whole_or_short

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import config
 from degan import evaluate, generate, models
-from degan.checkpoints import Checkpoint, Checkpoints
+from degan.artifacts.checkpoints import Checkpoint, Checkpoints
 from degan.data.base import ImageSource
 
 SHAPE = (1, 32, 32)

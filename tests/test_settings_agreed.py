@@ -12,7 +12,7 @@ import torch
 import config
 from config import UsageError
 from degan import compare_data, modes
-from degan.checkpoints import Checkpoint, check_same_experiment
+from degan.artifacts.checkpoints import Checkpoint, check_same_experiment
 from degan.learners.gan_pair import GanPair
 from degan.modes.wire import agreement, fingerprint
 from peers.errors import DisagreementError

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 import config
-from degan.checkpoints import Checkpoints
+from degan.artifacts.checkpoints import Checkpoints
+from degan.artifacts.pictures import grid
+from degan.artifacts.saved import Saved
 from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics.evaluate import Metric
 from degan.modes.local import Local
-from degan.pictures import grid
-from degan.saved import Saved
 from degan.worker.loop import Loop
 from degan.worker.objects import Objects
 from degan.worker.signals import Signals

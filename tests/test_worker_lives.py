@@ -13,7 +13,7 @@ import pytest
 import config
 from config import UsageError
 from degan import modes
-from degan.checkpoints import MANIFEST, MODEL
+from degan.artifacts.checkpoints import MANIFEST, MODEL
 from degan.worker import __main__ as worker_main
 from degan.worker import loop, objects
 from degan.worker.faults import LOADS, OWN, Suffering, script

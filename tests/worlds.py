@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import config
-from degan.checkpoints import Checkpoints
+from degan.artifacts.checkpoints import Checkpoints
 from degan.data import sources, splits
 from degan.data.base import ImageSource
 from degan.data.shard import Shard

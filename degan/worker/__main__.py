@@ -80,7 +80,7 @@ def _live(
     """One life of the worker: an exit code, or None if it was away for so long that it has to begin another."""
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
-    from degan.checkpoints import Checkpoints
+    from degan.artifacts.checkpoints import Checkpoints
     from degan.worker.faults import Suffering, script
     from degan.worker.loop import Loop
     from degan.worker.objects import Objects
@@ -212,7 +212,7 @@ def _prepare_folder(folder: Path) -> None:
 
 def _resumable(checkpoints, resume: str | None, folder: Path, settings: config.Experiment) -> list[int]:
     """The steps that this worker may resume from, newest last."""
-    from degan.checkpoints import check_same_experiment, read
+    from degan.artifacts.checkpoints import check_same_experiment, read
 
     if resume is None:
         if checkpoints.steps():

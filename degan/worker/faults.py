@@ -17,7 +17,7 @@ import numpy as np
 
 from config import UsageError
 from config.settings import Experiment
-from degan.checkpoints import MANIFEST, MODEL
+from degan.artifacts.checkpoints import MANIFEST, MODEL
 from degan.learners.gan_pair import GanPair
 from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
 from peers.chaos.faulty_bus import harm

@@ -17,7 +17,7 @@ import torch
 import config
 from config import UsageError
 from config.settings import Experiment, Own
-from degan.checkpoints import Checkpoint
+from degan.artifacts.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
 from degan.data.splits import class_counts, split

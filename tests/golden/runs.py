@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import config
-from degan.checkpoints import Checkpoints
+from degan.artifacts.checkpoints import Checkpoints
 from degan.modes.federated import Federated
 from degan.modes.local import Local
 from degan.modes.multi_discriminator import MultiDiscriminator

@@ -5,8 +5,8 @@ from tests.mutants.mutant import Mutant
 OBJECTS, EVALUATE, SAVED, CHECKPOINTS = (
     "degan/worker/objects.py",
     "degan/metrics/evaluate.py",
-    "degan/saved.py",
-    "degan/checkpoints.py",
+    "degan/artifacts/saved.py",
+    "degan/artifacts/checkpoints.py",
 )
 SHARED_OUT = "tests/test_training_data.py::test_the_workers_share_out_the_training_part"
 REFERENCE = "tests/test_evaluator.py::test_samples_and_the_floor_are_measured_against_the_test_part"

@@ -53,7 +53,7 @@ MUTANTS = (
     ),
     Mutant(
         "a saved run shows the generator itself",
-        "degan/saved.py",
+        "degan/artifacts/saved.py",
         'n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")',
         'n.removeprefix("generator."): t for n, t in checkpoint.model.items() if n.startswith("generator.")',
         "tests/test_shown.py::test_a_run_measures_draws_and_saves_the_average",

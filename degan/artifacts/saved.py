@@ -10,7 +10,7 @@ import torch
 import config
 from config import Experiment, UsageError
 from degan import models
-from degan.checkpoints import Checkpoints, read
+from degan.artifacts.checkpoints import Checkpoints, read
 
 
 @dataclass
