@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any
 
 from config import UsageError, agreed
-from degan.report_data import Run, is_of, read_run
 from degan.report_faults import behind
+from degan.runs.records import Run, is_of, read_run
 
 # What two repeats may differ in, of the settings that could be read but do not load (a loaded file knows its own).
 PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")

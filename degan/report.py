@@ -16,7 +16,6 @@ from pathlib import Path
 
 from config import UsageError
 from degan import report_svg as svg
-from degan.report_data import Run, Worker, is_of, read_run
 from degan.report_faults import faults
 from degan.report_html import (
     AXIS_CHOICE,
@@ -33,6 +32,7 @@ from degan.report_html import (
     write_page,
 )
 from degan.report_rounds import rounds
+from degan.runs.records import Run, Worker, is_of, read_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

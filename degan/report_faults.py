@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from html import escape
 
-from degan.report_data import Run, Worker, number
 from degan.report_html import many
+from degan.runs.records import Run, Worker, number
 
 
 def faults(run: Run) -> str:

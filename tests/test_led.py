@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from degan.worker.journal import read_lines
+from degan.runs.journal import read_lines
 from tests.test_resume import Run, ends, same
 from tests.workers import wait_for
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import config
 from degan import report, report_html, report_svg
 from degan.artifacts.pictures import save_png
-from degan.report_data import Worker, read_run
+from degan.runs.records import Worker, read_run
 from tests.run_folders import Page, metric_lines, stats_line, write_lines
 
 STEPS = range(10, 1001, 10)

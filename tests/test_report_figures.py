@@ -12,9 +12,9 @@ import pytest
 import config
 from degan import report, report_svg
 from degan.artifacts.pictures import save_png
-from degan.report_data import Worker, number, read_run
 from degan.report_faults import behind
 from degan.report_html import figure, many, time_unit, whole_or_short
+from degan.runs.records import Worker, number, read_run
 from tests.run_folders import Page, write_lines
 
 STEPS = (10, 20, 30, 40)
@@ -352,7 +352,7 @@ def test_the_newest_finite_value():
 
 
 def test_pictures_are_thinned_and_in_the_order_of_their_steps(run, monkeypatch):
-    monkeypatch.setattr("degan.report_data.MAX_PICTURES", 3)
+    monkeypatch.setattr("degan.runs.records.MAX_PICTURES", 3)
     for step in (1_000_000, 5, 40, 999_999, 2):
         save_png(run / f"fakes-{step:06d}.png", np.zeros((4, 4, 3), dtype=np.uint8))
     save_png(run / "reals.png", np.zeros((4, 4, 3), dtype=np.uint8))

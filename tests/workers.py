@@ -109,8 +109,8 @@ def _live(words: list[str], log: str, script: dict[int, str], environment: dict[
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.update(environment)
+    from degan.runs.journal import Journal
     from degan.worker.__main__ import main
-    from degan.worker.journal import Journal
 
     write = Journal.stats
 

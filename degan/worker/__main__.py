@@ -15,7 +15,7 @@ from typing import IO
 
 import config
 from config import UsageError
-from degan.worker.journal import say
+from degan.runs.journal import say
 from degan.worker.number import worker_number
 from degan.worker.signals import Signals
 

@@ -20,7 +20,7 @@ from degan.artifacts.checkpoints import Checkpoints, check_same_experiment
 from degan.artifacts.pictures import grid, save_png
 from degan.learners.gan_pair import spawn_seed
 from degan.modes import Mode
-from degan.worker.journal import Journal
+from degan.runs.journal import Journal
 from degan.worker.objects import Objects, shards_json, write
 from degan.worker.signals import Signals
 

@@ -30,8 +30,8 @@ from config.settings import Experiment
 from degan import models
 from degan.data.sources import load
 from degan.metrics import classifier
+from degan.runs.journal import read_lines
 from degan.worker.__main__ import main as work
-from degan.worker.journal import read_lines
 from tests.servers import redis_server
 
 EXPERIMENT = "mnist-degan"

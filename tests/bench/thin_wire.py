@@ -127,7 +127,7 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
     import torch.distributed as dist
 
     import config
-    from degan.worker.journal import Journal
+    from degan.runs.journal import Journal
     from degan.worker.objects import Objects
 
     settings = config.load(file)

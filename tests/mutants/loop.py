@@ -98,14 +98,14 @@ MUTANTS = (
     ),
     Mutant(
         "everybody's metrics are one worker's",
-        "degan/worker/journal.py",
+        "degan/runs/journal.py",
         '"worker": self._worker',
         '"worker": 0',
         LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
         "the line of the checkpoint's own step is forgotten",
-        "degan/worker/journal.py",
+        "degan/runs/journal.py",
         'line.get("step", 0) <= step',
         'line.get("step", 0) < step',
         LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
@@ -140,7 +140,7 @@ MUTANTS = (
     ),
     Mutant(
         "a counter that begins anew twice forgets its first life",
-        "degan/report_data.py",
+        "degan/runs/records.py",
         "value + base.get(key, 0.0) < before",
         "value < before",
         REPORT + "test_counters_that_began_again_twice",

@@ -1,0 +1,1 @@
+"""The run folder as records; no torch, no peers."""
