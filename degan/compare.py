@@ -1,7 +1,7 @@
 """Run folders side by side: `python -m degan.compare RUN RUN ... --out compare.html`.
 
 One page that needs nothing beside it, the tables as Markdown, or everything as JSON. What is compared is
-said in `degan.compare_data`. It imports no torch, so it starts in a blink.
+said in `degan.reports.compare_data`. It imports no torch, so it starts in a blink.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import UsageError
-from degan.compare_data import groups, read
-from degan.compare_page import render
-from degan.compare_tables import as_json, as_markdown
-from degan.report_html import write_page
+from degan.reports.compare_data import groups, read
+from degan.reports.compare_page import render
+from degan.reports.compare_tables import as_json, as_markdown
+from degan.reports.html import write_page
 
 DEFAULT_OUT = Path("compare.html")
 

@@ -1,6 +1,6 @@
 """A run folder as one HTML page: `python -m degan.report RUN` writes RUN/report.html.
 
-Whatever comes from a file is escaped; see `degan.report_html` for what a page may hold. It imports no
+Whatever comes from a file is escaped; see `degan.reports.html` for what a page may hold. It imports no
 torch, so it starts in a blink.
 """
 
@@ -15,9 +15,9 @@ from html import escape
 from pathlib import Path
 
 from config import UsageError
-from degan import report_svg as svg
-from degan.report_faults import faults
-from degan.report_html import (
+from degan.reports import svg
+from degan.reports.faults import faults
+from degan.reports.html import (
     AXIS_CHOICE,
     AXIS_SWITCH,
     ends,
@@ -31,7 +31,7 @@ from degan.report_html import (
     table,
     write_page,
 )
-from degan.report_rounds import rounds
+from degan.reports.rounds import rounds
 from degan.runs.records import Run, Worker, is_of, read_run
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from degan import compare, report_svg
-from degan.compare_data import groups, labels, read
-from degan.compare_tables import as_markdown, runs_table, settings_table
+from degan import compare
+from degan.reports import svg as report_svg
+from degan.reports.compare_data import groups, labels, read
+from degan.reports.compare_tables import as_markdown, runs_table, settings_table
 from degan.runs.records import read_run
 from tests.run_folders import Page, make_led_run, make_run, metric_lines, round_line, stats_line, write_lines
 

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from degan import compare, report
-from degan.compare_data import groups, read
-from degan.compare_tables import as_json, as_markdown, runs_table
-from degan.report_rounds import of_the_leader
+from degan.reports.compare_data import groups, read
+from degan.reports.compare_tables import as_json, as_markdown, runs_table
+from degan.reports.rounds import of_the_leader
 from degan.runs.records import Worker, read_run
 from tests.run_folders import Page, make_led_run, round_line, write_lines
 from tests.test_report_figures import FID, METRICS, STEPS, figures_of, line_of, metric, paths, text_of, write_run

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from degan import report, report_html, report_svg
+from degan import report
 from degan.artifacts.pictures import save_png
+from degan.reports import html as report_html
+from degan.reports import svg as report_svg
 from degan.runs.records import Worker, read_run
 from tests.run_folders import Page, metric_lines, stats_line, write_lines
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import config
-from degan import report, report_svg
+from degan import report
 from degan.artifacts.pictures import save_png
-from degan.report_faults import behind
-from degan.report_html import figure, many, time_unit, whole_or_short
+from degan.reports import svg as report_svg
+from degan.reports.faults import behind
+from degan.reports.html import figure, many, time_unit, whole_or_short
 from degan.runs.records import Worker, number, read_run
 from tests.run_folders import Page, write_lines
 

@@ -11,10 +11,11 @@ import torch
 
 import config
 from config import UsageError
-from degan import compare_data, modes
+from degan import modes
 from degan.artifacts.checkpoints import Checkpoint, check_same_experiment
 from degan.learners.gan_pair import GanPair
 from degan.modes.wire import agreement, fingerprint
+from degan.reports import compare_data
 from peers.errors import DisagreementError
 from tests.fleets import in_threads, memory_buses
 from tests.leaves import TAGS, leaves, plain

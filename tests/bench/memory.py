@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import redis
 
 import config
-from degan.report_svg import HEIGHT, WIDTH, chart, short
+from degan.reports.svg import HEIGHT, WIDTH, chart, short
 from peers.bus.redis.client import split_socket
 from tests.bench.table import finish, show
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from html import escape
 
-from degan import report_svg as svg
-from degan.compare_data import Entry, Group, Point
-from degan.compare_tables import Table, fid, groups_table, has_repeats, runs_table, settings_table
-from degan.report_html import (
+from degan.reports import svg
+from degan.reports.compare_data import Entry, Group, Point
+from degan.reports.compare_tables import Table, fid, groups_table, has_repeats, runs_table, settings_table
+from degan.reports.html import (
     floor_in_legend,
     framed,
     many,

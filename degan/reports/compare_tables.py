@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from degan import report_svg as svg
-from degan.compare_data import Entry, Group, Point, differences
-from degan.report_html import many
+from degan.reports import svg
+from degan.reports.compare_data import Entry, Group, Point, differences
+from degan.reports.html import many
 
 DASH = "–"
 Table = tuple[list[str], list[list[str]]]  # titles, rows of cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from html import escape
 
-from degan.report_html import many
+from degan.reports.html import many
 from degan.runs.records import Run, Worker, number
 
 

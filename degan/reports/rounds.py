@@ -7,8 +7,8 @@ answered only the leader knows.
 
 from __future__ import annotations
 
-from degan import report_svg as svg
-from degan.report_html import figure, many, or_dash, swatch, table
+from degan.reports import svg
+from degan.reports.html import figure, many, or_dash, swatch, table
 from degan.runs.records import Run, Worker, number
 
 SO_FAR = (

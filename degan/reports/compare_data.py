@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from config import UsageError, agreed
-from degan.report_faults import behind
+from degan.reports.faults import behind
 from degan.runs.records import Run, is_of, read_run
 
 # What two repeats may differ in, of the settings that could be read but do not load (a loaded file knows its own).

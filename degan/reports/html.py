@@ -16,8 +16,8 @@ from html import escape
 from pathlib import Path
 
 from config import UsageError
-from degan import report_svg as svg
-from degan.report_style import STYLE
+from degan.reports import svg
+from degan.reports.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 Series = list[tuple[int, list[tuple[float, "float | None", "float | None"]]]]  # index, (step, seconds, value)
