@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from degan.modes.claims import answer_extras, mean_losses, plain_about, whole
+from degan.modes.leader.claims import answer_extras, mean_losses, plain_about, whole
 from peers.errors import MessageError
 
 LARGEST = 2**48 - 1

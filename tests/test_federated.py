@@ -12,8 +12,8 @@ import torch
 import config
 from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
-from degan.modes.claims import plain_about
 from degan.modes.federated import stragglers
+from degan.modes.leader.claims import plain_about
 from peers.chaos.attacks import Attack
 from peers.errors import LapsedError
 from tests.federations import BATCH, SHAPE, Fleet, about, assert_same_model, experiment, stream

@@ -11,9 +11,9 @@ import torch
 import config
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import LARGEST, MOST_IN_A_ROW, Guard, is_usable
+from degan.modes.connect import attack_on
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
-from degan.modes.wire import attack_on
 from peers.chaos.attacks import Attack
 from peers.errors import SetupError
 from tests.fleets import memory_buses

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from degan.modes.join import join
+from degan.modes.leader.join import join
 from peers.codecs.exact import CODECS
 from peers.errors import LapsedError, MessageError
 from peers.rounds.deadline import Deadline

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from config.settings import Bus as BusSettings
-from degan.modes import led
 from degan.modes.federated import Federated
+from degan.modes.leader import led
 from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
 from peers.rounds.rounds import Gathered

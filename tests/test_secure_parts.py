@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import config
 from config.security import read_secrets
-from degan.modes.wire import access_of
+from degan.modes.connect import access_of
 from launch import nodes
 from launch.__main__ import main
 from launch.certificates import Authority

@@ -14,7 +14,7 @@ from config import UsageError
 from degan import modes
 from degan.artifacts.checkpoints import Checkpoint, check_same_experiment
 from degan.learners.gan_pair import GanPair
-from degan.modes.wire import agreement, fingerprint
+from degan.modes.connect import agreement, fingerprint
 from degan.reports import compare_data
 from peers.errors import DisagreementError
 from tests.fleets import in_threads, memory_buses
@@ -130,7 +130,7 @@ def test_the_comparison_of_runs_passes_over_what_is_private():
 def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, monkeypatch):
     monkeypatch.setattr("peers.session.rendezvous.SEEN_S", 0.0)
     waiting = memory_buses(2)
-    monkeypatch.setattr("degan.modes.wire.open_bus", lambda settings, worker, say, may_take_over: waiting[worker])
+    monkeypatch.setattr("degan.modes.connect.open_bus", lambda settings, worker, say, may_take_over: waiting[worker])
     said, both_said = [], threading.Barrier(2)
 
     def meet(worker: int) -> None:

@@ -12,7 +12,7 @@ import config
 from config import UsageError
 from degan import modes
 from degan.learners.gan_pair import GanPair
-from degan.modes import wire
+from degan.modes import connect as wire
 from peers.bus.redis.tls import Access
 from peers.chaos.faulty_bus import FaultyBus
 from peers.errors import SetupError

@@ -30,7 +30,7 @@ from degan.learners import losses
 from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
-from degan.modes import wire
+from degan.modes import connect as wire
 from degan.modes.swaps import Swaps
 from degan.worker import __main__ as worker_main
 from degan.worker import objects

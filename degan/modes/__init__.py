@@ -105,18 +105,18 @@ def build(
 
             return Local(settings, worker, pair, say)
         case "partial_exchange":
+            from degan.modes.connect import open_bus
             from degan.modes.partial_exchange import PartialExchange
-            from degan.modes.wire import open_bus
 
             return PartialExchange(settings, pair, open_bus(settings, worker, say, may_take_over), facts, say)
         case "federated":
+            from degan.modes.connect import open_bus
             from degan.modes.federated import Federated
-            from degan.modes.wire import open_bus
 
             return Federated(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case "multi_discriminator":
+            from degan.modes.connect import open_bus
             from degan.modes.multi_discriminator import MultiDiscriminator
-            from degan.modes.wire import open_bus
 
             return MultiDiscriminator(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
         case name:

@@ -36,9 +36,9 @@ from config.settings import Experiment
 from degan.federation import cohorts
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair, spawn_seed
-from degan.modes.claims import answer_extras, mean_losses, whole
-from degan.modes.join import MISSED
-from degan.modes.led import Led
+from degan.modes.leader.claims import answer_extras, mean_losses, whole
+from degan.modes.leader.join import MISSED
+from degan.modes.leader.led import Led
 from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
@@ -53,7 +53,7 @@ MODEL, SMOOTH = "model", "smooth"
 
 
 class Federated(Led):
-    """See `degan.modes.Mode` and `degan.modes.led.Led`."""
+    """See `degan.modes.Mode` and `degan.modes.leader.led.Led`."""
 
     def __init__(
         self,

@@ -43,9 +43,9 @@ from degan.learners.casts import torch_cast
 from degan.learners.flat import to_numpy
 from degan.learners.gan_pair import GanPair
 from degan.modes import swaps
-from degan.modes.claims import answer_extras, mean_losses, whole
-from degan.modes.join import MISSED
-from degan.modes.led import Led
+from degan.modes.leader.claims import answer_extras, mean_losses, whole
+from degan.modes.leader.join import MISSED
+from degan.modes.leader.led import Led
 from degan.modes.needs import Needs, led_outbox_bytes
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
 
 
 class MultiDiscriminator(Led):
-    """See `degan.modes.Mode` and `degan.modes.led.Led`."""
+    """See `degan.modes.Mode` and `degan.modes.leader.led.Led`."""
 
     def __init__(
         self,

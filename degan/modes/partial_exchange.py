@@ -39,8 +39,8 @@ from config.settings import Experiment
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import Guard
+from degan.modes.connect import agreement, attack_on, fingerprint
 from degan.modes.needs import Needs, entry_bytes, float_bytes
-from degan.modes.wire import agreement, attack_on, fingerprint
 from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
 from peers.errors import BusError, LapsedError, MessageError, StalledError

@@ -87,7 +87,7 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
         launcher: what stands for the nodes where `peers` is a number.
     """
     from degan import modes
-    from degan.modes.wire import access_of
+    from degan.modes.connect import access_of
 
     found = [_settings(settings, file)]
     source, data = _data(settings)

@@ -12,7 +12,7 @@ from collections import Counter
 import msgpack
 import numpy as np
 
-from degan.modes.wire import fingerprint
+from degan.modes.connect import fingerprint
 from peers.bus.redis.bus import RedisBus
 from peers.chaos.attacks import NAMES
 from peers.exchange.clock import SspClock

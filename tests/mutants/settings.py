@@ -13,7 +13,7 @@ AGREED = "tests/test_settings_agreed.py::test_every_setting_that_is_not_private_
 LIVES = "tests/test_worker_lives.py"
 DOCTOR = "tests/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
-LED = "degan/modes/led.py"
+LED = "degan/modes/leader/led.py"
 SETTINGS = "config/settings.py"
 
 MUTANTS = (

@@ -26,10 +26,10 @@ from config.settings import Experiment
 from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import Guard
-from degan.modes.claims import plain_about
-from degan.modes.join import MISSED, join
+from degan.modes.connect import agreement, attack_on, fingerprint
+from degan.modes.leader.claims import plain_about
+from degan.modes.leader.join import MISSED, join
 from degan.modes.needs import leaders_of
-from degan.modes.wire import agreement, attack_on, fingerprint
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.errors import LapsedError

@@ -1,0 +1,1 @@
+"""What the modes with a leader share."""
