@@ -1,4 +1,4 @@
-"""One worker's GAN training in plain torch, written by hand from the papers: what `degan.learners.gan_pair` is held against.
+"""One worker's GAN training in plain torch, written by hand from the papers: the oracle of `degan.learners`.
 
 Nothing of degan is imported: the networks are `nn.Sequential`, every parameter has a gradient, an Adam step and a
 moving average of its own, and the losses are torch's own criteria or the formula.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.test_settings_ranges import same
+from tests.config.test_settings_ranges import same
 from tests.worlds import World
 
 # A pair of 3 -> 4 -> 4 -> 100 and 100 -> 4 -> 4 -> 1.

@@ -1,7 +1,7 @@
 """`DEGAN_FAULTS` in a worker: the points of a step at which it harms itself, outside of the bus.
 
-Nothing of this is there where the variable is not set. The grammar is in `peers.chaos.faults`, what concerns publishing in
-`peers.chaos.faulty_bus`, attacks are where a message is made.
+Nothing of this is there where the variable is not set. The grammar is in `peers.chaos.faults`,
+what concerns publishing in `peers.chaos.faulty_bus`, attacks are where a message is made.
 """
 
 from __future__ import annotations

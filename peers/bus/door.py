@@ -5,7 +5,7 @@ carries an explicit sequence number, so publishing again what was already publis
 nothing (idempotent), a gap in the numbers is a visible loss, and the order is the sender's own.
 
 Backends: `memory_bus` (one process, for tests and reading) and `redis_bus` (the real thing). One
-contract suite runs on both (tests/test_bus.py).
+contract suite runs on both (tests/peers/bus/test_bus.py).
 """
 
 from __future__ import annotations

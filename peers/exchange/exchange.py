@@ -2,9 +2,10 @@
 
     values of round t -> offer(t): copy out one part -> wait until every member's clock >= t - slack -> collect
 
-What leaves and how it enters is the carry's business (`peers.exchange.gradients`, `peers.exchange.parameters`); this file has
-the rounds, the threads, the bound, and how a worker begins, joins, helps others to join, and ends. The main
-thread copies out and sums up; encoding, publishing, reading and decoding run beside it.
+What leaves and how it enters is the carry's business (`peers.exchange.gradients`,
+`peers.exchange.parameters`); this file has the rounds, the threads, the bound, and how a worker begins, joins,
+helps others to join, and ends. The main thread copies out and sums up; encoding, publishing, reading and decoding
+run beside it.
 
 With slack 0 every worker applies exactly the rounds up to t, summed in worker order, and the run is
 bit-reproducible.

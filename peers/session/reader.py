@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 
 from peers.bus.door import Bus
 from peers.errors import BusError, PeersError
-from peers.exchange.gate import ClockGate
-from peers.exchange.inbox import Inbox
+from peers.session.listener import Listener, Members
 from peers.session.rendezvous import heartbeat_s
 from peers.session.waiting import failed
 from peers.types import Entry, Lease
@@ -44,8 +43,8 @@ class Pump:
         self,
         bus: Bus,
         server: int,
-        inbox: Inbox,
-        gate: ClockGate,
+        inbox: Listener,
+        gate: Members,
         lease_s: float,
         known: dict[int, str],
         say: Callable[[str], None],

@@ -6,9 +6,9 @@ from tests.mutants.mutant import Mutant
 
 EXCHANGE, INBOX, MODE = "peers/exchange/exchange.py", "peers/exchange/inbox.py", "degan/modes/partial_exchange.py"
 GRADIENTS, PARAMETERS = "peers/exchange/gradients.py", "peers/exchange/parameters.py"
-RULE, LIVES = "tests/test_gradient_rule.py", "tests/test_gradient_lives.py"
-WEIGHTS, WEIGHTS_LIVES = "tests/test_parameter_rule.py", "tests/test_parameter_lives.py"
-JOINTS = "tests/test_exchange_joints.py"
+RULE, LIVES = "tests/peers/exchange/test_gradient_rule.py", "tests/peers/exchange/test_gradient_lives.py"
+WEIGHTS, WEIGHTS_LIVES = "tests/peers/exchange/test_parameter_rule.py", "tests/peers/exchange/test_parameter_lives.py"
+JOINTS = "tests/peers/exchange/test_exchange_joints.py"
 
 MUTANTS = (
     Mutant(
@@ -100,7 +100,7 @@ MUTANTS = (
         MODE,
         "(is_fresh or _has_any(combined))",
         "(is_usable or _has_any(combined))",
-        "tests/test_partial_exchange_mode.py::test_gradients_step_by_step",
+        "tests/degan/modes/test_partial_exchange_mode.py::test_gradients_step_by_step",
     ),
     Mutant(
         "what is lent to the sender is lent under any bound",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 LED, FEDERATED, DISCRIMINATORS = (f"degan/modes/{name}.py" for name in ("led", "federated", "multi_discriminator"))
-BY_HAND = "tests/test_federated_by_hand.py::test_"
-PARTS = "tests/test_led_parts.py::test_"
-MD_BY_HAND = "tests/test_multi_discriminator_by_hand.py::test_"
+BY_HAND = "tests/degan/modes/test_federated_by_hand.py::test_"
+PARTS = "tests/degan/modes/test_led_parts.py::test_"
+MD_BY_HAND = "tests/degan/modes/test_multi_discriminator_by_hand.py::test_"
 
 MUTANTS = (
     # --- federated rounds ---
@@ -87,21 +87,21 @@ MUTANTS = (
         "peers/rounds/rounds.py",
         'y.message.extras.get("term", term) == term}',
         'y.message.extras.get("term", term) <= term}',
-        "tests/test_gathers.py::test_an_answer_that_names_another_term_is_none",
+        "tests/peers/rounds/test_gathers.py::test_an_answer_that_names_another_term_is_none",
     ),
     Mutant(
         "a deadline may fall under its floor",
         "peers/rounds/deadline.py",
         "return min(self._ceiling_s, max(self._floor_s, median + 3 * spread))",
         "return min(self._ceiling_s, median + 3 * spread)",
-        "tests/test_rounds.py::test_a_deadline_is_the_median_and_three_deviations_between_floor_and_ceiling",
+        "tests/peers/rounds/test_rounds.py::test_a_deadline_is_the_median_and_three_deviations_between_floor_and_ceiling",
     ),
     Mutant(
         "a new life finishes a message of the one before",
         "peers/rounds/mailbox.py",
         "                self._assemblers.pop((sender, is_direct), None)\n",
         "",
-        "tests/test_mailbox.py::test_a_new_life_finishes_no_message_of_the_one_before",
+        "tests/peers/rounds/test_mailbox.py::test_a_new_life_finishes_no_message_of_the_one_before",
     ),
     # --- MD-GAN ---
     Mutant(

@@ -2,9 +2,13 @@
 
 from tests.mutants.mutant import Mutant
 
-LOOP, LIVES = "tests/test_loop.py::", "tests/test_loop_lives.py::"
-REPORT, COMPARE = "tests/test_report_figures.py::", "tests/test_compare_figures.py::"
-SUPERVISE, BOARD, PLAN = "tests/test_supervise.py::", "tests/test_board.py::", "tests/test_plan.py::"
+LOOP, LIVES = "tests/degan/worker/test_loop.py::", "tests/degan/worker/test_loop_lives.py::"
+REPORT, COMPARE = "tests/degan/reports/test_report_figures.py::", "tests/degan/reports/test_compare_figures.py::"
+SUPERVISE, BOARD, PLAN = (
+    "tests/launch/test_supervise.py::",
+    "tests/launch/test_board.py::",
+    "tests/launch/test_plan.py::",
+)
 
 MUTANTS = (
     Mutant(

@@ -2,16 +2,16 @@
 
 from tests.mutants.mutant import Mutant
 
-REACH = "tests/test_settings_reach.py::test_every_setting_arrives"
+REACH = "tests/config/test_settings_reach.py::test_every_setting_arrives"
 EXCHANGE = f"{REACH}[partial_exchange-all]"
 ROBUST = f"{REACH}[partial_exchange-robust]"
 FEDERATED = f"{REACH}[federated-all]"
 MULTI = f"{REACH}[multi_discriminator-all]"
-RANGES = "tests/test_settings_ranges.py"
+RANGES = "tests/config/test_settings_ranges.py"
 BORDER = f"{RANGES}::test_a_value_at_the_border_is_taken_as_it_is"
-AGREED = "tests/test_settings_agreed.py::test_every_setting_that_is_not_private_is_agreed_on"
-LIVES = "tests/test_worker_lives.py"
-DOCTOR = "tests/test_doctor_figures.py"
+AGREED = "tests/config/test_settings_agreed.py::test_every_setting_that_is_not_private_is_agreed_on"
+LIVES = "tests/degan/worker/test_worker_lives.py"
+DOCTOR = "tests/degan/worker/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
 LED = "degan/modes/leader/led.py"
 SETTINGS = "config/settings.py"
@@ -40,14 +40,14 @@ MUTANTS = (
         "peers/exchange/rules.py",
         "layout.largest_payload_bytes(), self._entries(layout, least)",
         "layout.largest_payload_bytes(), self._entries(layout, self.keep_rounds)",
-        "tests/test_rules.py::test_how_many_entries_an_outbox_keeps",
+        "tests/peers/exchange/test_rules.py::test_how_many_entries_an_outbox_keeps",
     ),
     Mutant(
         "a peer two sections ahead is taken for one that has lost us",
         "peers/exchange/rules.py",
         "(self.slack + 2 + most_parts) * rounds",
         "(self.slack + 2 + most_parts)",
-        "tests/test_rules.py::test_how_far_a_peer_may_be_ahead",
+        "tests/peers/exchange/test_rules.py::test_how_far_a_peer_may_be_ahead",
     ),
     Mutant(
         "the leader's judge has its own gate and strikes",
@@ -120,6 +120,6 @@ MUTANTS = (
         "config/reader.py",
         'if has_moments and mode.codec == "float16"',
         'if has_moments and mode.codec == "bfloat16"',
-        "tests/test_settings_together.py::test_what_does_not_fit_together",
+        "tests/config/test_settings_together.py::test_what_does_not_fit_together",
     ),
 )

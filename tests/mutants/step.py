@@ -3,11 +3,11 @@
 from tests.mutants.mutant import Mutant
 
 PAIR, LOSSES, GUARD = "degan/learners/gan_pair.py", "degan/learners/losses.py", "degan/learners/guard.py"
-STEP = "tests/test_step.py::test_training_is_that_of_plain_torch"
-AVERAGE = "tests/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
-SEEDS = "tests/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
-ORDER = "tests/test_pair_order.py::test_"
-LOCAL = "tests/test_local.py::test_"
+STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
+AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
+SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
+ORDER = "tests/degan/learners/test_pair_order.py::test_"
+LOCAL = "tests/degan/modes/test_local.py::test_"
 RATES = "(self.generator, optimiser.generator_lr), (self.discriminator, optimiser.discriminator_lr)"
 SWAPPED = "(self.generator, optimiser.discriminator_lr), (self.discriminator, optimiser.generator_lr)"
 FROZEN = """        self.discriminator.freeze(True)
@@ -49,14 +49,14 @@ MUTANTS = (
         PAIR,
         "module = self.ema.module.eval()",
         "module = self.generator.module.eval()",
-        "tests/test_shown.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
+        "tests/degan/artifacts/test_shown.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
     ),
     Mutant(
         "a saved run shows the generator itself",
         "degan/artifacts/saved.py",
         'n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")',
         'n.removeprefix("generator."): t for n, t in checkpoint.model.items() if n.startswith("generator.")',
-        "tests/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
+        "tests/degan/artifacts/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
     ),
     Mutant(
         "all workers draw the same latents",
@@ -70,7 +70,7 @@ MUTANTS = (
         "degan/modes/partial_exchange.py",
         "self._pair.load_statistics(self._exchange.average(self._pair.statistics()))",
         "self._exchange.average(self._pair.statistics())",
-        "tests/test_step.py::test_a_synchronous_exchange_is_plain_torch_on_the_mean",
+        "tests/degan/learners/test_step.py::test_a_synchronous_exchange_is_plain_torch_on_the_mean",
     ),
     Mutant(
         "D's statistics travel before G's",
@@ -98,7 +98,7 @@ MUTANTS = (
         "degan/modes/partial_exchange.py",
         "        norm_gate=settings.bus.norm_gate,\n",
         "",
-        "tests/test_guard.py::test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is",
+        "tests/degan/learners/test_guard.py::test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is",
     ),
     Mutant(
         "G's pass keeps its graph",

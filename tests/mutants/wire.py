@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-TRANSFER, RESP, ROBUST = "tests/test_transfer.py::", "tests/test_resp.py::", "tests/test_robust_by_hand.py::"
-LEASES, PUMP, LAYOUTS = "tests/test_rendezvous_leases.py::", "tests/test_pump.py::", "tests/test_layouts.py::"
-GOLDEN = "tests/test_golden_wire.py::"
+TRANSFER, RESP, ROBUST = (
+    "tests/peers/session/test_transfer.py::",
+    "tests/peers/bus/test_resp.py::",
+    "tests/peers/vectors/test_reduce_by_hand.py::",
+)
+LEASES, PUMP, LAYOUTS = (
+    "tests/peers/session/test_leases.py::",
+    "tests/peers/session/test_reader.py::",
+    "tests/peers/wire/test_layouts.py::",
+)
+GOLDEN = "tests/peers/wire/test_golden_wire.py::"
 
 MUTANTS = (
     Mutant(
@@ -15,7 +23,7 @@ MUTANTS = (
         "        if so_far != expected:\n",
         "        if so_far is None:\n",
         f"{TRANSFER}test_every_other_bit_of_a_chunk_is_refused_by_its_checksum "
-        "tests/test_fuzz_parts.py::test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum",
+        "tests/peers/session/test_fuzz_parts.py::test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum",
     ),
     Mutant(
         "what says that a state is there is written first",

@@ -1,0 +1,39 @@
+"""What a thread that reads needs of a pattern: where entries go, and who is told about peers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from peers.types import Entry
+
+
+class Listener(Protocol):
+    """Takes the entries of the peers, in order per sender. `peers.exchange.inbox`, `peers.rounds.mailbox`."""
+
+    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
+        """Take one entry; False if it changed on its way and is to be read once more."""
+
+    def count(self, reason: str) -> None:
+        """Count an entry that is not used."""
+
+
+class Members(Protocol):
+    """Knows which peers are there. `peers.exchange.gate`, `peers.rounds.mailbox`."""
+
+    def is_member(self, peer: int) -> bool:
+        """Whether the peer is awaited."""
+
+    def clock(self, peer: int) -> int:
+        """The newest round of the peer; 0 where the pattern has no clocks."""
+
+    def admit(self, peer: int, clock: int) -> None:
+        """The peer is there again, at this round."""
+
+    def restarted(self, peer: int, incarnation: str) -> None:
+        """The peer is there in a new incarnation."""
+
+    def drop(self, peer: int, reason: str) -> None:
+        """The lease of the peer has expired, or its server does not answer."""
+
+    def fail(self, error: BaseException) -> None:
+        """The thread ends with this error."""

@@ -1,0 +1,254 @@
+"""What partial exchange does between rendezvous, exchange and pair: begin, stop, end, load; with stand-ins for both."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from degan.learners.gan_pair import GanPair
+from degan.modes import partial_exchange
+from degan.modes.partial_exchange import PartialExchange
+from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.session.rendezvous import Start
+from tests.degan.modes.test_partial_exchange_mode import RATES, SHAPE, close, experiment
+from tests.fleets import memory_buses
+
+
+class Meeting:
+    """A rendezvous that finds what a test says."""
+
+    start: Start
+
+    def __init__(self, bus, agreed, lease_s, timeout_s, say, fail):
+        self.calls, self.fail = [], fail
+
+    def meet(self, checkpoints, followed):
+        self.calls.append(("meet", checkpoints, followed))
+        return self.start
+
+    def __getattr__(self, name):
+        return lambda *args: self.calls.append((name, *args))
+
+
+class Exchanged:
+    """An exchange that says how it was called, and answers as a test wants."""
+
+    def __init__(self, bus, layout, initial, rules, say):
+        self.calls, self.initial, self.rules, self.layout = [], initial.copy(), rules, layout
+        self.gate = SimpleNamespace(stop_at=None, is_astray=False, members=lambda: (2, 5))
+        self.error, self.at = None, 0
+
+    def start(self, start, round, sizes=None, load=None):
+        self.calls.append(("start", round, sizes))
+        if self.error:
+            raise self.error
+        return self.at or round
+
+    def load_state(self, arrays, values):
+        self.calls.append(("load_state", arrays, values))
+
+    def exchange(self, values, is_cut):
+        self.calls.append(("exchange", is_cut()))
+        self.sent = values.copy()
+        return self.gives(values)
+
+    def gives(self, values):
+        return values
+
+    def finish(self, values_of):
+        self.calls.append(("finish",))
+        section = self.layout.schedule.sections[0]
+        return [(section, self.gives(values_of(section)))]
+
+    def average(self, values):
+        return values + 1
+
+    def serve(self, make_state):
+        self.calls.append(("serve", make_state))
+
+    def leave(self, is_resumable):
+        self.calls.append(("leave", is_resumable))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
+@pytest.fixture
+def mode(monkeypatch):
+    """Makes a mode over stand-ins; `prepare` is called with the exchange before it starts."""
+
+    def make(start, prepare=lambda exchange: None, worker=0, **block):
+        monkeypatch.setattr(partial_exchange, "Rendezvous", type("Meeting", (Meeting,), {"start": start}))
+
+        def exchange(*args):
+            made = Exchanged(*args)
+            prepare(made)
+            return made
+
+        monkeypatch.setattr(partial_exchange, "Exchange", exchange)
+        settings = experiment(6, **block)
+        pair = GanPair(settings, SHAPE, worker, torch.device("cpu"))
+        return PartialExchange(settings, pair, memory_buses(6)[worker], {}, lambda line: None), pair
+
+    return make
+
+
+REAL = torch.zeros(4, *SHAPE)
+
+
+@pytest.mark.parametrize(("updates", "rounds"), [("simultaneous", 1), ("alternating", 2)])
+def test_what_is_saved_is_loaded_and_the_exchange_begins_after_the_rounds_of_its_step(mode, updates, rounds):
+    made, _ = mode(Start("replay", 8, {1: "b"}), updates=updates)
+    saved = {"followed": {"1": ["a", [3, 4][:rounds], [11, 9][:rounds]], "4": ["c", [1, 2][:rounds], [6, 7][:rounds]]}}
+    loaded = []
+    assert made.begin([4, 8], saved, lambda step: loaded.append(step) or ({"x": 1}, {"y": 2})) == 8
+    meeting, exchange = made._rendezvous, made._exchange
+    followed = {1: ("a", 9 if rounds == 2 else 11), 4: ("c", 6)}
+    assert meeting.calls == [("claim", [4, 8]), ("meet", [4, 8], followed)]
+    assert loaded == [8]
+    assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8 * rounds, None)]
+
+
+def test_those_who_train_something_else_are_not_understood(mode):
+    """What was agreed on is in every header, as eight bytes."""
+    marks = [mode(Start("together", 0, {}), slack=slack)[0]._layout.fingerprint for slack in (1, 1, 2)]
+    assert marks[0] == marks[1] != marks[2] and len(marks[0]) == 8 and any(marks[0])
+
+
+def test_a_fresh_start_loads_nothing(mode):
+    made, pair = mode(Start("together", 0, {1: "b"}))
+    assert made.begin([], {}, None) == 0
+    assert made._exchange.calls == [("start", 0, None)]
+    np.testing.assert_array_equal(made._exchange.initial, pair.parameters((0, pair.size)))
+
+
+def test_who_joins_stands_at_the_step_of_its_helper(mode):
+    made, pair = mode(
+        Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "at", 14), updates="alternating"
+    )
+    assert made.begin([4], {}, None) == 7
+    sizes = {name: vector.size for name, vector in pair.vectors().items()}
+    assert made._exchange.calls == [("start", 0, sizes)]
+    assert made._rendezvous.calls[-1] == ("joined", 7)
+
+
+def test_a_join_that_fails_because_of_ourselves_is_not_tried_again(mode):
+    made, _ = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "error", ours))
+    ours = StalledError("our own heart")
+    made._rendezvous.fail(ours)
+    with pytest.raises(StalledError, match="our own heart"):
+        made.begin([], {}, None)
+
+
+@pytest.mark.parametrize("error", [StalledError("x"), BusError("x"), MessageError("malformed", "x")])
+def test_a_join_that_fails_is_tried_in_another_life(mode, error):
+    made, _ = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "error", error))
+    with pytest.raises(LapsedError, match="x"):
+        made.begin([], {}, None)
+
+
+def test_a_failure_of_the_heartbeat_is_raised_and_ends_every_wait(mode):
+    failed, told = BusError("the heart"), []
+    made, _ = mode(Start("together", 0, {1: "b"}), lambda exchange: setattr(exchange.gate, "fail", told.append))
+    made._rendezvous.claim = lambda checkpoints: made._rendezvous.fail(failed)
+    with pytest.raises(BusError, match="the heart"):
+        made.begin([], {}, None)
+    made._rendezvous.fail(StalledError("later"))
+    assert [str(error) for error in told] == ["later"]
+
+
+def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
+    made, pair = mode(Start("together", 0, {1: "b"}))
+    made.begin([], {}, None)
+    made._exchange.gate.is_astray = True
+    losses = made.step(5, lambda: REAL, is_cut=False)
+    assert set(losses) == {"g_loss", "d_loss"}
+    exchanged, (name, make_state) = made._exchange.calls[-2:]
+    assert exchanged == ("exchange", False) and name == "serve"
+    vectors, counters = make_state()
+    assert vectors.keys() == pair.vectors().keys() and counters == pair.counters() and counters["applied"] == 1
+    assert made._rendezvous.calls[-1] == ("progress", 5, True)
+    made.step(6, lambda: REAL, is_cut=True)
+    assert made._exchange.calls[-2] == ("exchange", True)
+
+
+def test_the_step_to_stop_after_is_a_cut(mode):
+    made, _ = mode(Start("together", 0, {1: "b"}))
+    made.begin([], {}, None)
+    made._exchange.gate.stop_at = 7
+    for step, is_cut in ((6, False), (7, True), (8, True)):
+        made.step(step, lambda: REAL, is_cut=False)
+        assert made._exchange.calls[-2] == ("exchange", is_cut)
+        assert made.is_stopping(step) == is_cut
+    made._exchange.gate.stop_at = None
+    assert not made.is_stopping(9)
+
+
+@pytest.mark.parametrize(("worker", "is_first"), [(0, True), (3, False)])
+def test_the_lowest_of_those_that_are_there_is_the_first(mode, worker, is_first):
+    made, pair = mode(Start("together", 0, {2: "b"}), worker=worker)
+    made.begin([], {}, None)
+    assert made.is_first() == is_first
+    for is_together in (True, False):
+        made.leave(is_together)
+        assert made._exchange.calls[-1] == ("leave", is_together) and made._rendezvous.calls[-1] == ("leaving",)
+    loaded = []
+    pair.statistics, pair.load_statistics = lambda: np.float32([1, 2]), loaded.append
+    assert made.settle(3)
+    np.testing.assert_array_equal(loaded, [[2, 3]])
+    made.close()
+    assert made._exchange.calls[-1] == ("close",) and made._rendezvous.calls[-1] == ("close",)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends):
+    """They may be in another array than the pair's."""
+    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters")
+    made.begin([], {}, None)
+    made._exchange.gives = lambda values: np.full(values.size, 0.25, np.float32)
+    made.finish() if ends else made.step(1, lambda: REAL, is_cut=False)
+    np.testing.assert_array_equal(pair.parameters((0, pair.size)), np.full(pair.size, 0.25, np.float32))
+    first = pair.ema.values.detach().numpy()
+    before = GanPair(made._settings, SHAPE, 0, torch.device("cpu")).ema.values.detach().numpy()
+    # In the first step the average takes 9 / 11 of the new.
+    close(first, before if ends else before * 2 / 11 + 0.25 * 9 / 11)
+    assert made._rendezvous.calls[-1][0] == ("leaving" if ends else "progress")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
+    made, pair = mode(Start("together", 0, {1: "b"}), carry="gradients")
+    made.begin([], {}, None)
+    before = pair.parameters((0, pair.size)).copy()
+    made._exchange.gives = lambda values: np.full(values.size, np.nan, np.float32)
+    made._exchange.stats = lambda: {"dropped": {"late": 2}}
+    made.finish() if ends else made.step(1, lambda: REAL, is_cut=False)
+    np.testing.assert_array_equal(pair.parameters((0, pair.size)), before)
+    assert pair.counters()["applied"] == 0
+    assert made.stats()["dropped"] == {"late": 2, "not_finite": 1}
+
+
+def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode):
+    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters")
+    made.begin([], {}, None)
+    made._attack = lambda change, section: -3 * change
+    before = pair.parameters((0, pair.size)).copy()
+    given = {}
+
+    def gives(values):
+        given["weights"] = np.where(np.arange(values.size) % 2, np.float32(2e6), np.float32(7))
+        return given["weights"].copy()
+
+    made._exchange.gives = gives
+    made.step(1, lambda: REAL, is_cut=False)
+    after = pair.parameters((0, pair.size))
+    # By Adam's first step every weight moves by its rate, where there is a gradient.
+    rates = np.where(np.arange(pair.size) < pair.generator.size, *RATES)
+    honest = before - (made._exchange.sent - before) / 3
+    moved = np.abs(honest - before)
+    assert (np.isclose(moved, rates, rtol=1e-2) | (moved < rates)).all() and np.isclose(moved, rates, rtol=1e-2).any()
+    close(after[::2], np.full(after[::2].size, 7))
+    close(after[1::2], honest[1::2])

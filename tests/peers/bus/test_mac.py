@@ -1,0 +1,259 @@
+"""The run key's seals: nothing passes that is not exactly what was sealed, in exactly that place."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peers.bus.redis.bus import RedisBus
+from peers.bus.redis.mac import KEY_BYTES, MARK, REMEMBERED, SEAL_BYTES, Seals, Watch
+from peers.errors import DisagreementError, MessageError
+from peers.session.rendezvous import Rendezvous
+from tests.fleets import in_threads
+from tests.peers.bus.test_bus import lease, read
+
+RUNS = iter(range(10**6))
+KEY, OTHER = bytes(range(KEY_BYTES)), bytes(KEY_BYTES)
+
+names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), max_size=12)
+keys = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
+blobs = st.binary(max_size=40)
+places = st.tuples(keys, names, st.integers(0, 2**64 - 1), blobs, blobs)
+
+
+@settings(deadline=None, max_examples=300)
+@given(places, places, st.data())
+def test_a_seal_is_of_one_entry_in_one_place_only(one, other, data):
+    key, name, number, header, payload = one
+    seal = Seals(key, name).of_entry(number, header, payload)
+    assert len(seal) == SEAL_BYTES
+    assert Seals(key, name).is_of_entry(seal, number, bytearray(header), memoryview(payload))
+    # Some of it is another's.
+    mixed = [data.draw(st.sampled_from(pair)) for pair in zip(one, other, strict=True)]
+    is_same = Seals(mixed[0], mixed[1]).is_of_entry(seal, *mixed[2:])
+    assert is_same == (tuple(mixed) == one)
+
+
+@settings(deadline=None)
+@given(names, st.integers(0, 2**64 - 1), st.binary(max_size=30), st.integers(0, 29))
+def test_where_the_header_ends_is_sealed(name, number, text, cut):
+    cut = min(cut, len(text))
+    seals = Seals(KEY, name)
+    moved = seals.of_entry(number, text[: cut + 1], text[cut + 1 :])
+    assert (seals.of_entry(number, text[:cut], text[cut:]) == moved) == (cut == len(text))
+
+
+@settings(deadline=None, max_examples=200)
+@given(names, names, blobs, st.data())
+def test_a_field_opens_only_whole_and_under_its_own_name(name, field, value, data):
+    seals = Seals(KEY, name)
+    sealed = seals.sealed(field, value)
+    assert sealed.startswith(MARK) and seals.opened(field, sealed) == value
+    other = data.draw(names)
+    assert seals.opened(other, sealed) == (value if other == field else None)
+    assert Seals(KEY, name + "x").opened(field, sealed) is None
+    assert Seals(OTHER, name).opened(field, sealed) is None
+    at, bit = data.draw(st.integers(0, len(sealed) - 1)), data.draw(st.integers(0, 7))
+    changed = bytearray(sealed)
+    changed[at] ^= 1 << bit
+    assert seals.opened(field, bytes(changed)) is None
+    assert seals.opened(field, sealed[: data.draw(st.integers(0, len(sealed) - 1))]) is None
+
+
+def test_a_key_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="32 bytes, not 5"):
+        Seals(b"short", "x")
+
+
+def test_a_watch_knows_a_replay_from_a_forgery_and_forgets_in_time():
+    watch, out, other = Watch(), Seals(KEY, "degan:r:0:a:out"), Seals(KEY, "degan:r:0:b:out")
+    seal = out.of_entry(1, b"h", b"p")
+    assert watch.refusal(out, 2, b"h", b"p", seal) == "seal", "it has not been seen in its own place"
+    assert watch.refusal(out, 1, b"h", b"p", seal) is None
+    assert watch.refusal(out, 2, b"h", b"p", seal) == "replayed"
+    assert watch.refusal(other, 1, b"h", b"p", seal) == "replayed", "another life"
+    assert watch.refusal(out, 2, b"h", b"q", seal) == "seal", "the seal of one, the payload of another"
+    assert watch.refusal(out, 2, b"h", b"p", b"") == "seal"
+    for number in range(10, 10 + REMEMBERED):
+        assert watch.refusal(out, number, b"", b"", out.of_entry(number, b"", b"")) is None
+    assert watch.refusal(out, 2, b"h", b"p", seal) == "seal"
+    assert len(watch._seen) == REMEMBERED
+
+
+# --- on the wire -------------------------------------------------------------------------------------
+
+
+class Town:
+    """Two workers of one run over one Redis, and somebody who can write there without the key."""
+
+    def __init__(self, url, run_keys=(KEY, KEY)):
+        self.run, self.lines = f"seal{os.getpid()}-{next(RUNS)}", []
+        self.attacker = redis.Redis.from_url(url, protocol=2)
+        self.writer, self.reader = (
+            RedisBus(self.run, k, [url] * 2, f"life{k}", [1 - k], 10, 5, self.lines.append, run_key=run_keys[k])
+            for k in range(2)
+        )
+
+    def key(self, rest):
+        return f"degan:{self.run}:0:{rest}"
+
+    def close(self):
+        for one in (self.writer, self.reader, self.attacker):
+            one.close()
+
+
+@pytest.fixture
+def town(redis_url):
+    town = Town(redis_url)
+    yield town
+    town.close()
+
+
+def genuine(town, count):
+    town.writer.publish([(b"h%d" % k, b"payload %d" % k) for k in range(1, count + 1)])
+    return town.attacker.xrange(town.key("life0:out"))
+
+
+def test_what_others_put_into_a_stream_is_refused_counted_and_said_once(town):
+    first, second, third = (fields for _, fields in genuine(town, 3))
+    town.reader.follow(0, "life0")
+    assert [entry.sequence for entry in read(town.reader, 3)] == [1, 2, 3]
+    out = town.key("life0:out")
+    town.attacker.xadd(out, {b"h": b"h4", b"d": b"no seal"}, "4-0")
+    town.attacker.xadd(out, {**first, b"d": b"payload x"}, "5-0")
+    town.attacker.xadd(out, {**second, b"s": first[b"s"]}, "6-0")
+    town.attacker.xadd(out, first, "7-0")
+    town.attacker.xadd(out, second, "8-0")
+    town.attacker.xadd(out, {b"x": b"y"}, "9-0")
+    town.attacker.xadd(out, third, "9-1")
+    town.attacker.xadd(town.key("life0:to:1"), third, "3-0")
+    town.writer._sequences[out] = 9
+    town.writer.publish([(b"h", b"the next")])
+    entries = read(town.reader, 1)
+    assert [(e.sequence, e.is_contiguous, bytes(e.payload)) for e in entries] == [(10, False, b"the next")]
+    while sum(town.reader.refused().values()) < 8:
+        assert town.reader.receive(0, 5) == []
+    assert town.reader.refused() == {"seal": 4, "replayed": 4}
+    assert len(town.lines) == 2
+    assert town.lines[0] == (
+        "worker 0: entry 4 of its outbox does not bear this run's seal: it was changed on its way, or written by "
+        "someone without the run key; refused (said once, and counted as 'seal')"
+    )
+    assert "is one that was said before, put in another place" in town.lines[1]
+
+
+def test_the_same_number_under_a_second_id_is_a_replay(town):
+    (_, fields), *_ = genuine(town, 1)
+    town.attacker.xadd(town.key("life0:out"), fields, "1-1")
+    town.reader.follow(0, "life0")
+    assert [entry.sequence for entry in read(town.reader, 1)] == [1]
+    assert town.reader.receive(0, 5) == []
+    assert town.reader.refused() == {"replayed": 1}
+    assert town.reader.receive(0, 0.01) == [], "it is not asked for again"
+    assert town.reader.refused() == {"replayed": 1}
+
+
+def test_what_a_redis_says_twice_is_taken_once(town):
+    """Someone between us, or a Redis in other hands, may repeat an answer."""
+    ((item_id, fields),) = genuine(town, 1)
+    town.reader.follow(0, "life0")
+    assert len(read(town.reader, 1)) == 1
+    (reader,) = town.reader._readers
+    stream = reader._streams[town.key("life0:out").encode()]
+    key = town.key("life0:out").encode()
+    _, entries, after, _ = reader._take(stream, key, [[item_id, [part for pair in fields.items() for part in pair]]])
+    assert (entries, after) == ([], 1) and town.reader.refused() == {"replayed": 1}
+
+
+@pytest.mark.parametrize("place", ["header", "payload", "seal"])
+def test_any_changed_byte_of_an_entry_is_refused(town, place):
+    town.writer.publish([(b"head", b"body")])
+    fields = town.attacker.xrange(town.key("life0:out"))[0][1]
+    letter = {"header": b"h", "payload": b"d", "seal": b"s"}[place]
+    whole = fields[letter]
+    for at in range(len(whole)):
+        changed = whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :]
+        town.attacker.xadd(town.key("forged:out"), {**fields, letter: changed}, f"{at + 1}-0")
+    town.reader.follow(0, "forged")
+    while sum(town.reader.refused().values()) < len(whole):
+        assert town.reader.receive(0, 5) == []
+    assert town.reader.refused() == {"seal": len(whole)}
+
+
+def test_a_state_is_taken_only_with_its_seal(town):
+    town.writer.put_state({"hello": b"mine", "model": memoryview(b"weights")}, 20)
+    names = ["hello", "model", "none"]
+    assert town.reader.get_state(0, "life0", names) == {"hello": b"mine", "model": b"weights"}
+    state = town.key("life0:state")
+    town.attacker.hset(state, "hello", town.attacker.hget(state, "model"))
+    with pytest.raises(MessageError, match="the field hello of worker 0's state does not bear this run's seal"):
+        town.reader.get_state(0, "life0", ["hello"])
+    town.attacker.hset(state, "model", b"\x80")
+    with pytest.raises(MessageError, match="seal"):
+        town.reader.get_state(0, "life0", ["model"])
+    assert town.reader.refused() == {"seal": 2} and len(town.lines) == 1
+
+
+def test_a_lease_is_taken_only_with_its_seal(town):
+    town.writer.claim(lease(town.writer), 20, lambda old: False)
+    assert town.reader.leases(0)[0].incarnation == "life0"
+    town.attacker.set(town.key("lease"), town.attacker.get(town.key("lease"))[:-1] + b"\x07", keepttl=True)
+    assert town.reader.leases(0)[0] is None
+    assert town.reader.leases(0)[0] is None
+    assert town.reader.strangers() == {0: "it has another run key than this worker"}
+    assert len(town.lines) == 1 and "worker 0: its lease does not bear this run's seal" in town.lines[0]
+    assert town.writer.renew(lease(town.writer, beat=2), 20) == "restored"
+    assert town.reader.leases(0)[0].beat == 2 and town.reader.strangers() == {}
+    assert town.reader.refused() == {}, "a lease is no message"
+
+
+@pytest.mark.parametrize(
+    ("run_keys", "reasons"),
+    [
+        ((KEY, None), ("it has no run key and this worker has one", "it has a run key and this worker has none")),
+        ((KEY, OTHER), ("it has another run key than this worker",) * 2),
+    ],
+)
+def test_workers_with_different_run_keys_say_so_at_once(redis_url, run_keys, reasons):
+    town = Town(redis_url, run_keys)
+    meetings = [Rendezvous(bus, {"a": 1}, 20, 30, lambda line: None, print) for bus in (town.writer, town.reader)]
+
+    def meet(number):
+        meetings[number].claim([])
+        with pytest.raises(DisagreementError) as caught:
+            meetings[number].meet([], {})
+        return str(caught.value)
+
+    try:
+        # Within five seconds: nobody waits for the other's 30.
+        said = in_threads([lambda: meet(0), lambda: meet(1)], timeout_s=15)
+        assert all(reason in line and "run.key" in line for reason, line in zip(reasons, said, strict=True)), said
+        with pytest.raises(DisagreementError, match="someone else is worker 1: it has"):
+            twin = RedisBus(town.run, 1, [redis_url] * 2, "twin", [0], 10, 5, run_key=run_keys[0])
+            try:
+                twin.claim(lease(twin), 20, lambda old: True)
+            finally:
+                twin.close()
+    finally:
+        for one in (*meetings, town):
+            one.close()
+
+
+def test_without_a_run_key_nothing_changes_on_the_wire(redis_url):
+    town = Town(redis_url, (None, None))
+    try:
+        ((_, fields),) = genuine(town, 1)
+        assert set(fields) == {b"h", b"d"}
+        town.writer.put_state({"hello": b"x"}, 20)
+        assert town.attacker.hget(town.key("life0:state"), "hello") == b"x"
+        town.attacker.xadd(town.key("life0:out"), fields, "1-5")
+        town.reader.follow(0, "life0")
+        assert len(read(town.reader, 1)) == 1
+        assert town.reader.receive(0, 5) == []
+        assert town.reader.refused() == {"malformed": 1}, "an id that no worker gives"
+    finally:
+        town.close()

@@ -1,0 +1,228 @@
+"""Parameters exchanged: what is no number or too large, references that differ, who joins, and who is gone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peers.exchange.parameters import ParameterCarry
+from peers.exchange.window import Contribution
+from peers.session.rendezvous import Start
+from peers.types import Slice
+from tests.fleets import in_threads, make_layout
+from tests.lockstep import Lockstep, close, int8, rules
+from tests.peers.exchange.test_parameter_rule import SIZE, ByHand
+
+PARAMETERS = rules(slack=0, carry="parameters")
+
+
+@pytest.mark.parametrize("codec", ["raw", "bfloat16"])
+def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, codec):
+    """Each is finite; their mean would be infinite in float32."""
+    layout = make_layout(SIZE, 1, codec, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=0, carry="parameters"))
+    huge = np.float32(2.0**127)
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, huge)
+        mine[0] = worker
+        exchange.exchange(mine)
+        kept = mine.copy()
+        # And the next exchange is one as any other.
+        mine[:] = worker
+        exchange.exchange(mine)
+        return kept, mine
+
+    for worker, (kept, mine) in enumerate(fleet.together(job)):
+        np.testing.assert_array_equal(kept[1:], np.full(SIZE - 1, huge))
+        assert kept[0] == worker
+        close(mine, np.ones(SIZE), 0.02)
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+@pytest.mark.parametrize("slack", [0, 1])
+def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(monkeypatch, slack, codec):
+    layout = make_layout(SIZE, 1, codec, may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, np.float32(worker + 1))
+        if worker == 2:
+            mine[4] = np.nan
+        for _ in range(slack + 1):
+            exchange.exchange(mine)
+        return mine
+
+    for mine in fleet.together(job):
+        # Workers 0 and 1 have 1 and 2.
+        close(mine, np.full(SIZE, 1.5), 0.01)
+    assert all(dropped.get("not_finite") for dropped in fleet.dropped())
+
+
+def test_without_a_bound_what_is_no_number_is_left_out(monkeypatch):
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry="parameters"))
+    mine, theirs = np.ones(SIZE, np.float32), np.full(SIZE, np.float32(np.nan))
+    for weights, worker in ((theirs, 1), (mine, 0), (mine, 0)):
+        fleet.exchanges[worker].exchange(weights)
+    close(mine, np.ones(SIZE))
+    assert fleet.dropped()[0] == {"not_finite": 1}
+
+
+@pytest.mark.parametrize("slack", [0, 2])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slack):
+    """Worker 2 has another reference for one value. All see it, send the part whole once, and agree from then on."""
+    layout = make_layout(SIZE, parts, "int8", may_be_whole=True)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
+    wrong = fleet.exchanges[2]._carry._agreed
+    wrong[1] = 5.0
+    rounds = 6 * parts + 3 * slack
+
+    def job(worker, exchange):
+        mine = np.full(SIZE, np.float32(worker))
+        for _ in range(rounds):
+            exchange.exchange(mine)
+        return mine
+
+    found = fleet.together(job)
+    references = [exchange._carry._agreed for exchange in fleet.exchanges]
+    for mine, reference in zip(found, references, strict=True):
+        np.testing.assert_array_equal(reference, references[0])
+        close(mine, np.ones(SIZE), 0.02)
+    assert not any(exchange._carry._broken for exchange in fleet.exchanges), "differences are enough again"
+    counts = [dropped["diverged"] for dropped in fleet.dropped()]
+    # In each round that was on its way then, one or both of the others differ from us.
+    assert all(1 <= count <= 2 * (slack + 1) * 2 for count in counts), counts
+
+
+def test_weights_of_one_and_differences_of_others_are_told_apart(monkeypatch):
+    """Worker 0 goes on from a checkpoint in which a part was to be sent whole; the others send differences to 1."""
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 1, "int8", may_be_whole=True), SIZE, PARAMETERS, first=[])
+    for worker, exchange in enumerate(fleet.exchanges):
+        state = {"broken": [[0, SIZE]] if worker == 0 else [], "strikes": []}
+        exchange.load_state({"reference": np.ones(SIZE, np.float32)}, {"parts": {}, "carry": state, "followed": {}})
+        fleet.begin(worker, [peer for peer in range(3) if peer != worker])
+    weights = np.random.default_rng(0).standard_normal((3, SIZE)).astype(np.float32)
+    sent = np.array([weights[0] - 1, int8(weights[1] - 1), int8(weights[2] - 1)])
+    for found, one, own in zip(fleet.together(lambda w, e: e.exchange(weights[w].copy())), weights, sent, strict=True):
+        close(found, one + sent.mean(axis=0) - own)
+    for exchange in fleet.exchanges:
+        close(exchange.state()[0]["reference"], 1 + sent.mean(axis=0))
+        assert not exchange._carry._broken
+
+
+def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
+    """The reference goes into the state, as it was then."""
+    layout = make_layout(SIZE, 2, "sign", may_be_whole=True)
+    settings, changes = rules(slack=1, carry="parameters"), np.random.default_rng(1).standard_normal((9, 2, SIZE))
+    changes = changes.astype(np.float32)
+    fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
+    weights = np.zeros((2, SIZE), np.float32)
+
+    def run(fleet, weights, steps):
+        def job(worker, exchange):
+            for step in steps:
+                weights[worker] += changes[step - 1, worker]
+                exchange.exchange(weights[worker], lambda step=step: step == 5)
+            return exchange.state()
+
+        return fleet.together(job)
+
+    states = run(fleet, weights, range(1, 6))
+    copies = [{name: array.copy() for name, array in arrays.items()} for arrays, _ in states]
+    saved = weights.copy()
+    run(fleet, weights, range(6, 10))
+    again = Lockstep(monkeypatch, 2, layout, SIZE, settings, first=[])
+    for worker, (exchange, (arrays, values)) in enumerate(zip(again.exchanges, states, strict=True)):
+        assert arrays["reference"].any()
+        np.testing.assert_array_equal(arrays["reference"], copies[worker]["reference"])
+        exchange.load_state(arrays, values)
+    for worker in (0, 1):
+        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+    run(again, saved, range(6, 10))
+    np.testing.assert_array_equal(saved, weights)
+
+
+def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
+    """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
+    layout = make_layout(SIZE)
+    carry, whole = ParameterCarry(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
+    list(carry.encode(carry.offer(1, whole, whole, np.ones(SIZE, np.float32)), {}))
+    entries = carry.encode(carry.offer(2, whole, whole, np.full(SIZE, 5, np.float32)), {})
+    mine = np.full(SIZE, 5, np.float32)
+    carry.collect(2, whole, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
+    close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
+    ((_, payload),) = entries
+    close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))
+
+
+@pytest.mark.parametrize("applied", [9, 10])
+def test_who_has_taken_over_a_state_says_how_far_it_has_applied(applied):
+    """It may be asked for its own state at once."""
+    carry = ParameterCarry(2, make_layout(SIZE), np.zeros(SIZE, np.float32), 1)
+    carry.load_shared({}, {}, 0, 10, applied)
+    assert carry.applied(10) == applied
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch, is_cut):
+    """Two parts, slack 1, int8: after a join all three go on by the rule, with nothing that differs."""
+    layout = make_layout(SIZE, 2, "int8", may_be_whole=True)
+    settings = rules(slack=1, carry="parameters")
+    initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, settings, initial, first=[0, 1])
+    changes = np.random.default_rng(1).standard_normal((11, 3, SIZE)).astype(np.float32)
+    hand, weights = ByHand(initial, 2, 2, 1, int8), np.tile(initial, (3, 1))
+
+    def job(worker, exchange):
+        for step in range(1, 6):
+            weights[worker] += changes[step - 1, worker]
+            exchange.exchange(weights[worker], lambda step=step: is_cut and step == 5)
+
+    fleet.together(job, [0, 1])
+    for step in range(1, 6):
+        expected = hand.step(changes[step - 1, :2], is_cut and step == 5)
+    close(weights[:2], expected)
+
+    def load(vectors, values):
+        weights[2] = vectors["weights"]
+
+    _, at = in_threads(
+        [
+            lambda: fleet.serve(0, lambda: ({"weights": weights[0].copy()}, {})),
+            lambda: fleet.join(2, 0, {"weights": SIZE}, load),
+        ]
+    )
+    assert at == 5
+    np.testing.assert_array_equal(weights[2], weights[0])
+    # By hand: the third is a copy of the first. Its round 5 is that of the first; the average of round 5 was of two.
+    part, mine, agreed, sent = hand.published[5]
+    middle = sent.mean(axis=0)
+    three = ByHand(initial, 3, 2, 1, int8)
+    three.weights = np.array([hand.weights[0], hand.weights[1], hand.weights[0]])
+    three.reference, three.round, three.done, three.own_steps = hand.reference.copy(), 5, 5, {}
+    for step, some in enumerate(changes[5:], start=6):
+        expected = three.step(some)
+        if step == 6 and not is_cut:
+            own = mine[[0, 1, 0]] + middle - sent[[0, 1, 0]]
+            three.weights[:, part] = own + some[:, part]
+            three.reference[part] = agreed + middle
+        for worker in (0, 1, 2):
+            weights[worker] += some[worker]
+            fleet.exchanges[worker].exchange(weights[worker])
+        close(weights, expected)
+    assert fleet.dropped() == [{}] * 3
+
+
+def test_without_a_bound_what_a_peer_said_before_it_was_dropped_is_shared_with_it(monkeypatch):
+    """It counts for what it has sent, though it does not share in what is sent now."""
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry="parameters"))
+    weights = np.float32([2, 6]).repeat(SIZE).reshape(2, SIZE)
+    fleet.deaf = {0}
+    for worker in (0, 1):
+        fleet.exchanges[worker].exchange(weights[worker])
+    fleet.deaf = set()
+    fleet.deliver()
+    fleet.exchanges[0].gate.drop(1, "its lease has expired")
+    fleet.exchanges[0].exchange(weights[0])
+    close(weights[0], np.full(SIZE, 2 + (6 - 2) / 2))
