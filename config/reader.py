@@ -295,6 +295,11 @@ def _check_together(experiment: Experiment) -> None:
         raise SettingsError(
             "mode.own: published applies what all have published by the bound; give mode.slack a number"
         )
+    if getattr(mode, "carry", "") == "gradients" and mode.updates == "alternating":
+        raise SettingsError(
+            "mode.updates: alternating trains the generator against the discriminator that has just been updated, and "
+            "carry: gradients updates both after the exchange; set mode.carry: parameters, or updates: simultaneous"
+        )
     if experiment.bus.min_peers >= experiment.workers:
         least, most = experiment.bus.min_peers, experiment.workers - 1
         raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
@@ -341,10 +346,6 @@ def _check_robust(experiment: Experiment) -> None:
         raise SettingsError(
             f"mode.reduce: {rule} chooses among what all have published, and with own: fresh ours is not among it; "
             "set mode.own: published"
-        )
-    if carry == "gradients" and mode.remote == "hold":
-        raise SettingsError(
-            f"mode.reduce: {rule} makes one lump of all, and remote: hold spreads each worker's; set mode.remote: lump"
         )
 
 

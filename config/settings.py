@@ -159,7 +159,6 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     topk_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     rounding: Literal["nearest", "stochastic"] = "nearest"
     carry: Literal["gradients", "parameters"] = "parameters"
-    remote: Literal["lump", "hold"] = "lump"
     own: Literal["fresh", "published"] = "fresh"
     reduce: Literal["mean", "sum", "clipped_mean", "median", "trimmed_mean", "centered_clip"] = "mean"
     hostile: Natural = 1
@@ -237,8 +236,8 @@ class Bus(Settings):
     """How the workers hold together. Times in seconds, sizes in bytes.
 
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
-    of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker is in a minority: it pauses,
-    or trains on alone without saving, until they are back. A contribution longer than `norm_gate` times the running
+    of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker pauses
+    until they are back. A contribution longer than `norm_gate` times the running
     median is left out, and after so many `strikes` its sender is muted; 0 switches either off.
     """
 
@@ -248,7 +247,6 @@ class Bus(Settings):
     finish_timeout_s: Seconds = 60.0
     stall_timeout_s: Seconds = 600.0
     min_peers: Natural = 0
-    minority: Literal["pause", "alone"] = "pause"
     norm_gate: Weight = 10.0
     strikes: Natural = 10
 

@@ -36,7 +36,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         incarnation: one life of a worker process.
         host, pid, birth: which process that is; birth tells a reused pid apart.
         phase: waiting (for all peers), ready (has seen them), joining (a running group), training,
-            astray (alone, where it was cut off), leaving.
+            leaving.
         step: the newest step that it has finished.
         since: the step at which it began, or joined, the line of training that it is on.
         beat: counts renewals, so that who looks twice sees that it is alive.
@@ -75,35 +75,16 @@ class Cursor:
 
     Attributes:
         incarnation: the life of the peer that said it.
-        rounds: per section of the schedule, the newest round applied.
-        sequences: per section, the number of that round's last entry in the stream; 0 where none is known.
+        round: the newest round applied.
+        sequence: the number of that round's last entry in the stream; 0 where none is known.
     """
 
     incarnation: str
-    rounds: tuple[int, ...]
-    sequences: tuple[int, ...]
-
-    @property
-    def sequence(self) -> int:
-        """Everything after this entry may still be needed."""
-        return min(self.sequences)
-
-    @property
-    def complete(self) -> int:
-        """The newest round up to which everything has been applied."""
-        return min(self.rounds) + len(self.rounds) - 1
-
-    def advanced(self, incarnation: str, section: int, round: int, sequence: int) -> Cursor:
-        """The cursor after a contribution has been applied; numbers of an earlier life mean nothing."""
-        sequences = self.sequences if incarnation == self.incarnation else (0,) * len(self.rounds)
-        return Cursor(
-            incarnation,
-            tuple(round if k == section else old for k, old in enumerate(self.rounds)),
-            tuple(sequence if k == section else old for k, old in enumerate(sequences)),
-        )
+    round: int
+    sequence: int
 
     def to_plain(self) -> list:
-        return [self.incarnation, list(self.rounds), list(self.sequences)]
+        return [self.incarnation, self.round, self.sequence]
 
     @classmethod
     def from_plain(cls, plain: list) -> Cursor:
@@ -112,8 +93,10 @@ class Cursor:
         Raises:
             ValueError, TypeError: it is no cursor.
         """
-        incarnation, rounds, sequences = plain
-        return cls(str(incarnation), tuple(map(int, rounds)), tuple(map(int, sequences)))
+        incarnation, *numbers = plain
+        # Folders of before 2 have lists of one number each.
+        round, sequence = (number[0] if isinstance(number, list) and len(number) == 1 else number for number in numbers)
+        return cls(str(incarnation), int(round), int(sequence))
 
 
 @dataclass

@@ -46,13 +46,11 @@ def learn(attack=None, carry="parameters", codec="raw", parts=1, slack=0, steps=
             together = exchange.exchange(values + (hostile(change) if hostile else change))
             # Whoever attacks means to go on: what has run away is taken back.
             values = np.where(np.abs(together) < 1e6, together, honest) if hostile else together
-        for section, last in exchange.finish(
-            lambda s: values if carry == "parameters" else np.zeros(s.size, np.float32)
-        ):
-            if carry == "parameters":
-                values[section.start : section.stop] = last
-            else:
-                values[section.start : section.stop] -= RATE * last
+        last = exchange.finish(values if carry == "parameters" else np.zeros(SIZE, np.float32))
+        if carry == "parameters":
+            values = last
+        elif last is not None:
+            values -= RATE * last
         return values, float(np.sqrt(np.mean(np.square(trail))))
 
     with np.errstate(over="ignore", invalid="ignore"):

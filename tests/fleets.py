@@ -15,7 +15,6 @@ from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
 from peers.exchange.rules import Rules
 from peers.session.rendezvous import Rendezvous, Start
-from peers.types import Slice
 from peers.vectors.graph import complete
 from peers.vectors.partition import Schedule
 from peers.wire.message import Layout
@@ -57,11 +56,10 @@ def make_layout(
     parts: int | str = 1,
     codec: str = "raw",
     state_size: int = 0,
-    sections: list[Slice] | None = None,
     may_be_whole: bool = False,
 ) -> Layout:
     is_auto = parts == "auto"
-    schedule = Schedule(sections or [Slice(0, size)], FIRST if is_auto else parts)
+    schedule = Schedule(size, FIRST if is_auto else parts)
     return Layout(schedule, CODECS[codec], state_size, b"testtest", CHOICES if is_auto else (), may_be_whole)
 
 

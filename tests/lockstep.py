@@ -15,7 +15,7 @@ import pytest
 from peers.exchange.exchange import Exchange
 from peers.exchange.rules import Rules
 from peers.session.rendezvous import Start
-from peers.types import Lease, Slice
+from peers.types import Lease
 from peers.wire.message import Layout
 from tests.fleets import in_threads, memory_buses
 
@@ -137,23 +137,17 @@ class Lockstep:
         workers = range(len(self.exchanges)) if workers is None else workers
         return in_threads([lambda w=w: job(w, self.exchanges[w]) for w in workers], 30.0)
 
-    def finish(self, values_of: Callable[[int, Slice], np.ndarray] | None = None) -> list[np.ndarray]:
+    def finish(self, values_of: Callable[[int], np.ndarray] | None = None) -> list[np.ndarray]:
         """End all together; per worker what is left, float32 (size,), zeros where nothing was."""
 
         def end(worker: int, exchange: Exchange) -> np.ndarray:
-            found = np.zeros(self.size, np.float32)
-            for section, left in exchange.finish(lambda s: zeros(s) if values_of is None else values_of(worker, s)):
-                found[section.start : section.stop] = left
-            return found
+            left = exchange.finish(np.zeros(self.size, np.float32) if values_of is None else values_of(worker))
+            return np.zeros(self.size, np.float32) if left is None else left
 
         return self.together(end)
 
     def dropped(self) -> list[dict[str, int]]:
         return [exchange.stats()["dropped"] for exchange in self.exchanges]
-
-
-def zeros(section: Slice) -> np.ndarray:
-    return np.zeros(section.size, np.float32)
 
 
 def rules(**changes) -> Rules:

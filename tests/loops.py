@@ -75,7 +75,7 @@ class StandInMode:
         self.begins_at: int | None = None
         self.stop_at: int | None = None
         self.stops_after_asking = 2
-        self.first, self.astray, self.has_state = True, False, True
+        self.first, self.has_state = True, True
         self.silent_steps: tuple[int, ...] = ()
 
     def begin(self, checkpoints, saved, load) -> int:
@@ -119,9 +119,6 @@ class StandInMode:
 
     def is_first(self) -> bool:
         return self.first
-
-    def is_astray(self) -> bool:
-        return self.astray
 
     def state(self):
         self.calls.append("state")

@@ -65,9 +65,6 @@ class Mode(Protocol):
     def is_first(self) -> bool:
         """Whether this worker writes what a run has once: it is the lowest live one."""
 
-    def is_astray(self) -> bool:
-        """Whether this worker is cut off and trains on its own for now: nothing of that is saved."""
-
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """What a checkpoint must hold of the mode."""
 

@@ -63,8 +63,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
 def _with_faults(bus: Bus, settings: Experiment) -> Bus:
     """The bus with what `DEGAN_FAULTS` has for it."""
     plan = Faults.parse(os.environ[VARIABLE], settings.workers).for_worker(bus.worker, WIRE_HOOKS)
-    is_alternating = getattr(settings.mode, "updates", "") == "alternating"
-    return FaultyBus(bus, plan, 2 if is_alternating else 1, harm) if plan.faults else bus
+    return FaultyBus(bus, plan, harm) if plan.faults else bus
 
 
 def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:

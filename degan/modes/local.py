@@ -66,9 +66,6 @@ class Local:
     def is_first(self) -> bool:
         return self._worker == 0
 
-    def is_astray(self) -> bool:
-        return False
-
     def state(self):
         return {}, {}
 

@@ -18,8 +18,9 @@ synchronous step (everyone is awaited), so it has nothing in flight; with slack 
 and a run that is resumed as a whole loses what was. Parameters repeat bit by bit under any slack, and
 after the last step all workers have the same.
 
-With `updates: alternating` a step has two rounds: the discriminators' gradients are exchanged and
-applied first, then the generators', taken against the updated discriminators.
+With `updates: alternating` a step is two local steps and one round: the discriminator's gradient is applied, then
+the generator's, taken against the updated discriminator, and then the weights of both are exchanged. That needs
+`carry: parameters`; gradients of the generator would have to wait for the discriminators' exchange.
 
 Sources: Faezi, Bijani, Dolati, "DEGAN", Neurocomputing 419 (2021); Watcharapichat et al., "Ako",
 SoCC 2016; Ho et al., NIPS 2013. Departures from the released DEGAN code: common initial weights,
@@ -48,7 +49,7 @@ from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
 from peers.exchange.rules import Rules, make_carry
 from peers.session.rendezvous import Rendezvous, Start
-from peers.types import Cursor, Slice
+from peers.types import Cursor
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.wire.message import Layout
@@ -58,21 +59,21 @@ RUNAWAY = 1e6
 BLOCK_VALUES = 4096
 
 
-def least_rounds(settings: Experiment, rounds_per_step: int) -> int:
+def least_rounds(settings: Experiment) -> int:
     """How many rounds an outbox must keep: under the bound no reader is more than 2 * (slack + 1) rounds behind."""
     mode = settings.mode
     if mode.slack is None:
-        return settings.bus.unbounded_backlog * rounds_per_step
+        return settings.bus.unbounded_backlog
     # With many parts a round is small; `Rules.outbox_entries` has room for those.
     parts = 1 if mode.parts == "auto" else mode.parts
-    return (2 * mode.slack + 3 + parts) * rounds_per_step
+    return 2 * mode.slack + 3 + parts
 
 
-def keep_rounds(settings: Experiment, rounds_per_step: int, round_bytes: int) -> int:
+def keep_rounds(settings: Experiment, round_bytes: int) -> int:
     """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits."""
     mode, every = settings.mode, settings.checkpoint_every
-    needed = least_rounds(settings, rounds_per_step)
-    replay = every * rounds_per_step + needed if every else 0
+    needed = least_rounds(settings)
+    replay = every + needed if every else 0
     budget_bytes = settings.bus.replay_bytes
     if budget_bytes is None:
         budget_bytes = (512 if mode.slack == 0 else 64) * 2**20
@@ -83,9 +84,8 @@ def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)
     """What travels, and in which slices; the same on every worker."""
     mode = settings.mode
     is_auto = mode.parts == "auto"
-    sections = [Slice(*section) for section in pair.sections(mode.updates)]
     return Layout(
-        schedule=Schedule(sections, FIRST if is_auto else mode.parts),
+        schedule=Schedule(pair.size, FIRST if is_auto else mode.parts),
         codec=build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
         state_size=pair.statistics().size,
         fingerprint=fingerprint,
@@ -101,16 +101,14 @@ def rules_of(settings: Experiment, layout: Layout) -> Rules:
     return Rules(
         slack=mode.slack,
         carry=mode.carry,
-        remote=mode.remote,
         own=mode.own,
         reduce=mode.reduce,
         hostile=mode.hostile,
         norm_gate=settings.bus.norm_gate,
         strikes=settings.bus.strikes,
-        keep_rounds=keep_rounds(settings, layout.schedule.rounds_per_step, round_bytes),
-        least_rounds=least_rounds(settings, layout.schedule.rounds_per_step),
+        keep_rounds=keep_rounds(settings, round_bytes),
+        least_rounds=least_rounds(settings),
         min_peers=settings.bus.min_peers,
-        pauses=settings.bus.minority == "pause",
         cut_periods=tuple(n for n in (settings.checkpoint_every, run.evaluate_every, run.snapshot_every) if n),
         lease_s=settings.bus.lease_s,
         stall_timeout_s=settings.bus.stall_timeout_s,
@@ -122,9 +120,8 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
     layout = layout_of(settings, pair)
     rules = rules_of(settings, layout)
-    everyone = tuple(range(1, settings.workers))
     initial = np.zeros(pair.size, dtype=np.float32)
-    carried = make_carry(rules, 0, everyone, layout, initial, Spares()).shared_sizes()
+    carried = make_carry(rules, 0, layout, initial, Spares()).shared_sizes()
     states = rules.state_entries(layout)
     part_bytes = entry_bytes(layout.largest.size, layout.codec)
     statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
@@ -132,11 +129,10 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     if layout.may_be_whole and not layout.codec.is_exact:
         # What is no difference to anything travels raw: each part once, at the beginning or after a loss.
         outbox_bytes += 4 * pair.size
-    schedule = layout.schedule
     return Needs(
         outbox_bytes=outbox_bytes,
         state_bytes=float_bytes(pair.vectors()) + float_bytes(carried),
-        step_bytes=sum(layout.codec.encoded_bytes(schedule.slice(k + 1).size) for k in range(schedule.rounds_per_step)),
+        step_bytes=layout.codec.encoded_bytes(layout.schedule.slice(1).size),
         vector_bytes=4 * pair.size,
     )
 
@@ -159,7 +155,7 @@ class PartialExchange:
     ):
         self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
         mode = settings.mode
-        self._sections = pair.sections(mode.updates)
+        self._whole, self._sections = (0, pair.size), pair.sections(mode.updates)
         self._carries_parameters = mode.carry == "parameters"
         self._agreed = agreement(settings, pair, facts)
         self._layout = layout_of(settings, pair, fingerprint(self._agreed))
@@ -183,12 +179,11 @@ class PartialExchange:
             self._exchange.gate.fail(error)
 
     def begin(self, checkpoints, saved, load) -> int:
-        rounds = self._layout.schedule.rounds_per_step
         cursors = {int(peer): Cursor.from_plain(plain) for peer, plain in saved.get("followed", {}).items()}
         followed = {peer: (cursor.incarnation, cursor.sequence) for peer, cursor in cursors.items()}
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, followed)
-        initial = self._pair.parameters((0, self._pair.size))
+        initial = self._pair.parameters(self._whole)
         self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._say)
         if start.kind == "join":
             sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
@@ -199,16 +194,15 @@ class PartialExchange:
                     raise
                 # Some may have been told to await us in this life: only another one lets them go on.
                 raise LapsedError(str(error)) from None
-            self._rendezvous.joined(last // rounds)
+            self._rendezvous.joined(last)
         else:
             if start.step:
                 self._exchange.load_state(*load(start.step))
-            last = self._exchange.start(start, start.step * rounds)
+            last = self._exchange.start(start, start.step)
         if self._failure is not None:
             raise self._failure
-        step = last // rounds
-        self._say_how(start, step)
-        return step
+        self._say_how(start, last)
+        return last
 
     def _say_how(self, start: Start, step: int) -> None:
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
@@ -216,45 +210,48 @@ class PartialExchange:
         self._say(f"{how} at step {step} with worker {peers}")
 
     def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
-        found, real = {}, next_batch()
-        for section in self._sections:
-            gradient, some, is_usable = self._guard.gradients(section, real)
-            if self._carries_parameters:
-                self._step_parameters(section, gradient, is_usable, lambda: self._is_cut(step, is_cut))
-            else:
-                self._step_gradient(section, gradient, is_usable, lambda: self._is_cut(step, is_cut))
-            found.update(some)
+        advance = self._step_parameters if self._carries_parameters else self._step_gradient
+        found = advance(next_batch(), lambda: self._is_cut(step, is_cut))
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
-        self._rendezvous.progress(step, self.is_astray())
+        self._rendezvous.progress(step)
         return found
 
-    def _step_gradient(self, section, gradient: np.ndarray, is_usable: bool, is_cut: Callable[[], bool]) -> None:
-        """Send our gradient and apply what is to be applied. One that cannot be used is zeros: the others' count."""
+    def _step_gradient(self, real: torch.Tensor, is_cut: Callable[[], bool]) -> dict[str, float]:
+        """Send our gradient and apply what is to be applied. An unusable one is zeros: the others' count."""
+        (section,) = self._sections
+        gradient, found, is_usable = self._guard.gradients(section, real)
         if self._attack:
-            gradient[:] = self._attack(gradient, section)
+            gradient[:] = self._attack(gradient)
         combined = self._exchange.exchange(gradient, is_cut)
         # With delayed own gradients all replicas apply the same. So only values that all workers have may decide.
         is_fresh = is_usable and self._settings.mode.own == "fresh"
         if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
             self._pair.apply(section, combined)
             self._pair.average(section)
+        return found
 
-    def _step_parameters(self, section, gradient: np.ndarray, is_usable: bool, is_cut: Callable[[], bool]) -> None:
-        """Apply our gradient, send our weights, and take over what all agree on. An unusable one changes nothing."""
-        before = self._pair.parameters(section).copy() if self._attack else None
-        if is_usable:
-            self._pair.apply(section, gradient)
-        values = self._pair.parameters(section)
+    def _step_parameters(self, real: torch.Tensor, is_cut: Callable[[], bool]) -> dict[str, float]:
+        """Apply our gradients, send our weights, and take over what all agree on. An unusable one changes nothing."""
+        found, applied = {}, []
+        before = self._pair.parameters(self._whole).copy() if self._attack else None
+        for section in self._sections:
+            gradient, some, is_usable = self._guard.gradients(section, real)
+            found.update(some)
+            if is_usable:
+                self._pair.apply(section, gradient)
+                applied.append(section)
+        values = self._pair.parameters(self._whole)
         if before is not None:
             honest = values.copy()
-            values[:] = before + self._attack(values - before, section)
+            values[:] = before + self._attack(values - before)
         together = self._exchange.exchange(values, is_cut)
         if before is not None:
             # Whoever attacks means to go on: what has run away is taken back.
             np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
-        self._pair.load_parameters(section, together)
-        if is_usable:
+        self._pair.load_parameters(self._whole, together)
+        for section in applied:
             self._pair.average(section)
+        return found
 
     def _is_cut(self, step: int, is_cut: bool) -> bool:
         return is_cut or self.is_stopping(step)
@@ -266,13 +263,13 @@ class PartialExchange:
     def finish(self) -> None:
         self._rendezvous.leaving()
         if self._carries_parameters:
-            for section, together in self._exchange.finish(self._pair.parameters):
-                self._pair.load_parameters(section, together)
+            together = self._exchange.finish(self._pair.parameters(self._whole))
+            self._pair.load_parameters(self._whole, together)
             return
-        for section, combined in self._exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
-            if self._guard.allows_together(combined):
-                self._pair.apply(section, combined)
-                self._pair.average(section)
+        combined = self._exchange.finish(np.zeros(self._pair.size, np.float32))
+        if combined is not None and self._guard.allows_together(combined):
+            self._pair.apply(self._whole, combined)
+            self._pair.average(self._whole)
 
     def leave(self, is_together: bool) -> None:
         self._rendezvous.leaving()
@@ -287,9 +284,6 @@ class PartialExchange:
 
     def is_first(self) -> bool:
         return all(self._bus.worker < peer for peer in self._exchange.gate.members())
-
-    def is_astray(self) -> bool:
-        return self._exchange.gate.is_astray
 
     def state(self):
         return self._exchange.state()

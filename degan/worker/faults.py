@@ -23,8 +23,8 @@ from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, 
 from peers.chaos.faulty_bus import harm
 from peers.errors import SetupError
 
-# What a mode does first with what came: with parameters, a model, feedbacks (one of two), a network.
-LOADS = ("load_parameters", "load_model", "generator_step", "generator_gradient", "load_network")
+# What a mode does first with what came: with parameters, a model, feedbacks, a network.
+LOADS = ("load_parameters", "load_model", "generator_gradient", "load_network")
 # Of what a worker sends, and its own discriminator's.
 OWN = ("gradients", "feedback", "discriminator_gradient")
 

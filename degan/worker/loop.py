@@ -105,7 +105,7 @@ class Loop:
                 return self._stop(step, is_together=is_stopping and not self._signals.is_leaving)
             if is_cut and has_state:
                 self._show(step)
-                if self._is_due(step, self._settings.checkpoint_every) and not self._mode.is_astray():
+                if self._is_due(step, self._settings.checkpoint_every):
                     self._save(step)
         self._mode.finish()
         self._show(step)

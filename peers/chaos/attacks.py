@@ -60,15 +60,11 @@ class Attack:
         if name not in NAMES:
             raise ValueError(f"unknown attack {name!r}")
         self.name = name
-        # The last values of each kind that was asked for, for what is to be small enough.
-        self._seen: dict[object, deque[np.ndarray]] = {}
+        # The last values, for what is to be small enough.
+        self._seen: deque[np.ndarray] = deque(maxlen=REMEMBERED)
 
-    def __call__(self, values: np.ndarray, kind: object = None) -> np.ndarray:
-        """What is sent instead of `values`, float32 of any shape.
-
-        Args:
-            kind: values of one kind (a section of the vector) are alike; each kind has a memory of its own.
-        """
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """What is sent instead of `values`, float32 of any shape."""
         with np.errstate(over="ignore", invalid="ignore"):
             match self.name:
                 case "sign_flip":
@@ -80,9 +76,8 @@ class Attack:
                 case "nan":
                     return np.full_like(values, np.nan)
                 case _:
-                    return self._small_enough(values, kind)
+                    return self._small_enough(values)
 
-    def _small_enough(self, values: np.ndarray, kind: object) -> np.ndarray:
-        seen = self._seen.setdefault(kind, deque(maxlen=REMEMBERED))
-        seen.append(values.copy())
-        return np.mean(seen, axis=0) - np.float32(Z) * np.std(seen, axis=0)
+    def _small_enough(self, values: np.ndarray) -> np.ndarray:
+        self._seen.append(values.copy())
+        return np.mean(self._seen, axis=0) - np.float32(Z) * np.std(self._seen, axis=0)

@@ -24,18 +24,17 @@ Entries = Iterable[tuple[bytes, Buffer]]
 class FaultyBus:
     """A bus with the hooks `before_publish`, `between_chunks` and `after_publish`; see `peers.bus.door.Bus`.
 
-    A message belongs to the step of its round. `between_chunks` is when its first entry is in the stream and the
+    A message belongs to the step that is its round. `between_chunks` is when its first entry is in the stream and the
     others are not; a message of a single entry has no such moment.
 
     Args:
         bus: the bus below.
         plan: what is due at those hooks.
-        rounds_per_step: how many rounds a step has.
         act: called with what is due.
     """
 
-    def __init__(self, bus: Bus, plan: Plan, rounds_per_step: int, act: Callable[[Fault], None]):
-        self._bus, self._plan, self._rounds_per_step, self._act = bus, plan, rounds_per_step, act
+    def __init__(self, bus: Bus, plan: Plan, act: Callable[[Fault], None]):
+        self._bus, self._plan, self._act = bus, plan, act
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
@@ -49,7 +48,7 @@ class FaultyBus:
     def _suffer(self, say: Callable[[Entries], None], entries: Entries) -> None:
         rest = iter(entries)
         first = list(itertools.islice(rest, 1))
-        step = -(-_round(first[0][0]) // self._rounds_per_step) if first else 0
+        step = _round(first[0][0]) if first else 0
         self._at(step, "before_publish")
         second = list(itertools.islice(rest, 1))
         between = self._plan.due(step, "between_chunks") if second else []

@@ -129,7 +129,7 @@ class AutoParts:
                 newest = {worker: wish for _, said in sorted(self._wishes.items()) for worker, wish in said.items()}
                 self._wishes = {0: newest}
             else:
-                at = (step - self._slack) * schedule.rounds_per_step
+                at = step - self._slack
                 newest = self._wishes.get(at, {})
                 self._wishes = {round: said for round, said in self._wishes.items() if round > at}
         parts = max(newest.values(), default=schedule.parts)

@@ -76,14 +76,10 @@ class Outgoing:
         with self._lock:
             return self._published.get(round)
 
-    def take(self, through: int, section: Slice) -> dict[int, Published]:
-        """Remove and return what belongs to a section up to a round."""
+    def take(self, through: int) -> dict[int, Published]:
+        """Remove and return the rounds up to one."""
         with self._lock:
-            due = [
-                round
-                for round, one in self._published.items()
-                if round <= through and section.start <= one.part.start < section.stop
-            ]
+            due = [round for round in self._published if round <= through]
             return {round: self._published.pop(round) for round in due}
 
 
@@ -103,8 +99,8 @@ class Carry(Protocol):
     def begin(self, round: int) -> None:
         """A line of training begins, or goes on from a checkpoint, after this round."""
 
-    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
-        """Copy out what leaves in a round; `values` is float32 (section.size,)."""
+    def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
+        """Copy out what leaves in a round; `values` is float32 (size,)."""
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         """As entries, with small numbers of the exchange's own for the header. Called from the pool."""
@@ -115,15 +111,12 @@ class Carry(Protocol):
     def is_ready(self, through: int) -> bool:
         """Whether all of our own that applying those rounds needs has been encoded."""
 
-    def collect(
-        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
-    ) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
         """Apply what came.
 
         Args:
             through: see `through`.
-            section: what this round updates.
-            values: float32 (section.size,); changed in place.
+            values: float32 (size,); changed in place.
             items: the peers' contributions, in worker and round order, ours to change.
             sharers: how many peers share a mean.
 
@@ -135,10 +128,10 @@ class Carry(Protocol):
         """The parts are others from now on."""
 
     def begin_flush(self) -> int:
-        """After the last step: how many more steps' rounds must be published until everything has left."""
+        """After the last step: how many more rounds must be published until everything has left."""
 
-    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
-        """After the flush has been collected: add what is still held back; returns whether there was any."""
+    def has_rest(self) -> bool:
+        """After the flush has been collected: whether the values of `collect` are to be used."""
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """For a checkpoint."""

@@ -32,7 +32,7 @@ from peers.exchange.gate import make_gate
 from peers.exchange.inbox import Inbox
 from peers.exchange.joining import Giver, ask
 from peers.exchange.rules import Rules, make_carry
-from peers.exchange.window import Accumulator, Contribution
+from peers.exchange.window import Accumulator
 from peers.session.processes import queued_s
 from peers.session.reader import Pump
 from peers.session.rendezvous import Start
@@ -73,7 +73,7 @@ class Exchange:
         self.gate = make_gate(rules, self._peers, layout, say)
         self._auto = AutoParts(rules.slack) if layout.parts else None
         self._spares = Spares(2 * len(self._peers) + 4)
-        self._carry = make_carry(rules, bus.worker, self._peers, layout, initial, self._spares, say)
+        self._carry = make_carry(rules, bus.worker, layout, initial, self._spares, say)
         self._accumulator = Accumulator()
         refuse = self._carry.judge.note_refused
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares, refuse)
@@ -107,19 +107,17 @@ class Exchange:
             StalledError, BusError, MessageError: for a join, the helper's state did not come; meet again.
         """
         self._round = round
-        newest = self._schedule.newest_rounds(round)
         is_joining = start.kind == "join"
         self._carry.begin(round)
         self._say_hello(is_joining, start.kind == "replay")
         if is_joining:
             self._join(start, sizes, load)
         elif start.kind == "together" or not self._taken:
-            nowhere = (0,) * len(newest)
-            self._taken = {peer: Cursor(life, newest, nowhere) for peer, life in start.incarnations.items()}
+            self._taken = {peer: Cursor(life, round, 0) for peer, life in start.incarnations.items()}
         for peer, cursor in self._taken.items():
             self._bus.follow(peer, cursor.incarnation, cursor.sequence)
             self._inbox.expect_after(peer, cursor)
-            self.gate.admit(peer, cursor.complete)
+            self.gate.admit(peer, cursor.round)
         known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
         if start.kind == "replay":
             self._inbox.replay({peer: self._bus.newest(peer, life) for peer, life in known.items()})
@@ -144,10 +142,9 @@ class Exchange:
         try:
             self._round, applied = int(meta["round"]), int(meta["applied"])
             # What the helper had not applied, of itself too, is read and applied here.
-            newest = self._schedule.newest_rounds(applied)
             self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in meta["cursors"].items()}
             self._taken.pop(self._bus.worker, None)
-            self._taken[helper] = Cursor(life, newest, (int(meta["sequence"]),) * len(newest))
+            self._taken[helper] = Cursor(life, applied, int(meta["sequence"]))
             if meta["stop_at"] is not None:
                 self.gate.stop(int(meta["stop_at"]))
             self._load_parts(meta["parts"])
@@ -187,8 +184,7 @@ class Exchange:
         """One round: publish a part of the values, take what came, change the values by it and return them.
 
         Args:
-            values: float32 (section.size,) of the next round's section: the gradient, or the parameters after
-                this worker's own step. Changed in place.
+            values: float32 (size,): the gradient, or the parameters after this worker's own step. Changed in place.
             is_cut: asked once the bound is passed; True waits for every member to be at this very round, so
                 that a checkpoint taken now has nothing in flight.
         """
@@ -196,17 +192,16 @@ class Exchange:
         self._computed_s += began - self._left_at
         self._round += 1
         round = self._round
-        section = self._schedule.section(round)
-        self._offer(round, section, values)
-        values = self._collect(*self._await(round, is_cut), section, values)
-        if self._auto is not None and round % self._schedule.rounds_per_step == 0:
-            self._judge_parts(self._schedule.step(round))
+        self._offer(round, values)
+        values = self._collect(*self._await(round, is_cut), values)
+        if self._auto is not None:
+            self._judge_parts(round)
         self._left_at = time.monotonic()
         self.exchange_s += self._left_at - began - (self.wait_s - waited_s)
         return values
 
-    def _offer(self, round: int, section: Slice, values: np.ndarray) -> None:
-        leaving = self._carry.offer(round, section, self._schedule.slice(round), values)
+    def _offer(self, round: int, values: np.ndarray) -> None:
+        leaving = self._carry.offer(round, self._schedule.slice(round), values)
         extras: dict[str, float] = {}
         if self._auto is not None:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
@@ -240,24 +235,16 @@ class Exchange:
         self.wait_s += time.monotonic() - started
         return through, len(sharers)
 
-    def _collect(self, through: int, sharers: int, section: Slice, values: np.ndarray) -> np.ndarray:
+    def _collect(self, through: int, sharers: int, values: np.ndarray) -> np.ndarray:
         self.gate.check()
-        items = self._accumulator.take(through, section)
+        items = self._accumulator.take(through)
         for item in items:
-            self._staleness.append(max(0, self._round - item.round) // self._schedule.rounds_per_step)
-            self._note_taken(item)
-        values = self._carry.collect(through, section, values, items, sharers)
+            self._staleness.append(max(0, self._round - item.round))
+            self._taken[item.sender] = Cursor(item.incarnation, item.round, item.last_sequence)
+        values = self._carry.collect(through, values, items, sharers)
         for item in items:
             self._spares.give(item.values)
         return values
-
-    def _note_taken(self, item: Contribution) -> None:
-        section = self._schedule.section_index(item.round)
-        cursor = self._taken.get(item.sender)
-        if cursor is None:
-            newest = self._schedule.newest_rounds(item.round - 1)
-            cursor = Cursor(item.incarnation, newest, (0,) * len(newest))
-        self._taken[item.sender] = cursor.advanced(item.incarnation, section, item.round, item.last_sequence)
 
     def _judge_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
@@ -302,18 +289,19 @@ class Exchange:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def finish(self, values_of: Callable[[Slice], np.ndarray]) -> list[tuple[Slice, np.ndarray]]:
+    def finish(self, values: np.ndarray) -> np.ndarray | None:
         """Send what is left, take what is left of the peers'; returns what is still to be applied, or loaded.
 
         Waits for the members to finish as well, at most `finish_timeout_s`; what did not come by then is
-        counted as `unfinished`. Sections for which nothing was left are not in the list.
+        counted as `unfinished`.
 
         Args:
-            values_of: the values of a section as they stand: zeros for gradients, or the parameters; float32
-                (section.size,), changed in place.
+            values: as they stand: zeros for gradients, or the parameters; float32 (size,), changed in place.
+
+        Returns:
+            The values, or None where nothing was left.
         """
-        sections = {section: values_of(section) for section in self._schedule.sections}
-        self._flush(sections)
+        self._flush(values)
         last = self._round
         self._publish_fields("goodbye", last, {})
         try:
@@ -326,13 +314,9 @@ class Exchange:
             self._say(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
         self._pool.drain(self._rules.finish_timeout_s, self._say)
-        sharers, left = len(self.gate.sharers(last)), []
-        for section, values in sections.items():
-            has_any = self._accumulator.has(section)
-            self._collect(self._carry.through(last, True), sharers, section, values)
-            if self._carry.rest(section, values, sharers) or has_any:
-                left.append((section, values))
-        return left
+        has_any = self._accumulator.has_any()
+        values = self._collect(self._carry.through(last, True), len(self.gate.sharers(last)), values)
+        return values if self._carry.has_rest() or has_any else None
 
     def leave(self, is_resumable: bool = False) -> None:
         """Say goodbye in the middle of the run.
@@ -342,16 +326,15 @@ class Exchange:
                 is left in it is sent, because the peers go on without us.
         """
         if not is_resumable and self._rules.carry == "gradients":
-            self._flush({section: np.zeros(section.size, np.float32) for section in self._schedule.sections})
+            self._flush(np.zeros(self._schedule.size, np.float32))
         self._publish_fields("goodbye", self._round, {})
         self._pool.drain(self._rules.finish_timeout_s, self._say)
 
-    def _flush(self, sections: dict[Slice, np.ndarray]) -> None:
+    def _flush(self, values: np.ndarray) -> None:
         """Publish every part that may still have something."""
-        for _ in range(self._carry.begin_flush() * self._schedule.rounds_per_step):
+        for _ in range(self._carry.begin_flush()):
             self._round += 1
-            section = self._schedule.section(self._round)
-            self._offer(self._round, section, sections[section])
+            self._offer(self._round, values)
 
     def close(self) -> None:
         """Stop the pumps and the pool; the bus is the caller's to close."""

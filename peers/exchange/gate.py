@@ -1,8 +1,8 @@
 """Where the main thread waits: the staleness bound, and everything else that peers must say first.
 
 A network can be cut in two, and then each side drops the other. With `min_peers` the smaller side is a minority:
-it pauses, or goes on alone, and when the others are back it takes their state, so that there is one line of training.
-Who finds a peer further ahead than one that awaits us can be has been dropped without noticing, and does the same.
+it pauses until the others are back. A worker that finds most peers further ahead than a peer that awaits it can be
+has been dropped without noticing: it takes their state, so that there is one line of training.
 
 The gate guards the `SspClock` with a condition. Threads that receive call `note`, `admit`, `drop`
 and `leave`; the main thread calls `wait`.
@@ -30,8 +30,7 @@ class ClockGate(Waiting):
         stall_timeout_s: how long a live peer may hold a wait up before that is an error.
         say: called with one line for a person.
         lead: how many rounds a peer that awaits us can be ahead; None if nobody is awaited.
-        min_peers: with fewer peers that are there, or have finished, this worker is in a minority.
-        pauses: a minority waits until the others are back; else it goes on alone.
+        min_peers: with fewer peers that are there, or have finished, this worker waits.
         now: seconds, monotonic.
     """
 
@@ -42,14 +41,12 @@ class ClockGate(Waiting):
         say: Callable[[str], None] = lambda line: None,
         lead: int | None = None,
         min_peers: int = 0,
-        pauses: bool = True,
         now: Callable[[], float] = time.monotonic,
     ):
         super().__init__(stall_timeout_s, say, now)
         self._clock, self._lead = clock, lead
-        self._min_peers, self._pauses = min_peers, pauses
-        # Whether we train on alone in a minority; and whether we have once been where the others can await us.
-        self.is_astray = False
+        self._min_peers = min_peers
+        # Whether we have once been where the others can await us.
         self._is_abreast = False
         # Until everything has been read that was there when we were started again.
         self.is_replaying = False
@@ -71,6 +68,10 @@ class ClockGate(Waiting):
             self._changed.notify_all()
         if is_new:
             self._say(f"worker {peer} takes part from round {round + 1}")
+
+    def returned(self, peer: int) -> None:
+        """The same incarnation of the peer is there again; its clock stands where it stood."""
+        self.admit(peer, self.clock(peer))
 
     def drop(self, peer: int, reason: str) -> None:
         """Do not await the peer any more; said once. A peer that said goodbye is not dropped."""
@@ -131,25 +132,20 @@ class ClockGate(Waiting):
             return self._min_peers - self._clock.reachable()
 
         def describe() -> str:
-            if self._pauses and missing() > 0:
+            if missing() > 0:
                 return f"{missing()} more peers, to be no minority (bus.min_peers {self._min_peers})"
             return "; ".join(
                 f"worker {peer} (its clock is {self._clock.clock(peer)}, this is round {round})"
                 for peer in self._clock.awaited(round, slack)
             )
 
-        self.until(lambda: not (self._pauses and missing() > 0) and not self._clock.awaited(round, slack), describe)
+        self.until(lambda: missing() <= 0 and not self._clock.awaited(round, slack), describe)
         with self._changed:
-            self._judge(round, missing() > 0)
+            self._judge(round)
         return self.sharers(round)
 
-    def _judge(self, round: int, is_minority: bool) -> None:
+    def _judge(self, round: int) -> None:
         """Are the others still on our line of training? Raises LapsedError."""
-        if self.is_astray and not is_minority:
-            raise LapsedError("the others are back, after this worker has trained alone")
-        if is_minority and not self.is_astray:
-            self._say(f"fewer than {self._min_peers} peers are there: training alone, saving nothing, until they are")
-        self.is_astray = is_minority
         if self._lead is None:
             return
         clocks = self._clock.line()
@@ -193,5 +189,5 @@ class ClockGate(Waiting):
 
 def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, say: Callable[[str], None]) -> ClockGate:
     """Where one worker waits for its peers; see `peers.exchange.exchange.Exchange` for the arguments."""
-    clock = SspClock(peers, rules.slack_rounds(layout.schedule.rounds_per_step))
-    return ClockGate(clock, rules.stall_timeout_s, say, rules.furthest_lead(layout), rules.min_peers, rules.pauses)
+    clock = SspClock(peers, rules.slack)
+    return ClockGate(clock, rules.stall_timeout_s, say, rules.furthest_lead(layout), rules.min_peers)

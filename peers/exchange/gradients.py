@@ -1,4 +1,4 @@
-"""Carrying gradients: each reaches every peer exactly once, in parts, as a lump or spread over steps.
+"""Carrying gradients: each reaches every peer exactly once, in parts.
 
     offer: window += gradient, one part of it leaves        collect: gradient + what came, mean or sum
 
@@ -14,7 +14,7 @@ What always holds (conservation): everything pushed into the window leaves exact
 codec drops stays behind as error feedback; so after the flush, delivered + kept = produced, but for what was
 judged unusable. (A robust rule does not conserve: what it takes for bad is gone.)
 
-Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN code is `lump` and `sum`.
+Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN code is `reduce: sum`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import numpy as np
 
 from peers.codecs.feedback import ErrorFeedback
 from peers.exchange.carry import Leaving, Outgoing, Published, State
-from peers.exchange.held import Held
 from peers.exchange.window import Contribution, GradientWindow
 from peers.types import Buffer, Slice
 from peers.vectors.buffers import Spares
@@ -36,7 +35,6 @@ from peers.vectors.reduce import Reduce, norm, squares
 from peers.vectors.screen import Judge, Term
 from peers.wire.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 
-MAX_SPAN = 1 << 20
 BLOCK_VALUES = 64 * 1024
 
 
@@ -48,12 +46,10 @@ class GradientCarry:
         layout: what all workers agree on.
         size: number of values in the vector.
         lag: the staleness bound in rounds, None for none.
-        is_held: spread lumps over the steps that they took to gather; else apply them at once.
         is_mean: divide by the number of workers that share; else sum.
         is_published: our own gradient enters as and when the others' do; needs a bound.
-        peers: of whom a joiner may be given lumps.
         spares: where what leaves is written.
-        reduce: a robust rule instead of mean or sum; needs `is_published` and no `is_held`.
+        reduce: a robust rule instead of mean or sum; needs `is_published`.
         judge: whose contributions are used.
     """
 
@@ -63,10 +59,8 @@ class GradientCarry:
         layout: Layout,
         size: int,
         lag: int | None,
-        is_held: bool,
         is_mean: bool,
         is_published: bool = False,
-        peers: tuple[int, ...] = (),
         spares: Spares | None = None,
         reduce: Reduce | None = None,
         judge: Judge | None = None,
@@ -76,43 +70,29 @@ class GradientCarry:
         self._reduce = reduce
         self._measures_own = self.judge.is_gating and not is_published
         self.keeps_leaving = is_published and layout.codec.is_exact
-        self._worker, self._layout, self._size = worker, layout, size
-        self._lag, self._is_mean, self._is_published, self._peers = lag, is_mean, is_published, peers
+        self._worker, self._layout = worker, layout
+        self._lag, self._is_mean, self._is_published = lag, is_mean, is_published
         self._outgoing = Outgoing()
         self._has_applied = False
         self._spares = spares
         self._window = GradientWindow(size, spares)
         self._lossy = ErrorFeedback(layout.codec, size)
-        self._held = Held(size) if is_held else None
-        # Whether the last `collect` has given out something that was held.
-        self._gave = False
         self._schedule = layout.schedule
-        # Per slice the step in which it last left, so that a lump can say how many steps it spans.
-        self._left_at: dict[Slice, int] = {}
         # The lengths of what left, by round and part: measured while it is encoded, noted as late as the bound allows,
         # so that how far the encoding is decides nothing.
         self._lengths: deque[tuple[int, Slice, float]] = deque()
-        self._since = self._newest = self._applied = self._measured = 0
+        self._newest = self._applied = self._measured = 0
 
     def begin(self, round: int) -> None:
-        self._since = self._schedule.step(round)
         self._newest = self._applied = self._measured = self._outgoing.newest = round
         self._lengths.clear()
 
-    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
+    def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
-        is_lent = self._lag == 0 and part == section and not self._window.is_dirty
+        is_lent = self._lag == 0 and part.size == values.size and not self._window.is_dirty
         # All of it leaves before the others' come in, so it need not be copied.
-        leaving = values if is_lent else self._window.pass_through(section, part, values)
-        return Leaving(round, part, leaving, self._span(round, part), is_lent=is_lent)
-
-    def _span(self, round: int, part: Slice) -> dict[str, float]:
-        if self._held is None:
-            return {}
-        step = self._schedule.step(round)
-        span = step - self._left_at.get(part, self._since)
-        self._left_at[part] = step
-        return {"s": float(max(1, span))}
+        leaving = values if is_lent else self._window.pass_through(part, values)
+        return Leaving(round, part, leaving, {}, is_lent=is_lent)
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         write = None if self._layout.codec.is_exact else self._lossy.encode
@@ -161,36 +141,32 @@ class GradientCarry:
             return self._outgoing.newest >= min(through, self._newest)
         return not self._measures_own or self._lag is None or self._measured >= self._newest - self._lag
 
-    def collect(
-        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
-    ) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
         if self._is_published:
-            return self._collect_alike(through, section, values, items)
+            return self._collect_alike(through, values, items)
         self._note_own()
         everyone = {item.sender for item in items}
         items = self._usable(items)
         # A mean is among those who count.
         sharers = max(0, sharers - len(everyone - {item.sender for item in items}))
-        if self._held is not None:
-            for item in items:
-                self._held.add(item.sender, item.slice, item.values, _span(item.extras))
-            self._gave = self._held.give_out(section, values)
-        elif all(item.slice == section for item in items) and len({item.sender for item in items}) == len(items):
+        whole = self._schedule.whole
+        if all(item.slice == whole for item in items) and len({item.sender for item in items}) == len(items):
             sum_in_order(self._worker, values, items, 1 + sharers if self._is_mean else 1)
             return values
-        else:
-            for item in items:
-                values[item.slice.start - section.start : item.slice.stop - section.start] += item.values
-        return self._shared(values, sharers)
+        for item in items:
+            values[item.slice.start : item.slice.stop] += item.values
+        if self._is_mean and sharers:
+            values /= np.float32(1 + sharers)
+        return values
 
     def _note_own(self) -> None:
         while self._lengths and (self._lag is None or self._lengths[0][0] <= self._newest - self._lag):
             _, part, length = self._lengths.popleft()
             self.judge.note_own(part, length)
 
-    def _collect_alike(self, through: int, section: Slice, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
+    def _collect_alike(self, through: int, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
         """Round by round what everyone published, ourselves included, in worker order."""
-        mine = self._outgoing.take(through, section)
+        mine = self._outgoing.take(through)
         values[:] = 0
         rounds = sorted(mine.keys() | {item.round for item in items})
         self._has_applied = bool(rounds)
@@ -205,17 +181,11 @@ class GradientCarry:
             if self._reduce is not None:
                 for part in dict.fromkeys(term.slice for term in terms):
                     alike = self._reduce([term.values for term in terms if term.slice == part])
-                    values[part.start - section.start : part.stop - section.start] += alike
+                    values[part.start : part.stop] += alike
                 continue
             share = np.float32(1 / max(1, len(terms)) if self._is_mean else 1)
             for term in terms:
-                if self._held is not None:
-                    self._held.add(term.sender, term.slice, term.values * share, _span(term.extras))
-                else:
-                    part = term.slice
-                    values[part.start - section.start : part.stop - section.start] += term.values * share
-        if self._held is not None:
-            self._gave = self._held.give_out(section, values)
+                values[term.slice.start : term.slice.stop] += term.values * share
         self._applied = max(self._applied, through)
         return values
 
@@ -228,55 +198,32 @@ class GradientCarry:
             accepted[key] = self.judge.judge(key[1], terms)
         return [item for item in items if item.sender in accepted[item.round, item.slice]]
 
-    def _shared(self, values: np.ndarray, sharers: int) -> np.ndarray:
-        if self._is_mean and sharers:
-            values /= np.float32(1 + sharers)
-        return values
-
     def reschedule(self, schedule: Schedule) -> None:
         self.judge.reschedule(schedule)
-        # What has gathered since its slice last left is now in slices of another cut; the mean is near enough.
-        if self._left_at:
-            self._since = schedule.since - (self._schedule.parts - 1) // 2
-        self._left_at.clear()
         self._schedule = schedule
 
     def begin_flush(self) -> int:
         # Every part but the one that left last; right after a change of parts every one.
         parts = self._schedule.parts
-        return parts - (self._schedule.step(self._newest) - self._schedule.since >= parts)
+        return parts - (self._newest - self._schedule.since >= parts)
 
-    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
-        if self._held is None:
-            return self._has_applied
-        rest = np.zeros_like(values)
-        # What `collect` gave out a moment ago is to be applied even if it was the last of it.
-        found = self._held.give_all(section, rest) or self._gave or self._has_applied
-        values += rest if self._is_published else self._shared(rest, sharers)
-        return found
+    def has_rest(self) -> bool:
+        return self._has_applied
 
     # --- state --------------------------------------------------------------------------------
 
     def state(self) -> tuple[State, dict[str, Any]]:
         arrays = {"window": self._window.state(), "kept": self._lossy.state()}
-        values: dict[str, Any] = {"left_at": [[*part, step] for part, step in self._left_at.items()]}
-        judged, values["strikes"] = self.judge.state(self._schedule, self._layout.parts)
-        arrays |= judged
-        if self._held is not None:
-            rates, values["held"] = self._held.state()
-            arrays |= {f"held.{peer}": rate for peer, rate in rates.items()}
-        return arrays, values
+        judged, strikes = self.judge.state(self._schedule, self._layout.parts)
+        return arrays | judged, {"strikes": strikes}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
         self._window.load_state(arrays["window"])
         self._lossy.load_state(arrays["kept"])
-        self._left_at = {Slice(start, stop): step for start, stop, step in values.get("left_at", ())}
-        self._load_held(arrays, values.get("held", []))
         self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
 
     def shared_sizes(self) -> dict[str, int]:
-        peers = () if self._held is None else (*self._peers, self._worker)
-        return {f"held.{peer}": self._size for peer in peers} | self.judge.sizes(self._schedule, self._layout.parts)
+        return self.judge.sizes(self._schedule, self._layout.parts)
 
     def applied(self, round: int) -> int:
         if self._is_published and self._lag is not None:
@@ -285,27 +232,12 @@ class GradientCarry:
 
     def shared(self) -> tuple[State, dict[str, Any]]:
         arrays, strikes = self.judge.state(self._schedule, self._layout.parts)
-        if self._held is None:
-            return arrays, {"strikes": strikes}
-        rates, left = self._held.state()
-        nothing = np.zeros(self._size, dtype=np.float32)
-        held = {f"held.{peer}": rates.get(peer, nothing) for peer in (*self._peers, self._worker)}
-        return arrays | held, {"strikes": strikes, "held": left}
+        return arrays, {"strikes": strikes}
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
         self.begin(round)
         self._applied = applied
-        self._load_held(arrays, values.get("held", []))
         self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
-
-    def _load_held(self, arrays: State, left: list) -> None:
-        if self._held is not None:
-            self._held.load_state({int(n[5:]): array for n, array in arrays.items() if n.startswith("held.")}, left)
-
-
-def _span(extras: dict[str, float]) -> int:
-    """How many steps a lump took to gather, as its header says."""
-    return int(min(max(extras.get("s", 1.0), 1.0), MAX_SPAN))
 
 
 def sum_in_order(worker: int, own: np.ndarray, items: list[Contribution], divisor: int) -> None:

@@ -28,7 +28,7 @@ MAX_TOKEN = 64
 @dataclass
 class _Sender:
     incarnation: str = ""
-    newest: list[int] | None = None  # Per section, the newest round received.
+    newest: int | None = None  # The newest round received.
     admitted: str = ""  # The life that one of us has given its state to.
     assemblers: dict[bool, Assembler] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Inbox:
     def expect_after(self, sender: int, cursor: Cursor) -> None:
         """What the cursor covers is known already; the rounds after it come next."""
         with self._lock:
-            self._senders[sender] = _Sender(cursor.incarnation, list(cursor.rounds))
+            self._senders[sender] = _Sender(cursor.incarnation, cursor.round)
 
     def replay(self, newest: dict[int, int]) -> None:
         """Tell the gate when everything up to these entries of the peers' outboxes has been read."""
@@ -159,7 +159,7 @@ class Inbox:
                         self._gate.drop(peer, "it was started again and asks for a state")
                 elif not fields["is_replaying"]:
                     with self._lock:
-                        sender.newest = list(self._layout.schedule.newest_rounds(message.round))
+                        sender.newest = message.round
                     self._gate.admit(peer, message.round)
             case "goodbye":
                 self._gate.leave(peer)
@@ -178,19 +178,15 @@ class Inbox:
                 self._gate.stop(message.round)
 
     def _take_part(self, sender: _Sender, entry: Entry, message: Message) -> None:
-        schedule = self._layout.schedule
-        section, between = schedule.section_index(message.round), schedule.rounds_per_step
         with self._lock:
-            if sender.newest is None:
-                # Followed from wherever its stream still begins.
-                sender.newest = list(schedule.newest_rounds(message.round - 1))
-            newest = sender.newest[section]
-            sender.newest[section] = max(newest, message.round)
+            # Without a cursor the peer is followed from wherever its stream still begins.
+            newest = message.round - 1 if sender.newest is None else sender.newest
+            sender.newest = max(newest, message.round)
         if message.round <= newest:
             self.count("replayed")
             return
-        if message.round > newest + between:
-            self.count("overrun", (message.round - newest) // between - 1)
+        if message.round > newest + 1:
+            self.count("overrun", message.round - newest - 1)
         contribution = Contribution(
             entry.sender,
             entry.incarnation,

@@ -113,11 +113,11 @@ class ParameterCarry:
     def begin(self, round: int) -> None:
         self._newest = self._outgoing.newest = self._applied = round
 
-    def offer(self, round: int, section: Slice, part: Slice, values: np.ndarray) -> Leaving:
+    def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
         if self._lag is not None:
             self._away[round] = part
-        here = values[part.start - section.start : part.stop - section.start]
+        here = values[part.start : part.stop]
         leaving = self._spares.take(part.size)
         if self._reference is None:
             leaving[:] = here
@@ -163,21 +163,17 @@ class ParameterCarry:
     def is_ready(self, through: int) -> bool:
         return self._outgoing.newest >= min(through, self._newest)
 
-    def collect(
-        self, through: int, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int
-    ) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
         if self._lag is None and not self._is_flushing:
-            self._apply_singly(section, values, items, sharers)
+            self._apply_singly(values, items, sharers)
             return values
-        published = self._outgoing.take(through, section)
+        published = self._outgoing.take(through)
         for round in sorted(published.keys() | {item.round for item in items}):
-            self._apply(round, section, values, published.get(round), [item for item in items if item.round == round])
+            self._apply(round, values, published.get(round), [item for item in items if item.round == round])
         self._applied = max(self._applied, through)
         return values
 
-    def _apply(
-        self, round: int, section: Slice, values: np.ndarray, mine: Published | None, items: list[Contribution]
-    ) -> None:
+    def _apply(self, round: int, values: np.ndarray, mine: Published | None, items: list[Contribution]) -> None:
         self._away.pop(round, None)
         found = {item.sender: item for item in items}
         if mine is not None:
@@ -206,7 +202,7 @@ class ParameterCarry:
         terms = [(one.values, one.is_whole) for one in usable]
         # Our own weights are no numbers any more: take what the others agree on.
         is_lost = not any(one is mine for one in usable) and not is_finite(mine.values)
-        here = values[part.start - section.start : part.stop - section.start]
+        here = values[part.start : part.stop]
         reference = None if self._reference is None else self._reference[part.start : part.stop]
         are_weights = reference is None or all(is_whole for _, is_whole in terms)
         if are_weights:
@@ -290,7 +286,7 @@ class ParameterCarry:
             if move is not None:
                 self._shifts[later][1][its] += move[mine]
 
-    def _apply_singly(self, section: Slice, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
+    def _apply_singly(self, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
         for item in items:
             mine = self._outgoing.get(item.round)
             if mine is None or mine.part != item.slice:
@@ -299,7 +295,7 @@ class ParameterCarry:
             term = Term(item.sender, item.incarnation, distance(item.values, mine.values))
             if not self.judge.judge(item.slice, [term]):
                 continue
-            here = values[item.slice.start - section.start : item.slice.stop - section.start]
+            here = values[item.slice.start : item.slice.stop]
             change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
             here += change
             for later in range(item.round + 1, self._newest + 1):
@@ -317,7 +313,7 @@ class ParameterCarry:
         self._is_flushing = True
         return self._schedule.parts
 
-    def rest(self, section: Slice, values: np.ndarray, sharers: int) -> bool:
+    def has_rest(self) -> bool:
         return True
 
     # --- state --------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ class Rules:
     Attributes:
         slack: the staleness bound in steps; None for none.
         carry: gradients or parameters.
-        remote: for gradients: lump (applied at once) or hold (spread over the steps that it took to gather).
         own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
         reduce: mean (of the members), for gradients also sum, or one of the robust rules, which need a bound and,
             for gradients, that `own` is published; see `peers.vectors.reduce`.
@@ -31,15 +30,13 @@ class Rules:
         norm_gate, strikes: see `peers.vectors.screen.Judge`; 0 for none.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         least_rounds: how many of them where Redis is full; None for all.
-        min_peers: with fewer live peers this worker is in a minority; see `ClockGate`.
-        pauses: a minority waits until the others are back; else it goes on alone.
+        min_peers: with fewer live peers this worker waits until they are back; see `ClockGate`.
         cut_periods: steps between the `state` messages, for sizing the outbox.
         lease_s, stall_timeout_s, finish_timeout_s: as in the settings.
     """
 
     slack: int | None = 2
     carry: str = "gradients"
-    remote: str = "lump"
     own: str = "fresh"
     reduce: str = "mean"
     hostile: int = 1
@@ -48,21 +45,15 @@ class Rules:
     keep_rounds: int = 64
     least_rounds: int | None = None
     min_peers: int = 0
-    pauses: bool = True
     cut_periods: tuple[int, ...] = ()
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
     finish_timeout_s: float = 60.0
 
-    def slack_rounds(self, rounds_per_step: int) -> int | None:
-        """The bound in rounds."""
-        return None if self.slack is None else self.slack * rounds_per_step
-
     def furthest_lead(self, layout: Layout) -> int | None:
         """How many rounds a peer that awaits us can be ahead: the bound, and what it sends after its last step."""
-        rounds = layout.schedule.rounds_per_step
         most_parts = max(layout.parts, default=layout.schedule.parts)
-        return None if self.slack is None else (self.slack + 2 + most_parts) * rounds
+        return None if self.slack is None else self.slack + 2 + most_parts
 
     def outbox(self, layout: Layout) -> tuple[int, int, int]:
         """What `Bus.configure` is to know: how many entries are kept, the largest payload, how many are enough."""
@@ -79,33 +70,30 @@ class Rules:
 
     def _entries(self, layout: Layout, keep_rounds: int) -> int:
         # Where the parts find themselves a round may also be a small one of very many.
-        small = max(layout.parts, default=0) * layout.schedule.rounds_per_step
+        small = max(layout.parts, default=0)
         return keep_rounds * layout.entries_per_round() + small + self._state_entries(layout, keep_rounds) + 16
 
     def _state_entries(self, layout: Layout, keep_rounds: int) -> int:
-        period_rounds = [period * layout.schedule.rounds_per_step for period in self.cut_periods]
-        return sum(keep_rounds // rounds + 2 for rounds in period_rounds) * layout.entries_per_state()
+        return sum(keep_rounds // period + 2 for period in self.cut_periods) * layout.entries_per_state()
 
 
 def make_carry(
     rules: Rules,
     worker: int,
-    peers: tuple[int, ...],
     layout: Layout,
     initial: np.ndarray,
     spares: Spares,
     say: Callable[[str], None] = lambda line: None,
 ) -> Carry:
     """What is carried, for one worker; see `peers.exchange.exchange.Exchange` for the arguments."""
-    slack = rules.slack_rounds(layout.schedule.rounds_per_step)
-    is_alike = slack is not None if rules.carry == "parameters" else rules.own == "published"
+    is_alike = rules.slack is not None if rules.carry == "parameters" else rules.own == "published"
     judge = Judge(worker, rules.norm_gate, rules.strikes, is_alike, say)
     if rules.carry == "parameters":
         return ParameterCarry(
             worker,
             layout,
             initial,
-            slack,
+            rules.slack,
             rules.keep_rounds,
             spares,
             reduce=robust.build(rules.reduce, rules.hostile),
@@ -116,11 +104,9 @@ def make_carry(
         worker,
         layout,
         initial.size,
-        lag=slack,
-        is_held=rules.remote == "hold",
+        lag=rules.slack,
         is_mean=rules.reduce == "mean",
         is_published=rules.own == "published",
-        peers=peers,
         spares=spares,
         reduce=robust.build(rules.reduce, rules.hostile) if rules.reduce in robust.RULES else None,
         judge=judge,

@@ -37,18 +37,17 @@ class GradientWindow:
         self._values = np.zeros(size, dtype=np.float32)
         self.is_dirty = False
 
-    def pass_through(self, section: Slice, part: Slice, gradient: np.ndarray) -> np.ndarray:
+    def pass_through(self, part: Slice, gradient: np.ndarray) -> np.ndarray:
         """Gather a gradient and take out what has gathered for one part, in one pass over memory.
 
         Args:
-            section: where the gradient belongs.
-            part: the piece of the section that leaves.
-            gradient: float32 (section.size,); not changed, not kept.
+            part: the piece of the vector that leaves.
+            gradient: float32 (size,); not changed, not kept.
 
         Returns:
             float32 (part.size,), the caller's own; the window is zero there afterwards.
         """
-        leaving = gradient[part.start - section.start : part.stop - section.start]
+        leaving = gradient[part.start : part.stop]
         view = self._values[part.start : part.stop]
         taken = self._spares.take(part.size)
         if self.is_dirty:
@@ -56,10 +55,10 @@ class GradientWindow:
             view[:] = 0
         else:
             taken[:] = leaving
-        if part != section:
+        if part.size < gradient.size:
             self.is_dirty = True
-            self._values[section.start : part.start] += gradient[: part.start - section.start]
-            self._values[part.stop : section.stop] += gradient[part.stop - section.start :]
+            self._values[: part.start] += gradient[: part.start]
+            self._values[part.stop :] += gradient[part.stop :]
         return taken
 
     def state(self) -> np.ndarray:
@@ -100,17 +99,16 @@ class Accumulator:
         with self._lock:
             self._waiting.append(contribution)
 
-    def take(self, through: int, section: Slice) -> list[Contribution]:
-        """Remove and return what belongs to `section` up to round `through`, in worker and round order."""
+    def take(self, through: int) -> list[Contribution]:
+        """Remove and return what came up to round `through`, in worker and round order."""
         with self._lock:
             taken, kept = [], []
             for item in self._waiting:
-                is_due = item.round <= through and section.start <= item.slice.start < section.stop
-                (taken if is_due else kept).append(item)
+                (taken if item.round <= through else kept).append(item)
             self._waiting = kept
         return sorted(taken, key=lambda item: (item.sender, item.round))
 
-    def has(self, section: Slice) -> bool:
-        """Whether anything waits for a section."""
+    def has_any(self) -> bool:
+        """Whether anything waits."""
         with self._lock:
-            return any(section.start <= item.slice.start < section.stop for item in self._waiting)
+            return bool(self._waiting)

@@ -140,11 +140,15 @@ class Mailbox(Waiting):
             self._say(f"worker {peer} takes part")
         self._changed.notify_all()
 
-    def admit(self, peer: int, clock: int = 0) -> None:
-        """The peer is there (again). `clock` is of no use here; the pumps say it."""
+    def admit(self, peer: int) -> None:
+        """The peer is there (again)."""
         with self._changed:
             if peer not in self._left:
                 self._admit(peer)
+
+    def returned(self, peer: int) -> None:
+        """The same incarnation of the peer is there again."""
+        self.admit(peer)
 
     def restarted(self, peer: int, incarnation: str) -> None:
         """The peer was started again: until it says more it is there, and neither leads nor can be asked."""
@@ -161,9 +165,6 @@ class Mailbox(Waiting):
             self._changed.notify_all()
         if was_there:
             self._say(f"worker {peer} is gone: {reason}; going on without it")
-
-    def clock(self, peer: int) -> int:
-        return 0
 
     def is_member(self, peer: int) -> bool:
         with self._changed:

@@ -23,11 +23,8 @@ class Members(Protocol):
     def is_member(self, peer: int) -> bool:
         """Whether the peer is awaited."""
 
-    def clock(self, peer: int) -> int:
-        """The newest round of the peer; 0 where the pattern has no clocks."""
-
-    def admit(self, peer: int, clock: int) -> None:
-        """The peer is there again, at this round."""
+    def returned(self, peer: int) -> None:
+        """The same incarnation of the peer is there again."""
 
     def restarted(self, peer: int, incarnation: str) -> None:
         """The peer is there in a new incarnation."""

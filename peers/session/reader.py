@@ -138,7 +138,7 @@ class Pump:
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:
                 # The same life is back: it was the way to it that was cut.
-                self._gate.admit(peer, self._gate.clock(peer))
+                self._gate.returned(peer)
             self._is_absent.discard(peer)
 
     def _read_on(self) -> None:

@@ -220,9 +220,9 @@ class Rendezvous:
                 next_line = now + 10.0
             time.sleep(POLL_S)
 
-    def progress(self, step: int, is_astray: bool = False) -> None:
-        """Say in the lease how far we are; who is astray, training alone where it was cut off, helps nobody to join."""
-        self._update(is_urgent=False, step=step, phase="astray" if is_astray else "training")
+    def progress(self, step: int) -> None:
+        """Say in the lease how far we are."""
+        self._update(is_urgent=False, step=step, phase="training")
 
     def joined(self, step: int) -> None:
         """Say in the lease that we have taken a state, and train on its line from here."""

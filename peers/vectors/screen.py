@@ -119,7 +119,7 @@ class Judge:
 
     def reschedule(self, schedule: Schedule) -> None:
         """The parts are others from now on; former ones are forgotten, because a joiner knows nothing of them."""
-        self._parts = frozenset(_slices(schedule))
+        self._parts = frozenset(schedule.slices)
         self._windows = {part: window for part, window in self._windows.items() if part in self._parts}
 
     def note_refused(self, sender: int, life: str) -> None:
@@ -188,14 +188,13 @@ class Judge:
 
     def sizes(self, schedule: Schedule, choices: tuple[int, ...]) -> dict[str, int]:
         """Number of values of the vectors of `state` by name, where the number of parts may be one of the choices."""
-        most = max((schedule.parts, *choices))
-        return {"norms": WINDOW * most * schedule.rounds_per_step} if self.is_gating else {}
+        return {"norms": WINDOW * max((schedule.parts, *choices))} if self.is_gating else {}
 
     def state(self, schedule: Schedule, choices: tuple[int, ...]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
         """The accepted norms of the schedule's parts, `WINDOW` each, filled up with zeros; and everyone's strikes."""
         arrays = {name: np.zeros(size, np.float32) for name, size in self.sizes(schedule, choices).items()}
         if self.is_gating:
-            for row, part in zip(arrays["norms"].reshape(-1, WINDOW), _slices(schedule), strict=False):
+            for row, part in zip(arrays["norms"].reshape(-1, WINDOW), schedule.slices, strict=False):
                 window = self._windows.get(part, ())
                 row[: len(window)] = window
         strikes = [[sender, self._lives.get(sender, ""), n] for sender, n in sorted(self._strikes.items()) if n]
@@ -210,12 +209,8 @@ class Judge:
         if "norms" in arrays:
             self._windows = {
                 part: deque((float(length) for length in row if length > 0), maxlen=WINDOW)
-                for row, part in zip(arrays["norms"].reshape(-1, WINDOW), _slices(schedule), strict=False)
+                for row, part in zip(arrays["norms"].reshape(-1, WINDOW), schedule.slices, strict=False)
             }
         found = {int(sender): (str(life), int(n)) for sender, life, n in strikes if int(sender) != self._worker}
         self._strikes = Counter({sender: n for sender, (_, n) in found.items()})
         self._lives |= {sender: life for sender, (life, _) in found.items() if life}
-
-
-def _slices(schedule: Schedule) -> list[Slice]:
-    return [part for round in range(1, schedule.rounds_per_step + 1) for part in schedule.slices(round)]

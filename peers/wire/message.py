@@ -67,8 +67,8 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
 
     `z`, which comes last, is the checksum of all that comes before it in the header, and then of the payload.
 
-    `x` of a part's first chunk, where the rules have a use for it: `s` how many steps gathered it, `b` the
-    checksum of the values that it is a difference to, `p` the number of parts in force, `w` the one wished for.
+    `x` of a part's first chunk, where the rules have a use for it: `b` the checksum of the values that it is a
+    difference to, `p` the number of parts in force, `w` the one wished for.
     """
 
     v: int
@@ -116,14 +116,11 @@ class Layout:
             return False
         if not self.parts:
             return whole == self.schedule.slice(round)
-        return whole in self._slices[self.schedule.section_index(round)]
+        return whole in self._slices
 
     @cached_property
-    def _slices(self) -> list[frozenset[Slice]]:
-        return [
-            frozenset(piece for parts in self.parts for piece in balanced(section, parts))
-            for section in self.schedule.sections
-        ]
+    def _slices(self) -> frozenset[Slice]:
+        return frozenset(piece for parts in self.parts for piece in balanced(self.schedule.whole, parts))
 
     @property
     def largest(self) -> Slice:

@@ -64,7 +64,7 @@ RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
 
 
 def _layout(codec: str, values: int) -> Layout:
-    return Layout(Schedule([Slice(0, values)], 1), build(codec, cast=torch_cast), 0, b"benchmrk")
+    return Layout(Schedule(values, 1), build(codec, cast=torch_cast), 0, b"benchmrk")
 
 
 def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
@@ -72,22 +72,17 @@ def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
     layout, everything, spares = _layout(codec, values), Slice(0, values), Spares()
     random, found = np.random.default_rng(0), []
     gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
-    carry, theirs = (
-        make_carry(Rules(slack=0), rank, (1 - rank,), layout, np.zeros(values, np.float32), spares) for rank in (0, 1)
-    )
-    said = [
-        (header, bytes(payload))
-        for header, payload in theirs.encode(theirs.offer(1, everything, everything, other), {})
-    ]
+    carry, theirs = (make_carry(Rules(slack=0), rank, layout, np.zeros(values, np.float32), spares) for rank in (0, 1))
+    said = [(header, bytes(payload)) for header, payload in theirs.encode(theirs.offer(1, everything, other), {})]
     assembler = Assembler(layout, spares)
     for round in range(1, rounds + 1):
         began = time.process_time()
-        for _ in carry.encode(carry.offer(round, everything, everything, gradient), {}):
+        for _ in carry.encode(carry.offer(round, everything, gradient), {}):
             pass
         for number, (header, payload) in enumerate(said, 1):
             message = assembler.feed(Entry(1, "life", number, True, header, payload))
         item = Contribution(1, "life", round, everything, message.values, len(said), squares=message.squares)
-        carry.collect(round, everything, gradient, [item], 1)
+        carry.collect(round, gradient, [item], 1)
         found.append(time.process_time() - began)
         spares.give(message.values)
     return statistics.median(found)
@@ -112,7 +107,7 @@ class Degan:
         self._exchange.exchange(self._gradient)
 
     def close(self) -> None:
-        self._exchange.finish(lambda section: np.zeros(section.size, np.float32))
+        self._exchange.finish(np.zeros_like(self._gradient))
         self._exchange.close()
         self._rendezvous.close()
         self._bus.close()

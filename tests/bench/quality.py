@@ -47,7 +47,7 @@ BASE_LINES = (
     Setting("all data on one worker, batch 128", ("mode.name=local", "data.split.kind=iid", "data.batch_size=128"), 1),
 )
 RULES, CODECS, PARTS, SLACKS = (
-    ("mean", "sum", "hold", "parameters"),
+    ("mean", "sum", "parameters"),
     ("raw", "float16", "int8", "topk 1%"),
     (4, 16),
     (2, 0, 8),
@@ -79,7 +79,6 @@ def star() -> Iterator[Setting]:
     yield exchange("alike", "int8", 1, 0)
     yield exchange("alike", "float16", 1, 2)
     yield exchange("mean", "float16", 1, 2)
-    yield exchange("hold", "float16", 16, 2)
     yield exchange("sum", "float16", 16, 2)
     yield exchange("mean", "float16", "auto", 2)
     yield exchange("parameters", "float16", "auto", 2)

@@ -72,15 +72,12 @@ class Setting:
     def exchange(cls, rule: str, codec: str, parts: int | str, slack: int) -> Setting:
         """A setting of partial exchange; `rule` is parameters, or what becomes of gradients.
 
-        mean, sum and hold are those of the others while one's own enters at once; alike and alike hold take one's
-        own as the others do.
+        mean and sum are those of the others while one's own enters at once; alike takes one's own as the others do.
         """
         words = {
-            "mean": ("mode.carry=gradients", "mode.remote=lump", "mode.reduce=mean"),
-            "sum": ("mode.carry=gradients", "mode.remote=lump", "mode.reduce=sum"),
-            "hold": ("mode.carry=gradients", "mode.remote=hold", "mode.reduce=mean"),
-            "alike": ("mode.carry=gradients", "mode.remote=lump", "mode.reduce=mean", "mode.own=published"),
-            "alike hold": ("mode.carry=gradients", "mode.remote=hold", "mode.reduce=mean", "mode.own=published"),
+            "mean": ("mode.carry=gradients", "mode.reduce=mean"),
+            "sum": ("mode.carry=gradients", "mode.reduce=sum"),
+            "alike": ("mode.carry=gradients", "mode.reduce=mean", "mode.own=published"),
             "parameters": ("mode.carry=parameters",),
         }[rule]
         name, _, percent = codec.removesuffix("%").partition(" ")

@@ -22,7 +22,6 @@ from degan.learners.casts import torch_cast
 from peers.codecs.exact import build
 from peers.exchange.rules import Rules, make_carry
 from peers.exchange.window import Contribution
-from peers.types import Slice
 from peers.vectors.buffers import Spares
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import RULES, squares
@@ -40,22 +39,20 @@ class Worker:
 
     def __init__(self, kind: str, codec: str, values: int, parts: int, workers: int):
         rule, gate = KINDS[kind]
-        self._layout = Layout(
-            Schedule([Slice(0, values)], parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True
-        )
+        self._layout = Layout(Schedule(values, parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True)
         self._mine, self._spares, self._round = np.zeros(values, np.float32), Spares(workers + 4), 0
         rules = Rules(slack=0, carry="parameters", reduce=rule, norm_gate=gate)
         peers = tuple(range(1, workers))
-        self._carry = make_carry(rules, 0, peers, self._layout, self._mine, self._spares)
+        self._carry = make_carry(rules, 0, self._layout, self._mine, self._spares)
         random, largest = np.random.default_rng(0), self._layout.largest.size
         self._theirs = {peer: random.standard_normal(largest, np.float32) * np.float32(1e-3) for peer in peers}
 
     def round(self) -> float:
         """Seconds of the main thread, without what reading and decoding the others' takes."""
         self._round += 1
-        part, everything = self._layout.schedule.slice(self._round), Slice(0, self._mine.size)
+        part = self._layout.schedule.slice(self._round)
         began = time.process_time()
-        leaving = self._carry.offer(self._round, everything, part, self._mine)
+        leaving = self._carry.offer(self._round, part, self._mine)
         spent_s = time.process_time() - began
         for _ in self._carry.encode(leaving, {}):
             pass
@@ -69,7 +66,7 @@ class Worker:
                 )
             )
         began = time.process_time()
-        self._carry.collect(self._round, everything, self._mine, items, len(items))
+        self._carry.collect(self._round, self._mine, items, len(items))
         spent_s += time.process_time() - began
         for item in items:
             self._spares.give(item.values)

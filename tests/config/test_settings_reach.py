@@ -46,12 +46,11 @@ BASE = {
     "model": {"name": "mlp", "latent": 3, "hidden": 4, "image_size": 10},
     "bus": {
         "lease_s": 43.0,
-        "replay_bytes": 5000,
+        "replay_bytes": 4500,
         "unbounded_backlog": 9,
         "finish_timeout_s": 37.0,
         "stall_timeout_s": 39.0,
         "min_peers": 2,
-        "minority": "alone",
         "norm_gate": 6.0,
         "strikes": 4,
     },
@@ -78,15 +77,14 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.topk_fraction": 0.25,
         "mode.carry": "gradients",
         "mode.own": "published",
-        "mode.remote": "hold",
         "mode.reduce": "sum",
-        "mode.updates": "alternating",
     },
     ("partial_exchange", "robust"): {
         "mode.codec": "int8",
         "mode.rounding": "stochastic",
         "mode.reduce": "trimmed_mean",
         "mode.hostile": 2,
+        "mode.updates": "alternating",
     },
     ("partial_exchange", "unbounded"): {"mode.slack": None, "run.checkpoint_every": 0, "bus.replay_bytes": None},
     ("federated", "all"): {
@@ -137,13 +135,9 @@ UNUSED = {
         **dict.fromkeys(("connect_timeout_s", "security.folder"), "nobody is connected to"),
         **{path: "there is no bus" for path in TABLE if path.startswith("bus.")},
     },
-    "federated": {
-        **dict.fromkeys(("bus.replay_bytes", "bus.unbounded_backlog"), "a stream keeps what three rounds take"),
-        "bus.minority": "who is in a minority does not lead, and waits",
-    },
-    "multi_discriminator": {
-        **dict.fromkeys(("bus.replay_bytes", "bus.unbounded_backlog"), "a stream keeps what three rounds take"),
-        "bus.minority": "who is in a minority does not lead, and waits",
+    **{
+        mode: dict.fromkeys(("bus.replay_bytes", "bus.unbounded_backlog"), "a stream keeps what three rounds take")
+        for mode in ("federated", "multi_discriminator")
     },
 }
 SAME = object()
@@ -210,7 +204,6 @@ EXCHANGED = (
     Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Rules.stall_timeout_s")),
     Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SerialPool.submit", "timeout_s"), True),
     Row("bus.min_peers", sees("ClockGate.min_peers")),
-    Row("bus.minority", sees("ClockGate.pauses"), False),
 )
 LEADERS = (
     # Who was started again joins; in the exchange it may read again what it has missed.
@@ -256,12 +249,11 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
             lambda w: {schedule.parts for schedule in w.calls.all("Layout", "schedule")},
             {3},
         ),
-        # A step has two rounds.
-        Row("mode[partial_exchange].slack", sees("GradientCarry.lag"), 2),
+        Row("mode[partial_exchange].slack", sees("GradientCarry.lag"), 1),
         Row(
-            "mode[partial_exchange].slack", lambda w: {clock.slack for clock in w.calls.all("ClockGate", "clock")}, {2}
+            "mode[partial_exchange].slack", lambda w: {clock.slack for clock in w.calls.all("ClockGate", "clock")}, {1}
         ),
-        Row("mode[partial_exchange].slack", sees("ClockGate.lead"), (1 + 2 + 3) * 2),
+        Row("mode[partial_exchange].slack", sees("ClockGate.lead"), 1 + 2 + 3),
         Row(
             "mode[partial_exchange].codec", lambda w: {codec.name for codec in w.calls.all("Layout", "codec")}, {"topk"}
         ),
@@ -270,23 +262,22 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
             "mode[partial_exchange].topk_fraction", lambda w: w.calls.all("Layout", "codec")[0].encoded_bytes(100), 150
         ),
         Row("mode[partial_exchange].carry", is_called("GradientCarry", "ParameterCarry"), [True, False]),
-        Row("mode[partial_exchange].remote", sees("GradientCarry.is_held"), True),
         Row("mode[partial_exchange].own", sees("GradientCarry.is_published"), True),
         Row("mode[partial_exchange].own", sees("Judge.is_alike"), True),
         Row("mode[partial_exchange].reduce", sees("GradientCarry.is_mean"), False),
-        Row("mode[partial_exchange].updates", sections, ALTERNATING),
-        # 16 rounds are needed, 4 more for a checkpoint; of these as many as fit. A part sends 46 of its values.
-        Row("bus.replay_bytes", sees("Rules.keep_rounds"), 5000 // (46 * 6)),
+        # 8 rounds are needed, 2 more for a checkpoint; of these as many as fit. A part sends 81 of its values.
+        Row("bus.replay_bytes", sees("Rules.keep_rounds"), 4500 // (81 * 6)),
         *(
             Row(f"run.{name}_every", sees("Rules.cut_periods"), (2, 5, 3))
             for name in ("checkpoint", "evaluate", "snapshot")
         ),
         # Beside sixteen small messages.
-        Row("bus.replay_bytes", sees("MemoryBus.configure.max_entries"), 18 + 16),
-        Row("bus.replay_bytes", sees("MemoryBus.configure.least_entries"), 16 + 16),
+        Row("bus.replay_bytes", sees("MemoryBus.configure.max_entries"), 9 + 16),
+        Row("bus.replay_bytes", sees("MemoryBus.configure.least_entries"), 8 + 16),
     ),
     ("partial_exchange", "robust"): (
         *robust("partial_exchange"),
+        Row("mode[partial_exchange].updates", sections, ALTERNATING),
         Row("mode[partial_exchange].rounding", sees("Int8.rounding")),
         Row(
             "mode[partial_exchange].reduce",

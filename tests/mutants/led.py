@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-LED, FEDERATED, DISCRIMINATORS = (f"degan/modes/{name}.py" for name in ("led", "federated", "multi_discriminator"))
+LED, FEDERATED, DISCRIMINATORS = (
+    f"degan/modes/{name}.py" for name in ("leader/led", "federated", "multi_discriminator")
+)
 BY_HAND = "tests/degan/modes/test_federated_by_hand.py::test_"
 PARTS = "tests/degan/modes/test_led_parts.py::test_"
 MD_BY_HAND = "tests/degan/modes/test_multi_discriminator_by_hand.py::test_"

@@ -79,13 +79,6 @@ MUTANTS = (
         LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
-        "who trains on its own for now saves that",
-        "degan/worker/loop.py",
-        " and not self._mode.is_astray():",
-        ":",
-        LOOP + "test_a_worker_that_is_astray_shows_and_does_not_save",
-    ),
-    Mutant(
         "a step that all stop after is settled only where something is due",
         "degan/worker/loop.py",
         "not (is_cut or is_stopping) or",

@@ -352,9 +352,6 @@ class Led(abc.ABC):
     def is_first(self) -> bool:
         return all(self._me < peer for peer in self._rounds.mail.reached(self._step))
 
-    def is_astray(self) -> bool:
-        return False
-
     def close(self) -> None:
         try:
             self._rounds.close()

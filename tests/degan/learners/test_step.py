@@ -318,22 +318,25 @@ def floats(network):
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
 
 
-def apply_together(plains, name, gradients, carry):
-    """Each worker steps with the mean gradient; or with its own, and then all take the mean of the weights."""
-    trained = [getattr(plain, name) for plain in plains]
-    if carry == "gradients":
-        gradients = [[sum(values) / len(plains) for values in zip(*gradients, strict=True)]] * len(plains)
-    for one, gradient in zip(trained, gradients, strict=True):
-        one.apply(gradient)
-    if carry == "parameters":
-        mean_into(
-            plains, lambda plain: list(getattr(plain, name).network.parameters()), [1 / len(plains)] * len(plains)
-        )
+def apply(plains, name, gradients):
+    """Each worker steps with its gradient."""
+    for plain, gradient in zip(plains, gradients, strict=True):
+        getattr(plain, name).apply(gradient)
 
 
-@pytest.mark.parametrize(("carry", "updates"), [("gradients", "alternating"), ("parameters", "simultaneous")])
+def mean_of(gradients):
+    """For each worker the mean gradient of all."""
+    return [[sum(values) / len(gradients) for values in zip(*gradients, strict=True)]] * len(gradients)
+
+
+@pytest.mark.parametrize(
+    ("carry", "updates"), [("gradients", "simultaneous"), ("parameters", "simultaneous"), ("parameters", "alternating")]
+)
 def test_a_synchronous_exchange_is_plain_torch_on_the_mean(carry, updates):
-    """All workers end with the mean of the running statistics as well, those of the average included."""
+    """Of the gradients, or of the weights after each worker's own step, or after its own two where they alternate.
+
+    All workers end with the mean of the running statistics as well, those of the average included.
+    """
     workers = 2
     block = {"name": "partial_exchange", "carry": carry, "parts": 1, "slack": 0, "codec": "raw", "updates": updates}
     settings = experiment("least_squares", "dcgan", r1=0.7, peers=workers, mode=block)
@@ -347,11 +350,16 @@ def test_a_synchronous_exchange_is_plain_torch_on_the_mean(carry, updates):
         fakes, now = [plain.draw(BATCH) for plain in plains], [next(batches) for batches in data]
         for_d = [plain.gradient_of_discriminator(now[w], fakes[w])[0] for w, plain in enumerate(plains)]
         if updates == "alternating":
-            apply_together(plains, "discriminator", for_d, carry)
+            apply(plains, "discriminator", for_d)
         for_g = [plain.gradient_of_generator(fake)[0] for plain, fake in zip(plains, fakes, strict=True)]
+        if carry == "gradients":
+            for_d, for_g = mean_of(for_d), mean_of(for_g)
         if updates == "simultaneous":
-            apply_together(plains, "discriminator", for_d, carry)
-        apply_together(plains, "generator", for_g, carry)
+            apply(plains, "discriminator", for_d)
+        apply(plains, "generator", for_g)
+        if carry == "parameters":
+            for name in ("discriminator", "generator"):
+                mean_into(plains, lambda plain, name=name: list(plain.networks()[name].parameters()), [1 / workers] * 2)
         for plain in plains:
             plain.note_average()
     for name in ("generator", "discriminator", "ema"):

@@ -95,11 +95,17 @@ def test_what_is_lossy_may_travel_whole_as_well():
     assert gradients.outbox_bytes == raw.outbox_bytes // 2 and gradients.state_bytes == STATE + 4 * 64
 
 
-def test_alternating_updates_have_two_rounds_a_step():
-    mode = {"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "raw", "updates": "alternating"}
-    needs = needs_of(mode, bus={"replay_bytes": 0})
-    # The larger of the two networks in every one of eight rounds.
-    assert needs.outbox_bytes == (8 + 16) * 4 * max(G, D) and needs.step_bytes == 4 * (G + D)
+def test_alternating_updates_have_one_round_a_step():
+    mode = {"name": "partial_exchange", "parts": 2, "slack": 1, "codec": "raw"}
+    for replay_bytes in (0, None):
+        together, alternating = (
+            needs_of(mode | {"updates": updates}, bus={"replay_bytes": replay_bytes}, run={"checkpoint_every": 7})
+            for updates in ("simultaneous", "alternating")
+        )
+        # Seven rounds are needed, and seven more for a replay; a part is half of both networks together.
+        rounds = 7 if replay_bytes == 0 else 14
+        assert alternating.outbox_bytes == (rounds + 16) * 4 * ALL // 2
+        assert alternating.step_bytes == 4 * ALL // 2 and alternating == together
 
 
 @pytest.mark.parametrize(

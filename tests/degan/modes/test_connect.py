@@ -82,18 +82,15 @@ def test_a_number_of_peers_has_no_addresses(opened):
     assert opened == []
 
 
-@pytest.mark.parametrize(("updates", "rounds"), [("simultaneous", 1), ("alternating", 2)])
-def test_what_is_scripted_around_publishing_is_put_before_the_door(opened, monkeypatch, updates, rounds):
-    settings = settings_of()
-    settings = config.build(plain("mode[partial_exchange].updates", updates, peers=PEERS))
+@pytest.mark.parametrize("mode", ["partial_exchange", "federated"])
+def test_what_is_scripted_around_publishing_is_put_before_the_door(opened, monkeypatch, mode):
+    settings = settings_of(mode)
     script = "w1@step2.before_publish:kill, w0@step3.after_publish:term, w1@step3:int, w1@step4.saving:torn"
     monkeypatch.setenv("DEGAN_FAULTS", script)
     bus = wire.open_bus(settings, 1, print)
-    assert isinstance(bus, FaultyBus) and bus._rounds_per_step == rounds
+    assert isinstance(bus, FaultyBus)
     assert [str(fault) for fault in bus._plan.faults] == ["w1@step2.before_publish:kill"]
     assert not isinstance(wire.open_bus(settings, 2, print), FaultyBus), "nothing is due there"
-    # A mode without updates of its own has one round a step.
-    assert wire.open_bus(settings_of("federated"), 1, print)._rounds_per_step == 1
     monkeypatch.setenv("DEGAN_FAULTS", "w3@step1:kill")
     with pytest.raises(SetupError, match="a number from 0 to 2"):
         wire.open_bus(settings, 1, print)

@@ -166,7 +166,7 @@ def test_a_local_worker_is_first_by_its_number_and_stops_after_the_next_step():
     for worker in range(3):
         mode = Local(scripted.settings, worker, scripted.pair)
         assert mode.is_first() is (worker == 0)
-        assert not mode.is_shared and not mode.is_astray() and mode.settle(3)
+        assert not mode.is_shared and mode.settle(3)
         assert not mode.is_stopping(10**6)
         mode.ask_to_stop(4)
         assert [mode.is_stopping(step) for step in (4, 5, 6)] == [False, True, True]

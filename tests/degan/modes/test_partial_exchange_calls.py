@@ -38,7 +38,7 @@ class Exchanged:
 
     def __init__(self, bus, layout, initial, rules, say):
         self.calls, self.initial, self.rules, self.layout = [], initial.copy(), rules, layout
-        self.gate = SimpleNamespace(stop_at=None, is_astray=False, members=lambda: (2, 5))
+        self.gate = SimpleNamespace(stop_at=None, members=lambda: (2, 5))
         self.error, self.at = None, 0
 
     def start(self, start, round, sizes=None, load=None):
@@ -58,10 +58,10 @@ class Exchanged:
     def gives(self, values):
         return values
 
-    def finish(self, values_of):
+    def finish(self, values):
         self.calls.append(("finish",))
-        section = self.layout.schedule.sections[0]
-        return [(section, self.gives(values_of(section)))]
+        self.sent = values.copy()
+        return self.gives(values)
 
     def average(self, values):
         return values + 1
@@ -99,17 +99,18 @@ def mode(monkeypatch):
 REAL = torch.zeros(4, *SHAPE)
 
 
-@pytest.mark.parametrize(("updates", "rounds"), [("simultaneous", 1), ("alternating", 2)])
-def test_what_is_saved_is_loaded_and_the_exchange_begins_after_the_rounds_of_its_step(mode, updates, rounds):
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("number", [int, lambda count: [count]], ids=["plain", "of before 2"])
+def test_what_is_saved_is_loaded_and_the_exchange_begins_after_its_step(mode, updates, number):
     made, _ = mode(Start("replay", 8, {1: "b"}), updates=updates)
-    saved = {"followed": {"1": ["a", [3, 4][:rounds], [11, 9][:rounds]], "4": ["c", [1, 2][:rounds], [6, 7][:rounds]]}}
+    saved = {"followed": {"1": ["a", number(3), number(11)], "4": ["c", number(1), number(6)]}}
     loaded = []
     assert made.begin([4, 8], saved, lambda step: loaded.append(step) or ({"x": 1}, {"y": 2})) == 8
     meeting, exchange = made._rendezvous, made._exchange
-    followed = {1: ("a", 9 if rounds == 2 else 11), 4: ("c", 6)}
+    followed = {1: ("a", 11), 4: ("c", 6)}
     assert meeting.calls == [("claim", [4, 8]), ("meet", [4, 8], followed)]
     assert loaded == [8]
-    assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8 * rounds, None)]
+    assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8, None)]
 
 
 def test_those_who_train_something_else_are_not_understood(mode):
@@ -125,10 +126,9 @@ def test_a_fresh_start_loads_nothing(mode):
     np.testing.assert_array_equal(made._exchange.initial, pair.parameters((0, pair.size)))
 
 
-def test_who_joins_stands_at_the_step_of_its_helper(mode):
-    made, pair = mode(
-        Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "at", 14), updates="alternating"
-    )
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+def test_who_joins_stands_at_the_step_of_its_helper(mode, updates):
+    made, pair = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "at", 7), updates=updates)
     assert made.begin([4], {}, None) == 7
     sizes = {name: vector.size for name, vector in pair.vectors().items()}
     assert made._exchange.calls == [("start", 0, sizes)]
@@ -163,14 +163,13 @@ def test_a_failure_of_the_heartbeat_is_raised_and_ends_every_wait(mode):
 def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
     made, pair = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
-    made._exchange.gate.is_astray = True
     losses = made.step(5, lambda: REAL, is_cut=False)
     assert set(losses) == {"g_loss", "d_loss"}
     exchanged, (name, make_state) = made._exchange.calls[-2:]
     assert exchanged == ("exchange", False) and name == "serve"
     vectors, counters = make_state()
     assert vectors.keys() == pair.vectors().keys() and counters == pair.counters() and counters["applied"] == 1
-    assert made._rendezvous.calls[-1] == ("progress", 5, True)
+    assert made._rendezvous.calls[-1] == ("progress", 5)
     made.step(6, lambda: REAL, is_cut=True)
     assert made._exchange.calls[-2] == ("exchange", True)
 
@@ -218,6 +217,46 @@ def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends
     assert made._rendezvous.calls[-1][0] == ("leaving" if ends else "progress")
 
 
+def test_alternating_updates_are_two_local_steps_and_one_exchange_of_all_weights(mode):
+    made, pair = mode(Start("together", 0, {1: "b"}), updates="alternating")
+    made.begin([], {}, None)
+    border, steps, apply = pair.generator.size, [], pair.apply
+
+    def noting(section, gradient):
+        steps.append((section, pair.parameters((0, pair.size)).copy()))
+        apply(section, gradient)
+
+    pair.apply = noting
+    assert set(made.step(1, lambda: REAL, is_cut=False)) == {"g_loss", "d_loss"}
+    assert [section for section, _ in steps] == [(border, pair.size), (0, border)]
+    first, second = (weights for _, weights in steps)
+    assert (first[:border] == second[:border]).all() and (first[border:] != second[border:]).any()
+    assert [call for call in made._exchange.calls if call[0] == "exchange"] == [("exchange", False)]
+    np.testing.assert_array_equal(made._exchange.sent[border:], second[border:])
+    assert (made._exchange.sent[:border] != second[:border]).any()
+    assert pair.counters()["applied"] == 1
+
+
+@pytest.mark.parametrize("carry", ["gradients", "parameters"])
+def test_at_the_end_weights_are_flushed_or_zeros(mode, carry):
+    made, pair = mode(Start("together", 0, {1: "b"}), carry=carry)
+    made.begin([], {}, None)
+    weights = pair.parameters((0, pair.size)).copy()
+    made.finish()
+    np.testing.assert_array_equal(made._exchange.sent, weights if carry == "parameters" else np.zeros(pair.size))
+    assert made._rendezvous.calls[-1] == ("leaving",)
+
+
+def test_without_anything_left_no_gradient_is_applied(mode):
+    made, pair = mode(Start("together", 0, {1: "b"}), carry="gradients")
+    made.begin([], {}, None)
+    before = pair.parameters((0, pair.size)).copy()
+    made._exchange.gives = lambda values: None
+    made.finish()
+    np.testing.assert_array_equal(pair.parameters((0, pair.size)), before)
+    assert pair.counters()["applied"] == 0 and made._guard.counts == {}
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
     made, pair = mode(Start("together", 0, {1: "b"}), carry="gradients")
@@ -231,10 +270,11 @@ def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
     assert made.stats()["dropped"] == {"late": 2, "not_finite": 1}
 
 
-def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode):
-    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters")
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode, updates):
+    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters", updates=updates)
     made.begin([], {}, None)
-    made._attack = lambda change, section: -3 * change
+    made._attack = lambda change: -3 * change
     before = pair.parameters((0, pair.size)).copy()
     given = {}
 

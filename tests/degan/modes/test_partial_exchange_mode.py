@@ -54,7 +54,7 @@ class Adam:
 
 
 class Watched(GanPair):
-    """A pair that remembers at which weights which gradient was taken; that of step `spoils` cannot be used."""
+    """A pair that remembers at which weights which gradient was taken; the one numbered `spoils` cannot be used."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -129,24 +129,32 @@ class Averages:
         self.values[worker] = decay * self.values[worker] + (1 - decay) * weights
 
 
-def test_parameters_step_by_step(monkeypatch, spoils=3):
-    """Two parts, one step of delay: our own Adam step, then part t of all is averaged in step t + 1."""
-    settings = experiment(carry="parameters", parts=2, slack=1, codec="raw")
+@pytest.mark.parametrize(("updates", "spoils"), [("simultaneous", 3), ("alternating", 5), ("alternating", 6)])
+def test_parameters_step_by_step(monkeypatch, updates, spoils):
+    """Two parts, one step of delay: our own Adam step, then part t of all is averaged in step t + 1.
+
+    Alternating updates are two Adam steps before that, of the discriminator and then of the generator; one that
+    cannot be used leaves the other.
+    """
+    settings = experiment(carry="parameters", parts=2, slack=1, codec="raw", updates=updates)
     pairs, results = train(monkeypatch, settings, spoils=spoils)
     border, size = pairs[0].generator.size, pairs[0].size
     weights = np.array([pair.taken[0][0] for pair in pairs], np.float64)
     np.testing.assert_array_equal(weights[0], weights[1])
-    adams, averages = [Adam(border, size) for _ in pairs], Averages(weights[:, :border])
-    halves = slice(0, size // 2), slice(size // 2, size)
+    sections = {"simultaneous": [(0, size)], "alternating": [(border, size), (0, border)]}[updates]
+    adams = [[Adam(max(0, border - start), stop - start) for start, stop in sections] for _ in pairs]
+    averages, halves = Averages(weights[:, :border]), (slice(0, size // 2), slice(size // 2, size))
+    assert all(len(pair.taken) == STEPS * len(sections) for pair in pairs)
     published, done = {}, 0
     for step in range(1, STEPS + 1):
         before = weights.copy()
         for worker, pair in enumerate(pairs):
-            at, gradient = pair.taken[step - 1]
-            close(at, weights[worker])
-            # A step whose gradient cannot be used changes nothing.
-            if np.isfinite(gradient).all():
-                weights[worker] += adams[worker](gradient)
+            for number, (start, stop) in enumerate(sections):
+                at, gradient = pair.taken[(step - 1) * len(sections) + number]
+                close(at, weights[worker])
+                # A gradient that cannot be used changes nothing.
+                if np.isfinite(gradient).all():
+                    weights[worker, start:stop] += adams[worker][number](gradient)
         change, part = weights - before, halves[(step - 1) % 2]
         published[step] = part, weights[:, part].copy()
         for at in range(done + 1, step + (step == 4)):
@@ -155,7 +163,8 @@ def test_parameters_step_by_step(monkeypatch, spoils=3):
             weights[:, there] = said.mean(axis=0) + since
             done = at
         for worker, pair in enumerate(pairs):
-            if np.isfinite(pair.taken[step - 1][1]).all():
+            # The generator is in the last section of a step.
+            if np.isfinite(pair.taken[step * len(sections) - 1][1]).all():
                 averages.follow(worker, weights[worker, :border])
             close(results[worker][0][step - 1][0], weights[worker])
             close(results[worker][0][step - 1][1], averages.values[worker])
@@ -164,7 +173,7 @@ def test_parameters_step_by_step(monkeypatch, spoils=3):
     for worker, (found, dropped) in enumerate(results):
         close(found[-1][0], weights.mean(axis=0))
         close(found[-1][1], averages.values[worker])
-        assert dropped == ({"own_not_finite": 1} if spoils and worker == WORKERS - 1 else {})
+        assert dropped == ({"own_not_finite": 1} if worker == WORKERS - 1 else {})
 
 
 @pytest.mark.parametrize(("own", "slack", "spoils"), [("fresh", 0, 3), ("published", 0, 3), ("published", 1, 1)])

@@ -244,14 +244,6 @@ def test_the_real_samples_are_drawn_once(live):
 # --- what is left out ---------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_astray_shows_and_does_not_save(live):
-    one = live()
-    one.mode.astray = True
-    one.at = {7: lambda: setattr(one.mode, "astray", False)}
-    one.run()
-    assert one.checkpoints.steps() == [10] and len(one.metrics) == 12
-
-
 def test_without_the_rounds_model_nothing_is_shown_or_saved(live):
     one = live()
     one.mode.has_state = False

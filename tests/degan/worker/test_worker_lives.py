@@ -14,6 +14,7 @@ import config
 from config import UsageError
 from degan import modes
 from degan.artifacts.checkpoints import MANIFEST, MODEL
+from degan.learners.gan_pair import GanPair
 from degan.worker import __main__ as worker_main
 from degan.worker import loop, objects
 from degan.worker.faults import LOADS, OWN, Suffering, script
@@ -276,7 +277,8 @@ for _name in (*LOADS, *OWN, "apply"):
     ],
 )
 def test_where_what_came_is_applied(mode, held):
-    assert set(LOADS) == {"load_parameters", "load_model", "generator_step", "generator_gradient", "load_network"}
+    assert set(LOADS) == {"load_parameters", "load_model", "generator_gradient", "load_network"}
+    assert all(hasattr(GanPair, name) for name in LOADS)
     for name in (*LOADS, "apply"):
         pair = AnyPair()
         # What had been called when the fault was due.

@@ -10,8 +10,8 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers.bus.door.redis import resp
 
+from peers.bus.redis import resp
 from peers.bus.redis.resp import Busy, Connection, ProtocolError, Replies, ReplyError, bulks, command
 
 # A reply as Python values: bytes is a bulk string, a list an array, None nil.

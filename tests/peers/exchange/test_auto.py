@@ -11,11 +11,10 @@ import pytest
 
 from peers.exchange.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
 from peers.session.processes import queued_s
-from peers.types import Slice
 from peers.vectors.partition import Schedule
 from tests.fleets import in_threads
 
-SECTION = Slice(0, 1000)
+SIZE = 1000
 
 
 class Workers:
@@ -27,7 +26,7 @@ class Workers:
     def __init__(self, full_s, slack=2, compute_s=1.0, cost_s=0.0, queued=0.0):
         self.full_s, self.slack, self.compute_s, self.cost_s = full_s, slack, compute_s, cost_s
         self.autos = [AutoParts(slack) for _ in full_s]
-        self.schedules = [Schedule([SECTION], FIRST) for _ in full_s]
+        self.schedules = [Schedule(SIZE, FIRST) for _ in full_s]
         self.spent = [[0.0, 0.0, 0.0, 0.0] for _ in full_s]
         self.queued = queued
         self.at = 0
@@ -95,7 +94,7 @@ def test_what_was_queued_for_at_the_start_is_not_held_against_the_steps():
 
 
 def test_decisions_are_made_where_a_cycle_ends():
-    auto, schedule = AutoParts(2), Schedule([SECTION], FIRST)
+    auto, schedule = AutoParts(2), Schedule(SIZE, FIRST)
     changes = []
     for step in range(1, 400):
         auto.note(1, step, 3.0)
@@ -110,11 +109,11 @@ def test_decisions_are_made_where_a_cycle_ends():
 
 
 def test_what_is_saved_is_what_goes_on():
-    auto, schedule = AutoParts(2), Schedule([SECTION], 16, since=32)
+    auto, schedule = AutoParts(2), Schedule(SIZE, 16, since=32)
     auto.note(1, 40, 8)
     other = AutoParts(2)
     plain = auto.to_plain(schedule)
-    after = other.load_plain(plain, Schedule([SECTION], FIRST))
+    after = other.load_plain(plain, Schedule(SIZE, FIRST))
     assert (after.parts, after.since) == (16, 32)
     assert other.to_plain(after) == plain
     with pytest.raises(ValueError, match="no choice"):

@@ -135,16 +135,16 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
     """Nobody is alike here; the long one is left out all the same."""
     for slack, own in ((0, "fresh"), (None, "fresh")):
         rules = Rules(slack=slack, carry="gradients", own=own)
-        carry = make_carry(rules, 0, (1, 2), make_layout(4), np.zeros(4, np.float32), Spares())
+        carry = make_carry(rules, 0, make_layout(4), np.zeros(4, np.float32), Spares())
         everything = Slice(0, 4)
         for round in range(1, 12):
             ours = np.full(4, 1, np.float32)
-            list(carry.encode(carry.offer(round, everything, everything, ours), {}))
+            list(carry.encode(carry.offer(round, everything, ours), {}))
             items = [
                 Contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
                 Contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
             ]
-            found = carry.collect(round, everything, ours, items, 2)
+            found = carry.collect(round, ours, items, 2)
             expected = 2.0 if round < 10 else 1.5
             np.testing.assert_allclose(found, np.full(4, expected), rtol=1e-6)
         assert carry.counts["gated"] == 2
@@ -155,20 +155,20 @@ def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
     """How far the thread that publishes is decides nothing, so a run repeats: it is awaited up to that round."""
     layout, everything = make_layout(4), Slice(0, 4)
     rules = Rules(slack=slack, carry="gradients", own="fresh")
-    carry = make_carry(rules, 0, (1, 2), layout, np.zeros(4, np.float32), Spares())
+    carry = make_carry(rules, 0, layout, np.zeros(4, np.float32), Spares())
     for round in range(1, 8):
-        leaving = carry.offer(round, everything, everything, np.full(4, round, np.float32))
+        leaving = carry.offer(round, everything, np.full(4, round, np.float32))
         # So far everything up to the round before has been encoded.
         assert carry.is_ready(round) == (slack > 0)
         list(carry.encode(leaving, {}))
         assert carry.is_ready(round)
-        carry.collect(round, everything, np.zeros(4, np.float32), [], 0)
+        carry.collect(round, np.zeros(4, np.float32), [], 0)
         norms = carry.judge.state(layout.schedule, ())[0]["norms"]
         assert list(norms[norms > 0]) == [2.0 * noted for noted in range(1, round - slack + 1)]
-    carry.offer(8, everything, everything, np.ones(4, np.float32))
-    carry.offer(9, everything, everything, np.ones(4, np.float32))
+    carry.offer(8, everything, np.ones(4, np.float32))
+    carry.offer(9, everything, np.ones(4, np.float32))
     assert carry.is_ready(9) == (slack == 2)
-    carry.offer(10, everything, everything, np.ones(4, np.float32))
+    carry.offer(10, everything, np.ones(4, np.float32))
     assert not carry.is_ready(10)
 
 
@@ -188,11 +188,11 @@ def test_who_joins_decides_as_the_others(kind, codec, rule):
     """A carry, and one that takes over its state in the middle, apply the same messages: the same weights."""
     layout = make_layout(SIZE, 2, codec, may_be_whole=kind == "parameters")
     rules = Rules(slack=0, carry=kind, own="published", reduce=rule, strikes=4)
-    everything, first = Slice(0, SIZE), np.zeros(SIZE, np.float32)
+    first = np.zeros(SIZE, np.float32)
     random = np.random.default_rng(3)
 
     def make(worker):
-        return make_carry(rules, worker, tuple({0, 1, 2, 3, 4} - {worker}), layout, first, Spares())
+        return make_carry(rules, worker, layout, first, Spares())
 
     helper, others, joiner = make(0), [1, 2, 3], make(4)
     values = {0: first.copy(), 4: None}
@@ -206,7 +206,7 @@ def test_who_joins_decides_as_the_others(kind, codec, rule):
         carries = {0: helper} | ({4: joiner} if values[4] is not None else {})
         for worker, carry in carries.items():
             offered = values[worker] + own if kind == "parameters" else own.copy()
-            leaving = carry.offer(round, everything, part, offered)
+            leaving = carry.offer(round, part, offered)
             list(carry.encode(leaving, {}))
             mine = carry._outgoing.get(round)
             published[worker] = (offered, mine)
@@ -221,7 +221,7 @@ def test_who_joins_decides_as_the_others(kind, codec, rule):
                 mine = published[peer][1]
                 items.append(Contribution(peer, "a", round, part, mine.values.copy(), round, dict(mine.extras)))
             items.sort(key=lambda item: item.sender)
-            found = carry.collect(round, everything, published[worker][0], items, len(items))
+            found = carry.collect(round, published[worker][0], items, len(items))
             if kind == "parameters":
                 values[worker] = np.array(found)
             else:

@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peers.codecs.exact import CODECS
-from peers.exchange.held import Held
 from peers.exchange.rules import Rules
-from peers.types import Slice
 from peers.vectors.partition import Schedule
 from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses
 
@@ -27,60 +25,45 @@ FLEETS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthC
 PATIENT = {"keep_rounds": 400, "lease_s": 20.0, "finish_timeout_s": 20.0}
 
 
-def test_the_last_share_of_what_was_held_is_not_forgotten():
-    """At the end of a run nothing new may come, and what is held may have one step left."""
-    held, everything, values = Held(4), Slice(0, 4), np.zeros(4, np.float32)
-    held.add(1, everything, np.full(4, 2, np.float32), 2)
-    assert [held.give_out(everything, values) for _ in range(3)] == [True, True, False]
-    np.testing.assert_array_equal(values, np.full(4, 2, np.float32))
-
-
-def halves(size, alternating):
-    half = max(1, size // 2)
-    return [Slice(half, size), Slice(0, half)] if alternating else [Slice(0, size)]
-
-
-def watch_ages(exchange, rounds_per_step, ages):
+def watch_ages(exchange, ages):
     """How many steps old is what an exchange applies, from the rounds of the contributions themselves."""
     collect = exchange._carry.collect
 
-    def watched(through, section, values, items, sharers):
-        ages.extend(max(0, (exchange._round - item.round) // rounds_per_step) for item in items)
-        return collect(through, section, values, items, sharers)
+    def watched(through, values, items, sharers):
+        ages.extend(max(0, exchange._round - item.round) for item in items)
+        return collect(through, values, items, sharers)
 
     exchange._carry.collect = watched
 
 
-def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, slack=0, codec="raw", own="fresh"):
+def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="fresh"):
     """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
-    workers, sections = len(buses), halves(size, alternating)
-    layout = make_layout(size, parts, codec, 0, sections)
-    fleet = Fleet(buses, layout, size, Rules(slack=slack, remote=remote, own=own, reduce="sum", **PATIENT))
+    workers = len(buses)
+    fleet = Fleet(buses, make_layout(size, parts, codec), size, Rules(slack=slack, own=own, reduce="sum", **PATIENT))
     produced = np.zeros((workers, size), dtype=np.float64)
     delivered = np.zeros((workers, size), dtype=np.float64)
 
     def job(worker, exchange):
         rng = np.random.default_rng(worker)
         pause, ages = threading.Event(), []
-        watch_ages(exchange, len(sections), ages)
+        watch_ages(exchange, ages)
         for step in range(steps):
-            for section in sections:
-                # Whole numbers have exact sums; sevenths are what a lossy codec and a division have to round.
-                gradient = integers(rng, section.size) / (1 if codec == "raw" and remote == "lump" else 7)
-                gradient = gradient.astype(np.float32)
-                produced[worker, section.start : section.stop] += gradient
-                if delays[(worker + step) % len(delays)]:
-                    pause.wait(delays[(worker + step) % len(delays)] / 1000)
-                combined = exchange.exchange(gradient.copy())
-                if own == "fresh":
-                    combined = combined - gradient
-                delivered[worker, section.start : section.stop] += combined
+            # Whole numbers have exact sums; sevenths are what a lossy codec has to round.
+            gradient = (integers(rng, size) / (1 if codec == "raw" else 7)).astype(np.float32)
+            produced[worker] += gradient
+            if delays[(worker + step) % len(delays)]:
+                pause.wait(delays[(worker + step) % len(delays)] / 1000)
+            combined = exchange.exchange(gradient.copy())
+            if own == "fresh":
+                combined = combined - gradient
+            delivered[worker] += combined
         stats = exchange.stats()
         assert slack is None or max(ages, default=0) <= slack
         assert stats["staleness_max"] == max(ages, default=0)
         assert stats["staleness_mean"] == (sum(ages) / len(ages) if ages else 0.0)
-        for section, combined in exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)):
-            delivered[worker, section.start : section.stop] += combined
+        combined = exchange.finish(np.zeros(size, dtype=np.float32))
+        if combined is not None:
+            delivered[worker] += combined
         arrays, _ = exchange.state()
         return exchange.stats(), arrays
 
@@ -89,7 +72,6 @@ def conserve(buses, size, steps, alternating, delays, remote="lump", parts=1, sl
     for stats, arrays in results:
         assert not stats["dropped"], stats["dropped"]
         assert not arrays["window"].any()
-        assert not any(array.any() for name, array in arrays.items() if name.startswith("held"))
     return produced, delivered, np.array(kept)
 
 
@@ -111,28 +93,25 @@ def check_conserved(produced, delivered, kept, exact, own="fresh"):
     parts=PARTS,
     slack=SLACKS,
     codec=st.sampled_from(list(CODECS)),
-    remote=st.sampled_from(["lump", "hold"]),
     steps=st.integers(1, 20),
-    alternating=st.booleans(),
     delays=DELAYS,
     own=st.sampled_from(["fresh", "published"]),
 )
-def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, remote, steps, alternating, delays, own):
+def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, steps, delays, own):
     assume(slack is not None or own == "fresh")
     buses = memory_buses(workers)
-    result = conserve(buses, size, steps, alternating, delays, remote, parts, slack, codec, own)
-    check_conserved(*result, exact=codec == "raw" and remote == "lump", own=own)
+    result = conserve(buses, size, steps, delays, parts, slack, codec, own)
+    check_conserved(*result, exact=codec == "raw", own=own)
 
 
-@pytest.mark.parametrize("remote", ["lump", "hold"])
 @pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "sign"), (4, 2, "int8"), (3, 1, "topk"), (1, 3, "raw")])
-def test_what_is_published_is_applied_alike_by_all(remote, parts, slack, codec):
+def test_what_is_published_is_applied_alike_by_all(parts, slack, codec):
     """With `own: published` every worker is given the same in every round, whatever is lost on the way."""
     fleet = Fleet(
         memory_buses(3),
         make_layout(40, parts, codec),
         40,
-        Rules(slack=slack, remote=remote, own="published", **PATIENT),
+        Rules(slack=slack, own="published", **PATIENT),
     )
 
     def job(worker, exchange):
@@ -141,7 +120,8 @@ def test_what_is_published_is_applied_alike_by_all(remote, parts, slack, codec):
             pause.wait(rng.integers(0, 3) / 1000)
             gradient = rng.standard_normal(40).astype(np.float32)
             given.append(exchange.exchange(gradient, lambda step=step: step in (7, 14)).copy())
-        return [*given, *(rest for _, rest in exchange.finish(lambda s: np.zeros(s.size, dtype=np.float32)))]
+        rest = exchange.finish(np.zeros(40, dtype=np.float32))
+        return given if rest is None else [*given, rest]
 
     first, *others = fleet.run(job)
     assert any(round.any() for round in first)
@@ -149,10 +129,9 @@ def test_what_is_published_is_applied_alike_by_all(remote, parts, slack, codec):
         np.testing.assert_array_equal(np.array(other), np.array(first))
 
 
-def agree(buses, size, steps, alternating, delays, parts=1, slack=0, codec="raw"):
+def agree(buses, size, steps, delays, parts=1, slack=0, codec="raw"):
     """Run a fleet that carries parameters; returns each worker's at the end, and their mean had nobody spoken."""
-    workers, sections = len(buses), halves(size, alternating)
-    layout = make_layout(size, parts, codec, 0, sections, may_be_whole=True)
+    workers, layout = len(buses), make_layout(size, parts, codec, may_be_whole=True)
     initial = np.random.default_rng(9).standard_normal(size).astype(np.float32)
     fleet = Fleet(buses, layout, size, Rules(slack=slack, carry="parameters", **PATIENT), initial)
     alone = np.tile(initial.astype(np.float64), (workers, 1))
@@ -160,14 +139,13 @@ def agree(buses, size, steps, alternating, delays, parts=1, slack=0, codec="raw"
     def job(worker, exchange):
         rng, pause, mine = np.random.default_rng(worker), threading.Event(), initial.copy()
         for step in range(1, steps + 1):
-            for section in sections:
-                change = 0.1 * rng.standard_normal(section.size).astype(np.float32)
-                alone[worker, section.start : section.stop] += change
-                mine[section.start : section.stop] += change
-                if delays[(worker + step) % len(delays)]:
-                    pause.wait(delays[(worker + step) % len(delays)] / 1000)
-                exchange.exchange(mine[section.start : section.stop], lambda step=step: step in (5, steps))
-        exchange.finish(lambda section: mine[section.start : section.stop])
+            change = 0.1 * rng.standard_normal(size).astype(np.float32)
+            alone[worker] += change
+            mine += change
+            if delays[(worker + step) % len(delays)]:
+                pause.wait(delays[(worker + step) % len(delays)] / 1000)
+            exchange.exchange(mine, lambda step=step: step in (5, steps))
+        exchange.finish(mine)
         return mine, exchange.stats()
 
     results = fleet.run(job)
@@ -184,13 +162,12 @@ def agree(buses, size, steps, alternating, delays, parts=1, slack=0, codec="raw"
     slack=SLACKS,
     codec=st.sampled_from(list(CODECS)),
     steps=st.integers(1, 20),
-    alternating=st.booleans(),
     delays=DELAYS,
 )
-def test_parameters_end_alike_and_at_the_mean(workers, size, parts, slack, codec, steps, alternating, delays):
+def test_parameters_end_alike_and_at_the_mean(workers, size, parts, slack, codec, steps, delays):
     # Without a bound there is no round in which all could change the number of parts; the settings refuse that.
     assume(slack is not None or codec in ("raw", "float16", "bfloat16") and parts != "auto")
-    mine, mean = agree(memory_buses(workers), size, steps, alternating, delays, parts, slack, codec)
+    mine, mean = agree(memory_buses(workers), size, steps, delays, parts, slack, codec)
     for other in mine[1:]:
         np.testing.assert_array_equal(other, mine[0])
     if slack is not None:
@@ -200,7 +177,7 @@ def test_parameters_end_alike_and_at_the_mean(workers, size, parts, slack, codec
 @pytest.mark.parametrize("slack", [0, 2])
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8", "topk", "sign"])
 def test_parameters_repeat_bit_by_bit_under_any_bound(slack, codec):
-    runs = [agree(memory_buses(3), 40, 12, False, delays, 4, slack, codec)[0][0] for delays in ([0], [0, 3, 1, 2])]
+    runs = [agree(memory_buses(3), 40, 12, delays, 4, slack, codec)[0][0] for delays in ([0], [0, 3, 1, 2])]
     np.testing.assert_array_equal(*runs)
 
 
@@ -208,7 +185,7 @@ def test_parameters_repeat_bit_by_bit_under_any_bound(slack, codec):
 @pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "raw"), (4, 2, "int8"), ("auto", 1, "topk")])
 def test_parameters_agree_on_redis(request, server, parts, slack, codec):
     buses = redis_buses(3, request.getfixturevalue(server), f"agree{next(RUNS)}")
-    mine, mean = agree(buses, 500, 20, True, [0, 1], parts, slack, codec)
+    mine, mean = agree(buses, 500, 20, [0, 1], parts, slack, codec)
     np.testing.assert_array_equal(mine[1], mine[0])
     np.testing.assert_array_equal(mine[2], mine[0])
     np.testing.assert_allclose(mine[0], mean, rtol=1e-4, atol=1e-4)
@@ -216,28 +193,28 @@ def test_parameters_agree_on_redis(request, server, parts, slack, codec):
 
 @pytest.mark.parametrize("server", ["fake_url", "redis_url"])
 @pytest.mark.parametrize(
-    ("parts", "slack", "codec", "alternating"),
+    ("parts", "slack", "codec"),
     [
-        (1, 0, "raw", False),
-        (4, 2, "raw", True),
-        (3, 1, "float16", False),
-        (4, None, "raw", False),
-        (2, 1, "int8", False),
-        ("auto", 2, "topk", True),
-        (1, 2, "sign", False),
+        (1, 0, "raw"),
+        (4, 2, "raw"),
+        (3, 1, "float16"),
+        (4, None, "raw"),
+        (2, 1, "int8"),
+        ("auto", 2, "topk"),
+        (1, 2, "sign"),
     ],
 )
-def test_conservation_on_redis(request, server, parts, slack, codec, alternating):
+def test_conservation_on_redis(request, server, parts, slack, codec):
     url = request.getfixturevalue(server)
     buses = redis_buses(3, url, f"conserve{next(RUNS)}")
-    result = conserve(buses, 500, 20, alternating, [0, 1], "lump", parts, slack, codec)
+    result = conserve(buses, 500, 20, [0, 1], parts, slack, codec)
     check_conserved(*result, exact=codec == "raw")
 
 
 def test_chunked_messages_on_redis(redis_url):
     # 700,000 values of float32 are eleven chunks a round.
     buses = redis_buses(2, redis_url, f"chunks{next(RUNS)}")
-    check_conserved(*conserve(buses, 700_000, 6, False, [0], slack=1), exact=True)
+    check_conserved(*conserve(buses, 700_000, 6, [0], slack=1), exact=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -274,7 +251,7 @@ def test_a_slow_worker_is_never_led_by_more_than_the_bound():
             exchange.exchange(np.ones(10, dtype=np.float32))
             at[worker] += 1
             worst.append(max(at) - min(at))
-        exchange.finish(lambda section: np.zeros(section.size, dtype=np.float32))
+        exchange.finish(np.zeros(10, dtype=np.float32))
 
     fleet.run(job)
     assert slack <= max(worst) <= slack + 1
@@ -332,15 +309,20 @@ def test_all_stop_after_the_same_step():
     assert fleet.run(job) == [23, 23, 23]
 
 
-def test_schedule_covers_everything_once_in_parts_steps():
-    schedule = Schedule([Slice(5, 17), Slice(0, 5)], 4)
+def test_schedule_covers_everything_once_in_parts_rounds():
+    schedule = Schedule(17, 4)
     seen = np.zeros(17, dtype=int)
     for round in range(1, 9):
-        part, section = schedule.slice(round), schedule.section(round)
-        assert section.start <= part.start <= part.stop <= section.stop
+        part = schedule.slice(round)
+        assert part == schedule.slices[(round - 1) % 4]
         seen[part.start : part.stop] += 1
-    assert (seen == 1).all()
-    assert [schedule.step(r) for r in (1, 2, 3, 8)] == [1, 1, 2, 4]
+    assert (seen == 2).all()
+    later = schedule.changed(3, 6)
+    assert (later.parts, later.since, [later.slice(round) for round in (7, 8, 9, 10)]) == (
+        3,
+        6,
+        [*later.slices, later.slices[0]],
+    )
 
 
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8"])

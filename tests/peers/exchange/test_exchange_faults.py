@@ -67,8 +67,8 @@ def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
     carry = ParameterCarry(0, make_layout(SIZE), ZEROS, 0)
     carry.begin(5)
     mine = ONES.copy()
-    list(carry.encode(carry.offer(6, WHOLE, WHOLE, mine), {}))
-    carry.collect(6, WHOLE, mine, [item(3, 9 * ONES), item(6, 9 * ONES[:4], Slice(0, 4))], 1)
+    list(carry.encode(carry.offer(6, WHOLE, mine), {}))
+    carry.collect(6, mine, [item(3, 9 * ONES), item(6, 9 * ONES[:4], Slice(0, 4))], 1)
     np.testing.assert_array_equal(mine, ONES)
     assert carry.counts == {"late": 1, "misaligned": 1}
 
@@ -79,8 +79,8 @@ def test_what_overlaps_a_part_that_differs_is_sent_whole(broken, is_whole):
     layout = make_layout(SIZE, 1, "int8", may_be_whole=True)
     carry = ParameterCarry(0, layout, ZEROS, 0)
     carry.load_state({"reference": ZEROS}, {"broken": [broken]})
-    assert carry.offer(1, WHOLE, Slice(2, 4), ONES).is_whole == is_whole
-    assert not carry.offer(2, WHOLE, Slice(2, 4), ONES).is_whole
+    assert carry.offer(1, Slice(2, 4), ONES).is_whole == is_whole
+    assert not carry.offer(2, Slice(2, 4), ONES).is_whole
 
 
 def test_a_sender_of_what_makes_no_sense_has_a_strike_and_what_was_damaged_has_none(monkeypatch):
@@ -114,8 +114,8 @@ def test_at_the_end_who_does_not_finish_is_awaited_so_long_and_counted(monkeypat
             raise StalledError("waited")
 
     first.gate.until = until
-    ((section, left),) = first.finish(lambda section: ZEROS.copy())
-    assert waited == [("workers [2] to finish", 7.0)] and section == WHOLE
+    left = first.finish(ZEROS.copy())
+    assert waited == [("workers [2] to finish", 7.0)]
     close(left, 5 * ONES)
     assert first.stats()["dropped"] == {"unfinished": 1}
     assert any("ending without what is left of them" in line for line in fleet.lines)

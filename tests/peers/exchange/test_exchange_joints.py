@@ -45,7 +45,7 @@ class WatchedGate:
         self.accumulator, self.wishes, self.seen = accumulator, wishes, []
 
     def note(self, peer, round):
-        items = self.accumulator.take(10**6, Slice(0, SIZE))
+        items = self.accumulator.take(10**6)
         self.seen.append((peer, round, [(item.sender, item.round) for item in items], list(self.wishes.said)))
 
 
@@ -62,7 +62,7 @@ def test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there():
     layout, accumulator, wishes = make_layout(SIZE, "auto"), Accumulator(), Wishes()
     gate = WatchedGate(accumulator, wishes)
     inbox = Inbox(0, layout, accumulator, gate, wishes)
-    inbox.expect_after(1, Cursor("a", (0,), (0,)))
+    inbox.expect_after(1, Cursor("a", 0, 0))
     part = layout.schedule.slice(1)
     entries = encode_vector(layout, "part", 1, part, np.ones(part.size, np.float32), extras={"w": 4.0})
     for number, (header, payload) in enumerate(entries, start=1):
@@ -75,10 +75,10 @@ def test_the_number_of_the_last_entry_goes_with_a_contribution():
     layout = make_layout(SIZE, state_size=2)
     accumulator = Accumulator()
     inbox = Inbox(0, layout, accumulator, WatchedGate(Accumulator(), Wishes()))
-    inbox.expect_after(1, Cursor("a", (4,), (0,)))
+    inbox.expect_after(1, Cursor("a", 4, 0))
     ((header, payload),) = encode_vector(layout, "part", 5, Slice(0, SIZE), np.ones(SIZE, np.float32))
     inbox.feed(Entry(1, "a", 17, True, header, bytes(payload)))
-    (item,) = accumulator.take(5, Slice(0, SIZE))
+    (item,) = accumulator.take(5)
     assert (item.sender, item.incarnation, item.round, item.last_sequence) == (1, "a", 5, 17)
     assert item.squares == SIZE and not item.is_whole
 
@@ -104,29 +104,28 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("settings", "rounds_per_step", "round_bytes", "least", "kept"),
+    ("settings", "round_bytes", "least", "kept"),
     [
         # 2 x slack + 3 + parts; and, of the steps between two checkpoints, as many as fit into replay_bytes.
-        ({}, 1, 1, 11, 21),
-        ({"slack": 5, "parts": 2}, 1, 1, 15, 25),
-        ({"updates": "alternating"}, 2, 1, 22, 42),
-        ({"parts": "auto"}, 1, 1, 8, 18),
-        ({"slack": 0, "parts": 1}, 1, 1, 4, 14),
-        ({"run": {"checkpoint_every": 0}}, 1, 1, 11, 11),
-        ({"bus": {"replay_bytes": 0}}, 1, 1, 11, 11),
-        ({"bus": {"replay_bytes": 1500}}, 1, 100, 11, 15),
-        ({"bus": {"replay_bytes": 1500}}, 1, 1000, 11, 11),
+        ({}, 1, 11, 21),
+        ({"slack": 5, "parts": 2}, 1, 15, 25),
+        ({"updates": "alternating"}, 1, 11, 21),
+        ({"parts": "auto"}, 1, 8, 18),
+        ({"slack": 0, "parts": 1}, 1, 4, 14),
+        ({"run": {"checkpoint_every": 0}}, 1, 11, 11),
+        ({"bus": {"replay_bytes": 0}}, 1, 11, 11),
+        ({"bus": {"replay_bytes": 1500}}, 100, 11, 15),
+        ({"bus": {"replay_bytes": 1500}}, 1000, 11, 11),
         # Without a value it is 64 MiB, and 512 MiB where slack is 0.
-        ({}, 1, 4 * MIB, 11, 16),
-        ({"slack": 0, "parts": 1, "run": {"checkpoint_every": 1000}}, 1, 4 * MIB, 4, 128),
-        ({"slack": None, "bus": {"unbounded_backlog": 30}}, 1, 1, 30, 40),
-        ({"slack": None, "updates": "alternating", "bus": {"unbounded_backlog": 30}}, 2, 1, 60, 80),
+        ({}, 4 * MIB, 11, 16),
+        ({"slack": 0, "parts": 1, "run": {"checkpoint_every": 1000}}, 4 * MIB, 4, 128),
+        ({"slack": None, "bus": {"unbounded_backlog": 30}}, 1, 30, 40),
     ],
 )
-def test_how_many_rounds_are_kept(settings, rounds_per_step, round_bytes, least, kept):
+def test_how_many_rounds_are_kept(settings, round_bytes, least, kept):
     found = experiment(**settings)
-    assert least_rounds(found, rounds_per_step) == least
-    assert keep_rounds(found, rounds_per_step, round_bytes) == kept
+    assert least_rounds(found) == least
+    assert keep_rounds(found, round_bytes) == kept
 
 
 def test_what_an_outbox_needs_to_know_comes_from_the_settings():
@@ -141,23 +140,20 @@ def test_what_travels_comes_from_the_settings():
     found = layout_of(experiment(codec="topk", topk_fraction=0.25, carry="gradients"), Pair(), b"eight...")
     assert (found.state_size, found.fingerprint, found.parts, found.may_be_whole) == (3, b"eight...", (), False)
     assert found.codec.encoded_bytes(8) == 2 * 6 and found.schedule.parts == 4
-    assert found.schedule.sections == [Slice(0, SIZE)]
+    assert found.schedule.whole == Slice(0, SIZE)
     found = layout_of(experiment(parts="auto", codec="int8", rounding="stochastic", carry="parameters"), Pair())
     assert found.may_be_whole and found.codec._is_stochastic
     assert (found.schedule.parts, found.parts) == (8, (1, 2, 4, 8, 16, 32, 64))
 
 
 def test_the_largest_part_is_the_largest_wherever_it_lies():
-    assert Schedule([Slice(8, SIZE), Slice(0, 8)], 1).largest == (0, 8)
-    assert Schedule([Slice(0, 8), Slice(8, SIZE)], 1).largest == (0, 8)
+    assert [Schedule(7, parts).largest for parts in (2, 3)] == [(3, 7), (4, 7)]
 
 
 def test_without_a_bound_as_many_rounds_are_remembered_as_an_outbox_keeps():
-    carry = make_carry(
-        rules(slack=None, carry="parameters", keep_rounds=7), 0, (1,), make_layout(SIZE), ZEROS, Spares()
-    )
+    carry = make_carry(rules(slack=None, carry="parameters", keep_rounds=7), 0, make_layout(SIZE), ZEROS, Spares())
     for round in range(1, 20):
-        list(carry.encode(carry.offer(round, Slice(0, SIZE), Slice(0, SIZE), ZEROS), {}))
+        list(carry.encode(carry.offer(round, Slice(0, SIZE), ZEROS), {}))
     assert sorted(carry._outgoing._published) == list(range(13, 20))
 
 
@@ -165,9 +161,6 @@ class Pair:
     """Of a pair what its layout is made of."""
 
     size = SIZE
-
-    def sections(self, updates):
-        return [(0, SIZE)] if updates == "simultaneous" else [(4, SIZE), (0, 4)]
 
     def statistics(self):
         return np.zeros(3, np.float32)
@@ -178,7 +171,8 @@ class Pair:
     [
         ("gradients", 40, 1, "raw", "simultaneous"),
         ("gradients", 0, 40, "raw", "simultaneous"),
-        ("gradients", 20, 2, "raw", "alternating"),
+        ("gradients", 20, 2, "raw", "simultaneous"),
+        ("parameters", 20, 2, "raw", "alternating"),
         ("parameters", 40, 2, "int8", "simultaneous"),
         ("parameters", 3, 40, "raw", "simultaneous"),
     ],
@@ -192,23 +186,21 @@ def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(monkeypatch
     ahead, behind = fleet.exchanges
     never_wait(ahead)
     never_wait(behind)
-    rounds, sizes = len(layout.schedule.sections), [section.size for section in layout.schedule.sections]
 
     def step(exchange):
-        for size in sizes:
-            exchange.exchange(np.zeros(size, np.float32))
+        exchange.exchange(np.zeros(SIZE, np.float32))
 
     fleet.deaf = {1}
     with pytest.raises(Waits):
         for _ in range(slack + 1):
             step(behind)
     # As long as the other is awaited by nobody: it is the last step of its run, and what is left leaves.
-    for _ in range(2 * slack + (rounds == 1)):
+    for _ in range(2 * slack + 1):
         step(ahead)
     ahead.gate.leave(1)
-    ahead.finish(lambda section: np.zeros(section.size, np.float32))
+    ahead.finish(np.zeros(SIZE, np.float32))
     published = ahead._round
-    assert published >= rounds * (2 * slack + parts - 1)
+    assert published >= 2 * slack + parts - 1
     fleet.deaf = set()
     fleet.deliver()
     assert behind._inbox.dropped() == {}
@@ -225,12 +217,9 @@ def test_what_the_outbox_of_a_run_holds():
     least = replace(settings, least_rounds=10)
     assert least.outbox(layout) == (46, layout.largest_payload_bytes(), 10 + (10 // 5 + 2) + (10 // 10 + 2) + 16)
     assert settings.outbox(layout)[2] == 46
-    alternating = make_layout(SIZE, 2, state_size=3, sections=[Slice(4, SIZE), Slice(0, 4)])
-    assert settings.state_entries(alternating) == (20 // 10 + 2) + (20 // 20 + 2)
     auto = make_layout(SIZE, "auto", state_size=3)
     assert settings.outbox_entries(auto) == 20 + 64 + 10 + 16
-    assert settings.slack_rounds(2) == 4 and rules(slack=None).slack_rounds(2) is None
-    assert settings.furthest_lead(layout) == 2 + 2 + 2 and settings.furthest_lead(alternating) == 12
+    assert settings.furthest_lead(layout) == 2 + 2 + 2
     assert settings.furthest_lead(auto) == 2 + 2 + 64 and rules(slack=None).furthest_lead(auto) is None
 
 
@@ -279,12 +268,10 @@ def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, 
 
 
 def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
-    sections = [Slice(4, SIZE), Slice(0, 4)]
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, sections=sections), SIZE, rules(slack=3))
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=3))
 
     def step(worker):
-        for section in sections:
-            fleet.exchanges[worker].exchange(np.ones(section.size, np.float32))
+        fleet.exchanges[worker].exchange(np.ones(SIZE, np.float32))
 
     for _ in range(3):
         step(0)
@@ -294,7 +281,7 @@ def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
         stats = fleet.exchanges[1].stats()
         assert (stats["staleness_mean"], stats["staleness_max"]) == (0.0, 0)
     step(0)
-    # Of its rounds 1 and 2 in step 4: three steps and two, in each section.
+    # Rounds 1 and 2 of worker 1 in step 4: three steps and two.
     stats = fleet.exchanges[0].stats()
     assert (stats["staleness_mean"], stats["staleness_max"]) == (2.5, 3)
     stats = fleet.exchanges[0].stats()

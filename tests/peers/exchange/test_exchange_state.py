@@ -171,7 +171,7 @@ def test_of_what_is_remembered_without_a_bound_the_oldest_goes():
 
 def test_other_parts_begin_with_their_first():
     """In whatever step that is."""
-    schedule = Schedule([Slice(0, 9)], 8).changed(3, 16)
+    schedule = Schedule(9, 8).changed(3, 16)
     assert [schedule.slice(step) for step in (17, 18, 19, 20)] == [(0, 3), (3, 6), (6, 9), (0, 3)]
 
 
@@ -187,7 +187,7 @@ def test_other_parts_begin_with_their_first():
 )
 def test_all_judge_alike_where_all_judge_the_same(changes, is_alike):
     """Elsewhere our own length is no yardstick of what the others see."""
-    carry = make_carry(rules(**changes), 0, (1,), make_layout(SIZE), np.zeros(SIZE, np.float32), Spares())
+    carry = make_carry(rules(**changes), 0, make_layout(SIZE), np.zeros(SIZE, np.float32), Spares())
     carry.judge.note_refused(1, "a")
     for _ in range(9):
         carry.judge.note_refused(1, "a")

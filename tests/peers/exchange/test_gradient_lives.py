@@ -122,7 +122,7 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
         assert arrays["window"].any(), "three of four parts have gathered something"
         assert arrays["kept"].any() == (codec != "raw")
         exchange.load_state({name: array.copy() for name, array in arrays.items()}, values)
-        assert {peer: cursor.complete for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
+        assert {peer: cursor.round for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
     for worker in (0, 1):
         again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
     for (found, _), wanted in zip(run(again, range(6, 10)), expected, strict=True):
@@ -193,7 +193,7 @@ def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
 def test_who_has_taken_over_a_state_says_how_far_it_has_applied():
     """It may be asked for its own state at once."""
     for is_published, applied in ((True, 9), (True, 10), (False, 10)):
-        carry = GradientCarry(2, make_layout(SIZE), SIZE, 1, False, True, is_published)
+        carry = GradientCarry(2, make_layout(SIZE), SIZE, 1, True, is_published)
         carry.load_shared({}, {}, 0, 10, applied)
         assert carry.applied(10) == applied
 

@@ -147,10 +147,10 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
     """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
     layout = make_layout(SIZE)
     carry, whole = ParameterCarry(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
-    list(carry.encode(carry.offer(1, whole, whole, np.ones(SIZE, np.float32)), {}))
-    entries = carry.encode(carry.offer(2, whole, whole, np.full(SIZE, 5, np.float32)), {})
+    list(carry.encode(carry.offer(1, whole, np.ones(SIZE, np.float32)), {}))
+    entries = carry.encode(carry.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
     mine = np.full(SIZE, 5, np.float32)
-    carry.collect(2, whole, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
+    carry.collect(2, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
     close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
     ((_, payload),) = entries
     close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))

@@ -91,7 +91,7 @@ def test_the_weights_are_the_last_average_and_what_was_done_since(monkeypatch, c
     fleet, weights = train(monkeypatch, rules(slack=slack, carry="parameters"), layout, hand)
     hand.apply_through(hand.round)
     # At the end all is sent whole, and all have the mean, to the last bit.
-    left = fleet.finish(lambda worker, section: weights[worker])
+    left = fleet.finish(lambda worker: weights[worker])
     for found in left:
         close(found, hand.weights.mean(axis=0))
         np.testing.assert_array_equal(found, left[0])
@@ -211,7 +211,7 @@ def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts)
                     mine[worker][later] += correction
         close(weights[worker], hand[worker])
     assert len(set(at)) == 1 and fleet.dropped() == [{}] * 3
-    for left in fleet.finish(lambda worker, section: weights[worker]):
+    for left in fleet.finish(lambda worker: weights[worker]):
         close(left, hand.mean(axis=0))
 
 

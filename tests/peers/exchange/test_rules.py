@@ -9,20 +9,16 @@ import pytest
 
 import config
 from degan.modes.partial_exchange import keep_rounds, least_rounds
-from peers.exchange.exchange import rules
+from peers.exchange import rules
 from peers.exchange.gate import make_gate
 from peers.exchange.rules import Rules, make_carry
-from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import Spares
-from peers.vectors.partition import Schedule
 from peers.vectors.screen import Judge
-from peers.wire.message import Layout
 from tests.fleets import make_layout
 from tests.leaves import plain
 
 MIB = 2**20
-TWO_SECTIONS = [Slice(0, 6), Slice(6, 10)]
 
 
 def settings(mode: dict[str, Any], bus: dict[str, Any] | None = None, **run: Any) -> config.Experiment:
@@ -34,27 +30,25 @@ def settings(mode: dict[str, Any], bus: dict[str, Any] | None = None, **run: Any
 
 
 @pytest.mark.parametrize(
-    ("slack", "parts", "rounds_per_step", "expected"),
+    ("slack", "parts", "expected"),
     [
         # Twice the bound and one more, what is sent after the last step, and one that is being sent.
-        (0, 1, 1, 4),
-        (1, 1, 1, 6),
-        (2, 4, 1, 11),
-        (2, 4, 2, 22),
-        (3, 1024, 1, 1033),
+        (0, 1, 4),
+        (1, 1, 6),
+        (2, 4, 11),
+        (3, 1024, 1033),
         # Where the number of parts finds itself a round is as large as one of one part.
-        (2, "auto", 1, 8),
-        (2, "auto", 2, 16),
+        (2, "auto", 8),
     ],
 )
-def test_under_a_bound_as_many_rounds_are_kept_as_a_reader_may_be_behind(slack, parts, rounds_per_step, expected):
+def test_under_a_bound_as_many_rounds_are_kept_as_a_reader_may_be_behind(slack, parts, expected):
     made = settings({"slack": slack, "parts": parts}, {"unbounded_backlog": 7})
-    assert least_rounds(made, rounds_per_step) == expected
+    assert least_rounds(made) == expected
 
 
 def test_without_a_bound_the_backlog_is_kept():
     made = settings({"slack": None}, {"unbounded_backlog": 7})
-    assert [least_rounds(made, rounds) for rounds in (1, 2)] == [7, 14]
+    assert least_rounds(made) == 7
 
 
 @pytest.mark.parametrize(
@@ -77,16 +71,11 @@ def test_without_a_bound_the_backlog_is_kept():
 )
 def test_a_checkpoint_s_worth_is_kept_for_a_replay_where_it_fits(slack, budget, every, round_bytes, expected):
     made = settings({"slack": slack}, {"replay_bytes": budget, "unbounded_backlog": 5}, checkpoint_every=every)
-    assert keep_rounds(made, 1, round_bytes) == expected
-
-
-def test_with_two_rounds_a_step_twice_as_many_are_kept():
-    made = settings({"slack": 2}, {"replay_bytes": 10**9}, checkpoint_every=500)
-    assert keep_rounds(made, 2, 1000) == 2 * 511
+    assert keep_rounds(made, round_bytes) == expected
 
 
 def test_a_checkpoint_is_saved_with_every_snapshot_unless_something_else_is_said():
-    assert keep_rounds(settings({"slack": 2}, {"replay_bytes": 10**9}, snapshot_every=50), 1, 1000) == 61
+    assert keep_rounds(settings({"slack": 2}, {"replay_bytes": 10**9}, snapshot_every=50), 1000) == 61
     assert settings({}, snapshot_every=50).checkpoint_every == 50
     assert settings({}, snapshot_every=50, checkpoint_every=0).checkpoint_every == 0
     assert settings({}, snapshot_every=50, checkpoint_every=7).checkpoint_every == 7
@@ -96,32 +85,27 @@ def test_a_checkpoint_is_saved_with_every_snapshot_unless_something_else_is_said
 
 
 def test_how_far_a_peer_may_be_ahead():
-    one, two = make_layout(10, 3), Layout(Schedule(TWO_SECTIONS, 3), make_layout(10).codec, 0, b"testtest")
-    assert Rules(slack=None).furthest_lead(one) is None and Rules(slack=None).slack_rounds(2) is None
+    one = make_layout(10, 3)
+    assert Rules(slack=None).furthest_lead(one) is None
     # The bound, one step on each side of it, and a part a step after the last one.
     assert [Rules(slack=slack).furthest_lead(one) for slack in (0, 4)] == [5, 9]
-    assert [Rules(slack=slack).furthest_lead(two) for slack in (0, 4)] == [10, 18]
-    assert [Rules(slack=4).slack_rounds(rounds) for rounds in (1, 2)] == [4, 8]
     # Of the numbers of parts that there may be the largest.
     assert Rules(slack=1).furthest_lead(make_layout(10, "auto")) == 1 + 2 + max(make_layout(10, "auto").parts)
 
 
 @pytest.mark.parametrize(
-    ("sections", "parts", "state_size", "periods", "expected"),
+    ("parts", "state_size", "periods", "expected"),
     [
         # Rounds, and sixteen small messages.
-        (1, 2, 3, (), (20 + 16, 7 + 16)),
-        (1, 2, 0, (4,), (20 + 16, 7 + 16)),
+        (2, 3, (), (20 + 16, 7 + 16)),
+        (2, 0, (4,), (20 + 16, 7 + 16)),
         # A state after every fourth and every tenth step: those of the rounds that are kept, and two more of each.
-        (1, 2, 3, (4,), (20 + 7 + 16, 7 + 3 + 16)),
-        (1, 2, 3, (4, 10), (20 + 7 + 4 + 16, 7 + 3 + 2 + 16)),
-        # A step has two rounds.
-        (2, 2, 3, (4,), (20 + 4 + 16, 7 + 2 + 16)),
+        (2, 3, (4,), (20 + 7 + 16, 7 + 3 + 16)),
+        (2, 3, (4, 10), (20 + 7 + 4 + 16, 7 + 3 + 2 + 16)),
     ],
 )
-def test_how_many_entries_an_outbox_keeps(sections, parts, state_size, periods, expected):
-    places = TWO_SECTIONS if sections == 2 else [Slice(0, 10)]
-    layout = make_layout(10, parts, state_size=state_size, sections=places)
+def test_how_many_entries_an_outbox_keeps(parts, state_size, periods, expected):
+    layout = make_layout(10, parts, state_size=state_size)
     made = Rules(keep_rounds=20, least_rounds=7, cut_periods=periods)
     assert made.outbox(layout) == (expected[0], layout.largest_payload_bytes(), expected[1])
     assert made.outbox_entries(layout) == expected[0]
@@ -161,10 +145,10 @@ def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
     for name in ("ParameterCarry", "GradientCarry"):
         kinds[name] = type(name, (Made,), {})
         monkeypatch.setattr(rules, name, kinds[name])
-    layout = make_layout(10, sections=TWO_SECTIONS)
+    layout = make_layout(10)
     initial, spares, lines = np.zeros(10, np.float32), Spares(), []
     carry = make_carry(
-        Rules(keep_rounds=33, norm_gate=6.0, strikes=4, **some), 1, (0, 2), layout, initial, spares, lines.append
+        Rules(keep_rounds=33, norm_gate=6.0, strikes=4, **some), 1, layout, initial, spares, lines.append
     )
     judge: Judge = carry.named["judge"]
     judge._say("heard")
@@ -185,23 +169,19 @@ def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
 def test_the_carry_of_parameters(monkeypatch, reduce, slack):
     name, found = made_by(monkeypatch, carry="parameters", slack=slack, reduce=reduce, hostile=2, own="fresh")
     assert name == "ParameterCarry" and found["arguments"][2].size == 10
-    # A step has two rounds.
-    assert found["arguments"][3:5] == (None if slack is None else 6, 33)
+    assert found["arguments"][3:5] == (slack, 33)
     assert found["measures_lengths"] == (reduce == "clipped_mean")
     assert found["is_alike"] == (slack is not None), "without a bound each sees others"
     check_rule(found["reduce"], reduce)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "median", "clipped_mean", "trimmed_mean", "centered_clip"])
-@pytest.mark.parametrize(
-    ("own", "remote", "slack"), [("fresh", "lump", None), ("fresh", "hold", 3), ("published", "lump", 3)]
-)
-def test_the_carry_of_gradients(monkeypatch, reduce, own, remote, slack):
-    some = {"own": own, "remote": remote, "slack": slack, "reduce": reduce, "hostile": 2}
+@pytest.mark.parametrize(("own", "slack"), [("fresh", None), ("fresh", 3), ("published", 3)])
+def test_the_carry_of_gradients(monkeypatch, reduce, own, slack):
+    some = {"own": own, "slack": slack, "reduce": reduce, "hostile": 2}
     name, found = made_by(monkeypatch, carry="gradients", **some)
     assert name == "GradientCarry" and found["arguments"][2] == 10
-    assert found["lag"] == (None if slack is None else 6) and found["peers"] == (0, 2)
-    assert found["is_held"] == (remote == "hold")
+    assert found["lag"] == slack
     assert found["is_published"] == found["is_alike"] == (own == "published")
     assert found["is_mean"] == (reduce == "mean")
     if reduce in ("mean", "sum"):
@@ -221,12 +201,11 @@ def check_rule(found: robust.Reduce, name: str) -> None:
 
 
 def test_the_gate_that_the_rules_ask_for():
-    two = Layout(Schedule(TWO_SECTIONS, 3), make_layout(10).codec, 0, b"testtest")
-    made = Rules(slack=2, stall_timeout_s=19.0, min_peers=1, pauses=False)
-    gate = make_gate(made, (0, 2), two, lambda line: None)
+    made = Rules(slack=2, stall_timeout_s=19.0, min_peers=1)
+    gate = make_gate(made, (0, 2), make_layout(10, 3), lambda line: None)
     gate.admit(0, 0)
     gate.note(0, 1)
-    # Two steps of two rounds behind is within the bound, and worker 2 is not there.
-    assert gate.wait(5) == (0,)
-    assert gate._stall_timeout_s == 19.0 and gate._lead == (2 + 2 + 3) * 2
-    assert (gate._min_peers, gate._pauses) == (1, False)
+    # Two rounds behind is within the bound, and worker 2 is not there.
+    assert gate.wait(3) == (0,)
+    assert gate._stall_timeout_s == 19.0 and gate._lead == 2 + 2 + 3
+    assert gate._min_peers == 1

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from peers.bus.memory import MemoryHub
-from peers.errors import AbsentError, BusError, DisagreementError, LapsedError
+from peers.errors import BusError, DisagreementError, LapsedError
 from peers.session import rendezvous
 from peers.session.processes import this_host
 from peers.session.rendezvous import Rendezvous, heartbeat_s
@@ -121,23 +121,6 @@ def test_the_helper_is_whoever_is_furthest(town, first, second, helper):
     joining.claim([])
     start = joining.meet([], {})
     assert (start.helper, start.furthest, start.term) == (helper, 50, 8)
-
-
-def test_who_trains_alone_where_it_was_cut_off_is_nobody_to_join(town):
-    town.workers = 2
-    lone = town.worker(1)
-    lone.claim([])
-    lone._update(phase="training", step=3)
-    lone.progress(9, is_astray=True)
-    lone._renew()
-    assert said(town.lease(1))[:2] == ("astray", 9)
-    late = town.worker(0, timeout_s=0.2)
-    late.claim([])
-    with pytest.raises(AbsentError, match="worker 0 waited"):
-        late.meet([], {})
-    lone.progress(10)
-    lone._renew()
-    assert said(town.lease(1))[:2] == ("training", 10)
 
 
 def test_who_trains_on_another_host_is_one_to_join_once_it_has_been_seen_to_renew_its_lease(town):

@@ -54,11 +54,8 @@ class Notes:
         self.members.discard(peer)
         self.told.append(("drop", peer, reason))
 
-    def admit(self, peer, clock):
-        self.told.append(("admit", peer, clock))
-
-    def clock(self, peer):
-        return 40 + peer
+    def returned(self, peer):
+        self.told.append(("returned", peer))
 
     def restarted(self, peer, incarnation):
         self.told.append(("restarted", peer, incarnation))
@@ -121,7 +118,7 @@ def test_the_same_life_is_back_where_it_was(pump, notes):
     notes.told.clear()
     pump._watch({1: lease(1), 2: lease(2)})
     pump._watch({1: lease(1), 2: lease(2)})
-    assert notes.told == [("admit", 1, 41)]
+    assert notes.told == [("returned", 1)]
     # And may go again.
     notes.members.add(1)
     pump._watch({1: None, 2: lease(2)})
@@ -205,7 +202,7 @@ def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(pump, notes, monk
     notes.lines.clear()
     play(pump, notes, turns, monkeypatch)
     reason = "its Redis has not answered for 20 s"
-    assert notes.told == [("drop", 1, reason), ("drop", 2, reason), ("admit", 1, 41), ("admit", 2, 42)]
+    assert notes.told == [("drop", 1, reason), ("drop", 2, reason), ("returned", 1), ("returned", 2)]
     assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
 
 
@@ -215,7 +212,7 @@ def test_a_pump_serves_its_own_server_and_no_other(notes, monkeypatch):
     here = {3: lease(3), 5: None}
     play(pump, notes, [(100.0, here), (105.0, GONE), (121.0, GONE), (122.0, here)], monkeypatch)
     assert notes.served == {1}
-    assert [told[:2] for told in notes.told] == [("drop", 5), ("drop", 3), ("admit", 3)]
+    assert [told[:2] for told in notes.told] == [("drop", 5), ("drop", 3), ("returned", 3)]
     assert notes.lines[-1] == "the Redis of workers 3, 5 answers again"
 
 

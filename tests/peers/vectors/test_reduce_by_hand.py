@@ -267,15 +267,15 @@ def test_what_is_not_to_be_gated_has_only_to_be_finite_and_is_no_measure():
 
 
 def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life():
-    schedule = Schedule([Slice(0, 4), Slice(4, 8)], 2)
+    schedule = Schedule(8, 4)
     judge = Judge(9, 2.0, most_strikes=5)
     parts = [Slice(0, 2), Slice(2, 4), Slice(4, 6), Slice(6, 8)]
     for number, part in enumerate(parts, 1):
         for length in range(number):
             judge.judge(part, [Term(3, "b", 10.0 * number + length)])
     judge.judge(parts[0], [Term(5, "c", NAN), Term(9, "", NAN)])
-    arrays, strikes = judge.state(schedule, (1, 2, 4))
-    assert judge.sizes(schedule, (1, 2, 4)) == {"norms": 64 * 4 * 2}
+    arrays, strikes = judge.state(schedule, (1, 2, 8))
+    assert judge.sizes(schedule, (1, 2, 8)) == {"norms": 64 * 8}
     found = arrays["norms"].reshape(8, 64)
     expected = np.zeros((8, 64), np.float32)
     for number in range(1, 5):
@@ -284,7 +284,7 @@ def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life()
     assert strikes == [[5, "c", 1], [9, "", 1]]
     other = Judge(1, 2.0, most_strikes=5)
     other.load_state(schedule, arrays, strikes)
-    again, same = other.state(schedule, (1, 2, 4))
+    again, same = other.state(schedule, (1, 2, 8))
     np.testing.assert_array_equal(again["norms"], arrays["norms"])
     assert same == strikes
     # A new life of the one that was struck begins anew; the same life does not.
@@ -299,7 +299,7 @@ def test_parts_that_are_no_more_are_forgotten_and_those_in_force_kept():
     for _ in range(8):
         judge.judge(Slice(0, 8), terms(1.0, 1.0))
         judge.judge(Slice(0, 16), terms(1.0, 1.0))
-    judge.reschedule(Schedule([Slice(0, 16)], 2))
+    judge.reschedule(Schedule(16, 2))
     assert judge.judge(Slice(0, 8), terms(1.0, 9.0)) == {0}
     # Of another cut nothing is learned any more.
     for _ in range(30):

@@ -114,7 +114,7 @@ def test_refused_messages_are_strikes_and_zero_never_mutes():
 def test_our_own_strikes_stay_behind_in_another_life():
     judge = Judge(0, most_strikes=1)
     judge.judge(PART, [Term(0, "", math.nan), Term(1, "a", math.nan)])
-    schedule = Schedule([Slice(0, 16)], 2)
+    schedule = Schedule(16, 2)
     arrays, strikes = judge.state(schedule, ())
     again, other = Judge(0, most_strikes=1), Judge(2, most_strikes=1)
     again.load_state(schedule, arrays, strikes)
@@ -130,8 +130,8 @@ ROUNDS = st.lists(st.tuples(st.integers(0, 3), st.lists(NORMS, min_size=4, max_s
 @settings(max_examples=80, deadline=None)
 @given(ROUNDS, ROUNDS)
 def test_who_takes_over_the_state_decides_as_its_giver(before, after):
-    schedule = Schedule([Slice(0, 8), Slice(8, 16)], 2)
-    slices = [part for round in (1, 2) for part in schedule.slices(round)]
+    schedule = Schedule(16, 4)
+    slices = schedule.slices
     giver, joiner = Judge(0, 10, 5), Judge(9, 10, 5)
     for part, norms in before:
         giver.judge(slices[part], terms(*norms))

@@ -78,7 +78,7 @@ def test_one_entry_in_full():
 VECTORS = [
     ("part", make_layout(6), Slice(0, 6), {"s": 3.0}),
     ("part", make_layout(6), Slice(0, 6), {"b": 4294967295.0, "p": 8.0, "w": 16.0}),
-    ("part", make_layout(9, sections=[Slice(3, 9)]), Slice(3, 9), {}),
+    ("part", make_layout(9), Slice(3, 9), {}),
     ("state", make_layout(6, state_size=6), Slice(0, 6), {}),
     *(
         (kind, RoundLayout(b"testtest", {kind: (6, CODECS["raw"])}), Slice(0, 6), {"term": 2.0})
@@ -117,7 +117,7 @@ def test_a_map_of_each_kind(kind, layout):
 @pytest.mark.parametrize(("codec", "chunk_values"), [("raw", 262_144), ("float16", 262_144), ("bfloat16", 262_144)])
 def test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras(codec, chunk_values):
     size, start = 2 * chunk_values + 3, 10
-    layout = make_layout(start + size, codec=codec, sections=[Slice(start, start + size)])
+    layout = make_layout(start + size, codec=codec)
     values = (np.arange(size) % 127).astype(np.float32)
     dtype = {"raw": "<f4", "float16": "<f2"}.get(codec)
     whole = values.astype(dtype) if dtype else (values.view(np.uint32) >> 16).astype("<u2")

@@ -1,0 +1,33 @@
+"""Checkpoints of format 1, which degan 0.1 wrote, read as those of format 2.
+
+The files are the same. Settings have other names (`config.renamed`), and so has what the exchange keeps beside
+its arrays: a cursor is a round and a number, where it was a list of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.renamed import renamed
+
+
+def upgrade(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a checkpoint of format 1 as one of format 2.
+
+    Raises:
+        KeyError, TypeError, ValueError: no manifest of format 1, or of a step with two rounds, which none has any more.
+        config.SettingsError: it was made with a setting that has gone.
+    """
+    values = dict(manifest["values"])
+    mode = dict(values.get("mode", {}))
+    if "carry" in mode:
+        rule = dict(mode.pop("carry"))
+        mode["rule"] = {name: rule[name] for name in ("broken",) if name in rule} | {"offences": rule.get("strikes", [])}
+        mode["followed"] = {peer: _cursor(plain) for peer, plain in mode["followed"].items()}
+    values["mode"] = mode
+    return {**manifest, "agreed": renamed(manifest["agreed"]), "values": values}
+
+
+def _cursor(plain: list[Any]) -> list[Any]:
+    incarnation, (round,), (sequence,) = plain
+    return [incarnation, round, sequence]
