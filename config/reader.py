@@ -18,6 +18,7 @@ import msgspec
 import yaml
 
 from config.errors import SettingsError, UsageError
+from config.renamed import KEYS, renamed_blocks
 from config.settings import Experiment, Federated, MultiDiscriminator
 
 MAX_FILE_BYTES = 256 * 1024
@@ -110,6 +111,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     data = parse(text, str(file))
     if not isinstance(data, dict):
         raise SettingsError(f"{file}: expected a mapping of settings, found {type(data).__name__}")
+    data = renamed_blocks(data)
     tags = []
     for item in overrides:
         key, equals, value = item.partition("=")
@@ -227,7 +229,8 @@ def _check_keys(kind: Any, data: Any, path: str) -> None:
     for key, value in data.items():
         inner = f"{path}.{key}" if path else str(key)
         if key not in allowed:
-            raise SettingsError(f"{inner}: unknown key{_nearest(key, allowed)}")
+            hint = f"; it is {KEYS[inner]} now" if inner in KEYS else _nearest(key, allowed)
+            raise SettingsError(f"{inner}: unknown key{hint}")
         if key in types:
             _check_keys(types[key], value, inner)
             _check_literal(types[key], value, inner)
@@ -281,30 +284,29 @@ def _check_together(experiment: Experiment) -> None:
             shown, why = re.sub(r"//.*@", "//", url), str(error) if "@" not in url else "its host or port is none"
             raise SettingsError(f"peers[{index}]: {shown!r} is no Redis URL: {why}; write redis://host:6379") from None
     mode = experiment.mode
-    if getattr(mode, "carry", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
+    if getattr(mode, "exchange", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
         raise SettingsError(
             f"mode.codec: {mode.codec} carries differences, and with slack: null the workers agree on nothing that "
             "they could be differences to; give a slack, or use float16, bfloat16 or raw"
         )
-    if getattr(mode, "carry", "") == "parameters" and mode.slack is None and mode.parts == "auto":
+    if getattr(mode, "exchange", "") == "parameters" and mode.slack is None and mode.parts == "auto":
         raise SettingsError(
             "mode.parts: auto changes the number of parts in a round that all have reached, and with slack: null there "
             "is none; give mode.slack or mode.parts a number"
         )
-    if getattr(mode, "carry", "") == "gradients" and mode.slack is None and mode.own == "published":
-        raise SettingsError(
-            "mode.own: published applies what all have published by the bound; give mode.slack a number"
-        )
-    if getattr(mode, "carry", "") == "gradients" and mode.updates == "alternating":
+    if getattr(mode, "exchange", "") == "gradients" and mode.slack is None and mode.own == "delayed":
+        raise SettingsError("mode.own: delayed applies what all have published by the bound; give mode.slack a number")
+    if getattr(mode, "exchange", "") == "gradients" and mode.updates == "alternating":
         raise SettingsError(
             "mode.updates: alternating trains the generator against the discriminator that has just been updated, and "
-            "carry: gradients updates both after the exchange; set mode.carry: parameters, or updates: simultaneous"
+            "exchange: gradients updates both after the exchange; set mode.exchange: parameters, or "
+            "updates: simultaneous"
         )
     if experiment.bus.min_peers >= experiment.workers:
         least, most = experiment.bus.min_peers, experiment.workers - 1
         raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
     _check_robust(experiment)
-    _check_led(experiment)
+    _check_leader_based(experiment)
     split = experiment.data.split
     if getattr(split, "groups", None) is not None:
         if not split.groups or not all(split.groups):
@@ -327,29 +329,29 @@ def _check_robust(experiment: Experiment) -> None:
     rule = getattr(mode, "reduce", "mean")
     if rule in ("mean", "sum"):
         return
-    if rule == "trimmed_mean" and 2 * mode.hostile >= workers:
+    if rule == "trimmed_mean" and 2 * mode.byzantine >= workers:
         raise SettingsError(
-            f"mode.hostile: of {workers} workers fewer than half can be borne, not {mode.hostile}; "
-            "lower mode.hostile, or use more workers"
+            f"mode.byzantine: of {workers} workers fewer than half can be borne, not {mode.byzantine}; "
+            "lower mode.byzantine, or use more workers"
         )
     if getattr(mode, "optimiser_state", "") == "average":
         raise SettingsError(
             f"mode.reduce: {rule} is for models, and optimiser_state: average sends Adam's moments with them; "
             "set mode.optimiser_state: keep or reset"
         )
-    carry = getattr(mode, "carry", None)
-    if carry is not None and mode.slack is None:
+    exchange = getattr(mode, "exchange", None)
+    if exchange is not None and mode.slack is None:
         raise SettingsError(
             f"mode.reduce: {rule} chooses among what all have published by the bound; give mode.slack a number"
         )
-    if carry == "gradients" and mode.own == "fresh":
+    if exchange == "gradients" and mode.own == "immediate":
         raise SettingsError(
-            f"mode.reduce: {rule} chooses among what all have published, and with own: fresh ours is not among it; "
-            "set mode.own: published"
+            f"mode.reduce: {rule} chooses among what all have published, and with own: immediate ours is not among it; "
+            "set mode.own: delayed"
         )
 
 
-def _check_led(experiment: Experiment) -> None:
+def _check_leader_based(experiment: Experiment) -> None:
     """The modes with a leader."""
     mode, workers = experiment.mode, experiment.workers
     if not isinstance(mode, Federated | MultiDiscriminator):
@@ -371,11 +373,11 @@ def _check_led(experiment: Experiment) -> None:
         if mode.cohort is not None and mode.cohort > workers - (not mode.leader_trains):
             those = f"only {workers} workers" + ("" if mode.leader_trains else ", and the leader does not train")
             raise SettingsError(f"mode.cohort: {mode.cohort} workers a round, but there are {those}")
-        wish = "weighting: kl" if mode.weighting == "kl" else ""
-        wish = "sampling: balanced" if mode.sampling == "balanced" else wish
-        if wish and not mode.share_histograms:
+        proposal = "weighting: kl" if mode.weighting == "kl" else ""
+        proposal = "sampling: balanced" if mode.sampling == "balanced" else proposal
+        if proposal and not mode.share_histograms:
             raise SettingsError(
-                f"mode.{wish} needs to know what classes each worker holds; set mode.share_histograms: true, "
+                f"mode.{proposal} needs to know what classes each worker holds; set mode.share_histograms: true, "
                 "or use sampling: uniform with weighting: size or uniform"
             )
         has_moments = mode.optimiser_state == "average" and experiment.optimiser.algorithm == "adam"

@@ -158,10 +158,10 @@ class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
     codec: Literal["raw", "float16", "bfloat16", "int8", "topk", "sign"] = "float16"
     topk_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    carry: Literal["gradients", "parameters"] = "parameters"
-    own: Literal["fresh", "published"] = "fresh"
+    exchange: Literal["gradients", "parameters"] = "parameters"
+    own: Literal["immediate", "delayed"] = "immediate"
     reduce: Literal["mean", "sum", "clipped_mean", "median", "trimmed_mean", "centered_clip"] = "mean"
-    hostile: Natural = 1
+    byzantine: Natural = 1
     updates: Updates = "simultaneous"
 
 
@@ -206,7 +206,7 @@ class Federated(Settings, tag_field="name", tag="federated"):
     deadline: Deadline = Deadline()
     codec: Literal["raw", "float16", "bfloat16"] = "raw"
     reduce: Robust = "mean"
-    hostile: Natural = 1
+    byzantine: Natural = 1
     stragglers: Stragglers = Stragglers()
 
 
@@ -229,7 +229,7 @@ class MultiDiscriminator(Settings, tag_field="name", tag="multi_discriminator"):
     codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
     feedback_codec: Literal["raw", "float16", "bfloat16", "int8"] = "float16"
     reduce: Robust = "mean"
-    hostile: Natural = 1
+    byzantine: Natural = 1
 
 
 class Bus(Settings):
@@ -238,7 +238,7 @@ class Bus(Settings):
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
     of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker pauses
     until they are back. A contribution longer than `norm_gate` times the running
-    median is left out, and after so many `strikes` its sender is muted; 0 switches either off.
+    median is left out, and after so many `offences` its sender is muted; 0 switches either off.
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
@@ -248,7 +248,7 @@ class Bus(Settings):
     stall_timeout_s: Seconds = 600.0
     min_peers: Natural = 0
     norm_gate: Weight = 10.0
-    strikes: Natural = 10
+    offences: Natural = 10
 
 
 class Security(Settings):

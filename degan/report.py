@@ -153,7 +153,7 @@ def _curves(run: Run) -> str:
         ("Staleness, maximum (rounds)", "staleness_max", svg.short, {"from_zero": True, "smooth": True}),
     ]
     for title, key, text, options in stats:
-        if run.is_led and key.startswith("staleness"):
+        if run.is_leader_based and key.startswith("staleness"):
             continue  # rounds are not late: they are void, which has a chart of its own
         series = [(index, worker.series(key)) for index, worker in run.workers.items() if worker.lines]
         figures.append(figure(title, series, text, **options))

@@ -27,9 +27,9 @@ def run(command: Sequence[str], doing: str, timeout_s: float, voice: Voice) -> i
             return interrupts.exit_code
         if not ended:
             raise UsageError(f"{doing} took longer than {timeout_s:.0f} s and was stopped")
-        for file, say in ((output, voice.show), (errors, voice.error)):
+        for file, log in ((output, voice.show), (errors, voice.error)):
             file.seek(0)
             text = file.read().decode("utf-8", "replace").rstrip("\n")
             if text:
-                say(text)
+                log(text)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

@@ -75,15 +75,15 @@ def _start(
         voice.log_to(folder.path / "log.txt")
         voice.note(shlex.join(command_line))
         urls = servers.start(folder, plan.servers, plan.port, interrupts)
-        voice.say(f"{plan.program.kind} {servers.version or ''} at {', '.join(servers.addresses)}")
+        voice.log(f"{plan.program.kind} {servers.version or ''} at {', '.join(servers.addresses)}")
         folder.write(folder.settings.name, config.dump(plan.settings_at(urls)))
-        about = environment.describe(plan.program, servers.version, urls, command_line)
-        folder.write("environment.json", about)
+        peer_info = environment.describe(plan.program, servers.version, urls, command_line)
+        folder.write("environment.json", peer_info)
     except OSError as error:
         raise UsageError(f"cannot write to {folder.path}: {error.strerror or error}") from None
     _prepare(plan, folder, voice, interrupts)
     verb = "go on" if plan.resume else "start"
-    voice.say(f"{plan.workers} worker{'s' if plan.workers > 1 else ''} {verb} in {folder.path}")
+    voice.log(f"{plan.workers} worker{'s' if plan.workers > 1 else ''} {verb} in {folder.path}")
     fleet.start()
 
 
@@ -96,7 +96,7 @@ def _prepare(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts
 
         def tick() -> bool:
             nonlocal said
-            said = _say_new(output, said, voice)
+            said = _log_new(output, said, voice)
             return interrupts.count > 0
 
         ended = processes.wait(process, plan.limits.prepare_s, tick)
@@ -114,13 +114,13 @@ def _prepare(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts
         voice.note("\n".join(lines))
 
 
-def _say_new(output: IO[bytes], said: int, voice: Voice) -> int:
+def _log_new(output: IO[bytes], said: int, voice: Voice) -> int:
     """Say the whole lines from byte `said` on; returns where to go on."""
     # The child writes at its own place of the same open file: only look, never move it.
     data = _read(output, said)
     whole = data[: data.rfind(b"\n") + 1]
     for text in whole.decode("utf-8", "replace").splitlines():
-        voice.say(text)
+        voice.log(text)
     return said + len(whole)
 
 
@@ -137,13 +137,13 @@ def _conclude(
 ) -> None:
     """The summary, the report, how to go on, and last what went wrong."""
     board.update()
-    voice.say(table.aligned(board.rows, table.final(plan.mode)))
+    voice.log(table.aligned(board.rows, table.final(plan.mode)))
     _report(plan, folder, voice, interrupts)
     if ending.exit_code > 128:
         if any(folder.path.glob("w*/checkpoints/*")):
-            voice.say(f"to go on: {plan.go_on}")
+            voice.log(f"to go on: {plan.go_on}")
         else:
-            voice.say(f"no worker had saved a checkpoint; to begin again in the same folder: {plan.go_on}")
+            voice.log(f"no worker had saved a checkpoint; to begin again in the same folder: {plan.go_on}")
     failed = ending.failed
     if failed is not None:
         said = "".join(f"\n  {text}" for text in failed.last_lines())
@@ -162,8 +162,8 @@ def _report(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts)
         lines = _lines(output)
     report = folder.path / "report.html"
     if process.returncode == 0 and report.exists():
-        voice.say(f"report: {report}")
+        voice.log(f"report: {report}")
         return
     why = (lines or [processes.how_it_ended(process.returncode)])[-1] if ended else "it was stopped"
-    voice.say(f"no report could be made: {why}")
+    voice.log(f"no report could be made: {why}")
     voice.note("\n".join(lines))

@@ -168,8 +168,8 @@ def check_agreement(before: Experiment, now: Experiment, folder: Path) -> None:
         was, value = old.get(key, MISSING), new.get(key, MISSING)
         if was == value or (key == "run.steps" and value > was):
             continue
-        mend = "it may be raised, not lowered" if key == "run.steps" else "resume with the run's own settings"
-        raise UsageError(f"{key}: {_shown(value)}, but the run in {folder} has {_shown(was)}; {mend}")
+        fix = "it may be raised, not lowered" if key == "run.steps" else "resume with the run's own settings"
+        raise UsageError(f"{key}: {_shown(value)}, but the run in {folder} has {_shown(was)}; {fix}")
 
 
 def _shown(value: Any) -> str:

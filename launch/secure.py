@@ -75,7 +75,7 @@ def run(file: str, out: str, days: int, hosts: Sequence[str], voice: Voice, now:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {folder}: {error}") from None
     for line in _instructions(folder, places, authority.until):
-        voice.say(line)
+        voice.log(line)
     return 0
 
 

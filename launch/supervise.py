@@ -62,7 +62,7 @@ class Supervisor:
             failed = sorted((w for w in ended if w.code > 0), key=lambda w: (w.code != 2, w.number))
             for worker in ended:
                 if worker.code < 0:
-                    self._say_died(worker)
+                    self._log_died(worker)
             if failed:
                 return self._stop_others(failed[0])
             if self._interrupts.count:
@@ -77,12 +77,12 @@ class Supervisor:
         for server in self._servers.newly_dead():
             how = processes.how_it_ended(server.process.returncode)
             lines = "".join(f"\n  {text}" for text in server.last_lines()[-3:])
-            self._voice.say(f"the Redis server at {server.url} has ended ({how}); its log: {server.log}{lines}")
+            self._voice.log(f"the Redis server at {server.url} has ended ({how}); its log: {server.log}{lines}")
 
-    def _say_died(self, worker: Worker) -> None:
+    def _log_died(self, worker: Worker) -> None:
         self._lost.append(worker)
         others = "; the others go on" if self._fleet.running else ""
-        self._voice.say(
+        self._voice.log(
             f"worker {worker.number} died: {processes.how_it_ended(worker.code)}{others}. "
             f"Its log: {worker.log}\nrestart it with: {worker.by_hand}"
         )
@@ -94,17 +94,17 @@ class Supervisor:
             self._awaited = numbers
             names = ", ".join(f"worker {worker.number} (pid {worker.adopted_pid})" for worker in adopted)
             if names:
-                self._voice.say(f"{names}, restarted by hand, still runs; the Redis servers stay up for it")
+                self._voice.log(f"{names}, restarted by hand, still runs; the Redis servers stay up for it")
         return bool(adopted)
 
     def _all_ended(self) -> Ending:
         for worker in self._lost:
-            self._voice.say(f"worker {worker.number} had died: {processes.how_it_ended(worker.code)}")
+            self._voice.log(f"worker {worker.number} had died: {processes.how_it_ended(worker.code)}")
         return Ending(1 if self._lost else 0)
 
     def _stop_others(self, failed: Worker) -> Ending:
         how = processes.how_it_ended(failed.code)
-        self._voice.say(f"worker {failed.number} failed ({how}); the others are being stopped")
+        self._voice.log(f"worker {failed.number} failed ({how}); the others are being stopped")
         before = self._interrupts.count
 
         def hurry() -> bool:
@@ -112,12 +112,12 @@ class Supervisor:
             return self._interrupts.count > before
 
         self._fleet.terminate(self._limits.terminate_s, hurry)
-        self._say_left()
+        self._log_left()
         return Ending(failed.code, failed)
 
     def _stop_together(self) -> Ending:
         grace_s = self._limits.together_s
-        self._voice.say(
+        self._voice.log(
             f"{self._interrupts.name}: the workers agree on a last step and save (up to {grace_s:.0f} s); "
             "a second Ctrl-C kills them at once"
         )
@@ -131,19 +131,19 @@ class Supervisor:
         for worker in self._fleet.workers:
             if worker in killed:
                 why = "on request" if self._interrupts.count > 1 else f"it had not ended within {grace_s:.0f} s"
-                self._voice.say(f"worker {worker.number} was killed: {why}; its newest checkpoint stands")
+                self._voice.log(f"worker {worker.number} was killed: {why}; its newest checkpoint stands")
             elif worker.code in NOT_LISTENING and worker.number not in ended_before:
-                self._voice.say(f"worker {worker.number} was still starting; it had nothing to save")
+                self._voice.log(f"worker {worker.number} was still starting; it had nothing to save")
             elif worker.code != 0 and worker.number not in ended_before:
                 how = processes.how_it_ended(worker.code)
-                self._voice.say(f"worker {worker.number} did not end cleanly ({how}); its log: {worker.log}")
-        self._say_left()
+                self._voice.log(f"worker {worker.number} did not end cleanly ({how}); its log: {worker.log}")
+        self._log_left()
         return Ending(self._interrupts.exit_code)
 
-    def _say_left(self) -> None:
+    def _log_left(self) -> None:
         """Those restarted by hand are the person's processes: asked to stop, never killed."""
         for worker in self._fleet.adopted:
-            self._voice.say(
+            self._voice.log(
                 f"worker {worker.number} (pid {worker.adopted_pid}), restarted by hand, still runs; "
                 "its Redis server goes now"
             )

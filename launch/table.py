@@ -77,11 +77,11 @@ def _answered(row: Row) -> str:
 
 def _struck(row: Row) -> str:
     """Whose contributions this worker could not use and how often, or that it uses them no more: `w2: 3, w7: muted`."""
-    strikes, muted = row.stats.get("strikes"), row.stats.get("muted")
-    if not isinstance(strikes, dict) or not strikes:
+    offences, banned = row.stats.get("offences"), row.stats.get("banned")
+    if not isinstance(offences, dict) or not offences:
         return UNKNOWN
-    gone = {str(worker) for worker in muted} if isinstance(muted, list) else set()
-    return ", ".join(f"w{worker}: {'muted' if worker in gone else count}" for worker, count in strikes.items())
+    gone = {str(worker) for worker in banned} if isinstance(banned, list) else set()
+    return ", ".join(f"w{worker}: {'muted' if worker in gone else count}" for worker, count in offences.items())
 
 
 WORKER = Column("worker", lambda row: f"w{row.worker}", right=False)
@@ -96,7 +96,7 @@ FIDS = (
     Column("FID last", lambda row: decimal(row.fid)),
     Column("FID floor", lambda row: decimal(row.floor)),
 )
-STRUCK = Column("strikes", _struck, right=False, spare=1)
+STRUCK = Column("offences", _struck, right=False, spare=1)
 SENT = Column("sent", lambda row: size(row.number("sent_bytes")), spare=3)
 RECEIVED = Column("received", lambda row: size(row.number("received_bytes")), spare=5)
 
@@ -164,14 +164,14 @@ def final(mode: str) -> tuple[Column, ...]:
     return (WORKER, STATE, STEP, MEAN_RATE, counted, LATE, *BYTES, DROPPED, *FIDS)
 
 
-def with_strikes(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+def with_offences(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     """The columns, and one for strikes where there are any."""
     return [*columns, *([STRUCK] if any(STRUCK.show(row) != UNKNOWN for row in rows) else [])]
 
 
 def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
     """One worker as one plain line: `w0 training  step 10/60  steps/s 3.1 ...`; what is unknown is left out."""
-    columns = with_strikes([row], columns)
+    columns = with_offences([row], columns)
     shown = [(column.title, column.show(row)) for column in columns if column not in (WORKER, STATE)]
     known = [f"{title} {text}" for title, text in shown if text != UNKNOWN]
     return "  ".join([f"{WORKER.show(row)} {STATE.show(row)}", *known])
@@ -191,7 +191,7 @@ def fitting(rows: Sequence[Row], columns: Sequence[Column], width: int) -> list[
 
 def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
     """Rows under their titles, as plain text."""
-    columns = with_strikes(rows, columns)
+    columns = with_offences(rows, columns)
     widths = _widths(rows, columns)
     cells = [[column.title for column in columns], *([column.show(row) for column in columns] for row in rows)]
     lines = []
@@ -265,7 +265,7 @@ class LiveDisplay:
     def _table(self) -> Any:
         from rich.table import Table
 
-        columns = with_strikes(self._board.rows, self._columns)
+        columns = with_offences(self._board.rows, self._columns)
         columns = fitting(self._board.rows, columns, self._live.console.width)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in columns:

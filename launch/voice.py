@@ -33,7 +33,7 @@ class Voice:
         """The log is about to be unmade: say things to the person only."""
         self._log = Path(os.devnull)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print `text` and log it."""
         self.show(text)
         self.note(text)

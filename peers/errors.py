@@ -62,7 +62,7 @@ class MessageError(PeersError):
         self.reason = reason
 
 
-class LapsedError(PeersError):
+class LeaseExpiredError(PeersError):
     """Our lease ended while this process, or its Redis, was away; it has to join again as a new life."""
 
 

@@ -11,11 +11,11 @@ import numpy as np
 Buffer = bytes | bytearray | memoryview
 
 # A wait that takes longer than this says what for.
-SAY_AFTER_S = 5.0
+LOG_AFTER_S = 5.0
 # What somebody else has written is checked when it is decoded.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Short = Annotated[str, msgspec.Meta(max_length=512)]
-Life = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
+Incarnation = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
 
 
 class Slice(NamedTuple):
@@ -45,7 +45,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     worker: Count
-    incarnation: Life
+    incarnation: Incarnation
     host: Short
     pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     birth: Short
@@ -53,7 +53,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: Count = 0
     since: Count = 0
     beat: Count = 0
-    seen: dict[Count, Life] = {}
+    seen: dict[Count, Incarnation] = {}
     term: Count = 0
 
 
@@ -93,9 +93,7 @@ class Cursor:
         Raises:
             ValueError, TypeError: it is no cursor.
         """
-        incarnation, *numbers = plain
-        # Folders of before 2 have lists of one number each.
-        round, sequence = (number[0] if isinstance(number, list) and len(number) == 1 else number for number in numbers)
+        incarnation, round, sequence = plain
         return cls(str(incarnation), int(round), int(sequence))
 
 

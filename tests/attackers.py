@@ -17,37 +17,37 @@ def gradient(values, random):
     return (values - OPTIMUM + NOISE * random.standard_normal(SIZE)).astype(np.float32)
 
 
-def learn(attack=None, carry="parameters", codec="raw", parts=1, slack=0, steps=60, buses=None, **rules):
+def learn(attack=None, exchange="parameters", codec="raw", parts=1, slack=0, steps=60, buses=None, **rules):
     """Train a fleet, the last worker of which may attack.
 
     Returns:
         Per worker its values at the end, per worker how far it was from the optimum in the later half of the steps
         (the root of the mean square), and the fleet.
     """
-    own = "published" if carry == "gradients" else "fresh"
-    made = Rules(slack=slack, carry=carry, own=own, finish_timeout_s=20.0, **rules)
-    layout = make_layout(SIZE, parts, codec, may_be_whole=carry == "parameters")
+    own = "delayed" if exchange == "gradients" else "immediate"
+    made = Rules(slack=slack, exchange=exchange, own=own, finish_timeout_s=20.0, **rules)
+    layout = make_layout(SIZE, parts, codec, may_be_whole=exchange == "parameters")
     buses = buses or memory_buses(WORKERS)
     fleet = Fleet(buses, layout, SIZE, made)
 
-    def job(worker, exchange):
+    def job(worker, one):
         random, values = np.random.default_rng(worker), np.zeros(SIZE, np.float32)
-        hostile = Attack(attack) if attack and worker == len(buses) - 1 else None
+        byzantine = Attack(attack) if attack and worker == len(buses) - 1 else None
         trail = []
         for step in range(steps):
             if step >= steps // 2:
                 trail.append(float(np.linalg.norm((values - OPTIMUM).astype(np.float64))))
             found = gradient(values, random)
-            if carry == "gradients":
-                values -= RATE * exchange.exchange(hostile(found) if hostile else found)
+            if exchange == "gradients":
+                values -= RATE * one.exchange(byzantine(found) if byzantine else found)
                 continue
             change = -RATE * found
             honest = values + change
-            together = exchange.exchange(values + (hostile(change) if hostile else change))
+            together = one.exchange(values + (byzantine(change) if byzantine else change))
             # Whoever attacks means to go on: what has run away is taken back.
-            values = np.where(np.abs(together) < 1e6, together, honest) if hostile else together
-        last = exchange.finish(values if carry == "parameters" else np.zeros(SIZE, np.float32))
-        if carry == "parameters":
+            values = np.where(np.abs(together) < 1e6, together, honest) if byzantine else together
+        last = one.finish(values if exchange == "parameters" else np.zeros(SIZE, np.float32))
+        if exchange == "parameters":
             values = last
         elif last is not None:
             values -= RATE * last

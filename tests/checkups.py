@@ -32,8 +32,15 @@ def findings(url: str, run: str = "r", **changes) -> dict[str, Finding]:
 
 
 def lease(worker: int = 0, **changes) -> Lease:
-    about = {"incarnation": "life", "host": "host9/boot/1", "pid": 77, "birth": "1", "phase": "training", "step": 40}
-    return Lease(worker=worker, **{**about, **changes})
+    peer_info = {
+        "incarnation": "incarnation",
+        "host": "host9/boot/1",
+        "pid": 77,
+        "birth": "1",
+        "phase": "training",
+        "step": 40,
+    }
+    return Lease(worker=worker, **{**peer_info, **changes})
 
 
 def rows(table: str) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def stream(worker, batch=BATCH):
     return lambda: torch.rand(batch, *SHAPE, generator=generator) * 2 - 1
 
 
-def about(worker):
+def peer_info(worker):
     """What a worker says of itself."""
     histogram = [0] * 10
     histogram[worker % 10] = SAMPLES + worker
@@ -52,8 +52,8 @@ def about(worker):
 class Fleet:
     """Federated workers in threads; `cuts` are the steps after which everybody holds the model."""
 
-    def __init__(self, settings, buses, cuts=(), about=about):
-        self.settings, self.buses, self.cuts, self.about = settings, buses, cuts, about
+    def __init__(self, settings, buses, cuts=(), peer_info=peer_info):
+        self.settings, self.buses, self.cuts, self.peer_info = settings, buses, cuts, peer_info
         self.lines = []
         self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
         self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
@@ -62,10 +62,10 @@ class Fleet:
         self.losses, self.drawn = [[] for _ in buses], [[] for _ in buses]
 
     def mode(self, worker, bus):
-        def say(line):
+        def log(line):
             self.lines.append(f"{worker}: {line}")
 
-        return Federated(self.settings, self.pairs[worker], bus, {}, self.about(worker), say)
+        return Federated(self.settings, self.pairs[worker], bus, {}, self.peer_info(worker), log)
 
     def again(self, worker):
         """A new life of a worker whose mode was closed."""
@@ -85,7 +85,7 @@ class Fleet:
             self.drawn[worker].append(0)
             self.losses[worker].append(mode.step(step, counted, step == steps))
             if step == steps or step in self.cuts:
-                assert mode.settle(step)
+                assert mode.synchronise(step)
         mode.finish()
         return mode.stats()
 

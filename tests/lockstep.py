@@ -34,17 +34,17 @@ class Inline:
         self._deliver()
         return True
 
-    def drain(self, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> bool:
+    def drain(self, timeout_s: float, log: Callable[[str], None] = lambda line: None) -> bool:
         return True
 
     def close(self) -> None:
         pass
 
 
-class HandPump:
+class HandReader:
     """A pump that reads when it is told to."""
 
-    def __init__(self, bus, server, inbox, gate, lease_s, known, say):
+    def __init__(self, bus, server, inbox, gate, lease_s, known, log):
         self._bus, self._server, self._inbox = bus, server, inbox
 
     def start(self) -> None:
@@ -82,8 +82,8 @@ class Lockstep:
         initial: np.ndarray | None = None,
         first: Sequence[int] | None = None,
     ):
-        patch.setattr("peers.exchange.exchange.SerialPool", lambda on_failure: Inline(self.deliver))
-        patch.setattr("peers.exchange.exchange.Pump", HandPump)
+        patch.setattr("peers.exchange.exchange.SenderThread", lambda on_failure: Inline(self.deliver))
+        patch.setattr("peers.exchange.exchange.PeerReader", HandReader)
         self._lock = threading.RLock()
         self.deaf: set[int] = set()
         self.lines: list[str] = []
@@ -96,18 +96,18 @@ class Lockstep:
         for worker in first:
             self.begin(worker, [peer for peer in first if peer != worker])
 
-    def lives(self, peers: Sequence[int]) -> dict[int, str]:
+    def incarnations(self, peers: Sequence[int]) -> dict[int, str]:
         return {peer: self.buses[peer].incarnation for peer in peers}
 
     def begin(self, worker: int, peers: Sequence[int]) -> None:
-        self.exchanges[worker].start(Start("together", 0, self.lives(peers)), 0)
+        self.exchanges[worker].start(Start("together", 0, self.incarnations(peers)), 0)
 
     def join(self, worker: int, helper: int, sizes: dict[str, int], load) -> int:
         """To be called in a thread: the helper has to serve meanwhile. Returns the round that it stands at."""
         others = [peer for peer in range(len(self.buses)) if peer != worker]
         for other in others:
             self.buses[other].follow(worker, self.buses[worker].incarnation)
-        return self.exchanges[worker].start(Start("join", 0, self.lives(others), helper), 0, sizes, load)
+        return self.exchanges[worker].start(Start("join", 0, self.incarnations(others), helper), 0, sizes, load)
 
     def renew(self, worker: int) -> None:
         """Another life of a worker, which has not started yet."""
@@ -119,7 +119,7 @@ class Lockstep:
     def serve(self, helper: int, make_state) -> None:
         """Wait until a peer has asked for the helper's state, and give it."""
         exchange = self.exchanges[helper]
-        exchange.gate.until(lambda: bool(exchange._inbox._wishes), lambda: "a wish to join")
+        exchange.gate.until(lambda: bool(exchange._inbox._proposals), lambda: "a wish to join")
         exchange.serve(make_state)
 
     def deliver(self) -> None:
@@ -127,8 +127,8 @@ class Lockstep:
         with self._lock:
             for worker, exchange in enumerate(self.exchanges):
                 if worker not in self.deaf:
-                    for pump in exchange._pumps:
-                        pump.read()
+                    for reader in exchange._readers:
+                        reader.read()
         for exchange in self.exchanges:
             exchange.gate.touch()
 

@@ -87,8 +87,8 @@ class StandInMode:
         self._pair.shade = 10 * step
         return step
 
-    def step(self, step, next_batch, is_cut) -> dict[str, float]:
-        self.calls.append(f"step {step}{' cut' if is_cut else ''}")
+    def step(self, step, next_batch, is_sync_point) -> dict[str, float]:
+        self.calls.append(f"step {step}{' cut' if is_sync_point else ''}")
         assert next_batch().shape == (8, 1)
         self._clock.now_s += step / 2
         self.wait_s, self.exchange_s = self.wait_s + step / 4, self.exchange_s + step / 8
@@ -96,7 +96,7 @@ class StandInMode:
         self._pair.shade = 10 * step
         return {} if step in self.silent_steps else {"d_loss": float(step), "g_loss": 10.0 * step}
 
-    def settle(self, step: int) -> bool:
+    def synchronise(self, step: int) -> bool:
         self.calls.append(f"settle {step}")
         self._clock.now_s += 100
         self.sent_bytes += 7
@@ -129,8 +129,8 @@ class StandInMode:
         return {"sent_bytes": self.sent_bytes, "staleness_max": 3, **seconds}
 
 
-class StandInObjects:
-    """What `degan.worker.objects.Objects` is to the loop."""
+class StandInSetup:
+    """What `degan.worker.setup.Objects` is to the loop."""
 
     def __init__(self, settings: config.Experiment, worker: int, clock: Clock):
         self.settings, self.worker, self._clock = settings, worker, clock
@@ -173,8 +173,8 @@ class Live:
         # Small pictures, and no waiting for the disk.
         monkeypatch.setattr(loop, "GRID_COLUMNS", 2)
         monkeypatch.setattr(checkpoints, "_sync", lambda path: None)
-        self.objects = StandInObjects(self.settings, worker, self.clock)
-        self.mode = StandInMode(self.clock, self.objects.pair)
+        self.setup = StandInSetup(self.settings, worker, self.clock)
+        self.mode = StandInMode(self.clock, self.setup.pair)
         self.signals = Signals()
         self.home = folder / f"w{worker}"
         self.home.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ class Live:
             self.clock.now_s += 10
             self.at.get(step, lambda: None)()
 
-        words = (self.objects, self.mode, self.folder, self.checkpoints, self.resume_from, self.signals)
+        words = (self.setup, self.mode, self.folder, self.checkpoints, self.resume_from, self.signals)
         return loop.Loop(*words, self.said.append, before_step).run()
 
     @property

@@ -65,15 +65,15 @@ class Fleet:
         for mode in self.modes:
             change(mode)
 
-    def train(self, steps, at_cut=True):
+    def train(self, steps, at_sync_point=True):
         """Every worker `steps` steps; returns the losses of each by step."""
 
         def live(worker):
             mode, data = self.modes[worker], self.data[worker]
             assert mode.begin([], {}, None) == 0
-            found = [mode.step(step, lambda: next(data), is_cut=step == steps) for step in range(1, steps + 1)]
-            if at_cut:
-                assert mode.settle(steps)
+            found = [mode.step(step, lambda: next(data), is_sync_point=step == steps) for step in range(1, steps + 1)]
+            if at_sync_point:
+                assert mode.synchronise(steps)
             mode.finish()
             return found
 
@@ -115,25 +115,25 @@ class ByHand:
         wanted, rows = [], [[] for _ in fakes]
         for place, worker in enumerate(workers):
             gan, count = self.gans[worker], mode.discriminator_steps
-            learned, judged = fakes[(place + 1) % mode.batches], fakes[place % mode.batches]
+            learned, screened = fakes[(place + 1) % mode.batches], fakes[place % mode.batches]
             batches = [next(self.data[worker]) for _ in range(count)]
             of_d = sum(gan.learn_d(real, learned) for real in batches if worker != skipping) / count
             before = copy.deepcopy(gan.d.state_dict())
-            of_g = gan.g_loss(judged)
+            of_g = gan.g_loss(screened)
             found[worker] = of_d, float(of_g.detach())
             if worker == silent:
                 gan.d.load_state_dict(before)
             elif worker in used:
                 wanted.append(of_g)
                 if rule:
-                    rows[place % mode.batches] += torch.autograd.grad(of_g, judged, retain_graph=True)
+                    rows[place % mode.batches] += torch.autograd.grad(of_g, screened, retain_graph=True)
         self.losses.append(found)
         if rule:
-            judged = [
+            screened = [
                 (fake, (rule(torch.stack(row)) * len(row) if len(row) > 2 else sum(row)) / len(used))
                 for fake, row in zip(fakes, rows, strict=True)
             ]
-            outputs, feedbacks = zip(*judged, strict=True)
+            outputs, feedbacks = zip(*screened, strict=True)
             self.first.g_adam.step(torch.autograd.grad(outputs, self.first.g_adam.weights, feedbacks))
         else:
             self.first.learn_g(sum(wanted) / len(used))

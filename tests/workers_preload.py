@@ -10,10 +10,4 @@ import torch
 # The first optimiser of a process loads it, which takes three seconds of computing.
 import torch._dynamo
 
-import degan.modes.local
-import degan.modes.partial_exchange
-import degan.worker.__main__
-import degan.worker.loop
-import degan.worker.objects  # noqa: F401
-
 torch.set_num_threads(1)

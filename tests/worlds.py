@@ -33,25 +33,25 @@ from degan.metrics.evaluate import Evaluator
 from degan.modes import connect as wire
 from degan.modes.swaps import Swaps
 from degan.worker import __main__ as worker_main
-from degan.worker import objects
+from degan.worker import setup
 from degan.worker.signals import Signals
 from peers.bus.memory import MemoryBus, MemoryHub
 from peers.bus.redis.bus import RedisBus
 from peers.codecs.quantised import Int8
 from peers.exchange.gate import ClockGate
-from peers.exchange.gradients import GradientCarry
+from peers.exchange.gradients import GradientRule
 from peers.exchange.joining import Giver
-from peers.exchange.parameters import ParameterCarry
+from peers.exchange.parameters import ParameterRule
 from peers.exchange.rules import Rules
 from peers.rounds.deadline import Deadline
 from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds
-from peers.session.reader import Pump
+from peers.session.reader import PeerReader
 from peers.session.rendezvous import Rendezvous
-from peers.session.sender import SerialPool
+from peers.session.sender import SenderThread
 from peers.session.waiting import Waiting
 from peers.vectors import reduce as robust
-from peers.vectors.screen import Judge
+from peers.vectors.screen import Screen
 from peers.wire.message import Layout, RoundLayout
 from tests.fleets import in_threads
 
@@ -59,8 +59,8 @@ SIDE, SAMPLES, CLASSES = 10, 210, 10
 # A device that is the processor and not the one that is taken by itself.
 DEVICE = torch.device("cpu:0")
 CLASSES_WATCHED = (
-    *(Checkpoints, ClockGate, Deadline, Evaluator, GanPair, Giver, GradientCarry, Int8, Judge, Layout, Leadership),
-    *(ParameterCarry, Pump, Rendezvous, RoundLayout, Rounds, Rules, Shard, Swaps),
+    *(Checkpoints, ClockGate, Deadline, Evaluator, GanPair, Giver, GradientRule, Int8, Screen, Layout, Leadership),
+    *(ParameterRule, PeerReader, Rendezvous, RoundLayout, Rounds, Rules, Shard, Swaps),
 )
 METHODS_WATCHED = (
     *(
@@ -71,7 +71,13 @@ METHODS_WATCHED = (
         (GanPair, "make_fakes"),
     ),
     *((GanPair, "discriminator_gradient"), (GanPair, "feedback"), (Rounds, "gather"), (Rounds, "put")),
-    *((Swaps, "begin"), (Waiting, "until"), (SerialPool, "submit"), (SerialPool, "drain"), (MemoryBus, "configure")),
+    *(
+        (Swaps, "begin"),
+        (Waiting, "until"),
+        (SenderThread, "submit"),
+        (SenderThread, "drain"),
+        (MemoryBus, "configure"),
+    ),
 )
 FUNCTIONS_WATCHED = (
     *(spawn_seed, splits.split, robust.build, cohorts.uniform, cohorts.balanced, cohorts.cohort_size, cohorts.weights),
@@ -138,7 +144,7 @@ class Calls:
         return found[0]
 
 
-class Eye(nn.Module):
+class FeatureNetwork(nn.Module):
     """In place of the classifier: three features, and a class by the first of them."""
 
     def features(self, samples: torch.Tensor) -> torch.Tensor:
@@ -183,8 +189,8 @@ class World:
         calls.stand_in(RedisBus, "RedisBus", bus)
         calls.stand_in(sources.prepare, "prepare", lambda data, image_size: None)
         calls.stand_in(sources.load, "load", lambda data, image_size, part: make_source(part))
-        calls.stand_in(objects.pick_device, "pick_device", lambda name: DEVICE)
-        calls.stand_in(classifier.obtain, "obtain", lambda train: Eye())
+        calls.stand_in(setup.pick_device, "pick_device", lambda name: DEVICE)
+        calls.stand_in(classifier.obtain, "obtain", lambda train: FeatureNetwork())
         # Threads may not set them.
         patch.setattr(Signals, "install", lambda signals: None)
         patch.chdir(self.folder)

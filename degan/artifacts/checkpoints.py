@@ -26,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from config import UsageError
+from degan.artifacts.upgrade import upgrade
 
-FORMAT = 1
+FORMAT = 2
 MODEL, OPTIMISER, MANIFEST = "model.safetensors", "optimiser.safetensors", "manifest.json"
 
 
@@ -64,11 +65,11 @@ class Checkpoints:
         self,
         folder: Path,
         keep: int,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
         keeps_best: bool = True,
         written: Callable[[Path], None] = lambda path: None,
     ):
-        self.folder, self._keep, self._say, self._keeps_best = folder, keep, say, keeps_best
+        self.folder, self._keep, self._log, self._keeps_best = folder, keep, log, keeps_best
         self._written = written
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -137,7 +138,7 @@ class Checkpoints:
             read_manifest(self.folder / f"{step:06d}")
             return True
         except UsageError as error:
-            self._say(f"passing over a damaged checkpoint: {error}")
+            self._log(f"passing over a damaged checkpoint: {error}")
             return False
 
     def best_step(self) -> int | None:
@@ -166,16 +167,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise UsageError(f"{folder}: checkpoint format {manifest['format']}, this degan reads {FORMAT}")
+        if manifest["format"] not in (1, FORMAT):
+            raise UsageError(f"{folder}: checkpoint format {manifest['format']}, this degan reads 1 and {FORMAT}")
         if manifest["sum"] != _manifest_sum(manifest):
             raise UsageError(f"{folder / MANIFEST} is damaged: its sum is not its own")
         for name in (MODEL, OPTIMISER):
             if _sha256(folder / name) != manifest["files"][name]:
                 raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+        return manifest if manifest["format"] == FORMAT else upgrade(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder} is no whole checkpoint ({type(error).__name__}: {error})") from None
-    return manifest
 
 
 def read(folder: Path) -> Checkpoint:

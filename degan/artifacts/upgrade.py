@@ -22,8 +22,11 @@ def upgrade(manifest: dict[str, Any]) -> dict[str, Any]:
     mode = dict(values.get("mode", {}))
     if "carry" in mode:
         rule = dict(mode.pop("carry"))
-        mode["rule"] = {name: rule[name] for name in ("broken",) if name in rule} | {"offences": rule.get("strikes", [])}
+        broken = {"broken": rule["broken"]} if "broken" in rule else {}
+        mode["rule"] = broken | {"offences": rule.get("strikes", [])}
         mode["followed"] = {peer: _cursor(plain) for peer, plain in mode["followed"].items()}
+        if mode["parts"]:
+            mode["parts"] = {("proposals" if name == "wishes" else name): x for name, x in mode["parts"].items()}
     values["mode"] = mode
     return {**manifest, "agreed": renamed(manifest["agreed"]), "values": values}
 

@@ -22,10 +22,10 @@ from peers.vectors.reduce import is_finite, norm
 # The square of what is smaller is a float32.
 LARGEST = 1e19
 MOST_IN_A_ROW = 100
-SAY_EVERY = 100
+LOG_EVERY = 100
 
 
-class Guard:
+class NonFiniteGuard:
     """Looks at every gradient of one worker before it is used.
 
     Args:
@@ -36,8 +36,8 @@ class Guard:
         counts: what was skipped, by reason, for `dropped` in stats.jsonl.
     """
 
-    def __init__(self, pair: GanPair, say: Callable[[str], None]):
-        self._pair, self._say = pair, say
+    def __init__(self, pair: GanPair, log: Callable[[str], None]):
+        self._pair, self._log = pair, log
         self.counts: Counter[str] = Counter()
         self._in_a_row = 0
 
@@ -70,8 +70,8 @@ class Guard:
         self.counts["own_not_finite"] += 1
         self._in_a_row += 1
         skipped = self.counts["own_not_finite"]
-        if skipped == 1 or skipped % SAY_EVERY == 0:
-            self._say(f"the gradient of this worker is not finite; the step is skipped ({skipped} so far)")
+        if skipped == 1 or skipped % LOG_EVERY == 0:
+            self._log(f"the gradient of this worker is not finite; the step is skipped ({skipped} so far)")
         if self._in_a_row > MOST_IN_A_ROW:
             raise UsageError(
                 f"the training has diverged: the gradients of {self._in_a_row} steps in a row were not finite; "
@@ -102,5 +102,5 @@ class Guard:
 
 def is_usable(gradient: np.ndarray) -> bool:
     """Whether all values are finite and small enough to be squared."""
-    length = norm(gradient.reshape(-1))
-    return length < LARGEST or math.isfinite(length) and float(np.abs(gradient).max()) < LARGEST
+    magnitude = norm(gradient.reshape(-1))
+    return magnitude < LARGEST or math.isfinite(magnitude) and float(np.abs(gradient).max()) < LARGEST

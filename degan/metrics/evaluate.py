@@ -49,7 +49,7 @@ COVERED = 0.1
 _BATCH_SIZE = 250
 _FLOOR_SEED = 1009
 
-Eye = Literal["classifier", "inception"]
+FeatureNetwork = Literal["classifier", "inception"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Definition:
     """
 
     name: str
-    eye: Eye
+    feature_network: FeatureNetwork
     compute: Callable[[Evidence], float]
     constant: bool = False
 
@@ -194,7 +194,7 @@ class Evaluator:
             from degan.metrics.inception import InceptionFeatures
 
             self._inception = InceptionFeatures(inception, self._device)
-        self._metrics = [one for one in metrics if one.eye == "classifier" or self._inception is not None]
+        self._metrics = [one for one in metrics if one.feature_network == "classifier" or self._inception is not None]
         self._train = train
         self._constants: dict[str, Metric] = {}
 
@@ -218,7 +218,7 @@ class Evaluator:
         standards = self._standards
         generated, seen_s = self._look_at_generated(sample)
         return [
-            self._constant(one, standards[one.eye])
+            self._constant(one, standards[one.feature_network])
             if one.constant
             else self._measure(one, standards, generated, seen_s)
             for one in self._metrics
@@ -227,7 +227,7 @@ class Evaluator:
     # --- what does not depend on the model ------------------------------------------------------
 
     @cached_property
-    def _standards(self) -> dict[Eye, Evidence]:
+    def _standards(self) -> dict[FeatureNetwork, Evidence]:
         """The test set and the training samples, through each network."""
         data, size = self._settings.data, self._settings.model.image_size
         test = load(data, size, "test")
@@ -244,21 +244,26 @@ class Evaluator:
         chosen = np.random.default_rng(_FLOOR_SEED).permutation(len(train))[: self._count]
         everything = np.arange(len(test))
         return {
-            eye: Evidence(
-                None, self._look_at(eye, test, everything), self._look_at(eye, train, chosen), len(test.classes)
+            feature_network: Evidence(
+                None,
+                self._look_at(feature_network, test, everything),
+                self._look_at(feature_network, train, chosen),
+                len(test.classes),
             )
-            for eye in self._eyes
+            for feature_network in self._feature_networks
         }
 
     @property
-    def _eyes(self) -> list[Eye]:
+    def _feature_networks(self) -> list[FeatureNetwork]:
         return ["classifier"] if self._inception is None else ["classifier", "inception"]
 
     @torch.no_grad()
-    def _look_at(self, eye: Eye, source: Source, indices: np.ndarray) -> Features:
-        log.info("features of %d real samples by the %s (once)", len(indices), eye)
+    def _look_at(self, feature_network: FeatureNetwork, source: Source, indices: np.ndarray) -> Features:
+        log.info("features of %d real samples by the %s (once)", len(indices), feature_network)
         starts = range(0, len(indices), _BATCH_SIZE)
-        return _join([self._features(eye, source.take(indices[start : start + _BATCH_SIZE])) for start in starts])
+        return _join(
+            [self._features(feature_network, source.take(indices[start : start + _BATCH_SIZE])) for start in starts]
+        )
 
     def _constant(self, one: Definition, evidence: Evidence) -> Metric:
         if one.name not in self._constants:
@@ -271,10 +276,12 @@ class Evaluator:
     @torch.no_grad()
     def _look_at_generated(
         self, sample: Callable[[int], torch.Tensor]
-    ) -> tuple[dict[Eye, Features] | None, dict[Eye, float]]:
+    ) -> tuple[dict[FeatureNetwork, Features] | None, dict[FeatureNetwork, float]]:
         """Features by network, or None where a sample is not finite; and seconds by network, sampling included."""
-        pieces: dict[Eye, list[Features]] = {eye: [] for eye in self._eyes}
-        sampling_s, looking_s = 0.0, dict.fromkeys(self._eyes, 0.0)
+        pieces: dict[FeatureNetwork, list[Features]] = {
+            feature_network: [] for feature_network in self._feature_networks
+        }
+        sampling_s, looking_s = 0.0, dict.fromkeys(self._feature_networks, 0.0)
         finite = True
         for start in range(0, self._count, _BATCH_SIZE):
             count = min(_BATCH_SIZE, self._count - start)
@@ -287,36 +294,44 @@ class Evaluator:
             if not finite:
                 log.warning("the generator makes samples that are not finite; its metrics are NaN")
                 break
-            for eye in self._eyes:
+            for feature_network in self._feature_networks:
                 began = time.perf_counter()
-                pieces[eye].append(self._features(eye, samples))
-                looking_s[eye] += time.perf_counter() - began
-        seconds = {eye: sampling_s + looking_s[eye] for eye in self._eyes}
-        return ({eye: _join(pieces[eye]) for eye in self._eyes} if finite else None), seconds
+                pieces[feature_network].append(self._features(feature_network, samples))
+                looking_s[feature_network] += time.perf_counter() - began
+        seconds = {
+            feature_network: sampling_s + looking_s[feature_network] for feature_network in self._feature_networks
+        }
+        return (
+            {feature_network: _join(pieces[feature_network]) for feature_network in self._feature_networks}
+            if finite
+            else None
+        ), seconds
 
     def _measure(
         self,
         one: Definition,
-        standards: dict[Eye, Evidence],
-        generated: dict[Eye, Features] | None,
-        seen_s: dict[Eye, float],
+        standards: dict[FeatureNetwork, Evidence],
+        generated: dict[FeatureNetwork, Features] | None,
+        seen_s: dict[FeatureNetwork, float],
     ) -> Metric:
         if generated is None:
-            return self._metric(one, math.nan, seen_s[one.eye])
-        standard = standards[one.eye]
+            return self._metric(one, math.nan, seen_s[one.feature_network])
+        standard = standards[one.feature_network]
         started = time.perf_counter()
-        value = one.compute(Evidence(generated[one.eye], standard.reference, standard.real, standard.classes))
-        return self._metric(one, value, seen_s[one.eye] + time.perf_counter() - started)
+        value = one.compute(
+            Evidence(generated[one.feature_network], standard.reference, standard.real, standard.classes)
+        )
+        return self._metric(one, value, seen_s[one.feature_network] + time.perf_counter() - started)
 
-    def _features(self, eye: Eye, samples: torch.Tensor) -> Features:
+    def _features(self, feature_network: FeatureNetwork, samples: torch.Tensor) -> Features:
         samples = samples.to(self._device, torch.float32)
-        if eye == "inception":
+        if feature_network == "inception":
             return Features(self._inception.features(samples).cpu().numpy(), None)
         values = self._classifier.features(samples)
         return Features(values.cpu().numpy(), self._classifier.head(values).argmax(dim=1).cpu().numpy())
 
     def _metric(self, one: Definition, value: float, seconds: float) -> Metric:
-        sha256 = self._inception.sha256 if one.eye == "inception" else None
+        sha256 = self._inception.sha256 if one.feature_network == "inception" else None
         return Metric(one.name.replace("{n}", str(self._count)), float(value), seconds, sha256)
 
 

@@ -39,7 +39,7 @@ class Mode(Protocol):
             load: see `Load`.
         """
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
         """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
 
         Args:
@@ -47,7 +47,7 @@ class Mode(Protocol):
             is_cut: something is saved or shown after this step.
         """
 
-    def settle(self, step: int) -> bool:
+    def synchronise(self, step: int) -> bool:
         """After a cut: make what the workers show alike; False if this worker has nothing to show of this step."""
 
     def finish(self) -> None:
@@ -80,8 +80,8 @@ def build(
     worker: int,
     pair: GanPair,
     facts: dict[str, Any],
-    about: dict[str, Any],
-    say: Callable[[str], None],
+    peer_info: dict[str, Any],
+    log: Callable[[str], None],
     may_take_over: bool = False,
 ) -> Mode:
     """The mode that the settings name.
@@ -100,22 +100,24 @@ def build(
         case "local":
             from degan.modes.local import Local
 
-            return Local(settings, worker, pair, say)
+            return Local(settings, worker, pair, log)
         case "partial_exchange":
             from degan.modes.connect import open_bus
             from degan.modes.partial_exchange import PartialExchange
 
-            return PartialExchange(settings, pair, open_bus(settings, worker, say, may_take_over), facts, say)
+            return PartialExchange(settings, pair, open_bus(settings, worker, log, may_take_over), facts, log)
         case "federated":
             from degan.modes.connect import open_bus
             from degan.modes.federated import Federated
 
-            return Federated(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
+            return Federated(settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
         case "multi_discriminator":
             from degan.modes.connect import open_bus
             from degan.modes.multi_discriminator import MultiDiscriminator
 
-            return MultiDiscriminator(settings, pair, open_bus(settings, worker, say, may_take_over), facts, about, say)
+            return MultiDiscriminator(
+                settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
+            )
         case name:
             raise ValueError(f"unknown mode {name!r}")
 

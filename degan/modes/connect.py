@@ -19,7 +19,7 @@ from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.tls import Access
 from peers.chaos.attacks import Attack, attack_of
 from peers.chaos.faults import VARIABLE, WIRE_HOOKS, Faults
-from peers.chaos.faulty_bus import FaultyBus, harm
+from peers.chaos.faulty_bus import FaultyBus, inject
 from peers.vectors.graph import complete
 from peers.wire.message import VERSION
 
@@ -27,7 +27,7 @@ from peers.wire.message import VERSION
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_take_over: bool = False) -> Bus:
+def open_bus(settings: Experiment, worker: int, log: Callable[[str], None], may_take_over: bool = False) -> Bus:
     """Connect to our own Redis and to the peers'.
 
     Args:
@@ -52,7 +52,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
         connect_timeout_s=settings.connect_timeout_s,
         patience_s=max(settings.bus.lease_s, settings.connect_timeout_s),
         full_patience_s=settings.bus.stall_timeout_s,
-        say=say,
+        log=log,
         may_take_over=may_take_over,
         access=access,
         run_key=run_key,
@@ -63,7 +63,7 @@ def open_bus(settings: Experiment, worker: int, say: Callable[[str], None], may_
 def _with_faults(bus: Bus, settings: Experiment) -> Bus:
     """The bus with what `DEGAN_FAULTS` has for it."""
     plan = Faults.parse(os.environ[VARIABLE], settings.workers).for_worker(bus.worker, WIRE_HOOKS)
-    return FaultyBus(bus, plan, harm) if plan.faults else bus
+    return FaultyBus(bus, plan, inject) if plan.faults else bus
 
 
 def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
@@ -93,7 +93,7 @@ def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dic
     }
 
 
-def attack_on(bus: Bus, say: Callable[[str], None]) -> Attack | None:
+def attack_on(bus: Bus, log: Callable[[str], None]) -> Attack | None:
     """The attack that `DEGAN_FAULTS` asks of this worker, for tests and benchmarks; said, because it is no accident.
 
     Raises:
@@ -102,7 +102,7 @@ def attack_on(bus: Bus, say: Callable[[str], None]) -> Attack | None:
     name = attack_of(os.environ.get("DEGAN_FAULTS", ""), bus.worker)
     if name is None:
         return None
-    say(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
+    log(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
     return Attack(name)
 
 

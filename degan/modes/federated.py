@@ -38,12 +38,12 @@ from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
-from degan.modes.leader.led import Led
-from degan.modes.needs import Needs, leaders_of, led_outbox_bytes
+from degan.modes.leader.leader_based import LeaderBased
+from degan.modes.needs import Needs, leader_outbox_bytes, leaders_of
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
-from peers.rounds.mailbox import Letter
+from peers.rounds.messages import Received
 from peers.session.transfer import encoded_bytes
 from peers.types import Message
 from peers.vectors import reduce as robust
@@ -52,8 +52,8 @@ from peers.wire.message import RoundLayout
 MODEL, SMOOTH = "model", "smooth"
 
 
-class Federated(Led):
-    """See `degan.modes.Mode` and `degan.modes.leader.led.Led`."""
+class Federated(LeaderBased):
+    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.Led`."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Federated(Led):
         pair: GanPair,
         bus: Bus,
         facts: dict[str, Any],
-        about: dict[str, Any],
-        say: Callable[[str], None],
+        peer_info: dict[str, Any],
+        log: Callable[[str], None],
     ):
         mode = self._mode = settings.mode
         if not mode.share_histograms:
-            about = {"samples": about["samples"]}
+            peer_info = {"samples": peer_info["samples"]}
         self._codec = build(mode.codec, cast=torch_cast)
         self._has_moments = mode.optimiser_state == "average"
         self._sections = pair.sections("simultaneous" if mode.order == "generator_first" else "alternating")
@@ -83,9 +83,9 @@ class Federated(Led):
         sizes = {MODEL: self._model.size, SMOOTH: pair.smooth().size}
         self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
         self._smooth_bytes = 4 * sizes[SMOOTH]
-        super().__init__(settings, pair, bus, facts, about, kinds, say)
+        super().__init__(settings, pair, bus, facts, peer_info, kinds, log)
         steps = self._local_steps()
-        say(
+        log(
             f"a model of {sizes[MODEL]:,} values travels as {self._model_bytes / 1e6:,.2f} MB; "
             f"{needs(settings, pair)}; this worker takes {steps} local steps a round"
             + (" (a weak worker)" if bus.worker in self._weak else "")
@@ -103,7 +103,7 @@ class Federated(Led):
 
     # --- a round ------------------------------------------------------------------------------
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
         self._enter(step, next_batch)
         found = self._await_start(step)
         if found is None:
@@ -113,27 +113,27 @@ class Federated(Led):
             return {}  # We are behind: on to the newest.
         return self._follow(*found)
 
-    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
-        message, step = letter.message, letter.message.round
+    def _follow(self, sender: int, received: Received) -> dict[str, float]:
+        message, step = received.message, received.message.round
         try:
             cohort = self._note_start(message)
             is_member = self._me in cohort
             if is_member or self._rounds.leadership.may_lead(self._me):
-                self._fetch(sender, letter.incarnation, message)
+                self._fetch(sender, received.incarnation, message)
         except MISSED as error:
-            self._say(f"round {step}: {error}; not taking part in it")
+            self._log(f"round {step}: {error}; not taking part in it")
             return {}
         if not is_member:
             return {}
         result, losses = self._train()
         self._predicted["sent"] += self._model_bytes
-        self._rounds.send(sender, "result", step, result, answer_extras(letter, losses))
+        self._rounds.send(sender, "result", step, result, answer_extras(received, losses))
         return losses
 
     def _lead(self, step: int) -> dict[str, float]:
         common = self._announcement(step)
         cohort = self._choose(self._await_live(), step)
-        self._put_model(is_cut=False)
+        self._put_model(is_sync_point=False)
         deadline_s, began = self._rounds.deadline.seconds, time.monotonic()
         self._rounds.open("result", step)
         fields = common | {
@@ -152,7 +152,7 @@ class Federated(Led):
             own,
             began + deadline_s,
             self._model_bytes,
-            length=lambda model: robust.distance(model, self._model),
+            measure=lambda model: robust.distance(model, self._model),
         )
         if gathered is None:
             return losses
@@ -175,7 +175,7 @@ class Federated(Led):
 
     def _histograms(self, workers: list[int]) -> dict[int, np.ndarray]:
         """What each holds of each class; zeros where a worker's cannot be read."""
-        rows = {worker: np.array(self._about(worker).get("histogram", []), dtype=np.int64) for worker in workers}
+        rows = {worker: np.array(self._peer_info(worker).get("histogram", []), dtype=np.int64) for worker in workers}
         classes = max([1, *(row.size for row in rows.values())])
         return {worker: row if row.size == classes else np.zeros(classes, np.int64) for worker, row in rows.items()}
 
@@ -183,9 +183,9 @@ class Federated(Led):
         mode, workers = self._mode, sorted(answers)
         if mode.reduce != "mean":
             changes = [answers[worker] - self._model for worker in workers]
-            return self._rounded(self._model + robust.build(mode.reduce, mode.hostile)(changes))
-        sizes = {worker: int(self._about(worker).get("samples", 0)) for worker in workers}
-        histograms = self._histograms(sorted(self._abouts)) if mode.weighting == "kl" else None
+            return self._rounded(self._model + robust.build(mode.reduce, mode.byzantine)(changes))
+        sizes = {worker: int(self._peer_info(worker).get("samples", 0)) for worker in workers}
+        histograms = self._histograms(sorted(self._peer_infos)) if mode.weighting == "kl" else None
         weights = cohorts.weights(mode.weighting, mode.scheme, mode.sign, workers, sizes, histograms)
         total = np.zeros(self._model.size, np.float32)
         for worker in workers:
@@ -227,22 +227,22 @@ class Federated(Led):
             self._pair.load_model(model, self._has_moments)
             self._pair.average((0, self._pair.size), self._mode.local_steps)
 
-    def _put_model(self, is_cut: bool) -> None:
+    def _put_model(self, is_sync_point: bool) -> None:
         """Put the global model under our state key, if it is not there; at a cut the moving average too."""
         if self._version not in [version for version, _ in self._held]:
             self._rounds.put(_name(self._version), {MODEL: self._model}, {}, self._codec)
             self._predicted["sent"] += self._model_bytes
             self._held.append((self._version, False))
-        if is_cut:
+        if is_sync_point:
             self._rounds.put(_name(self._version, "s"), {SMOOTH: self._pair.smooth()}, {})
             self._predicted["sent"] += self._smooth_bytes
             self._held = [(version, version == self._version) for version, _ in self._held]
 
     def _forget_old(self) -> None:
         """A round is closed: nobody needs older models any more, but that of the newest cut."""
-        for version, is_cut in self._held[:-1]:
-            if not is_cut:
-                self._held.remove((version, is_cut))
+        for version, is_sync_point in self._held[:-1]:
+            if not is_sync_point:
+                self._held.remove((version, is_sync_point))
                 self._rounds.forget(_name(version), {MODEL: self._model.size}, self._codec)
 
     def _fetch(self, sender: int, incarnation: str, message: Message) -> None:
@@ -271,25 +271,25 @@ class Federated(Led):
     # --- what all modes with a leader give ----------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
-        before = [version for version, is_cut in self._held if is_cut and version != self._version]
+        before = [version for version, is_sync_point in self._held if is_sync_point and version != self._version]
         self._pair.load_model(self._model, self._has_moments)
-        self._put_model(is_cut=True)
+        self._put_model(is_sync_point=True)
         for version in before:
             self._rounds.forget(_name(version, "s"), {SMOOTH: self._pair.smooth().size})
         self._forget_old()
         return {"model": list(self._version), "steps": self._steps_taken}
 
-    def _load_end(self, sender: int, letter: Letter) -> None:
-        self._fetch(sender, letter.incarnation, letter.message)
+    def _load_end(self, sender: int, received: Received) -> None:
+        self._fetch(sender, received.incarnation, received.message)
         sizes = {SMOOTH: self._pair.smooth().size}
-        arrays, _ = self._rounds.fetch(sender, letter.incarnation, _name(self._version, "s"), sizes)
+        arrays, _ = self._rounds.fetch(sender, received.incarnation, _name(self._version, "s"), sizes)
         self._predicted["received"] += self._smooth_bytes
         self._pair.load_model(self._model, self._has_moments)
         self._pair.load_smooth(arrays[SMOOTH])
 
-    def _catch_up(self, sender: int, letter: Letter) -> None:
+    def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
-            self._fetch(sender, letter.incarnation, letter.message)
+            self._fetch(sender, received.incarnation, received.message)
 
     def leave(self, is_together: bool) -> None:
         # What is saved after this is the global model, as the version says, and not what we last made of it.
@@ -326,7 +326,7 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     model_bytes = encoded_bytes(*kinds["result"])
     others = min(len(leaders_of(settings)), settings.workers - 1)
     return Needs(
-        outbox_bytes=led_outbox_bytes(RoundLayout(bytes(8), kinds), [("result",)] * others),
+        outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), [("result",)] * others),
         # The newest, the one before until its round is closed, and that of the newest cut, with its average.
         state_bytes=3 * model_bytes + 2 * 4 * pair.smooth().size,
         step_bytes=model_bytes,

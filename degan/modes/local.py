@@ -9,7 +9,7 @@ import torch
 
 from config.settings import Experiment
 from degan.learners.gan_pair import GanPair
-from degan.learners.guard import Guard
+from degan.learners.guard import NonFiniteGuard
 
 
 class Local:
@@ -25,11 +25,11 @@ class Local:
     is_shared = False
 
     def __init__(
-        self, settings: Experiment, worker: int, pair: GanPair, say: Callable[[str], None] = lambda line: None
+        self, settings: Experiment, worker: int, pair: GanPair, log: Callable[[str], None] = lambda line: None
     ):
         self._worker = worker
         self._pair = pair
-        self._guard = Guard(pair, say)
+        self._guard = NonFiniteGuard(pair, log)
         self._sections = pair.sections(settings.mode.updates)
         self._stop_at: int | None = None
 
@@ -38,7 +38,7 @@ class Local:
             load(checkpoints[-1])
         return checkpoints[-1] if checkpoints else 0
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
         found, real = {}, next_batch()
         for section in self._sections:
             gradient, some, is_usable = self._guard.gradients(section, real)
@@ -48,7 +48,7 @@ class Local:
             found.update(some)
         return found
 
-    def settle(self, step: int) -> bool:
+    def synchronise(self, step: int) -> bool:
         return True
 
     def finish(self) -> None:

@@ -45,12 +45,12 @@ from degan.learners.gan_pair import GanPair
 from degan.modes import swaps
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
-from degan.modes.leader.led import Led
-from degan.modes.needs import Needs, led_outbox_bytes
+from degan.modes.leader.leader_based import LeaderBased
+from degan.modes.needs import Needs, leader_outbox_bytes
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec, build
 from peers.errors import MessageError
-from peers.rounds.mailbox import Letter
+from peers.rounds.messages import Received
 from peers.session.transfer import encoded_bytes
 from peers.types import Message
 from peers.vectors import reduce as robust
@@ -75,8 +75,8 @@ class Plan(NamedTuple):
     state: Version | None
 
 
-class MultiDiscriminator(Led):
-    """See `degan.modes.Mode` and `degan.modes.leader.led.Led`."""
+class MultiDiscriminator(LeaderBased):
+    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.Led`."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class MultiDiscriminator(Led):
         pair: GanPair,
         bus: Bus,
         facts: dict[str, Any],
-        about: dict[str, Any],
-        say: Callable[[str], None],
+        peer_info: dict[str, Any],
+        log: Callable[[str], None],
     ):
         mode = self._mode = settings.mode
         self._shape = (settings.data.batch_size, *pair.sample_shape)
@@ -100,17 +100,17 @@ class MultiDiscriminator(Led):
         self._more = {MOMENTS: pair.network(NETWORK).size - self._sizes[NETWORK]}
         kinds = kinds_of(settings, pair)
         self._bytes = {kind: encoded_bytes(*kinds[kind]) for kind in kinds}
-        super().__init__(settings, pair, bus, facts, {"samples": about["samples"]}, kinds, say)
-        self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, say)
+        super().__init__(settings, pair, bus, facts, {"samples": peer_info["samples"]}, kinds, log)
+        self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, log)
         down, up, swapped = (self._bytes[kind] / 1e6 for kind in kinds)
-        say(
+        log(
             f"a round's {self._batches} x {self._shape[0]} fakes travel as {down:,.3f} MB to each worker, a feedback "
             f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB; {needs(settings, pair)}"
         )
 
     # --- a round ------------------------------------------------------------------------------
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
         self._enter(step, next_batch)
         self._swaps.give(step)
         found = self._await_start(step)
@@ -122,38 +122,41 @@ class MultiDiscriminator(Led):
             return {}  # We are behind: on to the newest.
         return self._follow(*found)
 
-    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
-        step, losses = letter.message.round, {}
+    def _follow(self, sender: int, received: Received) -> dict[str, float]:
+        step, losses = received.message.round, {}
         try:
-            plan = _plan(letter.message)
+            plan = _plan(received.message)
             self._asked = len(plan.workers)
             if self._me in plan.workers:
-                losses = self._answer(sender, letter, plan)
+                losses = self._answer(sender, received, plan)
             if self._rounds.leadership.may_lead(self._me):
-                self._fetch_state(sender, letter.incarnation, plan.state)
+                self._fetch_state(sender, received.incarnation, plan.state)
         except MISSED as error:
-            self._say(f"round {step}: {error}" + ("" if losses else "; not taking part in it"))
+            self._log(f"round {step}: {error}" + ("" if losses else "; not taking part in it"))
         self._swaps.wait(step)
         return losses
 
-    def _answer(self, sender: int, letter: Letter, plan: Plan) -> dict[str, float]:
+    def _answer(self, sender: int, received: Received, plan: Plan) -> dict[str, float]:
         """Our part in somebody else's round. Raises one of `MISSED`."""
-        step = letter.message.round
-        batch = self._rounds.mail.letter("batch", sender, step)
+        step = received.message.round
+        batch = self._rounds.messages.received("batch", sender, step)
         # It was said before the round was announced, so it is here or it is lost.
-        if batch is None or batch.incarnation != letter.incarnation:
+        if batch is None or batch.incarnation != received.incarnation:
             raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
         self._predicted["received"] += self._bytes["batch"]
-        fakes, lives = batch.message.values.reshape(self._batches, *self._shape), self._rounds.mail.lives()
+        fakes, incarnations = (
+            batch.message.values.reshape(self._batches, *self._shape),
+            self._rounds.messages.incarnations(),
+        )
         feedback, losses = self._train(plan.workers, list(fakes))
-        extras = answer_extras(letter, losses)
+        extras = answer_extras(received, losses)
         if self._has_scale:
             feedback, exponent = scaling.scaled(feedback)
             extras["exponent"] = float(exponent)
         self._rounds.send(sender, "feedback", step, feedback, extras)
         self._predicted["sent"] += self._bytes["feedback"]
         if plan.is_swap:
-            self._swaps.begin(step, plan.workers, plan.deadline_s, lives)
+            self._swaps.begin(step, plan.workers, plan.deadline_s, incarnations)
         return losses
 
     def _train(self, workers: list[int], fakes: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
@@ -199,7 +202,7 @@ class MultiDiscriminator(Led):
         if self._me in workers:
             own, losses = self._train(workers, shown)
             if plan.is_swap:
-                self._swaps.begin(step, workers, plan.deadline_s, self._lives)
+                self._swaps.begin(step, workers, plan.deadline_s, self._incarnations)
         until_s, size_bytes = began + plan.deadline_s, self._bytes["feedback"]
         gathered = self._gather("feedback", step, workers, own, until_s, size_bytes, _feedback)
         if gathered is not None:
@@ -226,7 +229,7 @@ class MultiDiscriminator(Led):
     def _sum(self, feedbacks: list[np.ndarray]) -> np.ndarray:
         """Of the feedbacks to one batch, in worker order; by a robust rule if one is asked for and has a choice."""
         if self._mode.reduce != "mean" and len(feedbacks) >= 3:
-            return robust.build(self._mode.reduce, self._mode.hostile)(feedbacks) * np.float32(len(feedbacks))
+            return robust.build(self._mode.reduce, self._mode.byzantine)(feedbacks) * np.float32(len(feedbacks))
         with np.errstate(over="ignore", invalid="ignore"):
             return functools.reduce(np.add, feedbacks)
 
@@ -236,14 +239,18 @@ class MultiDiscriminator(Led):
         every = float(self._settings.workers > 1) if every is None else every
         if self._joined_at == step - 1:
             return False  # The others may have had this round, and its swap, with our former life.
-        samples = [about["samples"] for _, about in self._abouts.values() if isinstance(about.get("samples"), int)]
+        samples = [
+            peer_info["samples"]
+            for _, peer_info in self._peer_infos.values()
+            if isinstance(peer_info.get("samples"), int)
+        ]
         if not every or len(workers) < 2 or not samples:
             return False
         return step % max(1, round(every * sum(samples) / len(samples) / self._shape[0])) == 0
 
     # --- the state of G -----------------------------------------------------------------------
 
-    def _put_state(self, step: int, is_cut: bool = False) -> None:
+    def _put_state(self, step: int, is_sync_point: bool = False) -> None:
         """Put G as it is after a round under our state key; what nobody can be fetching any more is taken away."""
         version = self._rounds.leadership.term, step, self._me
         if version != self._version:
@@ -254,11 +261,11 @@ class MultiDiscriminator(Led):
             self._predicted["sent"] += 4 * sum([*self._sizes.values(), *self._more.values()])
             self._version = version
             self._held.append((version, False))
-        if is_cut:
+        if is_sync_point:
             self._held = [(held, held == version) for held, _ in self._held]
-        for held, is_cut in self._held[:-KEPT_STATES]:
-            if not is_cut:
-                self._held.remove((held, is_cut))
+        for held, is_sync_point in self._held[:-KEPT_STATES]:
+            if not is_sync_point:
+                self._held.remove((held, is_sync_point))
                 self._rounds.forget(_name("g", held), self._sizes)
                 self._rounds.forget(_name("o", held), self._more)
 
@@ -286,18 +293,18 @@ class MultiDiscriminator(Led):
     # --- what all modes with a leader give ----------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
-        self._put_state(step, is_cut=True)
+        self._put_state(step, is_sync_point=True)
         return {"state": self._version}
 
-    def _load_end(self, sender: int, letter: Letter) -> None:
-        self._fetch_state(sender, letter.incarnation, _version(letter.message))
+    def _load_end(self, sender: int, received: Received) -> None:
+        self._fetch_state(sender, received.incarnation, _version(received.message))
 
-    def _catch_up(self, sender: int, letter: Letter) -> None:
+    def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
-            self._fetch_state(sender, letter.incarnation, _version(letter.message))
+            self._fetch_state(sender, received.incarnation, _version(received.message))
         # Who leads and does not train has a discriminator that nobody wants.
         but = () if self._mode.leader_trains else (sender,)
-        self._swaps.ask(letter.message.round, self._rounds.deadline.seconds, but)
+        self._swaps.ask(received.message.round, self._rounds.deadline.seconds, but)
 
     def state(self):
         return {}, {
@@ -337,7 +344,7 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     # The states that are kept, that of the newest cut, and one that is being put.
     states = KEPT_STATES + 2
     return Needs(
-        outbox_bytes=led_outbox_bytes(RoundLayout(bytes(8), kinds), streams),
+        outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), streams),
         state_bytes=states * 4 * (pair.network(NETWORK).size + pair.smooth().size),
         step_bytes=encoded_bytes(*kinds["batch"]),
         vector_bytes=4 * pair.size,

@@ -52,7 +52,7 @@ def entry_bytes(size: int, codec: Codec) -> int:
     return -(-sum(sizes) // len(sizes))
 
 
-def led_outbox_bytes(layout: RoundLayout, streams: list[tuple[str, ...]]) -> int:
+def leader_outbox_bytes(layout: RoundLayout, streams: list[tuple[str, ...]]) -> int:
     """The streams of a worker in a mode with a leader, full.
 
     Args:

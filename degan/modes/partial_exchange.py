@@ -1,11 +1,11 @@
 """Partial exchange (DEGAN, Ako): every worker trains its own replica, and one part of it travels in each step.
 
-`carry: gradients`
+`exchange: gradients`
 
     gradient of step t -> push into the window -> publish part t mod p -> wait under the SSP bound
     -> collect the peers' windows -> Adam on (own + collected), as mean or sum -> moving average of G
 
-`carry: parameters`
+`exchange: parameters`
 
     gradient of step t -> Adam on it -> publish part t mod p of the weights -> wait under the SSP bound
     -> move the part of step t - slack to the average of what all published then -> moving average of G
@@ -20,7 +20,7 @@ after the last step all workers have the same.
 
 With `updates: alternating` a step is two local steps and one round: the discriminator's gradient is applied, then
 the generator's, taken against the updated discriminator, and then the weights of both are exchanged. That needs
-`carry: parameters`; gradients of the generator would have to wait for the discriminators' exchange.
+`exchange: parameters`; gradients of the generator would have to wait for the discriminators' exchange.
 
 Sources: Faezi, Bijani, Dolati, "DEGAN", Neurocomputing 419 (2021); Watcharapichat et al., "Ako",
 SoCC 2016; Ho et al., NIPS 2013. Departures from the released DEGAN code: common initial weights,
@@ -39,18 +39,18 @@ import torch
 from config.settings import Experiment
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair
-from degan.learners.guard import Guard
+from degan.learners.guard import NonFiniteGuard
 from degan.modes.connect import agreement, attack_on, fingerprint
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from peers.bus.door import Bus
 from peers.codecs.exact import CODECS, build
-from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
 from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_rule
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Cursor
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.wire.message import Layout
 
@@ -90,7 +90,7 @@ def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)
         state_size=pair.statistics().size,
         fingerprint=fingerprint,
         parts=CHOICES if is_auto else (),
-        may_be_whole=mode.carry == "parameters",
+        may_be_whole=mode.exchange == "parameters",
     )
 
 
@@ -100,16 +100,16 @@ def rules_of(settings: Experiment, layout: Layout) -> Rules:
     round_bytes = layout.codec.encoded_bytes(layout.largest.size)
     return Rules(
         slack=mode.slack,
-        carry=mode.carry,
+        exchange=mode.exchange,
         own=mode.own,
         reduce=mode.reduce,
-        hostile=mode.hostile,
+        byzantine=mode.byzantine,
         norm_gate=settings.bus.norm_gate,
-        strikes=settings.bus.strikes,
+        offences=settings.bus.offences,
         keep_rounds=keep_rounds(settings, round_bytes),
         least_rounds=least_rounds(settings),
         min_peers=settings.bus.min_peers,
-        cut_periods=tuple(n for n in (settings.checkpoint_every, run.evaluate_every, run.snapshot_every) if n),
+        sync_periods=tuple(n for n in (settings.checkpoint_every, run.evaluate_every, run.snapshot_every) if n),
         lease_s=settings.bus.lease_s,
         stall_timeout_s=settings.bus.stall_timeout_s,
         finish_timeout_s=settings.bus.finish_timeout_s,
@@ -121,7 +121,7 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     layout = layout_of(settings, pair)
     rules = rules_of(settings, layout)
     initial = np.zeros(pair.size, dtype=np.float32)
-    carried = make_carry(rules, 0, layout, initial, Spares()).shared_sizes()
+    shared_vectors = make_rule(rules, 0, layout, initial, BufferPool()).shared_sizes()
     states = rules.state_entries(layout)
     part_bytes = entry_bytes(layout.largest.size, layout.codec)
     statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
@@ -131,7 +131,7 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
         outbox_bytes += 4 * pair.size
     return Needs(
         outbox_bytes=outbox_bytes,
-        state_bytes=float_bytes(pair.vectors()) + float_bytes(carried),
+        state_bytes=float_bytes(pair.vectors()) + float_bytes(shared_vectors),
         step_bytes=layout.codec.encoded_bytes(layout.schedule.slice(1).size),
         vector_bytes=4 * pair.size,
     )
@@ -151,26 +151,26 @@ class PartialExchange:
     is_shared = False
 
     def __init__(
-        self, settings: Experiment, pair: GanPair, bus: Bus, facts: dict[str, Any], say: Callable[[str], None]
+        self, settings: Experiment, pair: GanPair, bus: Bus, facts: dict[str, Any], log: Callable[[str], None]
     ):
-        self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
+        self._settings, self._pair, self._bus, self._log = settings, pair, bus, log
         mode = settings.mode
         self._whole, self._sections = (0, pair.size), pair.sections(mode.updates)
-        self._carries_parameters = mode.carry == "parameters"
+        self._exchanges_parameters = mode.exchange == "parameters"
         self._agreed = agreement(settings, pair, facts)
         self._layout = layout_of(settings, pair, fingerprint(self._agreed))
         self._rules = rules_of(settings, self._layout)
         round_bytes = self._layout.codec.encoded_bytes(self._layout.largest.size)
-        say(
+        log(
             f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
             f"the outbox keeps {self._rules.keep_rounds} rounds; {needs(settings, pair)}"
         )
-        self._guard = Guard(pair, say)
-        self._attack = attack_on(bus, say)
+        self._guard = NonFiniteGuard(pair, log)
+        self._attack = attack_on(bus, log)
         self._exchange: Exchange | None = None
         self._failure: BaseException | None = None
         self._rendezvous = Rendezvous(
-            bus, self._agreed, self._rules.lease_s, settings.connect_timeout_s, say, self._fail
+            bus, self._agreed, self._rules.lease_s, settings.connect_timeout_s, log, self._fail
         )
 
     def _fail(self, error: BaseException) -> None:
@@ -184,7 +184,7 @@ class PartialExchange:
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, followed)
         initial = self._pair.parameters(self._whole)
-        self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._say)
+        self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._log)
         if start.kind == "join":
             sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
             try:
@@ -193,7 +193,7 @@ class PartialExchange:
                 if error is self._failure:
                     raise
                 # Some may have been told to await us in this life: only another one lets them go on.
-                raise LapsedError(str(error)) from None
+                raise LeaseExpiredError(str(error)) from None
             self._rendezvous.joined(last)
         else:
             if start.step:
@@ -201,36 +201,36 @@ class PartialExchange:
             last = self._exchange.start(start, start.step)
         if self._failure is not None:
             raise self._failure
-        self._say_how(start, last)
+        self._log_start(start, last)
         return last
 
-    def _say_how(self, start: Start, step: int) -> None:
+    def _log_start(self, start: Start, step: int) -> None:
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
         how = {"together": "begins", "replay": "replays", "join": "joins"}[start.kind]
-        self._say(f"{how} at step {step} with worker {peers}")
+        self._log(f"{how} at step {step} with worker {peers}")
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_cut: bool) -> dict[str, float]:
-        advance = self._step_parameters if self._carries_parameters else self._step_gradient
-        found = advance(next_batch(), lambda: self._is_cut(step, is_cut))
+    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+        advance = self._step_parameters if self._exchanges_parameters else self._step_gradient
+        found = advance(next_batch(), lambda: self._is_sync_point(step, is_sync_point))
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
         self._rendezvous.progress(step)
         return found
 
-    def _step_gradient(self, real: torch.Tensor, is_cut: Callable[[], bool]) -> dict[str, float]:
+    def _step_gradient(self, real: torch.Tensor, is_sync_point: Callable[[], bool]) -> dict[str, float]:
         """Send our gradient and apply what is to be applied. An unusable one is zeros: the others' count."""
         (section,) = self._sections
         gradient, found, is_usable = self._guard.gradients(section, real)
         if self._attack:
             gradient[:] = self._attack(gradient)
-        combined = self._exchange.exchange(gradient, is_cut)
+        combined = self._exchange.exchange(gradient, is_sync_point)
         # With delayed own gradients all replicas apply the same. So only values that all workers have may decide.
-        is_fresh = is_usable and self._settings.mode.own == "fresh"
+        is_fresh = is_usable and self._settings.mode.own == "immediate"
         if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
             self._pair.apply(section, combined)
             self._pair.average(section)
         return found
 
-    def _step_parameters(self, real: torch.Tensor, is_cut: Callable[[], bool]) -> dict[str, float]:
+    def _step_parameters(self, real: torch.Tensor, is_sync_point: Callable[[], bool]) -> dict[str, float]:
         """Apply our gradients, send our weights, and take over what all agree on. An unusable one changes nothing."""
         found, applied = {}, []
         before = self._pair.parameters(self._whole).copy() if self._attack else None
@@ -244,7 +244,7 @@ class PartialExchange:
         if before is not None:
             honest = values.copy()
             values[:] = before + self._attack(values - before)
-        together = self._exchange.exchange(values, is_cut)
+        together = self._exchange.exchange(values, is_sync_point)
         if before is not None:
             # Whoever attacks means to go on: what has run away is taken back.
             np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
@@ -253,16 +253,16 @@ class PartialExchange:
             self._pair.average(section)
         return found
 
-    def _is_cut(self, step: int, is_cut: bool) -> bool:
-        return is_cut or self.is_stopping(step)
+    def _is_sync_point(self, step: int, is_sync_point: bool) -> bool:
+        return is_sync_point or self.is_stopping(step)
 
-    def settle(self, step: int) -> bool:
+    def synchronise(self, step: int) -> bool:
         self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
         return True
 
     def finish(self) -> None:
         self._rendezvous.leaving()
-        if self._carries_parameters:
+        if self._exchanges_parameters:
             together = self._exchange.finish(self._pair.parameters(self._whole))
             self._pair.load_parameters(self._whole, together)
             return

@@ -22,7 +22,7 @@ from config.settings import Experiment
 from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError
-from peers.rounds.mailbox import Letter
+from peers.rounds.messages import Received
 from peers.rounds.rounds import Rounds
 from peers.types import Message
 
@@ -38,7 +38,7 @@ class Incoming(NamedTuple):
     """
 
     sender: int
-    life: str | None
+    incarnation: str | None
     round: int
     until_s: float
     grace_s: float
@@ -65,18 +65,24 @@ class Swaps:
         rounds: Rounds,
         me: int,
         predicted: dict[str, int],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
-        self._seed, self._pair, self._rounds, self._mail, self._me = settings.seed, pair, rounds, rounds.mail, me
+        self._seed, self._pair, self._rounds, self._messages, self._me = (
+            settings.seed,
+            pair,
+            rounds,
+            rounds.messages,
+            me,
+        )
         self._has_moments = settings.mode.swap_optimiser
         self._bytes = 4 * size(pair, settings)
-        self._predicted, self._say = predicted, say
+        self._predicted, self._log = predicted, log
         self._incoming: Incoming | None = None
         self.done = self.missed = 0
 
     # --- a swap -------------------------------------------------------------------------------
 
-    def begin(self, round: int, workers: Collection[int], deadline_s: float, lives: Mapping[int, str]) -> None:
+    def begin(self, round: int, workers: Collection[int], deadline_s: float, incarnations: Mapping[int, str]) -> None:
         """Send ours on after our part in a round of these workers, and know whose we are to get.
 
         Args:
@@ -88,7 +94,7 @@ class Swaps:
         (sender,) = (giver for giver, taker in takers.items() if taker == self._me)
         self._send(takers[self._me], round, {})
         until_s = time.monotonic() + deadline_s
-        self._incoming = Incoming(sender, lives.get(sender), round, until_s, deadline_s / 2)
+        self._incoming = Incoming(sender, incarnations.get(sender), round, until_s, deadline_s / 2)
 
     def wait(self, step: int, may_wait: Callable[[int], bool] = lambda sender: True) -> None:
         """Wait for the discriminator that we are to get, but not so long that we miss the round after `step`.
@@ -120,37 +126,40 @@ class Swaps:
         """Between two rounds: hold the discriminator that has come by now, or know that none will."""
         if self._incoming is None:
             return
-        letter = self._come()
-        if letter is None:
+        received = self._come()
+        if received is None:
             if self._is_lost() or time.monotonic() >= self._incoming.until_s:
                 self._give_up()
             return
         try:
-            self._load(letter.message)
+            self._load(received.message)
         except MessageError as error:
-            self._say(f"{error}")
+            self._log(f"{error}")
             self._give_up()
             return
         self.done += 1
         self._end()
 
-    def _come(self) -> Letter | None:
-        return self._mail.letter("swap", self._incoming.sender, self._incoming.round)
+    def _come(self) -> Received | None:
+        return self._messages.received("swap", self._incoming.sender, self._incoming.round)
 
     def _is_lost(self) -> bool:
         """Whether who is to give us its own is gone. What it said before a goodbye may still come."""
-        sender, life, round, *_ = self._incoming
+        sender, incarnation, round, *_ = self._incoming
         # In the first round it may not have said anything yet.
-        return sender not in self._mail.reached(round) or life not in (None, self._mail.life(sender))
+        return sender not in self._messages.reached(round) or incarnation not in (
+            None,
+            self._messages.incarnation(sender),
+        )
 
     def _give_up(self) -> None:
         self.missed += 1
         sender, _, round, *_ = self._incoming
-        self._say(f"round {round}: the discriminator of worker {sender} has not come; this worker keeps its own")
+        self._log(f"round {round}: the discriminator of worker {sender} has not come; this worker keeps its own")
         self._end()
 
     def _end(self) -> None:
-        self._mail.close_round("swap", self._incoming.round)
+        self._messages.close_round("swap", self._incoming.round)
         self._incoming = None
 
     # --- joining ------------------------------------------------------------------------------
@@ -165,43 +174,43 @@ class Swaps:
         random = np.random.default_rng(spawn_seed(self._seed, "join", self._me, round))
         until_s, asked = time.monotonic() + patience_s, set(but)
         while time.monotonic() < until_s:
-            givers = sorted(self._mail.abreast() - asked)
+            givers = sorted(self._messages.caught_up() - asked)
             if not givers:
                 break
             giver = int(random.choice(givers))
             asked.add(giver)
             try:
                 if self._ask(giver, round, int(random.integers(2**48)), until_s):
-                    self._say(f"begins with the discriminator of worker {giver}")
+                    self._log(f"begins with the discriminator of worker {giver}")
                     return
             except (StalledError, MessageError) as error:
-                self._say(f"{error}")
-        self._say("nobody has given its discriminator; going on with the one that this worker has")
+                self._log(f"{error}")
+        self._log("nobody has given its discriminator; going on with the one that this worker has")
 
     def _ask(self, giver: int, round: int, token: int, until_s: float) -> bool:
-        def given() -> Letter | None:
-            letter = self._mail.letter("swap", giver)
-            return letter if letter is not None and letter.message.extras.get("token") == token else None
+        def given() -> Received | None:
+            received = self._messages.received("swap", giver)
+            return received if received is not None and received.message.extras.get("token") == token else None
 
-        life = self._mail.life(giver)
+        incarnation = self._messages.incarnation(giver)
         self._rounds.send(giver, "want", round, {"token": token})
         self._rounds.until(
             # A new life of the giver never reads this wish.
-            lambda: given() or giver not in self._mail.live() or self._mail.life(giver) != life,
+            lambda: given() or giver not in self._messages.live() or self._messages.incarnation(giver) != incarnation,
             lambda: f"the discriminator of worker {giver}",
             max(0.0, until_s - time.monotonic()),
         )
-        letter = given()
-        if letter is not None:
-            self._load(letter.message)
-            self._mail.close_round("swap", letter.message.round)
-        return letter is not None
+        received = given()
+        if received is not None:
+            self._load(received.message)
+            self._messages.close_round("swap", received.message.round)
+        return received is not None
 
     def give(self, step: int) -> None:
         """Before a step: copies of ours, as it is after the step before, to those that have asked."""
-        for sender in self._mail.letters("want"):
-            letter = self._mail.take("want", sender)
-            token = letter.message.fields.get("token") if letter else None
+        for sender in self._messages.kept("want"):
+            received = self._messages.take("want", sender)
+            token = received.message.fields.get("token") if received else None
             if isinstance(token, int) and 0 <= token < 2**48:
                 self._send(sender, step - 1, {"token": float(token)})
 

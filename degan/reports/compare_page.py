@@ -87,7 +87,7 @@ def _of_metric(name: str, entries: Sequence[Entry], styles: dict[str, int]) -> s
     unit, divisor = time_unit(longest)
     ends = [points[-1].sent_bytes for _, _, points in curves if points[-1].sent_bytes]
     is_log_x = bool(ends) and max(ends) > LOG_FROM * min(ends)
-    led = [entry.run.is_led for entry in entries]
+    led = [entry.run.is_leader_based for entry in entries]
     over_steps = "rounds" if all(led) else "steps and rounds" if any(led) else "steps"
     axes: list[tuple[str, Callable[[Point], float | None], Callable[[float], str], str, bool]] = [
         (over_steps, lambda point: point.step, whole_or_short, "round" if all(led) else "step", False),

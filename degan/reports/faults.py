@@ -49,7 +49,7 @@ def _found(run: Run) -> list[str]:
         found += [f"{who} restarted: from step {a:,} back to {b:,}." for a, b in worker.restarts]
         dropped = [(reason, int(count)) for reason, count in worker.dropped.items() if count]
         found += [f"{who} dropped {many(count, 'message')}: {reason}." for reason, count in dropped]
-        found += _strikes(who, worker)
+        found += _offences(who, worker)
         lost = _lost_peers(run, worker, bool(late - {index}))
         if lost:
             witnesses.setdefault(lost, []).append(str(index))
@@ -60,15 +60,15 @@ def _found(run: Run) -> list[str]:
     return found
 
 
-def _strikes(who: str, worker: Worker) -> list[str]:
+def _offences(who: str, worker: Worker) -> list[str]:
     """Whose contributions a worker could not use, as its last line says."""
     last = worker.lines[-1] if worker.lines else {}
-    strikes, muted = last.get("strikes"), last.get("muted")
-    if not isinstance(strikes, dict) or not strikes:
+    offences, banned = last.get("offences"), last.get("banned")
+    if not isinstance(offences, dict) or not offences:
         return []
-    some = ", ".join(f"worker {sender} {number(count):,.0f}" for sender, count in strikes.items() if number(count))
+    some = ", ".join(f"worker {sender} {number(count):,.0f}" for sender, count in offences.items() if number(count))
     found = [f"{who} counted strikes (too long, not finite or malformed) against {some}."] if some else []
-    gone = ", ".join(str(sender) for sender in muted) if isinstance(muted, list) else ""
+    gone = ", ".join(str(sender) for sender in banned) if isinstance(banned, list) else ""
     return found + ([f"{who} muted worker {gone}: nothing that it sent was used any more."] if gone else [])
 
 
@@ -76,7 +76,7 @@ def _lost_peers(run: Run, worker: Worker, someone_is_behind: bool) -> str:
     """When a worker saw fewer live peers than there are, unless those had merely finished before it."""
     seen = [(step, int(value)) for step, _, value in worker.series("live_peers") if value is not None]
     full = max((value for _, value in seen), default=0)
-    if run.is_led:
+    if run.is_leader_based:
         # Rounds begin with whoever is there, and others may come later: lost is only who had been seen.
         most = list(itertools.accumulate((value for _, value in seen), max))
         at = next((i for i, (_, value) in enumerate(seen) if value < most[i]), len(seen))

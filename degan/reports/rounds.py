@@ -22,7 +22,7 @@ PREDICTED = (("sent", "sent_bytes", "predicted_sent_bytes"), ("received", "recei
 
 def rounds(run: Run) -> str:
     """The section of the report; "" for the modes without rounds, and where nothing was written yet."""
-    if not run.is_led or not any(worker.lines for worker in run.workers.values()):
+    if not run.is_leader_based or not any(worker.lines for worker in run.workers.values()):
         return ""
     figures = [
         figure(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line for a person, with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
@@ -55,7 +55,7 @@ class Journal:
             _append(path, line)
         except OSError as error:
             if not self._has_said:
-                say(f"cannot write to {path}: {error.strerror}; going on without what belongs there")
+                log(f"cannot write to {path}: {error.strerror}; going on without what belongs there")
             self._has_said = True
 
 

@@ -117,7 +117,7 @@ class Run:
         return str(block.get("name", "")) if isinstance(block, dict) else ""
 
     @property
-    def is_led(self) -> bool:
+    def is_leader_based(self) -> bool:
         """Whether a step is a round that somebody leads."""
         return self.mode in LED or (not self.mode and any(w.last("leader") is not None for w in self.workers.values()))
 

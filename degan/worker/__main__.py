@@ -15,7 +15,7 @@ from typing import IO
 
 import config
 from config import UsageError
-from degan.runs.journal import say
+from degan.runs.journal import log
 from degan.worker.number import worker_number
 from degan.worker.signals import Signals
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         settings = config.load(arguments.config, arguments.set)
         number, source = worker_number(arguments.number, settings.workers, os.environ, platform.node())
         if arguments.number is None:
-            say(f"this is worker {number}, from {source}")
+            log(f"this is worker {number}, from {source}")
         out = Path(arguments.out or Path("runs") / settings.name)
         signals = Signals()
         code = _live(settings, number, out, signals, arguments.resume, arguments.dry_run, arguments.takeover)
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         print(f"degan.worker: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("stopped before the first step")
+        log("stopped before the first step")
         return 0
 
 
@@ -81,28 +81,28 @@ def _live(
     # Torch takes seconds to load; a mistyped key is known before.
     from degan import modes
     from degan.artifacts.checkpoints import Checkpoints
-    from degan.worker.faults import Suffering, script
+    from degan.worker.faults import FaultInjector, script
     from degan.worker.loop import Loop
-    from degan.worker.objects import Objects
-    from peers.errors import LapsedError, PeersError, SetupError
+    from degan.worker.setup import Setup
+    from peers.errors import LeaseExpiredError, PeersError, SetupError
 
     plan = script(os.environ, settings).for_worker(number)
-    objects = Objects.build(settings, number)
+    setup = Setup.build(settings, number)
     if is_dry:
-        say(
-            f"worker {number} of {settings.workers}: {len(objects.shard):,} samples, "
-            f"{objects.pair.size:,} values, device {objects.pair.device}; nothing was started"
+        log(
+            f"worker {number} of {settings.workers}: {len(setup.shard):,} samples, "
+            f"{setup.pair.size:,} values, device {setup.pair.device}; nothing was started"
         )
         return 0
     folder = out / f"w{number}"
     if may_take_over:
         _end_holder(folder, number)
-    suffering = Suffering(plan)
+    injector = FaultInjector(plan)
     if plan.faults:
-        say("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
-        suffering.hold(objects.pair, settings)
-    hooks = (suffering.begin, suffering.saving) if plan.faults else ()
-    kept = (settings.run.keep_checkpoints, say, settings.run.keep_best)
+        log("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
+        injector.hold(setup.pair, settings)
+    hooks = (injector.begin, injector.saving) if plan.faults else ()
+    kept = (settings.run.keep_checkpoints, log, settings.run.keep_best)
     checkpoints = Checkpoints(folder / "checkpoints", *kept, *hooks[1:])
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
@@ -111,17 +111,17 @@ def _live(
     signals.install()
     lock = _lock_folder(folder, number)
     try:
-        mode = modes.build(settings, number, objects.pair, objects.facts, objects.about, say, may_take_over)
-        Loop(objects, mode, out, checkpoints, steps, signals, say, *hooks[:1]).run()
+        mode = modes.build(settings, number, setup.pair, setup.facts, setup.peer_info, log, may_take_over)
+        Loop(setup, mode, out, checkpoints, steps, signals, log, *hooks[:1]).run()
         return 0
     except SetupError as error:
         raise UsageError(str(error)) from None
-    except LapsedError as error:
+    except LeaseExpiredError as error:
         if signals.is_leaving:
-            say(f"{error}; stopping, as this worker was told to")
+            log(f"{error}; stopping, as this worker was told to")
             return 0
         signals.has_begun = False
-        say(f"{error}; the others went on, joining them again")
+        log(f"{error}; the others went on, joining them again")
         return None
     except PeersError as error:
         print(f"degan.worker: worker {number} failed: {error}", file=sys.stderr)
@@ -174,7 +174,7 @@ def _end_holder(folder: Path, number: int) -> None:
                 if pid is None or not signals:
                     raise
                 name, deadline = signals.pop(0), time.monotonic() + TAKEOVER_S
-                say(f"taking worker {number} over from process {pid}, which gets a {name}")
+                log(f"taking worker {number} over from process {pid}, which gets a {name}")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, getattr(signal, name))
         time.sleep(0.1)
@@ -223,7 +223,7 @@ def _resumable(checkpoints, resume: str | None, folder: Path, settings: config.E
     if resume == "latest":
         steps = checkpoints.whole_steps()
         if not steps:
-            say(f"nothing to resume in {checkpoints.folder}; starting at the beginning")
+            log(f"nothing to resume in {checkpoints.folder}; starting at the beginning")
     else:
         path = Path(resume).resolve()
         if path.parent != checkpoints.folder.resolve():

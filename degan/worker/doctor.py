@@ -203,10 +203,10 @@ def _data(settings: config.Experiment) -> tuple[Any, Finding]:
         is_there = True
         source = check_data(settings)
     except UsageError as error:
-        why, _, mend = printable(str(error)).partition("; ")
+        why, _, fix = printable(str(error)).partition("; ")
         if settings.data.download and settings.data.root is not None and not is_there:
             return None, Finding("data", WARN, f"not here yet: {why}", "nothing to do: data.download fetches it")
-        return None, Finding("data", FAIL, why, mend)
+        return None, Finding("data", FAIL, why, fix)
     return source, Finding(
         "data", OK, f"{settings.data.name}: {len(source):,} samples in {len(source.classes)} classes"
     )
@@ -215,13 +215,13 @@ def _data(settings: config.Experiment) -> tuple[Any, Finding]:
 def _device(name: str) -> Finding:
     import torch
 
-    from degan.worker.objects import pick_device
+    from degan.worker.setup import pick_device
 
     try:
         device = pick_device(name)
     except UsageError as error:
-        why, _, mend = str(error).partition("; ")
-        return Finding("device", FAIL, why, mend)
+        why, _, fix = str(error).partition("; ")
+        return Finding("device", FAIL, why, fix)
     seen = f"auto: {device} would be used" if name == "auto" else name
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
@@ -308,12 +308,12 @@ def as_text(settings: config.Experiment, sections: Sequence[Section]) -> str:
             lines.append(f"Redis at {section.node} (worker{plural} {numbers}{here})")
         else:
             lines.append(f"this host, {platform.node()}")
-        for check, state, seen, mend in section.findings:
+        for check, state, seen, fix in section.findings:
             lines += _wrapped(f"  {state:<4}  {check:<14}  ", seen)
-            lines += _wrapped(" " * 24 + "-> ", mend) if mend else []
+            lines += _wrapped(" " * 24 + "-> ", fix) if fix else []
         lines.append("")
     findings = [finding for section in sections for finding in section.findings]
-    if any("redis-cli" in finding.mend for finding in findings):
+    if any("redis-cli" in finding.fix for finding in findings):
         lines += ["redis-cli: on the node itself, or with -h HOST -p PORT, and --askpass where it has a password", ""]
     states = [finding.state for finding in findings]
     counts = f"{states.count(FAIL)} failed, {states.count(WARN)} warnings, {states.count(OK)} ok"

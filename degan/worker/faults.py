@@ -20,7 +20,7 @@ from config.settings import Experiment
 from degan.artifacts.checkpoints import MANIFEST, MODEL
 from degan.learners.gan_pair import GanPair
 from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
-from peers.chaos.faulty_bus import harm
+from peers.chaos.faulty_bus import inject
 from peers.errors import SetupError
 
 # What a mode does first with what came: with parameters, a model, feedbacks, a network.
@@ -41,7 +41,7 @@ def script(environment: Mapping[str, str], settings: Experiment) -> Faults:
         raise UsageError(str(error)) from None
 
 
-class Suffering:
+class FaultInjector:
     """What a worker does to itself when a step begins, before it applies what came, and while it saves.
 
     Args:
@@ -50,7 +50,9 @@ class Suffering:
         now_s: seconds of computing of this thread; waiting does not count.
     """
 
-    def __init__(self, plan: Plan, act: Callable[[Fault], None] = harm, now_s: Callable[[], float] = time.thread_time):
+    def __init__(
+        self, plan: Plan, act: Callable[[Fault], None] = inject, now_s: Callable[[], float] = time.thread_time
+    ):
         self._plan, self._act, self._now_s = plan, act, now_s
         self._step, self._factor, self._is_poisoned, self._is_torn = 0, 1.0, False, False
         self._computed_s: float | None = None
@@ -90,7 +92,7 @@ class Suffering:
 
     def hold(self, pair: GanPair, settings: Experiment) -> None:
         """Put the hooks around what a mode asks of the pair."""
-        is_parameters = getattr(settings.mode, "carry", "parameters") == "parameters"
+        is_parameters = getattr(settings.mode, "exchange", "parameters") == "parameters"
         for name in LOADS if is_parameters else ("apply",):
             if hasattr(pair, name):
                 self._before(pair, name)

@@ -21,7 +21,7 @@ from degan.artifacts.pictures import grid, save_png
 from degan.learners.gan_pair import spawn_seed
 from degan.modes import Mode
 from degan.runs.journal import Journal
-from degan.worker.objects import Objects, shards_json, write
+from degan.worker.setup import Setup, shards_json, write
 from degan.worker.signals import Signals
 
 GRID_COLUMNS = 8
@@ -43,26 +43,26 @@ class Loop:
 
     def __init__(
         self,
-        objects: Objects,
+        setup: Setup,
         mode: Mode,
         run: Path,
         checkpoints: Checkpoints,
         resume_from: list[int],
         signals: Signals,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         before_step: Callable[[int], None] = lambda step: None,
     ):
-        self._objects, self._mode, self._run_folder = objects, mode, run
+        self._setup, self._mode, self._run_folder = setup, mode, run
         self._before_step = before_step
-        self._settings = objects.settings
+        self._settings = setup.settings
         self._checkpoints, self._resume_from = checkpoints, resume_from
-        self._signals, self._say = signals, say
-        self._journal = Journal(run, objects.worker)
+        self._signals, self._log = signals, log
+        self._journal = Journal(run, setup.worker)
         self._trained_s = 0.0
         # Of the newest evaluation: its step, and the Frechet distance.
         self._score = (-1, 0.0)
         self._latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "grid"))
-        self._grid_latents = torch.randn(GRID_COLUMNS**2, objects.pair.latent, generator=self._latents)
+        self._grid_latents = torch.randn(GRID_COLUMNS**2, setup.pair.latent, generator=self._latents)
         self._losses: list[dict[str, float]] = []
         self._log_mark: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
@@ -88,29 +88,29 @@ class Loop:
             step += 1
             self._before_step(step)
             began = time.monotonic()
-            is_cut = step == steps or any(step % every == 0 for every in self._periods())
-            losses = self._mode.step(step, self._objects.shard.next_batch, is_cut)
+            is_sync_point = step == steps or any(step % every == 0 for every in self._periods())
+            losses = self._mode.step(step, self._setup.shard.next_batch, is_sync_point)
             if losses:
                 self._losses.append(losses)
             # Time spent on looking and saving is not time spent on training.
             self._trained_s += time.monotonic() - began
             is_stopping = self._mode.is_stopping(step)
-            has_state = not (is_cut or is_stopping) or self._mode.settle(step)
+            has_state = not (is_sync_point or is_stopping) or self._mode.synchronise(step)
             # After that, so that what a cut has sent is counted.
             if step % self._settings.run.log_every == 0 or step == steps:
-                self._log(step)
+                self._write_stats(step)
             if step == steps:
                 break
             if self._signals.is_leaving or is_stopping:
                 return self._stop(step, is_together=is_stopping and not self._signals.is_leaving)
-            if is_cut and has_state:
+            if is_sync_point and has_state:
                 self._show(step)
                 if self._is_due(step, self._settings.checkpoint_every):
                     self._save(step)
         self._mode.finish()
         self._show(step)
         self._save(step, is_last=True)
-        self._say(f"finished after {step} steps and {self._trained_s:.1f} s")
+        self._log(f"finished after {step} steps and {self._trained_s:.1f} s")
         return step
 
     def _begin(self) -> int:
@@ -124,9 +124,9 @@ class Loop:
         # Not earlier: an attempt that was refused must not leave its settings to the next one.
         write(self._run_folder / "experiment.yaml", config.dump(self._settings))
         if self._mode.is_first() or not (self._run_folder / "shards.json").exists():
-            write(self._run_folder / "shards.json", shards_json(self._objects))
+            write(self._run_folder / "shards.json", shards_json(self._setup))
         if self._mode.is_first() and not (self._run_folder / "reals.png").exists():
-            save_png(self._run_folder / "reals.png", grid(self._objects.sample_reals(GRID_COLUMNS**2), GRID_COLUMNS))
+            save_png(self._run_folder / "reals.png", grid(self._setup.sample_reals(GRID_COLUMNS**2), GRID_COLUMNS))
         return step
 
     def _load(self, step: int):
@@ -134,7 +134,7 @@ class Loop:
         where = str(self._checkpoints.folder / f"{step:06d}")
         check_same_experiment(checkpoint, config.agreed(self._settings), where)
         self._trained_s = float(checkpoint.values.get("trained_s", 0.0))
-        return self._objects.restore(checkpoint)
+        return self._setup.restore(checkpoint)
 
     def _periods(self) -> list[int]:
         run = self._settings.run
@@ -148,10 +148,10 @@ class Loop:
         self._mode.leave(is_together)
         self._save(step, is_last=True)
         how = "together with the others" if is_together else "leaving the others"
-        self._say(f"stopped after step {step}, {how}; go on with --resume latest")
+        self._log(f"stopped after step {step}, {how}; go on with --resume latest")
         return step
 
-    def _log(self, step: int) -> None:
+    def _write_stats(self, step: int) -> None:
         stats = self._mode.stats()
         since, since_s, spent_s = self._log_mark
         count = max(1, step - since)
@@ -162,7 +162,7 @@ class Loop:
             {
                 "step": step,
                 "time_s": round(self._trained_s, 3),
-                "images": self._objects.shard.drawn,
+                "images": self._setup.shard.drawn,
                 **losses,
                 "step_s": (self._trained_s - since_s) / count,
                 **stats,
@@ -181,7 +181,7 @@ class Loop:
         """Evaluate and draw, where it is due."""
         if self._mode.is_shared and not self._mode.is_first():
             return
-        run, pair = self._settings.run, self._objects.pair
+        run, pair = self._settings.run, self._setup.pair
         if self._is_due(step, run.snapshot_every):
             picture = grid(pair.sample(self._grid_latents), GRID_COLUMNS)
             folders = [self._journal.folder, *([self._run_folder] if self._mode.is_first() else [])]
@@ -189,11 +189,11 @@ class Loop:
                 try:
                     save_png(folder / f"fakes-{step:06d}.png", picture)
                 except OSError as error:
-                    self._say(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
+                    self._log(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
         if self._is_due(step, run.evaluate_every):
             latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "evaluation"))
-            images = self._objects.shard.drawn
-            for metric in self._objects.evaluator.evaluate(
+            images = self._setup.shard.drawn
+            for metric in self._setup.evaluator.evaluate(
                 lambda count: pair.sample(torch.randn(count, pair.latent, generator=latents))
             ):
                 self._journal.metric(step, images, metric.name, metric.value, round(metric.seconds, 3))
@@ -206,8 +206,8 @@ class Loop:
             values: dict[str, Any] = {"trained_s": self._trained_s}
             if self._score[0] == step and math.isfinite(self._score[1]):
                 values["score"] = self._score[1]
-            self._checkpoints.save(self._objects.checkpoint(step, self._mode.state(), **values))
+            self._checkpoints.save(self._setup.checkpoint(step, self._mode.state(), **values))
         except UsageError as error:
             if is_last:
                 raise
-            self._say(f"{error}; going on without it")
+            self._log(f"{error}; going on without it")

@@ -146,7 +146,7 @@ class MemoryBus:
             if old is not None and old.incarnation != self.incarnation:
                 return "taken"
             if old is None and not may_restore:
-                return "lapsed"
+                return "expired"
             self._hub.leases[self.worker] = (lease, self._hub.clock() + ttl_s)
             return "restored" if old is None else "held"
 

@@ -40,12 +40,12 @@ class FaultyBus:
         return getattr(self._bus, name)
 
     def publish(self, entries: Entries) -> None:
-        self._suffer(self._bus.publish, entries)
+        self._inject_around(self._bus.publish, entries)
 
     def send(self, peer: int, entries: Entries) -> None:
-        self._suffer(lambda some: self._bus.send(peer, some), entries)
+        self._inject_around(lambda some: self._bus.send(peer, some), entries)
 
-    def _suffer(self, say: Callable[[Entries], None], entries: Entries) -> None:
+    def _inject_around(self, log: Callable[[Entries], None], entries: Entries) -> None:
         rest = iter(entries)
         first = list(itertools.islice(rest, 1))
         step = _round(first[0][0]) if first else 0
@@ -53,11 +53,11 @@ class FaultyBus:
         second = list(itertools.islice(rest, 1))
         between = self._plan.due(step, "between_chunks") if second else []
         if between:
-            say(first)
+            log(first)
             first = []
             for fault in between:
                 self._act(fault)
-        say(itertools.chain(first, second, rest))
+        log(itertools.chain(first, second, rest))
         self._at(step, "after_publish")
 
     def _at(self, step: int, hook: str) -> None:
@@ -69,7 +69,7 @@ def _round(header: bytes) -> int:
     return msgpack.unpackb(header)["r"]
 
 
-def harm(fault: Fault) -> None:
+def inject(fault: Fault) -> None:
     """Do to this very process what a fault of signals says."""
     me = os.getpid()
     if fault.action == "stop":

@@ -16,13 +16,12 @@ from typing import Any, TypeVar
 
 import redis
 
-from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.authenticate import Authenticator
 from peers.bus.redis.client import address, connect, split_socket
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.tls import Access
-from peers.doctor import findings as verdicts
-from peers.doctor import goodput
-from peers.doctor.findings import FAIL, OK, WARN, Finding, Life
+from peers.doctor import findings, goodput
+from peers.doctor.findings import FAIL, OK, WARN, Finding, Incarnation
 from peers.errors import UnreachableError, UnseenError
 from peers.types import Lease
 
@@ -69,7 +68,7 @@ def look(visit: Visit) -> list[Finding]:
     try:
         client = connect(far, 0.0, access=visit.access)
     except UnreachableError as error:
-        return [verdicts.unreachable(error, far, address(far))]
+        return [findings.unreachable(error, far, address(far))]
     found = [Finding("reachable", OK, f"{address(far)} answers")]
     try:
         if visit.is_own and near != far:
@@ -84,7 +83,7 @@ def _near(url: str, access: Access) -> Finding:
     try:
         _close(connect(url, 0.0, access=access))
     except UnreachableError as error:
-        return verdicts.unreachable(error, url, address(url))._replace(check="socket")
+        return findings.unreachable(error, url, address(url))._replace(check="socket")
     return Finding("socket", OK, f"{address(url)} answers")
 
 
@@ -102,7 +101,7 @@ class _Checkup:
         self._gone = ""
         self._refused: dict[str, str] = {}
         self._user = "default"
-        self._lives: list[Life] = []
+        self._incarnations: list[Incarnation] = []
         # Bytes of all keys of the run, where they can be seen.
         self._own_bytes = 0
         token = os.urandom(6).hex()
@@ -129,7 +128,7 @@ class _Checkup:
         try:
             found = check()
         except UnseenError as error:
-            return [Finding(name, WARN, verdicts.printable(f"cannot be seen ({error})"))]
+            return [Finding(name, WARN, findings.printable(f"cannot be seen ({error})"))]
         except (KeyError, ValueError, TypeError, IndexError, AttributeError):
             return [Finding(name, WARN, "cannot be seen (an answer that no Redis gives)")]
         return found if isinstance(found, list) else [found]
@@ -168,10 +167,10 @@ class _Checkup:
             # A user who may not see INFO may say HELLO; a stand-in has nothing else.
             words = [_text(word) for word in self._ask(lambda client: client.execute_command("HELLO"))[:4]]
             hello = dict(zip(words[::2], words[1::2], strict=True))
-            return verdicts.version(hello["server"], hello["version"])
+            return findings.version(hello["server"], hello["version"])
         if "valkey_version" in info:
-            return verdicts.version("valkey", str(info["valkey_version"]))
-        return verdicts.version(str(info.get("server_name", "redis")), str(info["redis_version"]))
+            return findings.version("valkey", str(info["valkey_version"]))
+        return findings.version(str(info.get("server_name", "redis")), str(info["redis_version"]))
 
     def _access(self) -> Finding:
         login = self._client.connection_pool.connection_kwargs
@@ -188,7 +187,7 @@ class _Checkup:
         may = [name for name, ask in dangerous.items() if self._may(ask)]
         if self._gone:
             raise UnseenError(self._gone)
-        return verdicts.access(self._user, bool(login.get("password")), may)
+        return findings.access(self._user, bool(login.get("password")), may)
 
     def _writing(self) -> Finding:
         """Everything that a worker says to its own node, said once."""
@@ -227,7 +226,7 @@ class _Checkup:
         if self._gone:
             raise UnseenError(self._gone)
         prefix = f"degan:{self._visit.run}:{self._visit.workers[0]}:"
-        return verdicts.writing(self._refused, self._visit.is_own, prefix, self._user)
+        return findings.writing(self._refused, self._visit.is_own, prefix, self._user)
 
     def _forget(self) -> None:
         for key in self._probes.values():
@@ -237,7 +236,7 @@ class _Checkup:
 
     def _memory(self) -> Finding:
         info = self._ask(lambda client: client.info("memory"))
-        return verdicts.memory(
+        return findings.memory(
             int(info["maxmemory"]),
             int(info["used_memory"]),
             self._own_bytes,
@@ -247,10 +246,10 @@ class _Checkup:
 
     def _policy(self) -> Finding:
         info = self._ask(lambda client: client.info("memory"))
-        return verdicts.policy(str(info["maxmemory_policy"]), int(info["maxmemory"]))
+        return findings.policy(str(info["maxmemory_policy"]), int(info["maxmemory"]))
 
     def _output_buffer(self) -> Finding:
-        return verdicts.output_buffer(self._config("client-output-buffer-limit"))
+        return findings.output_buffer(self._config("client-output-buffer-limit"))
 
     def _persistence(self) -> Finding:
         config = {}
@@ -259,7 +258,7 @@ class _Checkup:
                 config[name] = self._config(name)
             except UnseenError:
                 continue
-        return verdicts.persistence(self._ask(lambda client: client.info("persistence")), config)
+        return findings.persistence(self._ask(lambda client: client.info("persistence")), config)
 
     # --- how far away it is -------------------------------------------------------------------
 
@@ -271,7 +270,7 @@ class _Checkup:
             after = time.time()
             samples.append((after - before, seconds + microseconds / 1e6 - (before + after) / 2))
         # The quickest answer is the one that half of its time corrects best.
-        return verdicts.clock(min(samples)[1])
+        return findings.clock(min(samples)[1])
 
     def _round_trip(self) -> Finding:
         times_s: list[float] = []
@@ -279,19 +278,22 @@ class _Checkup:
             began = time.perf_counter()
             self._ask(lambda client: client.ping())
             times_s.append(time.perf_counter() - began)
-        return verdicts.round_trip(times_s)
+        return findings.round_trip(times_s)
 
     def _goodput(self) -> Finding:
         step_bytes, stream = self._visit.step_bytes, self._probes["stream"]
         why_not = self._refused.get("XADD") or self._refused.get("XRANGE") or self._has_no_room()
         if why_not:
             # What the workers of a run that is going on have said can be read.
-            outs = [self._keys.out(life.lease.worker, life.lease.incarnation) for life in self._lives]
-            return verdicts.speed(None, goodput.read_rate(self._ask, outs), step_bytes, why_not)
+            outs = [
+                self._keys.out(incarnation.lease.worker, incarnation.lease.incarnation)
+                for incarnation in self._incarnations
+            ]
+            return findings.speed(None, goodput.read_rate(self._ask, outs), step_bytes, why_not)
         try:
             self._ask(lambda client: goodput.begin_stream(client, stream, b"1", PROBE_S))
             written = goodput.write_rate(self._ask, stream)
-            return verdicts.speed(written, goodput.read_rate(self._ask, [stream]), step_bytes)
+            return findings.speed(written, goodput.read_rate(self._ask, [stream]), step_bytes)
         finally:
             self._forget()
 
@@ -310,20 +312,27 @@ class _Checkup:
         visit = self._visit
         keys = [self._keys.lease(worker) for worker in visit.workers]
         values = self._ask(lambda client: client.mget(keys))
-        guard = Guard(visit.run_key, self._keys, lambda line: None)
+        authenticator = Authenticator(visit.run_key, self._keys, lambda line: None)
         for worker, key, value in zip(visit.workers, keys, values, strict=True):
-            lease = guard.open_lease(worker, value)
+            lease = authenticator.open_lease(worker, value)
             if lease is None:
                 continue
             left_s = self._ask(lambda client, key=key: client.pttl(key)) / 1000
             silent_s = max(0.0, visit.lease_s - left_s)
-            self._lives.append(Life(lease, silent_s, left_s, visit.is_dead(lease) or silent_s > 2 * visit.beat_s + 1))
-        strange = [Finding("run", FAIL, f"worker {worker}: {why}") for worker, why in sorted(guard.strangers.items())]
-        return strange or verdicts.running(self._lives)
+            self._incarnations.append(
+                Incarnation(lease, silent_s, left_s, visit.is_dead(lease) or silent_s > 2 * visit.beat_s + 1)
+            )
+        strange = [
+            Finding("run", FAIL, f"worker {worker}: {why}") for worker, why in sorted(authenticator.strangers.items())
+        ]
+        return strange or findings.running(self._incarnations)
 
     def _left_over(self) -> Finding:
-        live = {f"degan:{self._visit.run}:{life.lease.worker}:{life.lease.incarnation}:" for life in self._lives}
-        leases = {self._keys.lease(life.lease.worker) for life in self._lives}
+        live = {
+            f"degan:{self._visit.run}:{incarnation.lease.worker}:{incarnation.lease.incarnation}:"
+            for incarnation in self._incarnations
+        }
+        leases = {self._keys.lease(incarnation.lease.worker) for incarnation in self._incarnations}
         count, total_bytes, forever, deadline = 0, 0, [], time.monotonic() + SCAN_S
         knows_sizes = True
         for key in self._scan(deadline):
@@ -339,7 +348,7 @@ class _Checkup:
             count, total_bytes = count + 1, total_bytes + size_bytes
             if self._ask(lambda client, key=key: client.ttl(key)) == -1:
                 forever.append(key)
-        return verdicts.left_over(count, total_bytes if knows_sizes else None, len(forever), min(forever, default=""))
+        return findings.left_over(count, total_bytes if knows_sizes else None, len(forever), min(forever, default=""))
 
     def _scan(self, deadline: float) -> Iterator[str]:
         """The keys of the run, until the deadline. Raises UnseenError."""

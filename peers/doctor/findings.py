@@ -35,7 +35,7 @@ class Finding(NamedTuple):
     check: str
     state: str
     seen: str
-    mend: str = ""
+    fix: str = ""
 
 
 def unreachable(error: BaseException, url: str, address: str) -> Finding:
@@ -53,47 +53,47 @@ def unreachable(error: BaseException, url: str, address: str) -> Finding:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if "without any password configured" in text:
-        seen, mend = (
+        seen, fix = (
             "the URL has a password, and the server has none",
             "take it out of `peers`, or set requirepass there",
         )
     elif "Authentication required" in text or "NOAUTH" in text:
-        seen, mend = "the server wants a password, and the URL has none", "write redis://:PASSWORD@host:port in `peers`"
+        seen, fix = "the server wants a password, and the URL has none", "write redis://:PASSWORD@host:port in `peers`"
     elif "username-password pair" in text or "invalid password" in text or "WRONGPASS" in text:
-        seen, mend = "wrong password or user", "mend the password in `peers`, or the server's users (ACL LIST)"
+        seen, fix = "wrong password or user", "mend the password in `peers`, or the server's users (ACL LIST)"
     elif "no permissions" in text or "NOPERM" in text:
-        seen, mend = "this user may not even PING", "allow it: ACL SETUSER NAME +ping"
+        seen, fix = "this user may not even PING", "allow it: ACL SETUSER NAME +ping"
     elif is_a(ssl.SSLError):
-        seen, mend = f"TLS is refused: {_tls_reason(causes)}", _tls_mend(text)
+        seen, fix = f"TLS is refused: {_tls_reason(causes)}", _tls_fix(text)
     elif is_a(socket.gaierror):
-        seen, mend = "the name is not found", "mend the host in `peers`, or this host's DNS or /etc/hosts"
+        seen, fix = "the name is not found", "mend the host in `peers`, or this host's DNS or /etc/hosts"
     elif is_a(ConnectionRefusedError):
         seen = "the host answers, and nothing listens on that port"
-        mend = "start a redis-server there (with --bind for this network), or mend `peers`"
+        fix = "start a redis-server there (with --bind for this network), or mend `peers`"
     elif is_a(FileNotFoundError, PermissionError):
-        seen, mend = f"no socket to use at {address}", "start redis-server --unixsocket, or mend `peers`"
+        seen, fix = f"no socket to use at {address}", "start redis-server --unixsocket, or mend `peers`"
     elif _is_unroutable(causes):
-        seen, mend = "there is no way to that host", "look at the network, or mend the address in `peers`"
+        seen, fix = "there is no way to that host", "look at the network, or mend the address in `peers`"
     elif "Timeout reading" in text:
         seen = "something took the connection and says nothing"
-        mend = "is that port Redis, without TLS? else use rediss://; is the server frozen?"
+        fix = "is that port Redis, without TLS? else use rediss://; is the server frozen?"
     elif is_a(TimeoutError) or "Timeout" in text:
         tls = url.startswith("rediss:") and "handshake" in text
         seen = "the TLS handshake had no answer" if tls else "no answer in time"
-        mend = (
+        fix = (
             "does that port speak TLS? else use redis://" if tls else "is the host up, does a firewall drop this port?"
         )
     elif "Protocol error" in text or "InvalidResponse" in text:
-        seen, mend = "something answers that is no Redis", "mend the port in `peers`"
+        seen, fix = "something answers that is no Redis", "mend the port in `peers`"
     elif "is no Redis URL" in text:
-        seen, mend = "no Redis URL", "write redis://host:6379"
+        seen, fix = "no Redis URL", "write redis://host:6379"
     elif "LOADING" in text or "loading the dataset" in text:
-        seen, mend = "it is still loading its data", "wait until it has"
+        seen, fix = "it is still loading its data", "wait until it has"
     elif "max number of clients" in text:
-        seen, mend = "it has as many clients as it takes", "redis-cli CONFIG SET maxclients 10000"
+        seen, fix = "it has as many clients as it takes", "redis-cli CONFIG SET maxclients 10000"
     else:
-        seen, mend = printable(str(causes[-1] if len(causes) == 1 else causes[1])), "is that port Redis? mend `peers`"
-    return Finding("reachable", FAIL, f"{address}: {seen}", mend)
+        seen, fix = printable(str(causes[-1] if len(causes) == 1 else causes[1])), "is that port Redis? mend `peers`"
+    return Finding("reachable", FAIL, f"{address}: {seen}", fix)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -116,7 +116,7 @@ def _tls_reason(causes: Sequence[BaseException]) -> str:
     return printable((getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower())
 
 
-def _tls_mend(text: str) -> str:
+def _tls_fix(text: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "use the CA that signed the server's certificate, and the host name that is in it"
     if "WRONG_VERSION_NUMBER" in text or "UNEXPECTED_EOF" in text:
@@ -146,8 +146,8 @@ def access(user: str, has_password: bool, open_commands: Sequence[str]) -> Findi
     """
     who = printable(f"user {user}")
     if not has_password:
-        mend = f"redis-cli CONFIG SET requirepass ..., or {SECURE}"
-        return Finding("access", WARN, f"{who}, no password: anybody who reaches the port can write", mend)
+        fix = f"redis-cli CONFIG SET requirepass ..., or {SECURE}"
+        return Finding("access", WARN, f"{who}, no password: anybody who reaches the port can write", fix)
     if open_commands:
         return Finding("access", WARN, f"{who} may use {', '.join(open_commands)}: more than training needs", SECURE)
     return Finding("access", OK, f"{who}; CONFIG, EVAL and ACL are closed to it")
@@ -164,18 +164,18 @@ def writing(refused: Mapping[str, str], is_own: bool, prefix: str, user: str) ->
     others = [(name, why) for name, why in refused.items() if not _is_refusal(why)]
     if others:
         name, why = others[0]
-        return Finding("writing", FAIL, printable(f"{name} fails: {why}"), _writing_mend(why))
+        return Finding("writing", FAIL, printable(f"{name} fails: {why}"), _writing_fix(why))
     if not may_not:
         return Finding("writing", OK, f"all that a worker needs under {prefix}")
     if is_own:
         named = " ".join(f"+{name.lower()}" for name in may_not)
-        mend = printable(f"redis-cli ACL SETUSER {user} '%RW~{prefix}*' {named}")
-        return Finding("writing", FAIL, f"may not {', '.join(may_not)} under {prefix}", mend)
+        fix = printable(f"redis-cli ACL SETUSER {user} '%RW~{prefix}*' {named}")
+        return Finding("writing", FAIL, f"may not {', '.join(may_not)} under {prefix}", fix)
     reading = [name for name in may_not if name in ("GET", "MGET", "XRANGE", "HMGET")]
     if reading:
         named = " ".join(f"+{name.lower()}" for name in reading)
-        mend = printable(f"redis-cli ACL SETUSER {user} '%R~{prefix}*' {named}")
-        return Finding("writing", FAIL, f"may not even read ({', '.join(reading)}) under {prefix}", mend)
+        fix = printable(f"redis-cli ACL SETUSER {user} '%R~{prefix}*' {named}")
+        return Finding("writing", FAIL, f"may not even read ({', '.join(reading)}) under {prefix}", fix)
     return Finding("writing", OK, f"may read under {prefix} and not write: right for another host's node")
 
 
@@ -183,7 +183,7 @@ def _is_refusal(why: str) -> bool:
     return "no permission" in why.lower() or "NOPERM" in why
 
 
-def _writing_mend(why: str) -> str:
+def _writing_fix(why: str) -> str:
     if "OOM" in why or "maxmemory" in why:
         return "it is full: raise maxmemory, or remove what is not degan's"
     if "READONLY" in why or "read only replica" in why:
@@ -197,9 +197,9 @@ def policy(name: str, limit_bytes: int) -> Finding:
     """What a full server does: only refusing is acceptable, since anything else throws keys of ours away."""
     if name == "noeviction":
         return Finding("policy", OK, "noeviction")
-    mend = "set it to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction"
+    fix = "set it to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction"
     state = FAIL if limit_bytes else WARN
-    return Finding("policy", state, printable(f"maxmemory-policy is {name}"), mend)
+    return Finding("policy", state, printable(f"maxmemory-policy is {name}"), fix)
 
 
 def memory(limit_bytes: int, used_bytes: int, own_bytes: int, system_bytes: int, needed_bytes: int) -> Finding:
@@ -217,8 +217,8 @@ def memory(limit_bytes: int, used_bytes: int, own_bytes: int, system_bytes: int,
     need = f"this run needs {mib(needed_bytes)}, others hold {mib(others)}"
     raised = f"redis-cli CONFIG SET maxmemory {-(-wanted // 2**20)}mb"
     if system_bytes and wanted > system_bytes:
-        mend = "use fewer workers a node, smaller bus.replay_bytes, or more memory"
-        return Finding("maxmemory", FAIL, f"the host has {mib(system_bytes)}; {need}", mend)
+        fix = "use fewer workers a node, smaller bus.replay_bytes, or more memory"
+        return Finding("maxmemory", FAIL, f"the host has {mib(system_bytes)}; {need}", fix)
     if not limit_bytes:
         return Finding(
             "maxmemory", WARN, f"no limit; {need}", f"{raised} keeps whatever goes wrong from filling the host"
@@ -236,17 +236,17 @@ def output_buffer(setting: str) -> Finding:
     Args:
         setting: as CONFIG GET client-output-buffer-limit has it.
     """
-    mend = "redis-cli CONFIG SET client-output-buffer-limit 'normal 64mb 32mb 5'"
+    fix = "redis-cli CONFIG SET client-output-buffer-limit 'normal 64mb 32mb 5'"
     words = setting.split()
     try:
         at = words.index("normal")
         hard, soft, seconds = map(int, words[at + 1 : at + 4])
     except ValueError:
-        return Finding("output buffer", WARN, printable(f"cannot be read: {setting!r}"), mend)
+        return Finding("output buffer", WARN, printable(f"cannot be read: {setting!r}"), fix)
     if not hard and not soft:
-        return Finding("output buffer", WARN, "no limit: a reader that hangs fills the server's memory", mend)
+        return Finding("output buffer", WARN, "no limit: a reader that hangs fills the server's memory", fix)
     if 0 < hard < LEAST_BUFFER_BYTES:
-        return Finding("output buffer", WARN, f"{mib(hard)}: readers that are a little behind are cut off", mend)
+        return Finding("output buffer", WARN, f"{mib(hard)}: readers that are a little behind are cut off", fix)
     return Finding("output buffer", OK, f"normal clients: {mib(hard)}, or {mib(soft)} for {seconds} s")
 
 
@@ -286,8 +286,8 @@ def clock(offset_s: float) -> Finding:
     seen = f"{abs(offset_s):.3f} s {'ahead of' if offset_s > 0 else 'behind'} ours"
     if abs(offset_s) <= MAX_OFFSET_S:
         return Finding("clock", OK, seen)
-    mend = "training needs no equal clocks, but logs read side by side do: timedatectl set-ntp true"
-    return Finding("clock", WARN, seen, mend)
+    fix = "training needs no equal clocks, but logs read side by side do: timedatectl set-ntp true"
+    return Finding("clock", WARN, seen, fix)
 
 
 def round_trip(times_s: Sequence[float]) -> Finding:
@@ -323,7 +323,7 @@ def speed(write_rate: float | None, read_rate: float | None, step_bytes: int, wh
     return Finding("goodput", OK if slowest else WARN, printable("; ".join(seen)))
 
 
-class Life(NamedTuple):
+class Incarnation(NamedTuple):
     """A lease as it was found: how long ago it was renewed, how long it still lasts, whether its worker is gone."""
 
     lease: Lease
@@ -332,18 +332,18 @@ class Life(NamedTuple):
     is_dead: bool
 
 
-def running(lives: Sequence[Life]) -> list[Finding]:
+def running(incarnations: Sequence[Incarnation]) -> list[Finding]:
     """Whether a run of this name is going on, and what dead ones have left: a line each."""
-    if not lives:
+    if not incarnations:
         return [Finding("run", OK, "nobody holds a lease: no run of this name is going on here")]
     found = []
-    for life in lives:
-        lease = life.lease
+    for incarnation in incarnations:
+        lease = incarnation.lease
         who = f"worker {lease.worker} on {lease.host.split('/', 1)[0]}, process {lease.pid}"
-        if life.is_dead:
-            seen = f"a dead one's lease: {who}, at step {lease.step}, silent for {life.silent_s:.0f} s"
-            mend = f"nothing to do: it ends by itself in {max(0.0, life.left_s):.0f} s"
-            found.append(Finding("run", WARN, printable(seen), mend))
+        if incarnation.is_dead:
+            seen = f"a dead one's lease: {who}, at step {lease.step}, silent for {incarnation.silent_s:.0f} s"
+            fix = f"nothing to do: it ends by itself in {max(0.0, incarnation.left_s):.0f} s"
+            found.append(Finding("run", WARN, printable(seen), fix))
         else:
             seen = f"{lease.phase}: {who}, since step {lease.since}, now at step {lease.step}"
             found.append(Finding("run", OK, printable(seen)))
@@ -363,8 +363,8 @@ def left_over(count: int, size_bytes: int | None, forever: int, example: str) ->
     size = "" if size_bytes is None else f", {mib(size_bytes)}"
     seen = f"{count} keys of older runs of this name{size}"
     if forever:
-        mend = printable(f"redis-cli DEL {example}")
-        return Finding("left over", WARN, f"{seen}; {forever} of them never expire", mend)
+        fix = printable(f"redis-cli DEL {example}")
+        return Finding("left over", WARN, f"{seen}; {forever} of them never expire", fix)
     return Finding("left over", OK, f"{seen}; they expire by themselves")
 
 

@@ -52,8 +52,8 @@ class AutoParts:
         self._slack = slack
         self._lock = threading.Lock()
         # Round -> worker -> wish.
-        self._wishes: dict[int, dict[int, int]] = {}
-        self._wish = FIRST
+        self._proposals: dict[int, dict[int, int]] = {}
+        self._proposal = FIRST
         # Since the start: our own work, reading, publishing, and everything.
         self._before = (0.0, 0.0, 0.0, 0.0, 0.0)
         # Since the last decision, step by step: our own work, and all of it; and in sum: the wire's busy time, and
@@ -94,15 +94,15 @@ class AutoParts:
         share = self._busy_s / len(self._took_s) / max(SHARE * statistics.median(self._computed_s), 1e-9)
         fewer, is_crowded = max(1, schedule.parts // 2), self._queued_s > CROWDED * sum(self._computed_s)
         if share > 1:
-            self._wish = _smallest(schedule.parts * share)
+            self._proposal = _smallest(schedule.parts * share)
         elif self._is_slower():
-            self._wish = _smallest(2 * schedule.parts)
+            self._proposal = _smallest(2 * schedule.parts)
         elif is_crowded:
-            self._wish = schedule.parts
+            self._proposal = schedule.parts
         elif share * ROOM * schedule.parts <= fewer and self._resting.get(fewer, (0, 0))[0] <= self._steps:
-            self._wish = fewer
+            self._proposal = fewer
         else:
-            self._wish = schedule.parts
+            self._proposal = schedule.parts
 
     def _is_slower(self) -> bool:
         """Whether steps take longer than before parts became fewer, whatever the wire says."""
@@ -111,14 +111,14 @@ class AutoParts:
         return statistics.median(self._took_s) > SLOWER * self._took_before_s
 
     @property
-    def wish(self) -> int:
+    def proposal(self) -> int:
         """The number of parts that would suit us, as far as we have measured."""
-        return self._wish
+        return self._proposal
 
-    def note(self, worker: int, round: int, wish: float) -> None:
+    def note(self, worker: int, round: int, proposal: float) -> None:
         """A worker's wish, as the header of a round has it; what is no choice is taken for the nearest above."""
         with self._lock:
-            self._wishes.setdefault(round, {})[worker] = _smallest(wish)
+            self._proposals.setdefault(round, {})[worker] = _smallest(proposal)
 
     def decide(self, schedule: Schedule, step: int) -> Schedule:
         """After a step: the schedule that holds from the next one on; the same one if nothing changes."""
@@ -126,12 +126,14 @@ class AutoParts:
             return schedule
         with self._lock:
             if self._slack is None:
-                newest = {worker: wish for _, said in sorted(self._wishes.items()) for worker, wish in said.items()}
-                self._wishes = {0: newest}
+                newest = {
+                    worker: proposal for _, said in sorted(self._proposals.items()) for worker, proposal in said.items()
+                }
+                self._proposals = {0: newest}
             else:
                 at = step - self._slack
-                newest = self._wishes.get(at, {})
-                self._wishes = {round: said for round, said in self._wishes.items() if round > at}
+                newest = self._proposals.get(at, {})
+                self._proposals = {round: said for round, said in self._proposals.items() if round > at}
         parts = max(newest.values(), default=schedule.parts)
         if parts > schedule.parts:
             rest = 2 * self._resting.get(schedule.parts, (0, REST_STEPS // 2))[1]
@@ -151,8 +153,12 @@ class AutoParts:
     def to_plain(self, schedule: Schedule) -> dict[str, Any]:
         """The schedule in force, and the wishes that are still to be looked at, for a checkpoint or a joiner."""
         with self._lock:
-            wishes = [[round, worker, wish] for round, said in self._wishes.items() for worker, wish in said.items()]
-        return {"parts": schedule.parts, "since": schedule.since, "wishes": wishes}
+            proposals = [
+                [round, worker, proposal]
+                for round, said in self._proposals.items()
+                for worker, proposal in said.items()
+            ]
+        return {"parts": schedule.parts, "since": schedule.since, "proposals": proposals}
 
     def load_plain(self, plain: dict[str, Any], schedule: Schedule) -> Schedule:
         """The inverse of `to_plain`.
@@ -160,8 +166,8 @@ class AutoParts:
         Raises:
             KeyError, ValueError, TypeError: it is none.
         """
-        for round, worker, wish in plain["wishes"]:
-            self.note(int(worker), int(round), float(wish))
+        for round, worker, proposal in plain["proposals"]:
+            self.note(int(worker), int(round), float(proposal))
         if plain["parts"] not in CHOICES:
             raise ValueError(f"{plain['parts']} parts are no choice")
         return schedule.changed(plain["parts"], int(plain["since"]))

@@ -27,25 +27,25 @@ from peers.bus.door import Bus
 from peers.bus.redis.refusals import total
 from peers.errors import MessageError, StalledError
 from peers.exchange.auto import AutoParts
-from peers.exchange.carry import Leaving
 from peers.exchange.gate import make_gate
 from peers.exchange.inbox import Inbox
 from peers.exchange.joining import Giver, ask
-from peers.exchange.rules import Rules, make_carry
+from peers.exchange.rule import Leaving
+from peers.exchange.rules import Rules, make_rule
 from peers.exchange.window import Accumulator
 from peers.session.processes import queued_s
-from peers.session.reader import Pump
+from peers.session.reader import PeerReader
 from peers.session.rendezvous import Start
-from peers.session.sender import SerialPool
+from peers.session.sender import SenderThread
 from peers.session.transfer import State
 from peers.session.waiting import failed
 from peers.types import Cursor, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.wire.message import Layout, encode_fields, encode_vector
 
 # Vectors of the carry travel beside the caller's own to a joiner.
-CARRIED = "carry."
+RULE_PREFIX = "rule."
 
 Load = Callable[[State, dict[str, Any]], None]
 
@@ -66,21 +66,21 @@ class Exchange:
         exchange_s: seconds of its own work on the exchange: copy out, sum up, copy in.
     """
 
-    def __init__(self, bus: Bus, layout: Layout, initial: np.ndarray, rules: Rules, say: Callable[[str], None]):
-        self._bus, self._layout, self._rules, self._say = bus, layout, rules, say
+    def __init__(self, bus: Bus, layout: Layout, initial: np.ndarray, rules: Rules, log: Callable[[str], None]):
+        self._bus, self._layout, self._rules, self._log = bus, layout, rules, log
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self._schedule = layout.schedule
-        self.gate = make_gate(rules, self._peers, layout, say)
+        self.gate = make_gate(rules, self._peers, layout, log)
         self._auto = AutoParts(rules.slack) if layout.parts else None
-        self._spares = Spares(2 * len(self._peers) + 4)
-        self._carry = make_carry(rules, bus.worker, layout, initial, self._spares, say)
+        self._buffers = BufferPool(2 * len(self._peers) + 4)
+        self._rule = make_rule(rules, bus.worker, layout, initial, self._buffers, log)
         self._accumulator = Accumulator()
-        refuse = self._carry.judge.note_refused
-        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._spares, refuse)
+        refuse = self._rule.screen.note_refused
+        self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._buffers, refuse)
         # One thread, which keeps what is published in order; the pumps decode what they read.
-        self._pool = SerialPool(lambda error: self.gate.fail(failed(error, "publishing")))
-        self._pumps: list[Pump] = []
-        self._giver = Giver(bus, layout, self._pool, self._inbox, self.gate, rules.lease_s)
+        self._sender = SenderThread(lambda error: self.gate.fail(failed(error, "publishing")))
+        self._readers: list[PeerReader] = []
+        self._giver = Giver(bus, layout, self._sender, self._inbox, self.gate, rules.lease_s)
         # Our newest round; and the one whose values the caller has lent, until they have been published.
         self._round = self._lent = 0
         # What has been applied of every peer.
@@ -108,52 +108,54 @@ class Exchange:
         """
         self._round = round
         is_joining = start.kind == "join"
-        self._carry.begin(round)
-        self._say_hello(is_joining, start.kind == "replay")
+        self._rule.begin(round)
+        self._publish_hello(is_joining, start.kind == "replay")
         if is_joining:
             self._join(start, sizes, load)
         elif start.kind == "together" or not self._taken:
-            self._taken = {peer: Cursor(life, round, 0) for peer, life in start.incarnations.items()}
+            self._taken = {peer: Cursor(incarnation, round, 0) for peer, incarnation in start.incarnations.items()}
         for peer, cursor in self._taken.items():
             self._bus.follow(peer, cursor.incarnation, cursor.sequence)
             self._inbox.expect_after(peer, cursor)
             self.gate.admit(peer, cursor.round)
         known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
         if start.kind == "replay":
-            self._inbox.replay({peer: self._bus.newest(peer, life) for peer, life in known.items()})
+            self._inbox.replay({peer: self._bus.newest(peer, incarnation) for peer, incarnation in known.items()})
         for server in range(len(self._bus.servers)):
-            pump = Pump(self._bus, server, self._inbox, self.gate, self._rules.lease_s, known, self._say)
-            self._pumps.append(pump)
-            pump.start()
+            reader = PeerReader(self._bus, server, self._inbox, self.gate, self._rules.lease_s, known, self._log)
+            self._readers.append(reader)
+            reader.start()
         if is_joining:
-            self._say_hello(False, False)
+            self._publish_hello(False, False)
         return self._round
 
-    def _say_hello(self, joining: bool, replaying: bool) -> None:
+    def _publish_hello(self, joining: bool, replaying: bool) -> None:
         self._publish_fields("hello", self._round, {"is_joining": joining, "is_replaying": replaying})
 
     def _join(self, start: Start, sizes: dict[str, int], load: Load) -> None:
         """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
-        helper, life = start.helper, start.incarnations[start.helper]
-        self._say(f"the others are training; asking worker {helper} for its state")
-        sizes = sizes | {CARRIED + name: size for name, size in self._carry.shared_sizes().items()}
+        helper, incarnation = start.helper, start.incarnations[start.helper]
+        self._log(f"the others are training; asking worker {helper} for its state")
+        sizes = sizes | {RULE_PREFIX + name: size for name, size in self._rule.shared_sizes().items()}
         patience_s = self._rules.lease_s + 5
-        vectors, meta = ask(self._bus, self._layout, self._pool, self.gate, (helper, life), sizes, patience_s)
+        vectors, meta = ask(self._bus, self._layout, self._sender, self.gate, (helper, incarnation), sizes, patience_s)
         try:
             self._round, applied = int(meta["round"]), int(meta["applied"])
             # What the helper had not applied, of itself too, is read and applied here.
             self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in meta["cursors"].items()}
             self._taken.pop(self._bus.worker, None)
-            self._taken[helper] = Cursor(life, applied, int(meta["sequence"]))
+            self._taken[helper] = Cursor(incarnation, applied, int(meta["sequence"]))
             if meta["stop_at"] is not None:
                 self.gate.stop(int(meta["stop_at"]))
             self._load_parts(meta["parts"])
-            carried = {name[len(CARRIED) :]: vectors.pop(name) for name in list(vectors) if name.startswith(CARRIED)}
-            self._carry.load_shared(carried, meta["carry"], helper, self._round, applied)
+            shared_vectors = {
+                name[len(RULE_PREFIX) :]: vectors.pop(name) for name in list(vectors) if name.startswith(RULE_PREFIX)
+            }
+            self._rule.load_shared(shared_vectors, meta["rule"], helper, self._round, applied)
             load(vectors, meta["values"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
-        self._say(f"took the state of worker {helper} at round {self._round}")
+        self._log(f"took the state of worker {helper} at round {self._round}")
 
     def serve(self, make_state: Callable[[], tuple[State, dict]]) -> None:
         """Between two steps: give our state to the peers that have asked for it, and await them from now on.
@@ -164,13 +166,13 @@ class Exchange:
 
         def make(peer: int) -> tuple[State, dict]:
             vectors, values = make_state()
-            carried, small = self._carry.shared()
+            shared_vectors, small = self._rule.shared()
             members = self.gate.members()
-            return vectors | {CARRIED + name: vector for name, vector in carried.items()}, {
+            return vectors | {RULE_PREFIX + name: vector for name, vector in shared_vectors.items()}, {
                 "round": self._round,
-                "applied": self._carry.applied(self._round),
+                "applied": self._rule.applied(self._round),
                 "values": values,
-                "carry": small,
+                "rule": small,
                 "stop_at": self.gate.stop_at,
                 "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
                 "parts": self._parts_plain(),
@@ -180,7 +182,7 @@ class Exchange:
 
     # --- one round ----------------------------------------------------------------------------
 
-    def exchange(self, values: np.ndarray, is_cut: Callable[[], bool] = lambda: False) -> np.ndarray:
+    def exchange(self, values: np.ndarray, is_sync_point: Callable[[], bool] = lambda: False) -> np.ndarray:
         """One round: publish a part of the values, take what came, change the values by it and return them.
 
         Args:
@@ -193,7 +195,7 @@ class Exchange:
         self._round += 1
         round = self._round
         self._offer(round, values)
-        values = self._collect(*self._await(round, is_cut), values)
+        values = self._collect(*self._await(round, is_sync_point), values)
         if self._auto is not None:
             self._judge_parts(round)
         self._left_at = time.monotonic()
@@ -201,35 +203,35 @@ class Exchange:
         return values
 
     def _offer(self, round: int, values: np.ndarray) -> None:
-        leaving = self._carry.offer(round, self._schedule.slice(round), values)
+        leaving = self._rule.offer(round, self._schedule.slice(round), values)
         extras: dict[str, float] = {}
         if self._auto is not None:
-            extras = {"p": float(self._schedule.parts), "w": float(self._auto.wish)}
-            self._auto.note(self._bus.worker, round, self._auto.wish)
+            extras = {"p": float(self._schedule.parts), "w": float(self._auto.proposal)}
+            self._auto.note(self._bus.worker, round, self._auto.proposal)
         self._lent = round if leaving.is_lent else 0
-        self._pool.submit(lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
+        self._sender.submit(lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
 
     def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
-        entries = self._carry.encode(leaving, extras)
+        entries = self._rule.encode(leaving, extras)
         self.gate.touch()
         self._giver.note(leaving.round, self._rules.keep_rounds)
         self._bus.publish(entries)
         if leaving.is_lent:
             self._lent = 0
-        elif not self._carry.keeps_leaving:
-            self._spares.give(leaving.values)
+        elif not self._rule.keeps_leaving:
+            self._buffers.give(leaving.values)
         self.gate.touch()
 
-    def _await(self, round: int, is_cut: Callable[[], bool]) -> tuple[int, int]:
+    def _await(self, round: int, is_sync_point: Callable[[], bool]) -> tuple[int, int]:
         """Wait under the bound; returns the round through which to collect and how many share a mean."""
         started = time.monotonic()
         sharers = self.gate.wait(round)
-        is_synchronous = self._rules.slack is not None and is_cut()
+        is_synchronous = self._rules.slack is not None and is_sync_point()
         if is_synchronous:
             sharers = self.gate.wait(round, slack=0)
-        through = self._carry.through(round, is_synchronous)
+        through = self._rule.through(round, is_synchronous)
         self.gate.until(
-            lambda: not self._lent and self._carry.is_ready(through),
+            lambda: not self._lent and self._rule.is_ready(through),
             lambda: f"our own round {self._round} to be published",
         )
         self.wait_s += time.monotonic() - started
@@ -241,9 +243,9 @@ class Exchange:
         for item in items:
             self._staleness.append(max(0, self._round - item.round))
             self._taken[item.sender] = Cursor(item.incarnation, item.round, item.last_sequence)
-        values = self._carry.collect(through, values, items, sharers)
+        values = self._rule.collect(through, values, items, sharers)
         for item in items:
-            self._spares.give(item.values)
+            self._buffers.give(item.values)
         return values
 
     def _judge_parts(self, step: int) -> None:
@@ -251,12 +253,12 @@ class Exchange:
         busy_s = self._bus.read_busy_s, self._bus.publish_busy_s
         self._auto.measure(self._schedule, self._computed_s, queued_s(), *busy_s, time.monotonic())
         if (schedule := self._auto.decide(self._schedule, step)) is not self._schedule:
-            self._say(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
+            self._log(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
             self._reschedule(schedule)
 
     def _reschedule(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        self._carry.reschedule(schedule)
+        self._rule.reschedule(schedule)
 
     def _parts_plain(self) -> dict[str, Any]:
         return {} if self._auto is None else self._auto.to_plain(self._schedule)
@@ -274,7 +276,7 @@ class Exchange:
         if not values.size:
             return values
         copy, round, whole = values.copy(), self._round, Slice(0, values.size)
-        self._pool.submit(lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
+        self._sender.submit(lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
         started = time.monotonic()
         states = self.gate.wait_states(round)
         self.wait_s += time.monotonic() - started
@@ -311,12 +313,12 @@ class Exchange:
                 self._rules.finish_timeout_s,
             )
         except StalledError as error:
-            self._say(f"{error}; ending without what is left of them")
+            self._log(f"{error}; ending without what is left of them")
             self._inbox.count("unfinished", len(self.gate.unfinished(last)))
-        self._pool.drain(self._rules.finish_timeout_s, self._say)
+        self._sender.drain(self._rules.finish_timeout_s, self._log)
         has_any = self._accumulator.has_any()
-        values = self._collect(self._carry.through(last, True), len(self.gate.sharers(last)), values)
-        return values if self._carry.has_rest() or has_any else None
+        values = self._collect(self._rule.through(last, True), len(self.gate.sharers(last)), values)
+        return values if self._rule.has_rest() or has_any else None
 
     def leave(self, is_resumable: bool = False) -> None:
         """Say goodbye in the middle of the run.
@@ -325,44 +327,44 @@ class Exchange:
             is_resumable: all stop together and go on from here, so the window stays as it is; otherwise what
                 is left in it is sent, because the peers go on without us.
         """
-        if not is_resumable and self._rules.carry == "gradients":
+        if not is_resumable and self._rules.exchange == "gradients":
             self._flush(np.zeros(self._schedule.size, np.float32))
         self._publish_fields("goodbye", self._round, {})
-        self._pool.drain(self._rules.finish_timeout_s, self._say)
+        self._sender.drain(self._rules.finish_timeout_s, self._log)
 
     def _flush(self, values: np.ndarray) -> None:
         """Publish every part that may still have something."""
-        for _ in range(self._carry.begin_flush()):
+        for _ in range(self._rule.begin_flush()):
             self._round += 1
             self._offer(self._round, values)
 
     def close(self) -> None:
         """Stop the pumps and the pool; the bus is the caller's to close."""
-        for pump in self._pumps:
-            pump.stop()
-        for pump in self._pumps:
-            pump.close()
-        self._pool.close()
+        for reader in self._readers:
+            reader.stop()
+        for reader in self._readers:
+            reader.close()
+        self._sender.close()
 
     def _publish_fields(self, kind: str, round: int, fields: dict[str, Any]) -> None:
         entries = encode_fields(self._layout, kind, round, fields)
-        self._pool.submit(lambda: self._bus.publish(entries))
+        self._sender.submit(lambda: self._bus.publish(entries))
 
     # --- what others want to know -------------------------------------------------------------
 
     def state(self) -> tuple[State, dict]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._pool.drain(self._rules.stall_timeout_s, self._say):
+        if not self._sender.drain(self._rules.stall_timeout_s, self._log):
             raise StalledError("the exchange has not published everything in time")
         self.gate.check()
-        arrays, values = self._carry.state()
+        arrays, values = self._rule.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
-        return arrays, {"followed": followed, "carry": values, "parts": self._parts_plain()}
+        return arrays, {"followed": followed, "rule": values, "parts": self._parts_plain()}
 
     def load_state(self, arrays: State, values: dict) -> None:
         """The inverse of `state`; before `start`."""
         self._load_parts(values["parts"])
-        self._carry.load_state(arrays, values["carry"])
+        self._rule.load_state(arrays, values["rule"])
         self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in values["followed"].items()}
 
     def stats(self) -> dict[str, Any]:
@@ -375,8 +377,8 @@ class Exchange:
             "staleness_max": max(staleness, default=0),
             "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
-            "dropped": total(self._inbox.dropped(), self._carry.counts, self._bus.refused()),
-            **self._carry.judge.stats(),
+            "dropped": total(self._inbox.dropped(), self._rule.counts, self._bus.refused()),
+            **self._rule.screen.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.errors import LapsedError
+from peers.errors import LeaseExpiredError
 from peers.exchange.clock import SspClock
 from peers.exchange.rules import Rules
 from peers.session.waiting import Waiting
@@ -38,16 +38,16 @@ class ClockGate(Waiting):
         self,
         clock: SspClock,
         stall_timeout_s: float,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
         lead: int | None = None,
         min_peers: int = 0,
         now: Callable[[], float] = time.monotonic,
     ):
-        super().__init__(stall_timeout_s, say, now)
+        super().__init__(stall_timeout_s, log, now)
         self._clock, self._lead = clock, lead
         self._min_peers = min_peers
         # Whether we have once been where the others can await us.
-        self._is_abreast = False
+        self._is_caught_up = False
         # Until everything has been read that was there when we were started again.
         self.is_replaying = False
         self._states: dict[tuple[int, int], np.ndarray] = {}
@@ -67,7 +67,7 @@ class ClockGate(Waiting):
             self._clock.admit(peer, round)
             self._changed.notify_all()
         if is_new:
-            self._say(f"worker {peer} takes part from round {round + 1}")
+            self._log(f"worker {peer} takes part from round {round + 1}")
 
     def returned(self, peer: int) -> None:
         """The same incarnation of the peer is there again; its clock stands where it stood."""
@@ -79,7 +79,7 @@ class ClockGate(Waiting):
             was_member = not self._clock.has_left(peer) and self._clock.drop(peer)
             self._changed.notify_all()
         if was_member:
-            self._say(f"worker {peer} is dropped from the bound: {reason}; going on without it")
+            self._log(f"worker {peer} is dropped from the bound: {reason}; going on without it")
 
     def leave(self, peer: int) -> None:
         """The peer has said goodbye; said once."""
@@ -88,7 +88,7 @@ class ClockGate(Waiting):
             self._clock.leave(peer)
             self._changed.notify_all()
         if was_member:
-            self._say(f"worker {peer} has said goodbye")
+            self._log(f"worker {peer} has said goodbye")
 
     def put_state(self, peer: int, round: int, values: np.ndarray) -> None:
         """Averaged buffers of a peer, float32; kept until its round is past (without a bound: the newest)."""
@@ -152,12 +152,12 @@ class ClockGate(Waiting):
         ahead = [peer for peer, clock in clocks.items() if clock > round + self._lead]
         # One alone may be the one that was cut off.
         are_most = len(ahead) > max(len(clocks) / 2, self._min_peers)
-        if are_most and self._is_abreast:
-            raise LapsedError(
+        if are_most and self._is_caught_up:
+            raise LeaseExpiredError(
                 f"worker {ahead[0]} is at round {clocks[ahead[0]]}, this one at {round}: the others have not awaited it"
             )
         # When what the others said before a restart is replayed, they are ahead for a while.
-        self._is_abreast = self._is_abreast or not ahead and not self.is_replaying
+        self._is_caught_up = self._is_caught_up or not ahead and not self.is_replaying
 
     def unfinished(self, round: int) -> list[int]:
         """The members that have neither said goodbye nor reached a round. For `until`: the lock is held."""
@@ -187,7 +187,7 @@ class ClockGate(Waiting):
             return self._clock.contributors(round)
 
 
-def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, say: Callable[[str], None]) -> ClockGate:
+def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, log: Callable[[str], None]) -> ClockGate:
     """Where one worker waits for its peers; see `peers.exchange.exchange.Exchange` for the arguments."""
     clock = SspClock(peers, rules.slack)
-    return ClockGate(clock, rules.stall_timeout_s, say, rules.furthest_lead(layout), rules.min_peers)
+    return ClockGate(clock, rules.stall_timeout_s, log, rules.furthest_lead(layout), rules.min_peers)

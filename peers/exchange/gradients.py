@@ -2,8 +2,8 @@
 
     offer: window += gradient, one part of it leaves        collect: gradient + what came, mean or sum
 
-With `own: fresh` a worker's own gradient enters at once and in full, those of the others when they come, as in
-the sources. With `own: published` it enters as the others read it and when they do: everyone applies the same
+With `own: immediate` a worker's own gradient enters at once and in full, those of the others when they come, as in
+the sources. With `own: delayed` it enters as the others read it and when they do: everyone applies the same
 messages in the same rounds (round t - slack in round t), so the replicas stay alike bit by bit under any parts,
 slack and codec, and a run repeats; the price is that a worker's own gradient is as old as everyone's. Only so is
 there a set of like things of which a robust rule can take what it takes.
@@ -26,20 +26,20 @@ from typing import Any
 import numpy as np
 
 from peers.codecs.feedback import ErrorFeedback
-from peers.exchange.carry import Leaving, Outgoing, Published, State
+from peers.exchange.rule import Leaving, Outgoing, Published, State
 from peers.exchange.window import Contribution, GradientWindow
 from peers.types import Buffer, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, norm, squares
-from peers.vectors.screen import Judge, Term
+from peers.vectors.screen import Screen, Term
 from peers.wire.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
 
 BLOCK_VALUES = 64 * 1024
 
 
-class GradientCarry:
-    """See `peers.exchange.carry.Carry`.
+class GradientRule:
+    """See `peers.exchange.rule.ExchangeRule`.
 
     Args:
         worker: our number; a sum goes in worker order, so that every worker gets the same.
@@ -61,31 +61,31 @@ class GradientCarry:
         lag: int | None,
         is_mean: bool,
         is_published: bool = False,
-        spares: Spares | None = None,
+        buffers: BufferPool | None = None,
         reduce: Reduce | None = None,
-        judge: Judge | None = None,
+        screen: Screen | None = None,
     ):
-        self.judge = judge or Judge(worker, is_alike=is_published)
-        self.counts: Counter[str] = self.judge.counts
+        self.screen = screen or Screen(worker, is_alike=is_published)
+        self.counts: Counter[str] = self.screen.counts
         self._reduce = reduce
-        self._measures_own = self.judge.is_gating and not is_published
+        self._measures_own = self.screen.is_gating and not is_published
         self.keeps_leaving = is_published and layout.codec.is_exact
         self._worker, self._layout = worker, layout
         self._lag, self._is_mean, self._is_published = lag, is_mean, is_published
         self._outgoing = Outgoing()
         self._has_applied = False
-        self._spares = spares
-        self._window = GradientWindow(size, spares)
+        self._buffers = buffers
+        self._window = GradientWindow(size, buffers)
         self._lossy = ErrorFeedback(layout.codec, size)
         self._schedule = layout.schedule
         # The lengths of what left, by round and part: measured while it is encoded, noted as late as the bound allows,
         # so that how far the encoding is decides nothing.
-        self._lengths: deque[tuple[int, Slice, float]] = deque()
+        self._norms: deque[tuple[int, Slice, float]] = deque()
         self._newest = self._applied = self._measured = 0
 
     def begin(self, round: int) -> None:
         self._newest = self._applied = self._measured = self._outgoing.newest = round
-        self._lengths.clear()
+        self._norms.clear()
 
     def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
@@ -127,7 +127,7 @@ class GradientCarry:
         yield from encode_vector(
             self._layout, "part", leaving.round, leaving.part, values, write=write, extras=extras, look=look
         )
-        self._lengths.append((leaving.round, leaving.part, norm(values, total)))
+        self._norms.append((leaving.round, leaving.part, norm(values, total)))
         self._measured = leaving.round
 
     def through(self, round: int, is_synchronous: bool) -> int:
@@ -160,9 +160,9 @@ class GradientCarry:
         return values
 
     def _note_own(self) -> None:
-        while self._lengths and (self._lag is None or self._lengths[0][0] <= self._newest - self._lag):
-            _, part, length = self._lengths.popleft()
-            self.judge.note_own(part, length)
+        while self._norms and (self._lag is None or self._norms[0][0] <= self._newest - self._lag):
+            _, part, own_norm = self._norms.popleft()
+            self.screen.note_own(part, own_norm)
 
     def _collect_alike(self, through: int, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
         """Round by round what everyone published, ourselves included, in worker order."""
@@ -195,11 +195,11 @@ class GradientCarry:
         for key in dict.fromkeys((item.round, item.slice) for item in items):
             alike = [item for item in items if (item.round, item.slice) == key]
             terms = [Term(item.sender, item.incarnation, norm(item.values, item.squares)) for item in alike]
-            accepted[key] = self.judge.judge(key[1], terms)
+            accepted[key] = self.screen.usable(key[1], terms)
         return [item for item in items if item.sender in accepted[item.round, item.slice]]
 
     def reschedule(self, schedule: Schedule) -> None:
-        self.judge.reschedule(schedule)
+        self.screen.reschedule(schedule)
         self._schedule = schedule
 
     def begin_flush(self) -> int:
@@ -214,16 +214,16 @@ class GradientCarry:
 
     def state(self) -> tuple[State, dict[str, Any]]:
         arrays = {"window": self._window.state(), "kept": self._lossy.state()}
-        judged, strikes = self.judge.state(self._schedule, self._layout.parts)
-        return arrays | judged, {"strikes": strikes}
+        screened, offences = self.screen.state(self._schedule, self._layout.parts)
+        return arrays | screened, {"offences": offences}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
         self._window.load_state(arrays["window"])
         self._lossy.load_state(arrays["kept"])
-        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
+        self.screen.load_state(self._schedule, arrays, values.get("offences", []))
 
     def shared_sizes(self) -> dict[str, int]:
-        return self.judge.sizes(self._schedule, self._layout.parts)
+        return self.screen.sizes(self._schedule, self._layout.parts)
 
     def applied(self, round: int) -> int:
         if self._is_published and self._lag is not None:
@@ -231,13 +231,13 @@ class GradientCarry:
         return round
 
     def shared(self) -> tuple[State, dict[str, Any]]:
-        arrays, strikes = self.judge.state(self._schedule, self._layout.parts)
-        return arrays, {"strikes": strikes}
+        arrays, offences = self.screen.state(self._schedule, self._layout.parts)
+        return arrays, {"offences": offences}
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
         self.begin(round)
         self._applied = applied
-        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
+        self.screen.load_state(self._schedule, arrays, values.get("offences", []))
 
 
 def sum_in_order(worker: int, own: np.ndarray, items: list[Contribution], divisor: int) -> None:

@@ -18,7 +18,7 @@ from peers.exchange.auto import AutoParts
 from peers.exchange.gate import ClockGate
 from peers.exchange.window import Accumulator, Contribution
 from peers.types import Cursor, Entry, Message
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.wire.assembler import Assembler
 from peers.wire.message import Layout, is_sound
 
@@ -52,21 +52,21 @@ class Inbox:
         layout: Layout,
         accumulator: Accumulator,
         gate: ClockGate,
-        wishes: AutoParts | None = None,
-        spares: Spares | None = None,
+        proposals: AutoParts | None = None,
+        buffers: BufferPool | None = None,
         refused: Callable[[int, str], None] = lambda sender, incarnation: None,
     ):
         self._refused = refused
-        self._spares = spares
+        self._buffers = buffers
         self._worker = worker
-        self._parts = wishes
+        self._parts = proposals
         self._layout = layout
         self._accumulator = accumulator
         self._gate = gate
         self._lock = threading.Lock()
         self._senders: dict[int, _Sender] = {}
         self._counts: Counter[str] = Counter()
-        self._wishes: dict[int, tuple[str, str]] = {}
+        self._proposals: dict[int, tuple[str, str]] = {}
         # After a restart: per peer the number of its newest entry then.
         self._unread: dict[int, int] = {}
 
@@ -79,11 +79,11 @@ class Inbox:
         with self._lock:
             self._counts[reason] += how_many
 
-    def take_wishes(self) -> dict[int, tuple[str, str]]:
+    def take_proposals(self) -> dict[int, tuple[str, str]]:
         """Peers that have asked for our state since the last call: their incarnation and the wish's token."""
         with self._lock:
-            wishes, self._wishes = self._wishes, {}
-            return wishes
+            proposals, self._proposals = self._proposals, {}
+            return proposals
 
     def expect_after(self, sender: int, cursor: Cursor) -> None:
         """What the cursor covers is known already; the rounds after it come next."""
@@ -122,7 +122,7 @@ class Inbox:
                 sender.incarnation, sender.assemblers = entry.incarnation, {}
             assembler = sender.assemblers.get(entry.is_direct)
             if assembler is None or not entry.is_contiguous:
-                assembler = sender.assemblers[entry.is_direct] = Assembler(self._layout, self._spares)
+                assembler = sender.assemblers[entry.is_direct] = Assembler(self._layout, self._buffers)
         try:
             message = assembler.feed(entry)
         except MessageError as error:
@@ -168,12 +168,12 @@ class Inbox:
                 if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
                     raise ValueError("token")
                 with self._lock:
-                    self._wishes[peer] = (entry.incarnation, token)
+                    self._proposals[peer] = (entry.incarnation, token)
             case "admit":
-                other, life = int(fields["worker"]), str(fields["life"])
+                other, incarnation = int(fields["worker"]), str(fields["incarnation"])
                 if other != self._worker:
                     self._gate.admit(other, message.round)
-                    self.note_admitted(other, life)
+                    self.note_admitted(other, incarnation)
             case "stop":
                 self._gate.stop(message.round)
 

@@ -17,7 +17,7 @@ from peers.bus.door import Bus
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.session import transfer
-from peers.session.sender import SerialPool
+from peers.session.sender import SenderThread
 from peers.session.transfer import State
 from peers.wire.message import Layout, encode_fields
 
@@ -25,7 +25,7 @@ from peers.wire.message import Layout, encode_fields
 def ask(
     bus: Bus,
     layout: Layout,
-    pool: SerialPool,
+    pool: SenderThread,
     gate: ClockGate,
     helper: tuple[int, str],
     sizes: dict[str, int],
@@ -50,8 +50,8 @@ class Giver:
         lease_s: how long a lease lasts; a state stays for two.
     """
 
-    def __init__(self, bus: Bus, layout: Layout, pool: SerialPool, inbox: Inbox, gate: ClockGate, lease_s: float):
-        self._bus, self._layout, self._pool = bus, layout, pool
+    def __init__(self, bus: Bus, layout: Layout, pool: SenderThread, inbox: Inbox, gate: ClockGate, lease_s: float):
+        self._bus, self._layout, self._sender = bus, layout, pool
         self._inbox, self._gate, self._lease_s = inbox, gate, lease_s
         # Until when they stay, and their fields.
         self._given: list[tuple[float, list[str]]] = []
@@ -72,15 +72,15 @@ class Giver:
         """
         while self._given and time.monotonic() >= self._given[0][0]:
             _, names = self._given.pop(0)
-            self._pool.submit(lambda names=names: self._bus.delete_state(names))
-        for peer, (life, token) in self._inbox.take_wishes().items():
+            self._sender.submit(lambda names=names: self._bus.delete_state(names))
+        for peer, (incarnation, token) in self._inbox.take_proposals().items():
             vectors, meta = make(peer)
-            admit = encode_fields(self._layout, "admit", round, {"worker": peer, "life": life})
+            admit = encode_fields(self._layout, "admit", round, {"worker": peer, "incarnation": incarnation})
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._pool.submit(lambda entries=admit: self._bus.publish(entries))
-            self._inbox.note_admitted(peer, life)
+            self._sender.submit(lambda entries=admit: self._bus.publish(entries))
+            self._inbox.note_admitted(peer, incarnation)
             self._gate.admit(peer, round)
-            self._pool.submit(lambda v=vectors, m=meta, t=token: self._give(v, m, t))
+            self._sender.submit(lambda v=vectors, m=meta, t=token: self._give(v, m, t))
 
     def _give(self, vectors: State, meta: dict[str, Any], token: str) -> None:
         """On the pool, right after `admit`: the joiner reads our stream from what it has not applied."""

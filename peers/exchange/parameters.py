@@ -45,21 +45,21 @@ import numpy as np
 
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS
-from peers.exchange.carry import Leaving, Outgoing, Published, State
+from peers.exchange.rule import Leaving, Outgoing, Published, State
 from peers.exchange.window import Contribution
 from peers.types import Buffer, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
-from peers.vectors.screen import Judge, Term
+from peers.vectors.screen import Screen, Term
 from peers.wire.message import Layout, encode_vector, read_back
 
 # Sums of what is shorter are finite.
 HUGE = 1e37
 
 
-class ParameterCarry:
-    """See `peers.exchange.carry.Carry`.
+class ParameterRule:
+    """See `peers.exchange.rule.ExchangeRule`.
 
     Args:
         worker: our number.
@@ -80,21 +80,21 @@ class ParameterCarry:
         initial: np.ndarray,
         lag: int | None,
         backlog: int = 64,
-        spares: Spares | None = None,
+        buffers: BufferPool | None = None,
         reduce: Reduce = mean,
-        measures_lengths: bool = False,
-        judge: Judge | None = None,
+        measures_norms: bool = False,
+        screen: Screen | None = None,
     ):
-        self._spares = spares or Spares()
-        self.judge = judge or Judge(worker)
-        self.counts: Counter[str] = self.judge.counts
-        self._reduce, self._measures_lengths = reduce, measures_lengths
+        self._buffers = buffers or BufferPool()
+        self.screen = screen or Screen(worker)
+        self.counts: Counter[str] = self.screen.counts
+        self._reduce, self._measures_norms = reduce, measures_norms
         # What an exact codec writes is what the others read.
         self.keeps_leaving = layout.codec.is_exact
         self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
         # What was last agreed. With an exact codec nothing is encoded against it, but lengths are taken from it.
-        is_wanted = lag is not None and (not layout.codec.is_exact or self.judge.is_gating or measures_lengths)
+        is_wanted = lag is not None and (not layout.codec.is_exact or self.screen.is_gating or measures_norms)
         self._agreed = initial.astype(np.float32, copy=True) if is_wanted else None
         self._reference = None if layout.codec.is_exact else self._agreed
         self._outgoing = Outgoing(backlog if lag is None else None)
@@ -105,7 +105,7 @@ class ParameterCarry:
         self._away: dict[int, Slice] = {}
         # Slices whose references differ somewhere, and the round in which a slice was last mended.
         self._broken: set[Slice] = set()
-        self._mended: dict[Slice, int] = {}
+        self._made_whole: dict[Slice, int] = {}
         self._is_flushing = False
         # Whose replica this one was, up to which round: it stands in for ours in the rounds before.
         self._origin: tuple[int, int] | None = None
@@ -118,7 +118,7 @@ class ParameterCarry:
         if self._lag is not None:
             self._away[round] = part
         here = values[part.start : part.stop]
-        leaving = self._spares.take(part.size)
+        leaving = self._buffers.take(part.size)
         if self._reference is None:
             leaving[:] = here
             return Leaving(round, part, leaving, {}, is_whole=self._is_flushing)
@@ -194,7 +194,7 @@ class ParameterCarry:
             is_other = (
                 not one.is_whole and isinstance(one, Contribution) and one.extras.get("b") != mine.extras.get("b")
             )
-            if self._reference is not None and is_other and not mine.is_whole and round > self._mended.get(part, 0):
+            if self._reference is not None and is_other and not mine.is_whole and round > self._made_whole.get(part, 0):
                 self.counts["diverged"] += 1
                 self._broken.add(part)
             fitting[worker] = one
@@ -218,7 +218,7 @@ class ParameterCarry:
             if self._agreed is not None:
                 self._agreed[part.start : part.stop] = average
             if reference is not None:
-                self._mended[part] = self._newest
+                self._made_whole[part] = self._newest
             if is_lost or round == self._newest or self._is_flushing and mine.is_whole:
                 # We have done nothing to it since it was published: agree to the last bit.
                 here[:] = average
@@ -237,11 +237,11 @@ class ParameterCarry:
         for worker, one in found.items():
             is_difference = self._reference is not None and not one.is_whole
             if is_difference or self._agreed is None:
-                length = norm(one.values, one.squares)
+                magnitude = norm(one.values, one.squares)
             else:
-                length = distance(one.values, self._agreed[part.start : part.stop])
-            terms.append(Term(worker, getattr(one, "incarnation", ""), length))
-        accepted = self.judge.judge(part, terms, is_gated=self._agreed is not None)
+                magnitude = distance(one.values, self._agreed[part.start : part.stop])
+            terms.append(Term(worker, getattr(one, "incarnation", ""), magnitude))
+        accepted = self.screen.usable(part, terms, is_gated=self._agreed is not None)
         longest = max((term.norm for term in terms if term.sender in accepted), default=0.0)
         return [one for worker, one in found.items() if worker in accepted], longest
 
@@ -249,7 +249,7 @@ class ParameterCarry:
         """Of weights."""
         if not terms:
             return None
-        if not self._measures_lengths:
+        if not self._measures_norms:
             return self._reduce(terms)
         last = self._agreed[part.start : part.stop]
         return last + self._reduce([term - last for term in terms])
@@ -293,7 +293,7 @@ class ParameterCarry:
                 self.counts["late" if mine is None else "misaligned"] += 1
                 continue
             term = Term(item.sender, item.incarnation, distance(item.values, mine.values))
-            if not self.judge.judge(item.slice, [term]):
+            if not self.screen.usable(item.slice, [term]):
                 continue
             here = values[item.slice.start : item.slice.stop]
             change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
@@ -305,7 +305,7 @@ class ParameterCarry:
                     np.add(other.values, change, out=other.values)
 
     def reschedule(self, schedule: Schedule) -> None:
-        self.judge.reschedule(schedule)
+        self.screen.reschedule(schedule)
         self._schedule = schedule
 
     def begin_flush(self) -> int:
@@ -320,20 +320,20 @@ class ParameterCarry:
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """At a cut everything published has been applied, so the reference is all there is."""
-        arrays, strikes = self.judge.state(self._schedule, self._layout.parts)
+        arrays, offences = self.screen.state(self._schedule, self._layout.parts)
         if self._agreed is not None:
             arrays["reference"] = self._agreed.copy()
-        return arrays, {"broken": [list(part) for part in self._broken], "strikes": strikes}
+        return arrays, {"broken": [list(part) for part in self._broken], "offences": offences}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
         # A checkpoint of weights that were not judged has none; everybody then measures from the first weights.
         if self._agreed is not None and ("reference" in arrays or self._reference is not None):
             self._agreed[:] = arrays["reference"]
-        self.judge.load_state(self._schedule, arrays, values.get("strikes", []))
+        self.screen.load_state(self._schedule, arrays, values.get("offences", []))
         self._broken = {Slice(*part) for part in values.get("broken", ())}
 
     def shared_sizes(self) -> dict[str, int]:
-        sizes = self.judge.sizes(self._schedule, self._layout.parts)
+        sizes = self.screen.sizes(self._schedule, self._layout.parts)
         return sizes if self._agreed is None else sizes | {"reference": self._agreed.size}
 
     def applied(self, round: int) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peers.exchange.carry import Carry
-from peers.exchange.gradients import GradientCarry
-from peers.exchange.parameters import ParameterCarry
+from peers.exchange.gradients import GradientRule
+from peers.exchange.parameters import ParameterRule
+from peers.exchange.rule import ExchangeRule
 from peers.vectors import reduce as robust
-from peers.vectors.buffers import Spares
-from peers.vectors.screen import Judge
+from peers.vectors.buffers import BufferPool
+from peers.vectors.screen import Screen
 from peers.wire.message import Layout
 
 
@@ -22,12 +22,12 @@ class Rules:
 
     Attributes:
         slack: the staleness bound in steps; None for none.
-        carry: gradients or parameters.
+        exchange: gradients or parameters.
         own: for gradients: fresh (our own enters at once) or published (as and when the others' do).
         reduce: mean (of the members), for gradients also sum, or one of the robust rules, which need a bound and,
             for gradients, that `own` is published; see `peers.vectors.reduce`.
         hostile: for the trimmed mean, how many of the workers may be bad.
-        norm_gate, strikes: see `peers.vectors.screen.Judge`; 0 for none.
+        norm_gate, strikes: see `peers.vectors.screen.Screen`; 0 for none.
         keep_rounds: how many rounds an outbox keeps for those who lag or replay.
         least_rounds: how many of them where Redis is full; None for all.
         min_peers: with fewer live peers this worker waits until they are back; see `ClockGate`.
@@ -36,16 +36,16 @@ class Rules:
     """
 
     slack: int | None = 2
-    carry: str = "gradients"
-    own: str = "fresh"
+    exchange: str = "gradients"
+    own: str = "immediate"
     reduce: str = "mean"
-    hostile: int = 1
+    byzantine: int = 1
     norm_gate: float = 10.0
-    strikes: int = 10
+    offences: int = 10
     keep_rounds: int = 64
     least_rounds: int | None = None
     min_peers: int = 0
-    cut_periods: tuple[int, ...] = ()
+    sync_periods: tuple[int, ...] = ()
     lease_s: float = 30.0
     stall_timeout_s: float = 600.0
     finish_timeout_s: float = 60.0
@@ -74,40 +74,40 @@ class Rules:
         return keep_rounds * layout.entries_per_round() + small + self._state_entries(layout, keep_rounds) + 16
 
     def _state_entries(self, layout: Layout, keep_rounds: int) -> int:
-        return sum(keep_rounds // period + 2 for period in self.cut_periods) * layout.entries_per_state()
+        return sum(keep_rounds // period + 2 for period in self.sync_periods) * layout.entries_per_state()
 
 
-def make_carry(
+def make_rule(
     rules: Rules,
     worker: int,
     layout: Layout,
     initial: np.ndarray,
-    spares: Spares,
-    say: Callable[[str], None] = lambda line: None,
-) -> Carry:
+    buffers: BufferPool,
+    log: Callable[[str], None] = lambda line: None,
+) -> ExchangeRule:
     """What is carried, for one worker; see `peers.exchange.exchange.Exchange` for the arguments."""
-    is_alike = rules.slack is not None if rules.carry == "parameters" else rules.own == "published"
-    judge = Judge(worker, rules.norm_gate, rules.strikes, is_alike, say)
-    if rules.carry == "parameters":
-        return ParameterCarry(
+    is_alike = rules.slack is not None if rules.exchange == "parameters" else rules.own == "delayed"
+    screen = Screen(worker, rules.norm_gate, rules.offences, is_alike, log)
+    if rules.exchange == "parameters":
+        return ParameterRule(
             worker,
             layout,
             initial,
             rules.slack,
             rules.keep_rounds,
-            spares,
-            reduce=robust.build(rules.reduce, rules.hostile),
-            measures_lengths=rules.reduce == "clipped_mean",
-            judge=judge,
+            buffers,
+            reduce=robust.build(rules.reduce, rules.byzantine),
+            measures_norms=rules.reduce == "clipped_mean",
+            screen=screen,
         )
-    return GradientCarry(
+    return GradientRule(
         worker,
         layout,
         initial.size,
         lag=rules.slack,
         is_mean=rules.reduce == "mean",
-        is_published=rules.own == "published",
-        spares=spares,
-        reduce=robust.build(rules.reduce, rules.hostile) if rules.reduce in robust.RULES else None,
-        judge=judge,
+        is_published=rules.own == "delayed",
+        buffers=buffers,
+        reduce=robust.build(rules.reduce, rules.byzantine) if rules.reduce in robust.RULES else None,
+        screen=screen,
     )

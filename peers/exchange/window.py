@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peers.types import Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 
 
 class GradientWindow:
@@ -32,8 +32,8 @@ class GradientWindow:
         is_dirty: whether anything may have gathered; with one part everything leaves at once.
     """
 
-    def __init__(self, size: int, spares: Spares | None = None):
-        self._spares = spares or Spares()
+    def __init__(self, size: int, buffers: BufferPool | None = None):
+        self._buffers = buffers or BufferPool()
         self._values = np.zeros(size, dtype=np.float32)
         self.is_dirty = False
 
@@ -49,7 +49,7 @@ class GradientWindow:
         """
         leaving = gradient[part.start : part.stop]
         view = self._values[part.start : part.stop]
-        taken = self._spares.take(part.size)
+        taken = self._buffers.take(part.size)
         if self.is_dirty:
             np.add(view, leaving, out=taken)
             view[:] = 0

@@ -6,7 +6,7 @@
     rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash: who needs one reads it
 
 One thread encodes and publishes, in the order of the calls, so what an announcement points to is there before it is
-read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.rounds.mailbox`).
+read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.rounds.messages`).
 
 What always holds: a gather ends, at the latest at its deadline; an answer counts in the round that it belongs to, or
 is counted as late; a peer that is gone holds nobody up.
@@ -30,15 +30,15 @@ from peers.codecs.exact import CODECS, Codec
 from peers.errors import BusError, MessageError, StalledError
 from peers.rounds.deadline import Deadline
 from peers.rounds.leadership import Leadership
-from peers.rounds.mailbox import Letter, TimedMailbox
+from peers.rounds.messages import Received, TimedMessageStore
 from peers.session import transfer
-from peers.session.reader import Pump
+from peers.session.reader import PeerReader
 from peers.session.rendezvous import Start
-from peers.session.sender import SerialPool
+from peers.session.sender import SenderThread
 from peers.session.waiting import failed
 from peers.types import Message, Slice
 from peers.vectors.reduce import norm
-from peers.vectors.screen import Judge, Term
+from peers.vectors.screen import Screen, Term
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 
 Answer = TypeVar("Answer")
@@ -95,43 +95,45 @@ class Rounds:
         lease_s: float,
         stall_timeout_s: float,
         finish_timeout_s: float,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         min_peers: int = 0,
-        judge: Judge | None = None,
+        screen: Screen | None = None,
     ):
-        self._judge = judge or Judge(bus.worker, say=say)
-        self._bus, self._layout, self._say = bus, layout, say
+        self._judge = screen or Screen(bus.worker, log=log)
+        self._bus, self._layout, self._log = bus, layout, log
         self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
         self.leadership, self.deadline = leadership, deadline
-        self.mail = TimedMailbox(deadline, layout, stall_timeout_s, say)
-        self.mail.refused = self._judge.note_refused
-        self._pool = SerialPool(lambda error: self.mail.fail(failed(error, "publishing")))
-        self._pumps: list[Pump] = []
-        self._is_abreast, self._min_peers = True, min_peers
+        self.messages = TimedMessageStore(deadline, layout, stall_timeout_s, log)
+        self.messages.refused = self._judge.note_refused
+        self._sender = SenderThread(lambda error: self.messages.fail(failed(error, "publishing")))
+        self._readers: list[PeerReader] = []
+        self._is_caught_up, self._min_peers = True, min_peers
         self.wait_s = 0.0
         bus.configure(kept_entries(layout), layout.largest_payload_bytes())
 
     # --- beginning and end --------------------------------------------------------------------
 
     def start(self, start: Start, round: int) -> None:
-        """Follow the peers and say hello. One that joins counts as abreast only after `caught_up`."""
-        self._is_abreast = start.kind != "join"
-        for peer, life in start.incarnations.items():
-            self._bus.follow(peer, life)
-            self.mail.begin_life(peer, life)
-            self.mail.admit(peer)
+        """Follow the peers and say hello. One that joins counts as abreast only after `note_caught_up`."""
+        self._is_caught_up = start.kind != "join"
+        for peer, incarnation in start.incarnations.items():
+            self._bus.follow(peer, incarnation)
+            self.messages.begin_incarnation(peer, incarnation)
+            self.messages.admit(peer)
         self._hello(round)
         for server in range(len(self._bus.servers)):
-            pump = Pump(self._bus, server, self.mail, self.mail, self._lease_s, start.incarnations, self._say)
-            self._pumps.append(pump)
-            pump.start()
+            reader = PeerReader(
+                self._bus, server, self.messages, self.messages, self._lease_s, start.incarnations, self._log
+            )
+            self._readers.append(reader)
+            reader.start()
 
     def _hello(self, round: int) -> None:
-        self.publish("hello", round, {"is_joining": not self._is_abreast, "is_replaying": False})
+        self.publish("hello", round, {"is_joining": not self._is_caught_up, "is_replaying": False})
 
-    def caught_up(self, round: int) -> None:
+    def note_caught_up(self, round: int) -> None:
         """We have what it takes to lead, should it come to that."""
-        self._is_abreast = True
+        self._is_caught_up = True
         self._hello(round)
 
     def finish(self, round: int) -> None:
@@ -139,26 +141,26 @@ class Rounds:
         self.publish("goodbye", round, {})
         try:
             self.until(
-                lambda: not self.mail.live(),
-                lambda: f"workers {_names(self.mail.live())} to finish",
+                lambda: not self.messages.live(),
+                lambda: f"workers {_names(self.messages.live())} to finish",
                 self._finish_timeout_s,
             )
         except StalledError as error:
-            self._say(f"{error}; ending without them")
-        self._pool.drain(self._finish_timeout_s, self._say)
+            self._log(f"{error}; ending without them")
+        self._sender.drain(self._finish_timeout_s, self._log)
 
     def leave(self, round: int) -> None:
         """Say goodbye after a round, in the middle of the run."""
         self.publish("goodbye", round, {})
-        self._pool.drain(self._finish_timeout_s, self._say)
+        self._sender.drain(self._finish_timeout_s, self._log)
 
     def close(self) -> None:
         """Stop the pumps and the publishing; the bus is the caller's to close."""
-        for pump in self._pumps:
-            pump.stop()
-        for pump in self._pumps:
-            pump.close()
-        self._pool.close()
+        for reader in self._readers:
+            reader.stop()
+        for reader in self._readers:
+            reader.close()
+        self._sender.close()
 
     # --- speaking -----------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Rounds:
             content: a vector is ours to read until `drain` or the end of the run: give a copy of what changes.
             extras: small numbers that go with a vector.
         """
-        self._pool.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
+        self._sender.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
 
     def send(
         self,
@@ -186,7 +188,7 @@ class Rounds:
         extras: dict[str, float] | None = None,
     ) -> None:
         """Say something to one peer. Arguments as of `publish`."""
-        self._pool.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
+        self._sender.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
 
     def _entries(self, kind: str, round: int, content: dict[str, Any] | np.ndarray, extras: dict[str, float] | None):
         if isinstance(content, dict):
@@ -199,12 +201,12 @@ class Rounds:
         def give() -> None:
             transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._lease_s)
 
-        self._pool.submit(give)
+        self._sender.submit(give)
 
     def forget(self, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]) -> None:
         """Take away what was put under a name; arguments as it was put."""
         names = transfer.field_names(sizes, name, codec)
-        self._pool.submit(lambda: self._bus.delete_state(names))
+        self._sender.submit(lambda: self._bus.delete_state(names))
 
     def fetch(
         self, peer: int, incarnation: str, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]
@@ -219,7 +221,7 @@ class Rounds:
             StalledError, BusError, MessageError: they are not there, cannot be read, or are damaged.
         """
         return self.ask(
-            lambda: transfer.take(self._bus, peer, incarnation, name, sizes, 0.0, self.mail.check, codec),
+            lambda: transfer.take(self._bus, peer, incarnation, name, sizes, 0.0, self.messages.check, codec),
             f"the state {name} of worker {peer}",
         )
 
@@ -236,9 +238,9 @@ class Rounds:
                 done.append((action(), None))
             except (StalledError, BusError, MessageError) as error:
                 done.append((None, error))
-            self.mail.touch()
+            self.messages.touch()
 
-        self._pool.submit(act)
+        self._sender.submit(act)
         self.until(lambda: bool(done), lambda: what)
         answer, error = done[0]
         if error is not None:
@@ -251,9 +253,9 @@ class Rounds:
         Raises:
             StalledError: it was not, for the stall timeout.
         """
-        if not self._pool.drain(self._stall_timeout_s, self._say):
+        if not self._sender.drain(self._stall_timeout_s, self._log):
             raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
-        self.mail.check()
+        self.messages.check()
 
     # --- listening ----------------------------------------------------------------------------
 
@@ -261,13 +263,13 @@ class Rounds:
         """Wait; the time counts as waiting. Raises as `Waiting.until`."""
         began = time.monotonic()
         try:
-            self.mail.until(is_done, describe, timeout_s)
+            self.messages.until(is_done, describe, timeout_s)
         finally:
             self.wait_s += time.monotonic() - began
 
     def open(self, kind: str, round: int) -> None:
         """From now on answers of this kind and round are awaited: their time counts from here."""
-        self.mail.open_round(kind, round)
+        self.messages.open_round(kind, round)
 
     def gather(
         self,
@@ -279,8 +281,8 @@ class Rounds:
         is_off: Callable[[], bool] = lambda: False,
         own: np.ndarray | None = None,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
-        length: Callable[[np.ndarray], float] = norm,
-        lives: Mapping[int, str] = MappingProxyType({}),
+        measure: Callable[[np.ndarray], float] = norm,
+        incarnations: Mapping[int, str] = MappingProxyType({}),
     ) -> Gathered:
         """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
 
@@ -298,15 +300,19 @@ class Rounds:
             lives: in which each was asked, where that is known; who has begun another since will not answer.
         """
 
-        def found() -> dict[int, Letter]:
+        def found() -> dict[int, Received]:
             # A leader that was started again finds what was said to its former life, perhaps about the same round.
-            term, letters = self.leadership.term, {x: self.mail.letter(kind, x, round) for x in sorted(senders)}
-            return {x: y for x, y in letters.items() if y and y.message.extras.get("term", term) == term}
+            term, kept = self.leadership.term, {x: self.messages.received(kind, x, round) for x in sorted(senders)}
+            return {x: y for x, y in kept.items() if y and y.message.extras.get("term", term) == term}
 
         def missing() -> list[int]:
             # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
-            live, there = self.mail.reached(round), found()
-            again = {sender for sender, life in lives.items() if life != self.mail.life(sender)}
+            live, there = self.messages.reached(round), found()
+            again = {
+                sender
+                for sender, incarnation in incarnations.items()
+                if incarnation != self.messages.incarnation(sender)
+            }
             return [sender for sender in sorted(senders) if sender in live - again and sender not in there]
 
         try:
@@ -316,27 +322,28 @@ class Rounds:
                 timeout_s,
             )
         except StalledError:
-            self._say(f"round {round}: no {kind} from workers {_names(missing())} within {timeout_s:.1f} s")
-        letters = found()
-        self.mail.close_round(kind, round)
-        for letter in letters.values():
-            self.mail.note_answer(kind, round, letter.at_s)
-        gone = tuple(sender for sender in sorted(senders) if sender not in letters)
-        messages = {sender: letter.message for sender, letter in letters.items()}
+            self._log(f"round {round}: no {kind} from workers {_names(missing())} within {timeout_s:.1f} s")
+        kept = found()
+        self.messages.close_round(kind, round)
+        for received in kept.values():
+            self.messages.note_answer(kind, round, received.at_s)
+        gone = tuple(sender for sender in sorted(senders) if sender not in kept)
+        messages = {sender: received.message for sender, received in kept.items()}
         answers = {} if own is None else {self._bus.worker: own}
         for sender, message in messages.items():
             with contextlib.suppress(ValueError):
                 answers[sender] = read(message)
-        lives = {sender: letter.incarnation for sender, letter in letters.items()} | {self._bus.worker: ""}
+        incarnations = {sender: received.incarnation for sender, received in kept.items()} | {self._bus.worker: ""}
         asked = sorted({*messages, *answers})
         terms = [
-            Term(worker, lives[worker], length(answers[worker]) if worker in answers else math.nan) for worker in asked
+            Term(worker, incarnations[worker], measure(answers[worker]) if worker in answers else math.nan)
+            for worker in asked
         ]
-        accepted = self._judge.judge(Slice(0, self._layout.kinds[kind][0]), terms)
+        accepted = self._judge.usable(Slice(0, self._layout.kinds[kind][0]), terms)
         for worker, _, found in terms:
-            if worker not in accepted and not self._judge.is_muted(worker):
+            if worker not in accepted and not self._judge.is_banned(worker):
                 why = "far longer than usual" if math.isfinite(found) else "not finite"
-                self._say(f"round {round}: the {kind} of worker {worker} is {why}; left out")
+                self._log(f"round {round}: the {kind} of worker {worker} is {why}; left out")
         answers = {worker: answers[worker] for worker in asked if worker in accepted}
         return Gathered(answers, messages, gone, len(answers) < quorum)
 
@@ -345,30 +352,30 @@ class Rounds:
     def leader(self) -> int | None:
         """Who leads now; reads what those who may lead have said since the last call."""
         for kind in ANNOUNCEMENTS:
-            for sender, letters in self.mail.letters(kind).items():
-                for letter in letters:
-                    self.leadership.note(sender, term_of(letter))
-        may_lead = self._is_abreast and len(self.mail.reached(0)) >= self._min_peers
-        return self.leadership.leader(self.mail.abreast() | ({self._bus.worker} if may_lead else set()))
+            for sender, kept in self.messages.kept(kind).items():
+                for received in kept:
+                    self.leadership.note(sender, term_of(received))
+        may_lead = self._is_caught_up and len(self.messages.reached(0)) >= self._min_peers
+        return self.leadership.leader(self.messages.caught_up() | ({self._bus.worker} if may_lead else set()))
 
-    def newest(self) -> tuple[int, Letter] | None:
+    def newest(self) -> tuple[int, Received] | None:
         """Of what leaders have announced and what is in force, the newest, and who said it."""
         self.leader()
         found = [
-            (term_of(letter), letter.message.round, letter.message.kind == "round_end", sender, letter)
+            (term_of(received), received.message.round, received.message.kind == "round_end", sender, received)
             for kind in ANNOUNCEMENTS
-            for sender, letters in self.mail.letters(kind).items()
-            for letter in letters
-            if self.is_in_force(sender, letter)
+            for sender, kept in self.messages.kept(kind).items()
+            for received in kept
+            if self.is_in_force(sender, received)
         ]
         if not found:
             return None
-        *_, sender, letter = max(found, key=lambda item: item[:4])
-        return sender, letter
+        *_, sender, received = max(found, key=lambda item: item[:4])
+        return sender, received
 
-    def is_in_force(self, sender: int, letter: Letter) -> bool:
+    def is_in_force(self, sender: int, received: Received) -> bool:
         """Whether an announcement is one of the leader that we follow, or of one with a better claim."""
-        return self.leadership.is_in_force(sender, term_of(letter))
+        return self.leadership.is_in_force(sender, term_of(received))
 
     def stats(self) -> dict[str, Any]:
         """Since the start: bytes, seconds, what was not used; now: who is there."""
@@ -377,8 +384,8 @@ class Rounds:
             "received_bytes": self._bus.received_bytes,
             "staleness_mean": 0.0,
             "staleness_max": 0,
-            "live_peers": len(self.mail.live()),
-            "dropped": total(self.mail.counts(), self._judge.counts, self._bus.refused()),
+            "live_peers": len(self.messages.live()),
+            "dropped": total(self.messages.counts(), self._judge.counts, self._bus.refused()),
             **self._judge.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
@@ -390,9 +397,9 @@ def kept_entries(layout: RoundLayout) -> int:
     return KEPT_VECTORS * max((layout.entries(kind) for kind in layout.kinds), default=1) + KEPT_FIELDS
 
 
-def term_of(letter: Letter) -> int:
+def term_of(received: Received) -> int:
     """The term in which a leader says something; -1, which no leader has, where it does not say."""
-    term = letter.message.fields.get("term")
+    term = received.message.fields.get("term")
     return term if isinstance(term, int) and 0 <= term < 2**48 else -1
 
 

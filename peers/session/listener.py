@@ -8,7 +8,7 @@ from peers.types import Entry
 
 
 class Listener(Protocol):
-    """Takes the entries of the peers, in order per sender. `peers.exchange.inbox`, `peers.rounds.mailbox`."""
+    """Takes the entries of the peers, in order per sender. `peers.exchange.inbox`, `peers.rounds.messages`."""
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
         """Take one entry; False if it changed on its way and is to be read once more."""
@@ -18,7 +18,7 @@ class Listener(Protocol):
 
 
 class Members(Protocol):
-    """Knows which peers are there. `peers.exchange.gate`, `peers.rounds.mailbox`."""
+    """Knows which peers are there. `peers.exchange.gate`, `peers.rounds.messages`."""
 
     def is_member(self, peer: int) -> bool:
         """Whether the peer is awaited."""

@@ -23,7 +23,7 @@ LAST_READS = 64
 FEW_SERVERS = 8
 
 
-class Pump:
+class PeerReader:
     """Follows the peers on one server, life by life.
 
     A peer whose lease has gone is dropped from the bound; a server that does not answer for a whole
@@ -47,7 +47,7 @@ class Pump:
         gate: Members,
         lease_s: float,
         known: dict[int, str],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         self._bus, self._server = bus, server
         self._inbox, self._gate = inbox, gate
@@ -58,7 +58,7 @@ class Pump:
         self._doubted: dict[tuple[int, bool], tuple[str, int]] = {}
         self._quiet_until = 0.0
         self._ease = max(1.0, len(bus.servers) / FEW_SERVERS)
-        self._say = say
+        self._log = log
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"degan-pump-{server}", daemon=True)
 
@@ -82,7 +82,7 @@ class Pump:
                 if time.monotonic() >= next_poll:
                     leases = self._bus.leases(self._server)
                     if is_out:
-                        self._say(f"the Redis of workers {self._names()} answers again")
+                        self._log(f"the Redis of workers {self._names()} answers again")
                         # It may have lost its leases; the workers' heartbeats write them anew.
                         self._quiet_until = time.monotonic() + heartbeat_s(self._lease_s) + 1.0
                         is_out = False
@@ -94,7 +94,7 @@ class Pump:
                 if self._closing.is_set():
                     return
                 if not is_out:
-                    self._say(f"{error}; trying again")
+                    self._log(f"{error}; trying again")
                     is_out = True
                 next_poll = 0.0
                 if time.monotonic() - last_answer > self._lease_s:
@@ -131,7 +131,7 @@ class Pump:
                 continue
             if self._known.get(peer) != lease.incarnation:
                 if peer in self._known:
-                    self._say(f"worker {peer} was started again on {lease.host.split('/', 1)[0]}")
+                    self._log(f"worker {peer} was started again on {lease.host.split('/', 1)[0]}")
                     self._read_on()
                     self._gate.restarted(peer, lease.incarnation)
                 self._known[peer] = lease.incarnation

@@ -31,7 +31,7 @@ from peers.errors import (
     BusError,
     DisagreementError,
     DuplicateError,
-    LapsedError,
+    LeaseExpiredError,
     MessageError,
     PeersError,
 )
@@ -63,7 +63,7 @@ class Start:
     helper: int | None = None
     furthest: int = 0
     term: int = 0
-    abouts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    peer_infos: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class Rendezvous:
@@ -86,17 +86,17 @@ class Rendezvous:
         agreed: dict[str, Any],
         lease_s: float,
         timeout_s: float,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
-        about: dict[str, Any] | None = None,
+        peer_info: dict[str, Any] | None = None,
         may_replay: bool = True,
     ):
         self._bus = bus
-        self._about, self._may_replay = about or {}, may_replay
-        self._abouts: dict[int, dict[str, Any]] = {}
+        self._peer_info, self._may_replay = peer_info or {}, may_replay
+        self._peer_infos: dict[int, dict[str, Any]] = {}
         self._agreed = agreed
         self._lease_s, self._timeout_s = lease_s, timeout_s
-        self._say = say
+        self._log = log
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._lease = Lease(
@@ -121,7 +121,7 @@ class Rendezvous:
         Raises:
             DuplicateError: the number is in use.
         """
-        self._hello = msgpack.packb({"agreed": self._agreed, "checkpoints": checkpoints, "about": self._about})
+        self._hello = msgpack.packb({"agreed": self._agreed, "checkpoints": checkpoints, "peer_info": self._peer_info})
         self._bus.put_state({"hello": self._hello}, self._lease_s)
         deadline, has_said = time.monotonic() + self._lease_s + 1, False
         while True:
@@ -136,7 +136,7 @@ class Rendezvous:
                 if error.host == self._lease.host or time.monotonic() >= deadline:
                     raise
                 if not has_said:
-                    self._say(f"{error}; waiting up to {self._lease_s:g} s for its lease to end")
+                    self._log(f"{error}; waiting up to {self._lease_s:g} s for its lease to end")
                     has_said = True
                 time.sleep(0.2)
         self._heart.start()
@@ -157,16 +157,16 @@ class Rendezvous:
         peers = [peer for group in self._bus.servers for peer in group]
         deadline = time.monotonic() + self._timeout_s
         agreeing: dict[int, tuple[str, list[int]]] = {}
-        next_line, lives = time.monotonic() + 3.0, {}
+        next_line, incarnations = time.monotonic() + 3.0, {}
         while True:
             if self._failure is not None:
                 raise self._failure
             leases = self._leases()
             self._refuse_strangers()
             found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
-            if found != lives or any(lease and not self._is_beating(lease) for lease in leases.values()):
+            if found != incarnations or any(lease and not self._is_beating(lease) for lease in leases.values()):
                 # Someone came or went, or a dead run's lease is about to end: the wait begins anew.
-                deadline, lives = time.monotonic() + self._timeout_s, found
+                deadline, incarnations = time.monotonic() + self._timeout_s, found
             for peer, lease in leases.items():
                 if lease is not None and agreeing.get(peer, ("",))[0] != lease.incarnation:
                     common = self._check(peer, lease)
@@ -186,7 +186,7 @@ class Rendezvous:
                 furthest = max(lease.step for lease in strangers.values())
                 term = max(lease.term for lease in strangers.values())
                 seen = {p: lease.incarnation for p, lease in there.items()}
-                return Start("join", 0, seen, helper, furthest, term, self._abouts)
+                return Start("join", 0, seen, helper, furthest, term, self._peer_infos)
             elif len(there) == len(peers):
                 seen = {peer: lease.incarnation for peer, lease in there.items()}
                 self._update(phase="ready", seen=seen)
@@ -200,7 +200,7 @@ class Rendezvous:
                             + "; start all with --resume and a step that all have, or all without"
                         )
                     self._update(phase="training", step=step, since=step)
-                    return Start("together", step, seen, abouts=self._abouts)
+                    return Start("together", step, seen, peer_infos=self._peer_infos)
             now = time.monotonic()
             missing = [peer for peer in peers if leases.get(peer) is None]
             if now >= deadline:
@@ -216,7 +216,7 @@ class Rendezvous:
                 )
             if now >= next_line and missing:
                 names, left_s = ", ".join(map(str, missing)), deadline - now
-                self._say(f"waiting for worker {names} to start; giving up in {left_s:.0f} s (connect_timeout_s)")
+                self._log(f"waiting for worker {names} to start; giving up in {left_s:.0f} s (connect_timeout_s)")
                 next_line = now + 10.0
             time.sleep(POLL_S)
 
@@ -291,7 +291,7 @@ class Rendezvous:
             if hello is None:
                 return None
             theirs, checkpoints = hello["agreed"], [int(step) for step in hello["checkpoints"]]
-            self._abouts[peer] = dict(hello["about"])
+            self._peer_infos[peer] = dict(hello["peer_info"])
         except (BusError, MessageError, KeyError, TypeError, ValueError, OverflowError):
             return None
         if not isinstance(theirs, dict) or not all(isinstance(key, str) for key in theirs):
@@ -311,14 +311,14 @@ class Rendezvous:
         state = self._bus.get_state(peer, incarnation, ["hello"])
         return decode_fields(state["hello"]) if "hello" in state else None
 
-    def about(self, peer: int, incarnation: str) -> dict[str, Any]:
+    def peer_info(self, peer: int, incarnation: str) -> dict[str, Any]:
         """What a peer says of itself in this life; empty if it does not.
 
         Raises:
             BusError, MessageError: it cannot be read.
         """
         hello = self._hello_of(peer, incarnation) or {}
-        return hello["about"] if isinstance(hello.get("about"), dict) else {}
+        return hello["peer_info"] if isinstance(hello.get("peer_info"), dict) else {}
 
     def _is_beating(self, lease: Lease) -> bool:
         """Whether a lease is certainly that of a living worker: of this host, or renewed since we first saw it."""
@@ -337,7 +337,7 @@ class Rendezvous:
             return False
         if not checkpoints:
             # From the very beginning, if those with whom we began are still in that life.
-            followed = {peer: (life, 0) for peer, life in old.seen.items()}
+            followed = {peer: (incarnation, 0) for peer, incarnation in old.seen.items()}
         return all(
             peer in strangers
             and followed.get(peer, ("",))[0] == strangers[peer].incarnation
@@ -366,10 +366,10 @@ class Rendezvous:
                 self._bus.put_state({"hello": self._hello}, self._lease_s)
         except BusError as error:
             if not self._is_out:
-                self._say(f"{error}; trying again")
+                self._log(f"{error}; trying again")
             self._is_out = True
             return
-        except LapsedError as error:
+        except LeaseExpiredError as error:
             self._closing.set()
             self._fail(error)
             return
@@ -382,7 +382,7 @@ class Rendezvous:
         if state == "taken":
             self._fail(BusError(f"someone else has taken over worker {worker}; this process stops"))
         else:
-            self._fail(LapsedError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
+            self._fail(LeaseExpiredError(f"worker {worker} was away for longer than its lease of {self._lease_s:g} s"))
 
     def _fail(self, error: PeersError) -> None:
         self._failure = error

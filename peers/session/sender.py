@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 
 from peers.errors import StalledError
-from peers.types import SAY_AFTER_S
+from peers.types import LOG_AFTER_S
 
 
-class SerialPool:
+class SenderThread:
     """One thread, one queue of jobs.
 
     Args:
@@ -44,17 +44,17 @@ class SerialPool:
             self._changed.notify_all()
             return True
 
-    def drain(self, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> bool:
+    def drain(self, timeout_s: float, log: Callable[[str], None] = lambda line: None) -> bool:
         """Wait until nothing is queued or running; returns whether that was reached in time.
 
         Args:
             say: called with one line for a person, should it take long.
         """
         with self._changed:
-            if self._changed.wait_for(self._is_idle, min(SAY_AFTER_S, timeout_s)):
+            if self._changed.wait_for(self._is_idle, min(LOG_AFTER_S, timeout_s)):
                 return True
-            say(f"waiting for our own Redis to take what was said since {SAY_AFTER_S:g} s, {timeout_s:g} s at most")
-            return self._changed.wait_for(self._is_idle, max(0.0, timeout_s - SAY_AFTER_S))
+            log(f"waiting for our own Redis to take what was said since {LOG_AFTER_S:g} s, {timeout_s:g} s at most")
+            return self._changed.wait_for(self._is_idle, max(0.0, timeout_s - LOG_AFTER_S))
 
     def _is_idle(self) -> bool:
         return self._is_closed or not self._jobs

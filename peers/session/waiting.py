@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from peers.errors import PeersError, StalledError
-from peers.types import SAY_AFTER_S
+from peers.types import LOG_AFTER_S
 
 
 class Waiting:
@@ -26,11 +26,11 @@ class Waiting:
     def __init__(
         self,
         stall_timeout_s: float,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
         now: Callable[[], float] = time.monotonic,
     ):
         self._stall_timeout_s = stall_timeout_s
-        self._say = say
+        self._log = log
         self._now = now
         self._changed = threading.Condition(threading.RLock())
         self._failure: BaseException | None = None
@@ -68,7 +68,7 @@ class Waiting:
         """
         start = self._now()
         timeout_s = self._stall_timeout_s if timeout_s is None else timeout_s
-        next_line_s = SAY_AFTER_S
+        next_line_s = LOG_AFTER_S
         with self._changed:
             while True:
                 self.check()
@@ -78,7 +78,7 @@ class Waiting:
                 if waited_s >= timeout_s:
                     raise StalledError(f"waited {waited_s:.0f} s for {describe()}")
                 if waited_s >= next_line_s:
-                    self._say(f"waiting for {describe()} since {waited_s:.0f} s; giving up after {timeout_s:g} s")
+                    self._log(f"waiting for {describe()} since {waited_s:.0f} s; giving up after {timeout_s:g} s")
                     next_line_s *= 2
                 self._changed.wait(min(next_line_s - waited_s, timeout_s - waited_s, 1.0))
 

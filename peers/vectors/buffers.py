@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 
-class Spares:
+class BufferPool:
     """float32 arrays by size. Thread-safe.
 
     Args:

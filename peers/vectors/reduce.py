@@ -10,7 +10,7 @@
 
 What always holds: nothing but the vectors, in the order given, decides, so that whoever has the same vectors in
 the same order has the same result, bit by bit. Median and trimmed mean look at each coordinate alone, so the
-result is the same in how many parts a vector may travel. Neutral settings (`hostile` 0, an infinite radius) are
+result is the same in how many parts a vector may travel. Neutral settings (`byzantine` 0, an infinite radius) are
 the mean bit by bit. Everything works in blocks that stay in the processor's cache.
 
 Sources: Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (median, trimmed mean); Karimireddy, He,
@@ -36,7 +36,7 @@ Reduce = Callable[[list[np.ndarray]], np.ndarray]
 RULES = ("clipped_mean", "median", "trimmed_mean", "centered_clip")
 
 
-def build(rule: str, hostile: int = 1) -> Reduce:
+def build(rule: str, byzantine: int = 1) -> Reduce:
     """A rule by its name; `sum` is none of ours and is the mean here.
 
     Args:
@@ -49,7 +49,7 @@ def build(rule: str, hostile: int = 1) -> Reduce:
         case "median":
             return median
         case "trimmed_mean":
-            return lambda vectors: trimmed_mean(vectors, hostile)
+            return lambda vectors: trimmed_mean(vectors, byzantine)
         case "centered_clip":
             return centered_clip
         case "mean" | "sum":
@@ -104,14 +104,14 @@ def median(vectors: list[np.ndarray]) -> np.ndarray:
     return found
 
 
-def trimmed_mean(vectors: list[np.ndarray], hostile: int = 1) -> np.ndarray:
-    """The coordinate-wise mean without the `hostile` smallest and largest values.
+def trimmed_mean(vectors: list[np.ndarray], byzantine: int = 1) -> np.ndarray:
+    """The coordinate-wise mean without the `byzantine` smallest and largest values.
 
-    With at most `hostile` bad, whatever they hold, every coordinate lies between the smallest and the largest
+    With at most `byzantine` bad, whatever they hold, every coordinate lies between the smallest and the largest
     honest one, up to rounding. Where only few vectors came at most as many are trimmed as leaves one. NaN counts
     as plus infinity.
     """
-    cut = min(hostile, (len(vectors) - 1) // 2)
+    cut = min(byzantine, (len(vectors) - 1) // 2)
     if cut <= 0:
         return mean(vectors)
     found = np.empty_like(vectors[0])
@@ -198,18 +198,18 @@ def _minus(values: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _cut(vectors: list[np.ndarray], norms: list[float], most: float) -> list[np.ndarray]:
     """Every vector no longer than `most`; those that are not longer are the vectors themselves."""
     found = []
-    for vector, length in zip(vectors, norms, strict=True):
-        if not math.isfinite(length):
+    for vector, its_norm in zip(vectors, norms, strict=True):
+        if not math.isfinite(its_norm):
             vector = np.zeros_like(vector)
-        elif length > most:
-            vector = vector * np.float32(most / length)
+        elif its_norm > most:
+            vector = vector * np.float32(most / its_norm)
         found.append(vector)
     return found
 
 
 def _middle(norms: list[float]) -> float:
     """The lower median: with half of them bad, or fewer, no larger than an honest one. NaN counts as infinite."""
-    return sorted(length if math.isfinite(length) else math.inf for length in norms)[(len(norms) - 1) // 2]
+    return sorted(its_norm if math.isfinite(its_norm) else math.inf for its_norm in norms)[(len(norms) - 1) // 2]
 
 
 def _sorted_blocks(vectors: list[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:

@@ -34,11 +34,11 @@ class Term(NamedTuple):
     """What is judged of a contribution: who sent it, in which life (empty: ours, or not known), and its norm."""
 
     sender: int
-    life: str
+    incarnation: str
     norm: float
 
 
-class Judge:
+class Screen:
     """The gate and the strikes of one worker. Used by one thread, but for `note_refused`.
 
     Args:
@@ -56,17 +56,17 @@ class Judge:
         self,
         worker: int,
         factor: float = 0.0,
-        most_strikes: int = 0,
+        most_offences: int = 0,
         is_alike: bool = True,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ):
         self.counts: Counter[str] = Counter()
-        self._worker, self._factor, self._most, self._is_alike, self._say = worker, factor, most_strikes, is_alike, say
+        self._worker, self._factor, self._most, self._is_alike, self._log = worker, factor, most_offences, is_alike, log
         self._windows: dict[Slice, deque[float]] = {}
         # Per part the newest norm of each sender; only where they do not come all at once.
         self._newest: dict[Slice, dict[int, float]] = {}
-        self._strikes: Counter[int] = Counter()
-        self._lives: dict[int, str] = {}
+        self._offences: Counter[int] = Counter()
+        self._incarnations: dict[int, str] = {}
         self._refused: deque[tuple[int, str]] = deque()
         # Messages of theirs that only we may have seen, where all have to decide alike.
         self._malformed: Counter[int] = Counter()
@@ -77,7 +77,7 @@ class Judge:
     def is_gating(self) -> bool:
         return self._factor > 0
 
-    def judge(self, part: Slice, terms: list[Term], is_gated: bool = True) -> set[int]:
+    def usable(self, part: Slice, terms: list[Term], is_gated: bool = True) -> set[int]:
         """The senders whose term for a part may be used.
 
         Args:
@@ -87,12 +87,12 @@ class Judge:
         self._take_refused()
         norms: dict[int, float] = {}
         for term in terms:
-            self._meet(term.sender, term.life)
-            if self.is_muted(term.sender):
-                self.counts["muted"] += 1
+            self._meet(term.sender, term.incarnation)
+            if self.is_banned(term.sender):
+                self.counts["banned"] += 1
             elif not math.isfinite(term.norm):
                 self.counts["not_finite"] += 1
-                self._strike(term.sender)
+                self._note_offence(term.sender)
             else:
                 norms[term.sender] = term.norm
         if not is_gated or not self.is_gating:
@@ -102,33 +102,33 @@ class Judge:
             known = self._newest.setdefault(part, {})
             known.update(norms)
         limits = {sender: self._limit(part, sender, known) for sender in norms}
-        accepted = {sender for sender, length in norms.items() if length <= limits[sender]}
-        for sender, length in norms.items():
+        accepted = {sender for sender, norm in norms.items() if norm <= limits[sender]}
+        for sender, norm in norms.items():
             if sender in accepted:
-                self._note(part, length)
+                self._note(part, norm)
             else:
                 self.counts["gated"] += 1
-                self._strike(sender)
+                self._note_offence(sender)
         return accepted
 
-    def note_own(self, part: Slice, length: float) -> None:
+    def note_own(self, part: Slice, norm: float) -> None:
         """What we have sent ourselves is a yardstick for the others'; where we are not judged with them."""
-        if self.is_gating and math.isfinite(length):
-            self._newest.setdefault(part, {})[self._worker] = length
-            self._note(part, length)
+        if self.is_gating and math.isfinite(norm):
+            self._newest.setdefault(part, {})[self._worker] = norm
+            self._note(part, norm)
 
     def reschedule(self, schedule: Schedule) -> None:
         """The parts are others from now on; former ones are forgotten, because a joiner knows nothing of them."""
         self._parts = frozenset(schedule.slices)
         self._windows = {part: window for part, window in self._windows.items() if part in self._parts}
 
-    def note_refused(self, sender: int, life: str) -> None:
+    def note_refused(self, sender: int, incarnation: str) -> None:
         """A message that did not fit; from any thread."""
-        self._refused.append((sender, life))
+        self._refused.append((sender, incarnation))
 
     def _limit(self, part: Slice, sender: int, known: dict[int, float]) -> float:
         window = self._windows.get(part, ())
-        others = sorted(length for other, length in known.items() if other != sender and length > 0)
+        others = sorted(norm for other, norm in known.items() if other != sender and norm > 0)
         # Who is alone with its own has nobody to protect.
         if len(window) < KNOWN or self._is_alike and not others:
             return math.inf
@@ -136,53 +136,53 @@ class Judge:
         witness = others[(len(others) - 1) // 2] if others else 0.0
         return self._factor * max(sorted(window)[len(window) // 2], witness)
 
-    def _note(self, part: Slice, length: float) -> None:
+    def _note(self, part: Slice, norm: float) -> None:
         # As it is written into a state, so that whoever loads that decides alike.
-        length = float(np.float32(min(length, float(np.finfo(np.float32).max))))
-        if length > 0 and (not self._parts or part in self._parts):
-            self._windows.setdefault(part, deque(maxlen=WINDOW)).append(length)
+        norm = float(np.float32(min(norm, float(np.finfo(np.float32).max))))
+        if norm > 0 and (not self._parts or part in self._parts):
+            self._windows.setdefault(part, deque(maxlen=WINDOW)).append(norm)
 
     # --- strikes ------------------------------------------------------------------------------
 
     def _take_refused(self) -> None:
         while self._refused:
-            sender, life = self._refused.popleft()
-            self._meet(sender, life)
+            sender, incarnation = self._refused.popleft()
+            self._meet(sender, incarnation)
             if self._is_alike:
                 self._malformed[sender] += 1
-            elif not self.is_muted(sender):
-                self._strike(sender)
+            elif not self.is_banned(sender):
+                self._note_offence(sender)
 
-    def _meet(self, sender: int, life: str) -> None:
+    def _meet(self, sender: int, incarnation: str) -> None:
         """A sender that was started again begins with no strikes."""
-        if not life:
+        if not incarnation:
             return
-        if self._lives.get(sender, life) != life:
-            self._strikes.pop(sender, None)
+        if self._incarnations.get(sender, incarnation) != incarnation:
+            self._offences.pop(sender, None)
             self._malformed.pop(sender, None)
-        self._lives[sender] = life
+        self._incarnations[sender] = incarnation
 
-    def is_muted(self, sender: int) -> bool:
+    def is_banned(self, sender: int) -> bool:
         """Whether nothing that the sender says is used any more."""
-        return 0 < self._most <= self._strikes[sender]
+        return 0 < self._most <= self._offences[sender]
 
-    def _strike(self, sender: int) -> None:
-        self._strikes[sender] += 1
-        if self._strikes[sender] == self._most:
+    def _note_offence(self, sender: int) -> None:
+        self._offences[sender] += 1
+        if self._offences[sender] == self._most:
             for known in self._newest.values():
                 known.pop(sender, None)
             who = "this worker" if sender == self._worker else f"worker {sender}"
-            self._say(
+            self._log(
                 f"{who} is muted: {self._most} of its contributions were too long, not finite or malformed; "
                 "it is still awaited, but what it sends is not used any more"
             )
 
     def stats(self) -> dict[str, Any]:
         """For stats.jsonl: strikes by worker, and who is muted."""
-        strikes = self._strikes + self._malformed
-        struck = {sender: count for sender, count in sorted(strikes.items()) if count}
-        muted = [sender for sender in struck if self.is_muted(sender)]
-        return {"strikes": {str(sender): count for sender, count in struck.items()}, "muted": muted}
+        offences = self._offences + self._malformed
+        offenders = {sender: count for sender, count in sorted(offences.items()) if count}
+        banned = [sender for sender in offenders if self.is_banned(sender)]
+        return {"offences": {str(sender): count for sender, count in offenders.items()}, "banned": banned}
 
     # --- state --------------------------------------------------------------------------------
 
@@ -197,10 +197,12 @@ class Judge:
             for row, part in zip(arrays["norms"].reshape(-1, WINDOW), schedule.slices, strict=False):
                 window = self._windows.get(part, ())
                 row[: len(window)] = window
-        strikes = [[sender, self._lives.get(sender, ""), n] for sender, n in sorted(self._strikes.items()) if n]
-        return arrays, strikes
+        offences = [
+            [sender, self._incarnations.get(sender, ""), n] for sender, n in sorted(self._offences.items()) if n
+        ]
+        return arrays, offences
 
-    def load_state(self, schedule: Schedule, arrays: dict[str, np.ndarray], strikes: list[list[Any]]) -> None:
+    def load_state(self, schedule: Schedule, arrays: dict[str, np.ndarray], offences: list[list[Any]]) -> None:
         """The inverse of `state`, as we or another worker has written it. Our own strikes stay behind: a new life.
 
         Raises:
@@ -208,9 +210,13 @@ class Judge:
         """
         if "norms" in arrays:
             self._windows = {
-                part: deque((float(length) for length in row if length > 0), maxlen=WINDOW)
+                part: deque((float(norm) for norm in row if norm > 0), maxlen=WINDOW)
                 for row, part in zip(arrays["norms"].reshape(-1, WINDOW), schedule.slices, strict=False)
             }
-        found = {int(sender): (str(life), int(n)) for sender, life, n in strikes if int(sender) != self._worker}
-        self._strikes = Counter({sender: n for sender, (_, n) in found.items()})
-        self._lives |= {sender: life for sender, (life, _) in found.items() if life}
+        found = {
+            int(sender): (str(incarnation), int(n))
+            for sender, incarnation, n in offences
+            if int(sender) != self._worker
+        }
+        self._offences = Counter({sender: n for sender, (_, n) in found.items()})
+        self._incarnations |= {sender: incarnation for sender, (incarnation, _) in found.items() if incarnation}

@@ -12,7 +12,7 @@ import msgspec
 from peers.codecs.exact import Codec
 from peers.errors import MessageError
 from peers.types import Entry, Message, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.reduce import squares
 from peers.wire.message import (
     FIELD_KINDS,
@@ -39,9 +39,9 @@ class Assembler:
         spares: where the arrays of messages come from.
     """
 
-    def __init__(self, layout: Layout | RoundLayout, spares: Spares | None = None):
+    def __init__(self, layout: Layout | RoundLayout, buffers: BufferPool | None = None):
         self._layout = layout
-        self._spares = spares or Spares()
+        self._buffers = buffers or BufferPool()
         self._partial: Message | None = None
         self._pieces: list[Slice] = []
         self._codec: Codec = layout.codec
@@ -120,7 +120,7 @@ class Assembler:
         if not all(math.isfinite(value) for value in header.x.values()):
             raise MessageError("malformed", "a header with a number that is none")
         self._pieces, self._codec, self._next = pieces, codec, 0
-        values = self._spares.take(whole.size)
+        values = self._buffers.take(whole.size)
         # Raw instead of the usual codec says that the values stand for themselves.
         stands_alone = codec.name != self._layout.codec.name
         self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=stands_alone)

@@ -48,7 +48,7 @@ from peers.types import Buffer, Entry, Slice
 from peers.vectors.partition import Schedule, balanced
 from peers.vectors.reduce import squares
 
-VERSION = 2
+VERSION = 3
 MAX_FIELDS_BYTES = 64 * 1024
 MAX_HEADER_BYTES = 4 * 1024
 MAX_ROUND = 2**48

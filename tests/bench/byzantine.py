@@ -39,32 +39,32 @@ FAILED = 1e9
 CLEAN = "clean"
 # The name in the table, and the settings that it stands for.
 KINDS = {
-    "mean, no gate": ("mode.reduce=mean", "bus.norm_gate=0", "bus.strikes=0"),
+    "mean, no gate": ("mode.reduce=mean", "bus.norm_gate=0", "bus.offences=0"),
     "mean": ("mode.reduce=mean",),
     **{rule: (f"mode.reduce={rule}",) for rule in RULES},
 }
 
 
-def cells(kinds: list[str], attacks: list[str], hostile: list[int]) -> list[tuple[str, str, int]]:
+def cells(kinds: list[str], attacks: list[str], byzantine: list[int]) -> list[tuple[str, str, int]]:
     """Rule, attack, number of hostile workers: the clean runs first, then what one hostile does, then two."""
     found = [(kind, CLEAN, 0) for kind in kinds]
-    return found + [(kind, attack, count) for count in hostile for attack in attacks for kind in kinds]
+    return found + [(kind, attack, count) for count in byzantine for attack in attacks for kind in kinds]
 
 
-def setting(kind: str, hostile: int) -> Setting:
+def setting(kind: str, byzantine: int) -> Setting:
     """The experiment of a cell."""
-    words = (*KINDS[kind], f"mode.hostile={max(1, hostile)}", "run.log_every=50", "run.evaluate_samples=5000")
+    words = (*KINDS[kind], f"mode.byzantine={max(1, byzantine)}", "run.log_every=50", "run.evaluate_samples=5000")
     return Setting(kind, words, WORKERS, "smoke")
 
 
-def faults(attack: str, hostile: int) -> str:
+def faults(attack: str, byzantine: int) -> str:
     """What DEGAN_FAULTS has to say: the last workers are the hostile ones."""
-    return ",".join(f"w{WORKERS - 1 - n}:attack:{attack}" for n in range(hostile))
+    return ",".join(f"w{WORKERS - 1 - n}:attack:{attack}" for n in range(byzantine))
 
 
-def worst(fids: list[float | None], hostile: int) -> float:
+def worst(fids: list[float | None], byzantine: int) -> float:
     """Of the honest workers; infinite where one has none."""
-    honest = fids[: WORKERS - hostile]
+    honest = fids[: WORKERS - byzantine]
     return max(math.inf if fid is None or not math.isfinite(fid) else fid for fid in honest)
 
 
@@ -73,7 +73,7 @@ def known(file: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     if not file.exists():
         return {}
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {(line["rule"], line["attack"], line["hostile"], line["steps"]): line for line in lines}
+    return {(line["rule"], line["attack"], line["byzantine"], line["steps"]): line for line in lines}
 
 
 def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: float) -> None:
@@ -84,15 +84,15 @@ def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: fl
         return
     prepare(setting(missing[0][0], 0).experiment((), SEED, steps))
     with open_bench(WORKERS) as bench:
-        for index, (kind, attack, hostile) in enumerate(missing):
+        for index, (kind, attack, byzantine) in enumerate(missing):
             if time.monotonic() - began > budget_s:
                 print(f"the budget is spent; {len(missing) - index} cells are left", flush=True)
                 return
-            os.environ["DEGAN_FAULTS"] = faults(attack, hostile)
-            line: dict[str, Any] = {"rule": kind, "attack": attack, "hostile": hostile, "steps": steps}
+            os.environ["DEGAN_FAULTS"] = faults(attack, byzantine)
+            line: dict[str, Any] = {"rule": kind, "attack": attack, "byzantine": byzantine, "steps": steps}
             try:
-                figures = bench.run(setting(kind, hostile), (), SEED, steps)
-                line |= {"fid": worst(figures["fid"], hostile), "seconds": figures["seconds"]}
+                figures = bench.run(setting(kind, byzantine), (), SEED, steps)
+                line |= {"fid": worst(figures["fid"], byzantine), "seconds": figures["seconds"]}
                 line["dropped"] = figures["dropped"]
             except RunError as error:
                 line |= {"fid": math.inf, "failed": str(error)}
@@ -105,10 +105,10 @@ def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: fl
             print(json.dumps(line), flush=True)
 
 
-def rows(found: dict, kinds: list[str], attacks: list[str], hostile: list[int], steps: int) -> list[dict[str, Any]]:
+def rows(found: dict, kinds: list[str], attacks: list[str], byzantine: list[int], steps: int) -> list[dict[str, Any]]:
     """One row an attack and number of hostile workers, one column a rule."""
     table = []
-    for attack, count in [(CLEAN, 0), *((attack, count) for count in hostile for attack in attacks)]:
+    for attack, count in [(CLEAN, 0), *((attack, count) for count in byzantine for attack in attacks)]:
         row: dict[str, Any] = {"attack": f"{attack} x{count}" if count else CLEAN}
         for kind in kinds:
             line = found.get((kind, attack, count, steps))
@@ -124,8 +124,8 @@ def bars(found: dict, steps: int) -> list[tuple[str, float, float, bool]]:
         return []
     return [
         (f"{kind}, {attack}", fid := FAILED if line["fid"] is None else line["fid"], limit, fid <= limit)
-        for (kind, attack, hostile, at), line in sorted(found.items())
-        if kind in RULES and hostile == 1 and at == steps
+        for (kind, attack, byzantine, at), line in sorted(found.items())
+        if kind in RULES and byzantine == 1 and at == steps
         for limit in [BAR * clean["fid"]]
     ]
 
@@ -139,11 +139,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--budget-s", type=float, default=3600.0)
     parser.add_argument("--results", type=Path, default=Path("byzantine.jsonl"))
     arguments = parser.parse_args(words)
-    hostile = [int(count) for count in arguments.hostile.split(",") if int(count)]
+    byzantine = [int(count) for count in arguments.byzantine.split(",") if int(count)]
     try:
         run(
             arguments.results,
-            cells(arguments.rules, arguments.attacks, hostile),
+            cells(arguments.rules, arguments.attacks, byzantine),
             arguments.steps,
             arguments.budget_s,
         )
@@ -151,7 +151,7 @@ def main(words: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     found = known(arguments.results)
-    table = rows(found, arguments.rules, arguments.attacks, hostile, arguments.steps)
+    table = rows(found, arguments.rules, arguments.attacks, byzantine, arguments.steps)
     show(f"worst honest worker's FID after {arguments.steps} steps, {WORKERS} workers", table)
     return finish("byzantine", bars(found, arguments.steps), {"steps": arguments.steps, "table": table})
 

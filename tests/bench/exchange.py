@@ -44,11 +44,11 @@ from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_rule
 from peers.exchange.window import Contribution
 from peers.session.rendezvous import Rendezvous
 from peers.types import Entry, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.wire.assembler import Assembler
 from peers.wire.message import Layout
@@ -69,22 +69,22 @@ def _layout(codec: str, values: int) -> Layout:
 
 def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
     """Median CPU seconds that one worker takes for a round, but for sending and receiving."""
-    layout, everything, spares = _layout(codec, values), Slice(0, values), Spares()
+    layout, everything, buffers = _layout(codec, values), Slice(0, values), BufferPool()
     random, found = np.random.default_rng(0), []
     gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
-    carry, theirs = (make_carry(Rules(slack=0), rank, layout, np.zeros(values, np.float32), spares) for rank in (0, 1))
+    rule, theirs = (make_rule(Rules(slack=0), rank, layout, np.zeros(values, np.float32), buffers) for rank in (0, 1))
     said = [(header, bytes(payload)) for header, payload in theirs.encode(theirs.offer(1, everything, other), {})]
-    assembler = Assembler(layout, spares)
+    assembler = Assembler(layout, buffers)
     for round in range(1, rounds + 1):
         began = time.process_time()
-        for _ in carry.encode(carry.offer(round, everything, gradient), {}):
+        for _ in rule.encode(rule.offer(round, everything, gradient), {}):
             pass
         for number, (header, payload) in enumerate(said, 1):
-            message = assembler.feed(Entry(1, "life", number, True, header, payload))
-        item = Contribution(1, "life", round, everything, message.values, len(said), squares=message.squares)
-        carry.collect(round, gradient, [item], 1)
+            message = assembler.feed(Entry(1, "incarnation", number, True, header, payload))
+        item = Contribution(1, "incarnation", round, everything, message.values, len(said), squares=message.squares)
+        rule.collect(round, gradient, [item], 1)
         found.append(time.process_time() - began)
-        spares.give(message.values)
+        buffers.give(message.values)
     return statistics.median(found)
 
 

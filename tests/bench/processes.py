@@ -186,7 +186,7 @@ def read_workers(
     commands: Sequence[Sequence[str]],
     run: Path,
     warm_steps: int,
-    settle_s: float,
+    synchronise_s: float,
     seconds: float,
     servers: Sequence[Server] = (),
     least_steps: int = 3,
@@ -222,8 +222,8 @@ def read_workers(
 
         wait(lambda: all(all_lines()), START_S)
         began = time.monotonic()
-        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * settle_s)
-        wait(lambda: time.monotonic() > began + settle_s, settle_s + 60)
+        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * synchronise_s)
+        wait(lambda: time.monotonic() > began + synchronise_s, synchronise_s + 60)
         before, spent, began = all_lines(), all_cpu_s(), time.monotonic()
         wait(lambda: time.monotonic() > began + seconds, seconds + 60)
         wait(lambda: all(len(a) >= len(b) + least_steps for a, b in zip(all_lines(), before, strict=True)), 300)

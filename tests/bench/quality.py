@@ -255,7 +255,7 @@ def run_all(
     return failed
 
 
-def judge(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[tuple[str, Any, float, bool]]:
+def verdicts(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[tuple[str, Any, float, bool]]:
     """The bar, on the settings that have all seeds."""
     whole = [row for row in rows if row["seeds"] == len(seeds)]
     reference = next((row["fid"] for row in whole if row["setting"] == SYNCHRONOUS.label), None)
@@ -301,7 +301,7 @@ def main(argv: list[str]) -> int:
     if words.markdown:
         words.markdown.parent.mkdir(parents=True, exist_ok=True)
         words.markdown.write_text("\n".join(map(markdown, tables)), encoding="utf-8")
-    bars = [*judge(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
+    bars = [*verdicts(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
     return finish("quality", bars, {"steps": words.steps, "model": model, "full_bytes": full_bytes, "rows": rows})
 
 

@@ -75,10 +75,10 @@ class Setting:
         mean and sum are those of the others while one's own enters at once; alike takes one's own as the others do.
         """
         words = {
-            "mean": ("mode.carry=gradients", "mode.reduce=mean"),
-            "sum": ("mode.carry=gradients", "mode.reduce=sum"),
-            "alike": ("mode.carry=gradients", "mode.reduce=mean", "mode.own=published"),
-            "parameters": ("mode.carry=parameters",),
+            "mean": ("mode.exchange=gradients", "mode.reduce=mean"),
+            "sum": ("mode.exchange=gradients", "mode.reduce=sum"),
+            "alike": ("mode.exchange=gradients", "mode.reduce=mean", "mode.own=delayed"),
+            "parameters": ("mode.exchange=parameters",),
         }[rule]
         name, _, percent = codec.removesuffix("%").partition(" ")
         if percent:

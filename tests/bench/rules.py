@@ -20,9 +20,9 @@ import numpy as np
 
 from degan.learners.casts import torch_cast
 from peers.codecs.exact import build
-from peers.exchange.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_rule
 from peers.exchange.window import Contribution
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import RULES, squares
 from peers.wire.message import Layout
@@ -40,10 +40,10 @@ class Worker:
     def __init__(self, kind: str, codec: str, values: int, parts: int, workers: int):
         rule, gate = KINDS[kind]
         self._layout = Layout(Schedule(values, parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True)
-        self._mine, self._spares, self._round = np.zeros(values, np.float32), Spares(workers + 4), 0
-        rules = Rules(slack=0, carry="parameters", reduce=rule, norm_gate=gate)
+        self._mine, self._buffers, self._round = np.zeros(values, np.float32), BufferPool(workers + 4), 0
+        rules = Rules(slack=0, exchange="parameters", reduce=rule, norm_gate=gate)
         peers = tuple(range(1, workers))
-        self._carry = make_carry(rules, 0, self._layout, self._mine, self._spares)
+        self._rule = make_rule(rules, 0, self._layout, self._mine, self._buffers)
         random, largest = np.random.default_rng(0), self._layout.largest.size
         self._theirs = {peer: random.standard_normal(largest, np.float32) * np.float32(1e-3) for peer in peers}
 
@@ -52,13 +52,13 @@ class Worker:
         self._round += 1
         part = self._layout.schedule.slice(self._round)
         began = time.process_time()
-        leaving = self._carry.offer(self._round, part, self._mine)
+        leaving = self._rule.offer(self._round, part, self._mine)
         spent_s = time.process_time() - began
-        for _ in self._carry.encode(leaving, {}):
+        for _ in self._rule.encode(leaving, {}):
             pass
         items = []
         for peer, change in self._theirs.items():
-            values = self._spares.take(part.size)
+            values = self._buffers.take(part.size)
             values[:] = change[: part.size]
             items.append(
                 Contribution(
@@ -66,10 +66,10 @@ class Worker:
                 )
             )
         began = time.process_time()
-        self._carry.collect(self._round, self._mine, items, len(items))
+        self._rule.collect(self._round, self._mine, items, len(items))
         spent_s += time.process_time() - began
         for item in items:
-            self._spares.give(item.values)
+            self._buffers.give(item.values)
         return spent_s
 
 

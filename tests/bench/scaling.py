@@ -65,7 +65,8 @@ def cpu_s() -> float:
 def worker(options: argparse.Namespace) -> None:
     """Exchange a vector, and write down what the counted rounds cost."""
     from peers.bus.redis.bus import RedisBus
-    from peers.exchange.exchange import Exchange, Rules
+    from peers.exchange.exchange import Exchange
+    from peers.exchange.rules import Rules
     from peers.session.rendezvous import Rendezvous
     from peers.vectors.graph import complete
     from tests.fleets import make_layout
@@ -248,12 +249,12 @@ def main() -> int:
         ("received bytes / (n - 1), most over least", even_received, EVEN, even_received <= EVEN),
         ("threads beyond the model", beyond, 0, beyond <= 0),
     ]
-    about = {"values": options.values, "parts": options.parts, "slack": options.slack, "servers": options.servers}
+    peer_info = {"values": options.values, "parts": options.parts, "slack": options.slack, "servers": options.servers}
     model = {line.pop("of a worker and round"): line for line in models_rows} | {
         "threads": threads,
         "rss_mib": rss.tolist()[::-1],
     }
-    return finish("scaling", bars, {**about, "points": rows, "model": model})
+    return finish("scaling", bars, {**peer_info, "points": rows, "model": model})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.bench.table import finish, show
 from tests.secured import tls_server
 from tests.servers import free_port, process
 
-PLAIN, KINDS = "plain", ("plain", "seals", "tls", "tls and seals")
+PLAIN, KINDS = "plain", ("plain", "macs", "tls", "tls and seals")
 CODECS = ("raw", "float16")
 RUN_KEY = bytes(range(32))
 
@@ -35,7 +35,7 @@ def open_rival(method: str, rank: int, urls: list[str], ports: list[int], values
     places = [url.split(",") for url in urls]
     folder = Path(places[0][2])
     access = Access(ca=str(folder / "ca.crt"), certificate=str(folder / "worker.crt"), key=str(folder / "worker.key"))
-    run_key = RUN_KEY if "seals" in kind else None
+    run_key = RUN_KEY if "macs" in kind else None
     chosen = [place[1 if "tls" in kind else 0] for place in places]
     return Degan(rank, chosen, run, codec, values, access=access, run_key=run_key)
 

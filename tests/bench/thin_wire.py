@@ -108,10 +108,15 @@ class Bench:
             return processes.read_workers(commands, run, 1, 0, options.seconds)
 
     def _read(
-        self, commands: list[list[str]], run: Path, warm_steps: int, settle_s: float, servers: Sequence[Server] = ()
+        self,
+        commands: list[list[str]],
+        run: Path,
+        warm_steps: int,
+        synchronise_s: float,
+        servers: Sequence[Server] = (),
     ) -> Reading:
         options = self._options
-        return processes.read_workers(commands, run, warm_steps, settle_s, options.seconds, servers, options.steps)
+        return processes.read_workers(commands, run, warm_steps, synchronise_s, options.seconds, servers, options.steps)
 
     def _experiment(self, folder: Path, peers: object, *more: str) -> Path:
         (folder / "run").mkdir()
@@ -125,21 +130,21 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
     """Train by the mean of all workers' gradients, until killed."""
     import torch
     import torch.distributed as dist
+    from degan.worker.setup import Setup
 
     import config
     from degan.runs.journal import Journal
-    from degan.worker.objects import Objects
 
     settings = config.load(file)
-    objects = Objects.build(settings, rank)
+    setup = Setup.build(settings, rank)
     os.environ["GLOO_SOCKET_IFNAME"] = DEVICE
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=settings.workers)
     (run / f"w{rank}").mkdir(parents=True)
-    journal, pair, trained_s = Journal(run, rank), objects.pair, 0.0
+    journal, pair, trained_s = Journal(run, rank), setup.pair, 0.0
     whole = (0, pair.size)
     for step in range(1, settings.run.steps + 1):
         began = time.monotonic()
-        gradient, losses = pair.gradients(whole, objects.shard.next_batch())
+        gradient, losses = pair.gradients(whole, setup.shard.next_batch())
         shared = torch.from_numpy(gradient).to(getattr(torch, dtype))
         waited = time.monotonic()
         dist.all_reduce(shared)
@@ -222,8 +227,8 @@ def main() -> int:
         pairs = zip(kinds[f"degan {thinnest}"], kinds[f"gloo {thinnest}"], strict=True)
         times = statistics.median(ours["steps/s"] / theirs["steps/s"] for ours, theirs in pairs)
         bars.append((f"degan over Gloo, {thinnest} Mbit/s", times, FASTER_THAN_GLOO, times >= FASTER_THAN_GLOO))
-    about = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
-    return finish("thin_wire", bars, {**about, "data": options.data is not None, "links": links, "runs": rows})
+    peer_info = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
+    return finish("thin_wire", bars, {**peer_info, "data": options.data is not None, "links": links, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from peers.bus.redis.bus import RedisBus
 from peers.errors import SetupError
 from peers.session.rendezvous import Rendezvous
 from peers.vectors.graph import complete
+from tests.chaos.byzantine_faults import agreed_of
 from tests.chaos.fleet import Fleet
-from tests.chaos.hostile_faults import agreed_of
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
 from tests.chaos.worker_faults import options
 
@@ -45,7 +45,7 @@ def always_full(trial: Trial) -> None:
     with trial.fleet(2, settings=("run.steps=60",)) as fleet:
         for number in (0, 1):
             fleet.start(number)
-        codes = [fleet.life(number).end() for number in (0, 1)]
+        codes = [fleet.incarnation(number).end() for number in (0, 1)]
         trial.expect(codes[0] == 0, f"the other ended with {codes[0]}")
         trial.expect(fleet.step(1) == 60, f"it stopped after step {fleet.step(1)}")
         trial.expect("Traceback" not in fleet.text(1), f"a traceback: {fleet.text(1)[-200:]}")
@@ -57,7 +57,7 @@ def torn(trial: Trial) -> None:
     with trial.fleet(2, lease_s=8) as fleet:
         fleet.start_all()
         fleet.until_step(1, 45)
-        fleet.life(1).kill()
+        fleet.incarnation(1).kill()
         _resume_before(trial, fleet, damaged=40, whole=20)
 
 
@@ -65,7 +65,7 @@ def flipped(trial: Trial) -> None:
     with trial.fleet(2, lease_s=8) as fleet:
         fleet.start_all()
         fleet.until_step(1, 45)
-        fleet.life(1).kill()
+        fleet.incarnation(1).kill()
         path = fleet.out / "w1" / "checkpoints" / "000040" / "model.safetensors"
         flip(path, trial.seed)
         _resume_before(trial, fleet, damaged=40, whole=20)
@@ -148,15 +148,18 @@ def mismatch(trial: Trial) -> None:
         ("data.split={kind: classes, groups: [[0, 1]]}", "data.split"),
     ):
         with trial.fleet(2) as fleet:
-            lives = [fleet.start(0)]
+            incarnations = [fleet.start(0)]
             fleet.until_log(0, "waiting for worker 1 to start")
-            lives.append(fleet.start(1, settings=(setting,)))
+            incarnations.append(fleet.start(1, settings=(setting,)))
             fleet.until_log(1, "values in", is_over=True)
             began = time.monotonic()
-            codes = [life.end() for life in lives]
+            codes = [incarnation.end() for incarnation in incarnations]
             took_s = time.monotonic() - began
             trial.expect(codes == [2, 2], f"{key}: exit codes {codes}")
-            trial.expect(all(key in life.text for life in lives), f"{key} is not named: {lives[1].text[-200:]}")
+            trial.expect(
+                all(key in incarnation.text for incarnation in incarnations),
+                f"{key} is not named: {incarnations[1].text[-200:]}",
+            )
             trial.expect(took_s <= REFUSED_S, f"{key}: refused only after {took_s:.1f} s")
             trial.see(f"{key} in {took_s:.1f} s")
 

@@ -120,7 +120,7 @@ class Fleet:
         self.lease_s, self._settings, self.mode = lease_s, settings, mode
         self._by_command, self._pace = by_command, pace
         self.faults = Faults.parse(script, workers)
-        self.lives: list[list[Any]] = [[] for _ in range(workers)]
+        self.incarnations: list[list[Any]] = [[] for _ in range(workers)]
         # Of each worker (time, step), whenever the step that its stats end with has changed.
         self.progress: list[list[tuple[float, int]]] = [[] for _ in range(workers)]
         self.done: list[tuple[float, str]] = []
@@ -171,7 +171,7 @@ class Fleet:
 
     def start(self, number: int, *words: str, is_harmed: bool = True, settings: tuple[str, ...] = ()) -> Any:
         """Start a worker; without harm it only keeps the pace, and attacks and other habits."""
-        log = self.folder / f"w{number}-{len(self.lives[number])}.log"
+        log = self.folder / f"w{number}-{len(self.incarnations[number])}.log"
         overrides = [word for setting in (*self._settings, *settings) for word in ("--set", setting)]
         line = [number, "--config", self._file(number), "--out", self.out, *overrides, *words]
         mine = [fault for fault in self.faults.faults if not fault.is_redis and fault.number == number]
@@ -179,9 +179,9 @@ class Fleet:
         if self._pace > 1 and not any(fault.action == "slow" and fault.step is None for fault in mine):
             kept.insert(0, f"w{number}:slow:{self._pace:g}")
         environment = {VARIABLE: ", ".join(kept)}
-        life = Command(line, log, environment) if self._by_command else Worker(line, log, **environment)
-        self.lives[number].append(life)
-        return life
+        incarnation = Command(line, log, environment) if self._by_command else Worker(line, log, **environment)
+        self.incarnations[number].append(incarnation)
+        return incarnation
 
     def start_all(self, until_step: int = 5) -> None:
         """Start all and wait until all train."""
@@ -194,16 +194,16 @@ class Fleet:
         """Start a worker again, as one would after a crash: from its newest checkpoint, and without its faults."""
         return self.start(number, "--resume", "latest", is_harmed=False)
 
-    def life(self, number: int) -> Any:
-        return self.lives[number][-1]
+    def incarnation(self, number: int) -> Any:
+        return self.incarnations[number][-1]
 
     def is_alive(self, number: int) -> bool:
-        life = self.life(number)
-        return life.is_alive if self._by_command else life._process.is_alive()
+        incarnation = self.incarnation(number)
+        return incarnation.is_alive if self._by_command else incarnation._process.is_alive()
 
     def text(self, number: int) -> str:
         """The logs of all lives of a worker."""
-        return "".join(life.text for life in self.lives[number])
+        return "".join(incarnation.text for incarnation in self.incarnations[number])
 
     # --- waiting ------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Fleet:
         try:
             self.wait(is_there, f"worker {number} to reach step {step}", timeout_s)
         except AssertionError as error:
-            said = self.life(number).text.strip().splitlines()[-1:]
+            said = self.incarnation(number).text.strip().splitlines()[-1:]
             raise AssertionError(f"{error}, at step {self.step(number)}, which says {said}") from None
 
     def advance(self, numbers: list[int], steps: int = 20, timeout_s: float = 60.0) -> None:
@@ -259,10 +259,10 @@ class Fleet:
 
     def stop(self, timeout_s: float = 40.0) -> list[int]:
         """All stop together (SIGUSR2 to the first that lives); returns the exit codes of the newest lives."""
-        alive = [number for number in range(self.workers) if self.lives[number] and self.is_alive(number)]
+        alive = [number for number in range(self.workers) if self.incarnations[number] and self.is_alive(number)]
         if alive:
-            self.life(alive[0]).signal(signal.SIGUSR2)
-        return [lives[-1].end(timeout_s) if lives else 0 for lives in self.lives]
+            self.incarnation(alive[0]).signal(signal.SIGUSR2)
+        return [incarnations[-1].end(timeout_s) if incarnations else 0 for incarnations in self.incarnations]
 
     # --- how it was ---------------------------------------------------------------------------
 
@@ -307,7 +307,7 @@ class Fleet:
                 for number in range(self.workers):
                     self._look_at(number)
                     for fault in self._plans[number].due(self.step(number)):
-                        self._harm(fault)
+                        self._inject(fault)
                 now = time.monotonic()
                 for item in [item for item in self._later if item[0] <= now]:
                     self._later.remove(item)
@@ -325,7 +325,7 @@ class Fleet:
             action()
             self.done.append((time.monotonic(), what))
 
-    def _harm(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         """Do to a Redis what is due, and see to it that it is undone."""
         node = self.nodes[fault.number]
         back, number = node.start, signal.SIGKILL
@@ -344,20 +344,20 @@ class Fleet:
         if fault.seconds is not None or fault.action == "restart":
             self._later.append((time.monotonic() + (fault.seconds or 0.0), f"{fault} is over", back))
 
-    def harm(self, script: str) -> None:
+    def inject(self, script: str) -> None:
         """Do faults of servers now, whatever their step."""
         for fault in Faults.parse(script, self.workers).faults:
-            self._harm(fault)
+            self._inject(fault)
 
     def close(self) -> None:
         """End everything that was started."""
         self._closing.set()
         if self._watch.is_alive():
             self._watch.join(10)
-        for lives in self.lives:
-            for life in lives:
+        for incarnations in self.incarnations:
+            for incarnation in incarnations:
                 with contextlib.suppress(ProcessLookupError):
-                    life.kill()
+                    incarnation.kill()
         for node in self.nodes:
             node.close()
 

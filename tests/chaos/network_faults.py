@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from peers.bus.redis.client import SOCKET_TIMEOUT_S
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
-from tests.chaos.worker_faults import is_led, options
+from tests.chaos.worker_faults import is_leader_based, options
 from tests.proxy import CLEAR, CUT, Weather
 
 CUT_S = 20.0
@@ -34,10 +34,10 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
     """Of four workers some cannot reach the others, in both directions, for 20 s."""
     majority = [number for number in range(4) if number not in minority]
     is_even = len(minority) == len(majority)
-    wishes = ("bus.min_peers=2",) if pauses else ()
+    proposals = ("bus.min_peers=2",) if pauses else ()
 
     def run(trial: Trial) -> None:
-        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *wishes)) as fleet:
+        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *proposals)) as fleet:
             fleet.start_all()
             fleet.advance([0, 1, 2, 3], 10)
             cut_at = time.monotonic()
@@ -66,7 +66,7 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
             trial.see(f"healed in {took_s:.1f} s")
             trial.expect(took_s <= HEALED_S, f"healed only in {took_s:.1f} s")
             fleet.advance([0, 1, 2, 3], 20, 60)
-            limit_s = 2 * fleet.lease_s + MARGIN_S + (4 if is_led(mode) else 0)
+            limit_s = 2 * fleet.lease_s + MARGIN_S + (4 if is_leader_based(mode) else 0)
             trial.check_pause(fleet, majority, cut_at, limit_s)
             codes = fleet.stop()
             trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
@@ -133,7 +133,7 @@ def rough(trial: Trial) -> None:
             link.weather = ROUGH
         for number in range(3):
             fleet.start(number)
-        codes = [fleet.life(number).end(150) for number in range(3)]
+        codes = [fleet.incarnation(number).end(150) for number in range(3)]
         trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
         resets = sum(link.resets for link in fleet.links.values())
         moved = sum(link.passed_bytes for link in fleet.links.values()) / 1e6

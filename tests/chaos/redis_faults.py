@@ -6,7 +6,7 @@ import time
 
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
-from tests.chaos.worker_faults import EXACT_STEPS, LARGE, SYNC, is_led, options
+from tests.chaos.worker_faults import EXACT_STEPS, LARGE, SYNC, is_leader_based, options
 
 RECONNECT_S = 10.0
 REBORN_S = 15.0
@@ -65,7 +65,7 @@ def restarted_exactly(trial: Trial) -> None:
     for script in ("", trial.script):
         with trial.fleet(2, script, settings=settings, pace=3, is_durable=True, lease_s=10) as fleet:
             fleet.start_all()
-            codes = [fleet.life(number).end() for number in (0, 1)]
+            codes = [fleet.incarnation(number).end() for number in (0, 1)]
             trial.expect(codes == [0, 0], f"exit codes {codes}: {fleet.text(1)[-300:]}")
             trial.expect(len(fleet.done) == (6 if script else 0), f"only {fleet.done} was done")
             found.append([fleet.weights(number, EXACT_STEPS) for number in (0, 1)])
@@ -124,7 +124,7 @@ def reborn(mode: str, seconds: int) -> Scenario:
             fleet.wait(lambda: fleet.stats(0)[-1]["live_peers"] == 2, "worker 0 to have both peers again", 30)
             took_s = time.monotonic() - back_at
             trial.see(f"all train again {took_s:.1f} s after the Redis is back")
-            trial.check_pause(fleet, [0, 2], back_at - seconds - 1, REBORN_S + (4 if is_led(mode) else 0))
+            trial.check_pause(fleet, [0, 2], back_at - seconds - 1, REBORN_S + (4 if is_leader_based(mode) else 0))
             trial.expect(took_s <= seconds + REBORN_S + 20 / 15, f"all train only after {took_s:.1f} s")
             trial.check_end(fleet, is_alike=True)
 
@@ -173,7 +173,7 @@ def full(share: float, seconds: int, lease_s: float) -> Scenario:
             need = fleet.nodes[1].used_bytes() - empty
             trial.script = f"redis1@step0:full:{empty + int(share * need)}:{seconds}s"
             began = time.monotonic()
-            fleet.harm(trial.script)
+            fleet.inject(trial.script)
             if share >= 1:
                 fleet.advance([0, 1, 2], 30)
                 trial.check_pause(fleet, [0, 1, 2], began, MARGIN_S)

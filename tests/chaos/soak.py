@@ -94,12 +94,12 @@ class Soak:
     def _punish(self, fault: Fault) -> None:
         self.log.append(f"{self.minute:.1f} min: {fault}")
         if fault.is_redis:
-            self._fleet.harm(str(fault))
+            self._fleet.inject(str(fault))
             return
         if not self._fleet.is_alive(fault.number):
             return
         names = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
-        self._fleet.life(fault.number).signal(names[fault.action])
+        self._fleet.incarnation(fault.number).signal(names[fault.action])
         if fault.action == "stop":
             self._thaw.append((time.monotonic() + fault.seconds, fault.number))
 
@@ -107,13 +107,13 @@ class Soak:
         for item in [item for item in self._thaw if item[0] <= now]:
             self._thaw.remove(item)
             if self._fleet.is_alive(item[1]):
-                self._fleet.life(item[1]).signal(signal.SIGCONT)
+                self._fleet.incarnation(item[1]).signal(signal.SIGCONT)
         for number in range(self._fleet.workers):
             if self._fleet.is_alive(number):
                 continue
             if number not in self._ended:
                 self._ended[number] = now
-                words = (self._fleet.life(number).text.strip().splitlines() or [""])[-1]
+                words = (self._fleet.incarnation(number).text.strip().splitlines() or [""])[-1]
                 self.log.append(f"{self.minute:.1f} min: worker {number} ended: {words[-160:]}")
             if now - self._ended[number] >= AWAY_S:
                 del self._ended[number]
@@ -124,7 +124,7 @@ class Soak:
         for number in range(self._fleet.workers):
             # Who is ending, starting, or frozen has nothing to show.
             with contextlib.suppress(OSError):
-                for name, value in read_worker(self._fleet.life(number).pid).items():
+                for name, value in read_worker(self._fleet.incarnation(number).pid).items():
                     self.readings[name][number].append((self.minute, value))
             with contextlib.suppress(redis.RedisError):
                 if not any(number == frozen for frozen in self._frozen_servers()):
@@ -160,8 +160,8 @@ def evaluate(fleet: Fleet) -> dict[int, float]:
 def undisturbed(folder: Path, workers: int, steps: int) -> dict[int, float]:
     """The FID of a run of so many steps to which nothing happens, as fast as it goes."""
     with Fleet(folder, workers, settings=(f"run.steps={steps}", "run.log_every=10"), pace=1, by_command=True) as fleet:
-        lives = [fleet.start(number) for number in range(workers)]
-        codes = [life.end(4 * 3600) for life in lives]
+        incarnations = [fleet.start(number) for number in range(workers)]
+        codes = [incarnation.end(4 * 3600) for incarnation in incarnations]
         if any(codes):
             raise SystemExit(f"the undisturbed run ended with {codes}: {fleet.text(0)[-500:]}")
         return evaluate(fleet)

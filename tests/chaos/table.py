@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.chaos import data_faults, hostile_faults, network_faults, redis_faults, worker_faults
+from tests.chaos import byzantine_faults, data_faults, network_faults, redis_faults, worker_faults
 from tests.chaos.trial import Scenario
 
-KINDS = (worker_faults, redis_faults, network_faults, data_faults, hostile_faults)
+KINDS = (worker_faults, redis_faults, network_faults, data_faults, byzantine_faults)
 
 
 def scenarios() -> list[Scenario]:

@@ -136,7 +136,7 @@ class Trial:
         if not any(codes):
             return ""
         number = next(number for number, code in enumerate(codes) if code)
-        lines = fleet.life(number).text.strip().splitlines() or ["said nothing"]
+        lines = fleet.incarnation(number).text.strip().splitlines() or ["said nothing"]
         return f"worker {number}: {lines[-1][-300:]}"
 
 

@@ -9,7 +9,7 @@ import time
 from peers.chaos.faults import SAVING, WIRE_HOOKS
 from tests.chaos.trial import MARGIN_S, Scenario, Trial
 
-SYNC = ("mode.carry=gradients", "mode.slack=0", "mode.codec=raw", "mode.parts=1")
+SYNC = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=raw", "mode.parts=1")
 FEDERATED = ("mode.local_steps=2", "mode.fraction=0.99", "mode.deadline.floor_s=2", "mode.deadline.ceiling_s=4")
 DISCRIMINATORS = ("mode.deadline.floor_s=2", "mode.deadline.ceiling_s=4")
 # Messages of several entries.
@@ -28,7 +28,7 @@ def options(mode: str, *more: str) -> dict:
     return {"mode": name, "settings": (*settings, *more)}
 
 
-def is_led(mode: str) -> bool:
+def is_leader_based(mode: str) -> bool:
     return mode in ("federated", "multi_discriminator")
 
 
@@ -54,7 +54,7 @@ def killed_at(hook: str, large: bool) -> Scenario:
                     code = victim.end()
                     trial.expect(code == -signal.SIGKILL, f"it ended with {code}")
                     fleet.resume(1)
-                codes = [fleet.life(number).end() for number in (0, 1)]
+                codes = [fleet.incarnation(number).end() for number in (0, 1)]
                 trial.expect(codes == [0, 0], f"exit codes {codes}: {fleet.text(1)[-300:]}")
                 weights = [fleet.weights(number, EXACT_STEPS) for number in (0, 1)]
                 if script:
@@ -81,16 +81,16 @@ def killed_at(hook: str, large: bool) -> Scenario:
 
 
 def killed_and_late(mode: str, victim: int) -> Scenario:
-    who = ("the leader" if victim == 0 else "a member") if is_led(mode) else "a worker"
+    who = ("the leader" if victim == 0 else "a member") if is_leader_based(mode) else "a worker"
 
     def run(trial: Trial) -> None:
         others = [number for number in range(3) if number != victim]
         with trial.fleet(3, **options(mode)) as fleet:
             fleet.start_all()
-            code = fleet.life(victim).end()
+            code = fleet.incarnation(victim).end()
             killed_at = time.monotonic()
             trial.expect(code == -signal.SIGKILL, f"it ended with {code}")
-            fleet.until_log(others[0], "lease has expired" if not is_led(mode) else f"worker {victim}")
+            fleet.until_log(others[0], "lease has expired" if not is_leader_based(mode) else f"worker {victim}")
             fleet.advance(others)
             fleet.resume(victim)
             resumed_at = time.monotonic()
@@ -99,7 +99,7 @@ def killed_and_late(mode: str, victim: int) -> Scenario:
             fleet.advance([0, 1, 2])
             trial.see(f"back after {time.monotonic() - resumed_at:.1f} s")
             # In rounds one is given up after its deadline, and a leader's after its lease.
-            trial.check_pause(fleet, others, killed_at, fleet.lease_s + MARGIN_S + (4 if is_led(mode) else 0))
+            trial.check_pause(fleet, others, killed_at, fleet.lease_s + MARGIN_S + (4 if is_leader_based(mode) else 0))
             trial.check_end(fleet, is_alike=True)
 
     return Scenario(
@@ -138,7 +138,7 @@ def frozen(mode: str, seconds: int) -> Scenario:
                 trial.see(f"joined {took_s:.1f} s after it was thawed")
                 trial.expect(took_s <= 10, f"joined only after {took_s:.1f} s")
             fleet.advance([0, 1, 2], timeout_s=seconds + 30)
-            limit_s = min(seconds, fleet.lease_s) + MARGIN_S + (4 if is_led(mode) else 0)
+            limit_s = min(seconds, fleet.lease_s) + MARGIN_S + (4 if is_leader_based(mode) else 0)
             trial.check_pause(fleet, [0, 2], began, limit_s)
             trial.expect(
                 is_late == ("joins at" in fleet.text(1)), "it should " + ("" if is_late else "not ") + "join again"
@@ -210,14 +210,14 @@ def churn(mode: str) -> Scenario:
             began = time.monotonic()
             for turn in range(3):
                 leaver = 1 + turn % 2
-                fleet.life(leaver).signal(signal.SIGTERM)
-                code = fleet.life(leaver).end()
+                fleet.incarnation(leaver).signal(signal.SIGTERM)
+                code = fleet.incarnation(leaver).end()
                 trial.expect(code == 0, f"worker {leaver} left with {code}")
                 fleet.advance([0], 15)
                 there = fleet.step(0)
                 fleet.resume(leaver)
                 # Each life says so once.
-                fleet.wait(lambda who=leaver: "joins at" in fleet.life(who).text, f"worker {leaver} to join")
+                fleet.wait(lambda who=leaver: "joins at" in fleet.incarnation(who).text, f"worker {leaver} to join")
                 fleet.wait(lambda who=leaver, step=there: fleet.step(who) > step, f"worker {leaver} to go on", 30)
                 fleet.advance([0, 1, 2], 10)
             steps = [line["step"] for line in fleet.stats(0)]
@@ -243,7 +243,7 @@ def told_to_go(action: str) -> Scenario:
         with trial.fleet(2) as fleet:
             fleet.start_all()
             step = fleet.faults.faults[0].step
-            code = fleet.life(1).end()
+            code = fleet.incarnation(1).end()
             ended = time.monotonic()
             trial.expect(code == 0, f"it ended with {code}")
             trial.expect(fleet.checkpoints(1)[-1:] == [step], f"it saved {fleet.checkpoints(1)}, not step {step}")
@@ -267,14 +267,14 @@ def told_twice(trial: Trial) -> None:
     with trial.fleet(2) as fleet:
         # The first comes in the middle of a step that is long; the second while the step still lasts.
         fleet.start_all()
-        fleet.life(0).signal(signal.SIGSTOP)
+        fleet.incarnation(0).signal(signal.SIGSTOP)
         time.sleep(0.5)
-        fleet.life(1).signal(signal.SIGTERM)
+        fleet.incarnation(1).signal(signal.SIGTERM)
         time.sleep(0.3)
-        fleet.life(1).signal(signal.SIGTERM)
+        fleet.incarnation(1).signal(signal.SIGTERM)
         began = time.monotonic()
-        code = fleet.life(1).end()
-        fleet.life(0).signal(signal.SIGCONT)
+        code = fleet.incarnation(1).end()
+        fleet.incarnation(0).signal(signal.SIGCONT)
         trial.see(f"ended with {code} after {time.monotonic() - began:.1f} s")
         trial.expect(code == -signal.SIGTERM, f"a second signal should end it at once, not with {code}")
         trial.expect(fleet.is_alive(0), "the other ended, too")
@@ -286,12 +286,12 @@ def told_twice(trial: Trial) -> None:
 def twice(trial: Trial) -> None:
     with trial.fleet(2) as fleet:
         fleet.start_all()
-        first = fleet.life(1)
+        first = fleet.incarnation(1)
         began = time.monotonic()
         second = fleet.start(1, "--out", str(fleet.folder / "elsewhere"))
         code = second.end()
         took_s = time.monotonic() - began
-        fleet.lives[1].pop()
+        fleet.incarnations[1].pop()
         trial.see(f"refused after {took_s:.1f} s")
         trial.expect(code == 2, f"the second ended with {code}")
         trial.expect(f"as process {first.pid}" in second.text, "it does not name the process of the first")
@@ -303,7 +303,7 @@ def twice(trial: Trial) -> None:
 def taken_over(trial: Trial) -> None:
     with trial.fleet(2) as fleet:
         fleet.start_all()
-        first = fleet.life(1)
+        first = fleet.incarnation(1)
         # Frozen, as one that hangs: it cannot know that it is replaced.
         first.signal(signal.SIGSTOP)
         second = fleet.start(1, "--takeover", "--resume", "latest", "--out", str(fleet.folder / "elsewhere"))
@@ -325,7 +325,7 @@ def scenarios() -> list[Scenario]:
     plain = "partial_exchange"
     return [
         *(killed_at(hook, hook == "between_chunks") for hook in ("", *WIRE_HOOKS, "before_apply", SAVING)),
-        *(killed_and_late(mode, victim) for mode in MODES for victim in ((0, 2) if is_led(mode) else (1,))),
+        *(killed_and_late(mode, victim) for mode in MODES for victim in ((0, 2) if is_leader_based(mode) else (1,))),
         *(frozen(plain, seconds) for seconds in (2, 10, 30)),
         *(frozen(mode, 10) for mode in MODES if mode != plain),
         slow("2"),

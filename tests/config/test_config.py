@@ -65,6 +65,15 @@ def test_a_bundled_experiment_takes_what_the_launcher_adds(path, tmp_path):
     assert config.load(path, ["mode.name=local"]).mode.__struct_config__.tag == "local"
 
 
+def test_settings_of_0_1_are_read_under_their_names_of_today(write):
+    old = "mode: {name: partial_exchange, carry: gradients, remote: lump, own: published, hostile: 2}\n"
+    new = "mode: {name: partial_exchange, exchange: gradients, own: delayed, byzantine: 2}\n"
+    bus = "bus: {strikes: 3, minority: pause, norm_gate: 5}\n", "bus: {offences: 3, norm_gate: 5}\n"
+    assert config.load(write(SMALL + old + bus[0])) == config.load(write(SMALL + new + bus[1]))
+    with pytest.raises(config.SettingsError, match="mode.carry: unknown key; it is mode.exchange now"):
+        config.load(write(SMALL + new), ["mode.carry=parameters"])
+
+
 def test_a_run_folder_is_an_experiment(tmp_path, write):
     experiment = config.load(write(SMALL))
     (tmp_path / "experiment.yaml").write_text(config.dump(experiment))
@@ -108,8 +117,8 @@ WRONG = {
     "peers: [localhost:6379]": "peers[0]: 'localhost:6379' is no Redis URL; write redis://host:6379",
     "peers: [redis://a, 5]": "peers[1]: expected str, got int",
     "1: 2": "1: unknown key",
-    "mode: {name: partial_exchange, remote: lump}": "mode.remote: unknown key",
-    "bus: {minority: pause}": "bus.minority: unknown key",
+    "mode: {name: partial_exchange, remote: hold}": "mode.remote: there is no 'hold' any more",
+    "bus: {minority: alone}": "bus.minority: there is no 'alone' any more",
     '"a\\nb\\e[31m": 2': "a b",
 }
 
@@ -320,9 +329,9 @@ def test_any_name_survives_being_written_down(name):
 
 
 def test_parameters_without_a_bound_have_a_fixed_number_of_parts(write):
-    path = write(SMALL + "mode: {name: partial_exchange, carry: parameters, parts: auto, slack: null}\n")
+    path = write(SMALL + "mode: {name: partial_exchange, exchange: parameters, parts: auto, slack: null}\n")
     assert refused(path).startswith("mode.parts: auto changes the number of parts")
-    assert config.load(path, ["mode.carry=gradients"]).mode.parts == "auto"
+    assert config.load(path, ["mode.exchange=gradients"]).mode.parts == "auto"
 
 
 @pytest.mark.parametrize(
@@ -357,14 +366,18 @@ def test_what_no_leader_could_do_is_refused(write, overrides, message):
         ("partial_exchange", ["mode.slack=null"], "mode.reduce: median chooses among what all have published by the"),
         (
             "partial_exchange",
-            ["mode.carry=gradients"],
+            ["mode.exchange=gradients"],
             "mode.reduce: median chooses among what all have published, and",
         ),
-        ("partial_exchange", ["mode.reduce=trimmed_mean", "mode.hostile=2"], "mode.hostile: of 4 workers fewer than"),
+        (
+            "partial_exchange",
+            ["mode.reduce=trimmed_mean", "mode.byzantine=2"],
+            "mode.byzantine: of 4 workers fewer than",
+        ),
         ("partial_exchange", ["mode.reduce=krum"], "mode.reduce: unknown value 'krum'"),
         ("federated", ["mode.optimiser_state=average"], "mode.reduce: median is for models"),
         ("federated", ["mode.reduce=sum"], "mode.reduce: unknown value 'sum'"),
-        ("multi_discriminator", ["mode.reduce=trimmed_mean", "mode.hostile=2"], "mode.hostile: of 4 workers"),
+        ("multi_discriminator", ["mode.reduce=trimmed_mean", "mode.byzantine=2"], "mode.byzantine: of 4 workers"),
         ("multi_discriminator", ["bus.norm_gate=0.5"], "bus.norm_gate: below 1"),
     ],
 )
@@ -374,14 +387,14 @@ def test_what_a_robust_rule_could_not_do_is_refused(write, mode, overrides, mess
     assert refused(path, *overrides).startswith(message)
 
 
-@pytest.mark.parametrize("own", ["fresh", "published"])
+@pytest.mark.parametrize("own", ["immediate", "delayed"])
 def test_alternating_updates_with_gradients_are_refused(write, own):
-    path = write(SMALL + f"mode: {{name: partial_exchange, carry: gradients, own: {own}, updates: alternating}}\n")
+    path = write(SMALL + f"mode: {{name: partial_exchange, exchange: gradients, own: {own}, updates: alternating}}\n")
     line = refused(path)
     assert line.startswith("mode.updates: alternating trains the generator against the discriminator")
-    assert line.endswith("set mode.carry: parameters, or updates: simultaneous")
-    assert config.load(path, ["mode.carry=parameters"]).mode.updates == "alternating"
-    assert config.load(path, ["mode.updates=simultaneous"]).mode.carry == "gradients"
+    assert line.endswith("set mode.exchange: parameters, or updates: simultaneous")
+    assert config.load(path, ["mode.exchange=parameters"]).mode.updates == "alternating"
+    assert config.load(path, ["mode.updates=simultaneous"]).mode.exchange == "gradients"
 
 
 def test_settings_errors_are_usage_errors():

@@ -74,7 +74,7 @@ def test_what_is_agreed_on_besides_the_settings():
     more = {
         "data (classes)": ["a"],
         "data (samples)": 5,
-        "protocol": 2,
+        "protocol": 3,
         "model (number of values)": 77,
         "model (sample shape)": [1, 8, 8],
         "peers (how many)": 4,
@@ -130,15 +130,15 @@ def test_the_comparison_of_runs_passes_over_what_is_private():
 def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, monkeypatch):
     monkeypatch.setattr("peers.session.rendezvous.SEEN_S", 0.0)
     waiting = memory_buses(2)
-    monkeypatch.setattr("degan.modes.connect.open_bus", lambda settings, worker, say, may_take_over: waiting[worker])
+    monkeypatch.setattr("degan.modes.connect.open_bus", lambda settings, worker, log, may_take_over: waiting[worker])
     said, both_said = [], threading.Barrier(2)
 
     def meet(worker: int) -> None:
         codec = ("raw", "bfloat16")[worker]
         settings = config.build(plain(f"mode[{mode}].codec", codec, peers=2, model=TINY))
-        about = {"samples": 8, "histogram": [8]}
+        peer_info = {"samples": 8, "histogram": [8]}
         pair = GanPair(settings, (1, 4, 4), worker, torch.device("cpu"))
-        made = modes.build(settings, worker, pair, {}, about, lambda line: None)
+        made = modes.build(settings, worker, pair, {}, peer_info, lambda line: None)
         try:
             with pytest.raises(DisagreementError) as caught:
                 made.begin([], {}, None)

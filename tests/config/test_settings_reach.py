@@ -52,7 +52,7 @@ BASE = {
         "stall_timeout_s": 39.0,
         "min_peers": 2,
         "norm_gate": 6.0,
-        "strikes": 4,
+        "offences": 4,
     },
     "security": {"folder": "secrets-{worker}"},
     "run": {
@@ -75,15 +75,15 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.slack": 1,
         "mode.codec": "topk",
         "mode.topk_fraction": 0.25,
-        "mode.carry": "gradients",
-        "mode.own": "published",
+        "mode.exchange": "gradients",
+        "mode.own": "delayed",
         "mode.reduce": "sum",
     },
     ("partial_exchange", "robust"): {
         "mode.codec": "int8",
         "mode.rounding": "stochastic",
         "mode.reduce": "trimmed_mean",
-        "mode.hostile": 2,
+        "mode.byzantine": 2,
         "mode.updates": "alternating",
     },
     ("partial_exchange", "unbounded"): {"mode.slack": None, "run.checkpoint_every": 0, "bus.replay_bytes": None},
@@ -106,7 +106,7 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.weighting": "uniform",
         "mode.local_steps": 1,
         "mode.reduce": "trimmed_mean",
-        "mode.hostile": 2,
+        "mode.byzantine": 2,
         "mode.optimiser_state": "reset",
     },
     ("multi_discriminator", "all"): {
@@ -121,7 +121,7 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("multi_discriminator", "robust"): {
         "mode.reduce": "trimmed_mean",
-        "mode.hostile": 2,
+        "mode.byzantine": 2,
         "mode.state_every": 4,
         # Nothing else asks for a state before the end.
         "run.checkpoint_every": 0,
@@ -185,11 +185,11 @@ WIRE = (
     Row("peers", lambda w: sorted(w.calls.all("RedisBus", "peers"))[0], (0, 1, 2, 3)),
     Row("connect_timeout_s", sees("RedisBus.connect_timeout_s", "Rendezvous.timeout_s")),
     # Our own node may be away for a lease, or as long as it is tried at the start.
-    Row("bus.lease_s", sees("Rendezvous.lease_s", "Pump.lease_s", "RedisBus.patience_s")),
+    Row("bus.lease_s", sees("Rendezvous.lease_s", "PeerReader.lease_s", "RedisBus.patience_s")),
     Row("bus.finish_timeout_s", lambda w: 37.0 in timeouts(w), True),
     Row("bus.stall_timeout_s", sees("RedisBus.full_patience_s")),
-    Row("bus.norm_gate", sees("Judge.factor")),
-    Row("bus.strikes", sees("Judge.most_strikes")),
+    Row("bus.norm_gate", sees("Screen.factor")),
+    Row("bus.offences", sees("Screen.most_strikes")),
     Row("security.folder", sees("read_secrets.folder")),
     Row(
         "security.folder",
@@ -232,7 +232,7 @@ def led(mode: str) -> tuple[Row, ...]:
 def robust(mode: str) -> tuple[Row, ...]:
     return (
         Row(f"mode[{mode}].reduce", sees("build.rule")),
-        Row(f"mode[{mode}].hostile", sees("build.hostile")),
+        Row(f"mode[{mode}].byzantine", sees("build.byzantine")),
     )
 
 
@@ -249,7 +249,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
             lambda w: {schedule.parts for schedule in w.calls.all("Layout", "schedule")},
             {3},
         ),
-        Row("mode[partial_exchange].slack", sees("GradientCarry.lag"), 1),
+        Row("mode[partial_exchange].slack", sees("GradientRule.lag"), 1),
         Row(
             "mode[partial_exchange].slack", lambda w: {clock.slack for clock in w.calls.all("ClockGate", "clock")}, {1}
         ),
@@ -261,10 +261,10 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row(
             "mode[partial_exchange].topk_fraction", lambda w: w.calls.all("Layout", "codec")[0].encoded_bytes(100), 150
         ),
-        Row("mode[partial_exchange].carry", is_called("GradientCarry", "ParameterCarry"), [True, False]),
-        Row("mode[partial_exchange].own", sees("GradientCarry.is_published"), True),
-        Row("mode[partial_exchange].own", sees("Judge.is_alike"), True),
-        Row("mode[partial_exchange].reduce", sees("GradientCarry.is_mean"), False),
+        Row("mode[partial_exchange].exchange", is_called("GradientRule", "ParameterRule"), [True, False]),
+        Row("mode[partial_exchange].own", sees("GradientRule.is_published"), True),
+        Row("mode[partial_exchange].own", sees("Screen.is_alike"), True),
+        Row("mode[partial_exchange].reduce", sees("GradientRule.is_mean"), False),
         # 8 rounds are needed, 2 more for a checkpoint; of these as many as fit. A part sends 81 of its values.
         Row("bus.replay_bytes", sees("Rules.keep_rounds"), 4500 // (81 * 6)),
         *(
@@ -282,15 +282,15 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row(
             "mode[partial_exchange].reduce",
             lambda w: (
-                {id(f) for f in w.calls.all("ParameterCarry", "reduce")} <= {id(f) for f in w.calls.all("build", "->")}
+                {id(f) for f in w.calls.all("ParameterRule", "reduce")} <= {id(f) for f in w.calls.all("build", "->")}
             ),
             True,
         ),
-        Row("bus.replay_bytes", sees("Rules.keep_rounds", "ParameterCarry.backlog"), 2 * 2 + 3 + 4 + 2),
+        Row("bus.replay_bytes", sees("Rules.keep_rounds", "ParameterRule.backlog"), 2 * 2 + 3 + 4 + 2),
     ),
     ("partial_exchange", "unbounded"): (
-        Row("mode[partial_exchange].slack", sees("ParameterCarry.lag")),
-        Row("bus.unbounded_backlog", sees("ParameterCarry.backlog")),
+        Row("mode[partial_exchange].slack", sees("ParameterRule.lag")),
+        Row("bus.unbounded_backlog", sees("ParameterRule.backlog")),
     ),
     ("federated", "all"): (
         *(*PLAIN, *WIRE, *LEADERS, *led("federated")),
@@ -317,7 +317,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].cohort", sees("uniform.size")),
         Row(
             "mode[federated].share_histograms",
-            lambda w: {tuple(about) for about in w.calls.all("Rendezvous", "about")},
+            lambda w: {tuple(peer_info) for peer_info in w.calls.all("Rendezvous", "peer_info")},
             {("samples",)},
         ),
         Row("mode[federated].optimiser_state", is_called("GanPair.reset_optimisers"), [True]),

@@ -23,9 +23,9 @@ def build(mode: str = "partial_exchange", peers: Any = 4, **some: Any) -> config
     return config.build(data)
 
 
-PARAMETERS = {"mode__carry": "parameters"}
-GRADIENTS = {"mode__carry": "gradients"}
-PUBLISHED = {**GRADIENTS, "mode__own": "published"}
+PARAMETERS = {"mode__exchange": "parameters"}
+GRADIENTS = {"mode__exchange": "gradients"}
+PUBLISHED = {**GRADIENTS, "mode__own": "delayed"}
 NO_SLACK = {"mode__slack": None}
 FED, MD = {"mode": "federated"}, {"mode": "multi_discriminator"}
 # What is refused, how its message begins, and what is taken in its place.
@@ -53,8 +53,8 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
     ),
     (
         {**PUBLISHED, **NO_SLACK},
-        "mode.own: published applies what all have published by the bound",
-        ({**PUBLISHED, "mode__slack": 0}, {**PARAMETERS, **NO_SLACK, "mode__own": "published"}),
+        "mode.own: delayed applies what all have published by the bound",
+        ({**PUBLISHED, "mode__slack": 0}, {**PARAMETERS, **NO_SLACK, "mode__own": "delayed"}),
     ),
     *(
         (
@@ -82,13 +82,13 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
     # --- robust rules
     *(
         (
-            {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 2},
-            "mode.hostile: of 4 workers fewer than half can be borne, not 2",
+            {**mode, "mode__reduce": "trimmed_mean", "mode__byzantine": 2},
+            "mode.byzantine: of 4 workers fewer than half can be borne, not 2",
             (
-                {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 1},
-                {**mode, "mode__reduce": "trimmed_mean", "mode__hostile": 2, "peers": 5},
-                {**mode, "mode__reduce": "median", "mode__hostile": 2},
-                {**mode, "mode__reduce": "mean", "mode__hostile": 2},
+                {**mode, "mode__reduce": "trimmed_mean", "mode__byzantine": 1},
+                {**mode, "mode__reduce": "trimmed_mean", "mode__byzantine": 2, "peers": 5},
+                {**mode, "mode__reduce": "median", "mode__byzantine": 2},
+                {**mode, "mode__reduce": "mean", "mode__byzantine": 2},
             ),
         )
         for mode in (PARAMETERS, PUBLISHED, FED, MD)
@@ -126,7 +126,7 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
             ),
             (
                 {**GRADIENTS, "mode__reduce": rule},
-                f"mode.reduce: {rule} chooses among what all have published, and with own: fresh",
+                f"mode.reduce: {rule} chooses among what all have published, and with own: immediate",
                 ({**PUBLISHED, "mode__reduce": rule}, {**GRADIENTS, "mode__reduce": "sum"}),
             ),
         )
@@ -188,11 +188,11 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
     ),
     *(
         (
-            {**FED, **wish, "mode__share_histograms": False},
+            {**FED, **proposal, "mode__share_histograms": False},
             message,
-            ({**FED, **wish}, {**FED, "mode__weighting": "uniform", "mode__share_histograms": False}),
+            ({**FED, **proposal}, {**FED, "mode__weighting": "uniform", "mode__share_histograms": False}),
         )
-        for wish, message in (
+        for proposal, message in (
             ({"mode__weighting": "kl"}, "mode.weighting: kl needs to know"),
             ({"mode__sampling": "balanced"}, "mode.sampling: balanced needs to know"),
             ({"mode__sampling": "balanced", "mode__weighting": "kl"}, "mode.sampling: balanced needs to know"),

@@ -26,9 +26,11 @@ def train(folder: Path, name: str, *overrides: str, workers: int = 1) -> Path:
     """A run of two steps whose workers train alone, and which stops there."""
     file, out = experiment(folder, name, workers, "local"), folder / name
     words = ["--set", "run.steps=2", *[word for override in overrides for word in ("--set", override)]]
-    lives = [Worker([n, "--config", file, "--out", out, *words], folder / f"{name}-{n}.log") for n in range(workers)]
-    for life in lives:
-        assert life.end() == 0, life.text
+    incarnations = [
+        Worker([n, "--config", file, "--out", out, *words], folder / f"{name}-{n}.log") for n in range(workers)
+    ]
+    for incarnation in incarnations:
+        assert incarnation.end() == 0, incarnation.text
     return out
 
 

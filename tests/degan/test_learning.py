@@ -24,7 +24,7 @@ def train(out: Path, name: str, *settings: str) -> dict[str, dict[int, dict[int,
     assert (out / "report.html").is_file()
     found: dict[str, dict[int, dict[int, float]]] = {}
     for line in read_lines(out / "metrics.jsonl"):
-        name = "".join(letter for letter in line["metric"] if not letter.isdigit())
+        name = "".join(received for received in line["metric"] if not received.isdigit())
         found.setdefault(name, {}).setdefault(line["step"], {})[line["worker"]] = line["value"]
     return found
 

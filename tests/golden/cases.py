@@ -18,12 +18,12 @@ SHORT = "run.steps=12"
 CASES = {
     "local": ("smoke", "mode.name=local", "peers=1"),
     "parameters": ("smoke", "mode.slack=0"),
-    "gradients": ("smoke", "mode.slack=0", "mode.carry=gradients"),
+    "gradients": ("smoke", "mode.slack=0", "mode.exchange=gradients"),
     "fegan": ("smoke-fegan",),
     "mdgan": ("smoke-mdgan",),
     "local-alternating": ("smoke", "mode.name=local", "mode.updates=alternating", "peers=1", SHORT),
     "parameters-int8": ("smoke", "mode.slack=0", "mode.codec=int8", SHORT),
-    "gradients-topk": ("smoke", "mode.slack=0", "mode.carry=gradients", "mode.codec=topk", SHORT),
+    "gradients-topk": ("smoke", "mode.slack=0", "mode.exchange=gradients", "mode.codec=topk", SHORT),
     "flgan": ("smoke-flgan", "mode.optimiser_state=average", "mode.codec=bfloat16", SHORT),
 }
 # By mode: the small run folders that later code must read, made by the launcher.

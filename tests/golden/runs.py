@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from degan.worker.setup import Setup
+
 import config
 from degan.artifacts.checkpoints import Checkpoints
 from degan.modes.federated import Federated
@@ -11,7 +13,6 @@ from degan.modes.local import Local
 from degan.modes.multi_discriminator import MultiDiscriminator
 from degan.modes.partial_exchange import PartialExchange
 from degan.worker.loop import Loop
-from degan.worker.objects import Objects
 from degan.worker.signals import Signals
 from tests.fleets import in_threads, memory_buses
 from tests.golden.weights import as_vectors
@@ -21,14 +22,14 @@ def silent(line: str) -> None:
     """Takes a line for a person, and leaves it."""
 
 
-def build_mode(settings: config.Experiment, objects: Objects, bus):
+def build_mode(settings: config.Experiment, setup: Setup, bus):
     name = settings.mode.__struct_config__.tag
     if name == "local":
-        return Local(settings, objects.worker, objects.pair, silent)
+        return Local(settings, setup.worker, setup.pair, silent)
     if name == "partial_exchange":
-        return PartialExchange(settings, objects.pair, bus, objects.facts, silent)
+        return PartialExchange(settings, setup.pair, bus, setup.facts, silent)
     kind = {"federated": Federated, "multi_discriminator": MultiDiscriminator}[name]
-    return kind(settings, objects.pair, bus, objects.facts, objects.about, silent)
+    return kind(settings, setup.pair, bus, setup.facts, setup.peer_info, silent)
 
 
 def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
@@ -38,16 +39,16 @@ def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
         resumes: go on from the newest checkpoint of each worker in the folder.
     """
     # One after the other: making networks sets torch's global generator.
-    all_objects = [Objects.build(settings, worker) for worker in range(settings.workers)]
+    all_setups = [Setup.build(settings, worker) for worker in range(settings.workers)]
     buses = memory_buses(settings.workers)
-    modes = [build_mode(settings, objects, bus) for objects, bus in zip(all_objects, buses, strict=True)]
+    modes = [build_mode(settings, setup, bus) for setup, bus in zip(all_setups, buses, strict=True)]
 
     def one(worker: int) -> None:
         folder = out / f"w{worker}"
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep_checkpoints)
         steps = checkpoints.whole_steps() if resumes else []
-        Loop(all_objects[worker], modes[worker], out, checkpoints, steps, Signals(), silent).run()
+        Loop(all_setups[worker], modes[worker], out, checkpoints, steps, Signals(), silent).run()
 
     try:
         in_threads([lambda w=w: one(w) for w in range(settings.workers)], timeout_s=100)
@@ -58,4 +59,4 @@ def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
 
 def initial(settings: config.Experiment) -> dict:
     """The weights that every worker begins with, as `weights.read` gives them."""
-    return as_vectors({name: tensor.numpy() for name, tensor in Objects.build(settings, 0).pair.networks().items()})
+    return as_vectors({name: tensor.numpy() for name, tensor in Setup.build(settings, 0).pair.networks().items()})

@@ -18,7 +18,7 @@ STATS = {"step": 12, "time_s": 3.0, "images": 99, "d_loss": 0.25, "g_loss": 1.5,
 STATS |= {"sent_bytes": 3 << 20, "received_bytes": 1536, "predicted_sent_bytes": 2 << 20}
 STATS |= {"predicted_received_bytes": 1 << 10, "staleness_mean": 1.25, "staleness_max": 4, "live_peers": 6}
 STATS |= {"dropped": {"late": 2, "invalid": 3}, "round": 11, "leader": 0, "cohort": 8, "answered": 7, "late": 2}
-STATS |= {"void_rounds": 9, "swaps": 10, "strikes": {}, "muted": []}
+STATS |= {"void_rounds": 9, "swaps": 10, "offences": {}, "banned": []}
 
 
 class StandInWorker:

@@ -150,13 +150,13 @@ def test_a_table_shows_a_dash_for_what_is_not_known():
 
 
 def test_strikes_have_a_column_only_where_there_are_any():
-    calm = Row(0, 60, "training", {"strikes": {}, "muted": []})
-    struck = Row(1, 60, "training", {"strikes": {"2": 3, "7": 10}, "muted": [7]})
-    assert "strikes" not in table.aligned([calm]) + table.line(calm)
-    titles, first, second = table.aligned([calm, struck]).splitlines()
-    assert titles.endswith("strikes") and first.endswith("-") and second.endswith("w2: 3, w7: muted")
-    assert table.line(struck).endswith("strikes w2: 3, w7: muted")
-    assert "w9" not in table.line(Row(1, 60, "training", {"strikes": "w9", "muted": 9}))
+    calm = Row(0, 60, "training", {"offences": {}, "banned": []})
+    offenders = Row(1, 60, "training", {"offences": {"2": 3, "7": 10}, "banned": [7]})
+    assert "offences" not in table.aligned([calm]) + table.line(calm)
+    titles, first, second = table.aligned([calm, offenders]).splitlines()
+    assert titles.endswith("offences") and first.endswith("-") and second.endswith("w2: 3, w7: muted")
+    assert table.line(offenders).endswith("strikes w2: 3, w7: muted")
+    assert "w9" not in table.line(Row(1, 60, "training", {"offences": "w9", "banned": 9}))
 
 
 def test_a_narrow_terminal_loses_the_spare_columns():

@@ -64,7 +64,7 @@ def test_the_words_of_a_comparison(handed):
 
 def test_the_words_of_a_look_at_all_nodes(handed, monkeypatch, tmp_path):
     looked = []
-    monkeypatch.setattr(servers, "find", lambda bus: looked.append(bus) or SimpleNamespace(about=lambda: "redis 7"))
+    monkeypatch.setattr(servers, "find", lambda bus: looked.append(bus) or SimpleNamespace(peer_info=lambda: "redis 7"))
     assert call("doctor", "smoke", "--set", "seed=2", "--set", "peers=2", "--out", "o", "--json") == 5
     words = ["doctor", "--set=seed=2", "--set=peers=2", "--out=o", "--json", "--local-redis=redis 7", "--", "smoke"]
     assert handed.pop() == (words, "the doctor", 7.0) and looked == ["auto"]
@@ -88,9 +88,9 @@ def test_what_a_person_can_mend_is_one_line_and_code_2(handed, monkeypatch, caps
 
 def test_what_is_said_is_heard_and_logged(tmp_path, capsys):
     voice, log = Voice(), tmp_path / "log.txt"
-    voice.say("before there is a log")
+    voice.log("before there is a log")
     voice.log_to(log)
-    voice.say("one\ntwo")
+    voice.log("one\ntwo")
     voice.show("only heard")
     voice.note("only logged")
     voice.error("bad")
@@ -98,7 +98,7 @@ def test_what_is_said_is_heard_and_logged(tmp_path, capsys):
     said = [line.split(" ", 2)[2] for line in log.read_text().splitlines()]
     assert said == ["before there is a log", "one", "two", "only logged", "bad"]
     voice.forget_log()
-    voice.say("after")
+    voice.log("after")
     assert "after" not in log.read_text() and capsys.readouterr().out == "after\n"
 
 
@@ -125,7 +125,7 @@ class Started:
         self.urls = [f"redis://127.0.0.1:700{n}/0" for n in range(3)]
         self.servers = SimpleNamespace(version="7.0.15", addresses=["A", "B", "C"], start=self._start_servers)
         self.fleet = SimpleNamespace(start=lambda: self.order.append("workers start"))
-        self.voice = SimpleNamespace(say=self.order.append, note=self._note, log_to=lambda path: None)
+        self.voice = SimpleNamespace(log=self.order.append, note=self._note, log_to=lambda path: None)
 
     def _start_servers(self, folder, count, base, interrupts) -> list[str]:
         self.order.append(f"{count} servers from {base}")
@@ -153,9 +153,9 @@ def test_a_run_is_started_in_order(tmp_path, resume, verb):
     ]
     # Before the data was prepared the settings were there, with the servers' addresses.
     assert config.load(tmp_path / "run").peers == one.urls
-    about = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert about["redis"]["urls"] == one.urls and about["redis"]["version"] == "7.0.15"
-    assert about["command"] == ["python", "-m", "launch", "local", "a b"]
+    peer_info = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert peer_info["redis"]["urls"] == one.urls and peer_info["redis"]["version"] == "7.0.15"
+    assert peer_info["command"] == ["python", "-m", "launch", "local", "a b"]
 
 
 def test_one_server_for_all(tmp_path):
@@ -173,15 +173,15 @@ def test_no_worker_starts_without_data(tmp_path):
 
 def test_what_is_said_so_far_is_said_once(tmp_path):
     said: list[str] = []
-    voice = SimpleNamespace(say=said.append)
+    voice = SimpleNamespace(log=said.append)
     with open(tmp_path / "output", "w+b") as file:
         file.write(b"one\ntwo\nhal")
         file.flush()
-        at = local._say_new(file, 0, voice)
+        at = local._log_new(file, 0, voice)
         assert (said, at) == (["one", "two"], 8)
-        assert local._say_new(file, at, voice) == 8 and len(said) == 2
+        assert local._log_new(file, at, voice) == 8 and len(said) == 2
         os.pwrite(file.fileno(), b"f\n", 11)
-        assert local._say_new(file, at, voice) == 13 and said[2:] == ["half"]
+        assert local._log_new(file, at, voice) == 13 and said[2:] == ["half"]
 
 
 @pytest.mark.parametrize("what", ["servers", "workers"])

@@ -31,24 +31,28 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def workers(tmp_path):
     """Starts workers of a secured run in processes of their own, and clears them away."""
-    lives = []
+    incarnations = []
 
     def start(made, number, script=None, **environment):
         words = [number, "--config", made / "experiment.yaml", "--out", tmp_path / "runs"]
-        lives.append(Worker(words, tmp_path / f"{made.name}-{number}-{len(lives)}.log", script, **environment))
-        return lives[-1]
+        incarnations.append(
+            Worker(words, tmp_path / f"{made.name}-{number}-{len(incarnations)}.log", script, **environment)
+        )
+        return incarnations[-1]
 
     yield start
-    for life in lives:
-        life.kill()
+    for incarnation in incarnations:
+        incarnation.kill()
 
 
 @pytest.mark.parametrize("mode", ["partial_exchange", "federated, local_steps: 2"])
 def test_workers_train_with_what_was_made_and_use_nothing_that_is_refused(tmp_path, workers, mode):
     made = secure_folder(tmp_path, f"trains-{mode[:7]}", 3, mode)
     with servers(made) as ports:
-        lives = [workers(made, number) for number in range(3)]
-        assert [life.end(100) for life in lives] == [0, 0, 0], "\n".join(life.text for life in lives)
+        incarnations = [workers(made, number) for number in range(3)]
+        assert [incarnation.end(100) for incarnation in incarnations] == [0, 0, 0], "\n".join(
+            incarnation.text for incarnation in incarnations
+        )
         for port in ports:
             with admin(made, port) as client:
                 assert client.execute_command("ACL", "LOG") == []
@@ -294,7 +298,7 @@ def test_large_pieces_over_tls_arrive_whole(one):
             pieces += (head, memoryview(payload), tail)
         link.send(pieces)
         assert [bytes(link.read()) for _ in range(5)] == [b"%d-0" % number for number in range(1, 6)]
-        link.say(command(b"XREAD", b"STREAMS", key, b"0"))
+        link.log(command(b"XREAD", b"STREAMS", key, b"0"))
         ((_, items),) = link.read()
         assert [bytes(fields[3]) == payload for _, fields in items] == [True] * 5
         link.close()
@@ -309,11 +313,11 @@ def test_a_worker_says_one_line_when_it_is_not_let_in(tmp_path, workers):
     made = secure_folder(tmp_path, "locked-out", 1)
     (made / "w0" / "password").write_text("guessed\n")
     with server(made / "w0"):
-        life = workers(made, 0)
-        assert life.end() == 2
-    lines = [line for line in life.text.splitlines() if line.startswith("degan")]
+        incarnation = workers(made, 0)
+        assert incarnation.end() == 2
+    lines = [line for line in incarnation.text.splitlines() if line.startswith("degan")]
     assert len(lines) == 1 and "refuses us: invalid username-password pair" in lines[0]
-    assert "Traceback" not in life.text
+    assert "Traceback" not in incarnation.text
 
 
 @pytest.mark.parametrize("kind", ["none", "another"])
@@ -339,7 +343,7 @@ def test_what_somebody_puts_into_a_stream_does_not_stop_a_run(tmp_path, workers)
     made = secure_folder(tmp_path, "attacked", 2)
     gate = tmp_path / "go"
     with servers(made) as ports:
-        lives = [workers(made, number, {6: f"hold:{gate}"}) for number in range(2)]
+        incarnations = [workers(made, number, {6: f"hold:{gate}"}) for number in range(2)]
         with admin(made, ports[0]) as client:
             wait_for(lambda: client.keys("degan:attacked:0:*:out"), "an outbox")
             (out,) = client.keys("degan:attacked:0:*:out")
@@ -353,11 +357,11 @@ def test_what_somebody_puts_into_a_stream_does_not_stop_a_run(tmp_path, workers)
             for number, (_, fields) in enumerate(entries, 4):
                 payload = bytes([fields[b"d"][0] ^ 1]) + fields[b"d"][1:]
                 client.xadd(direct, {**fields, b"d": payload}, f"{number}-0")
-        wait_for(lambda: lives[1].text.count("refused (said once") == 2, "two lines")
+        wait_for(lambda: incarnations[1].text.count("refused (said once") == 2, "two lines")
         gate.touch()
-        assert [life.end() for life in lives] == [0, 0]
-    assert read_lines(stats)[-1]["dropped"] == {"replayed": 3, "seal": 3}
-    lines = [line for line in lives[1].text.splitlines() if "said once" in line]
+        assert [incarnation.end() for incarnation in incarnations] == [0, 0]
+    assert read_lines(stats)[-1]["dropped"] == {"replayed": 3, "mac": 3}
+    lines = [line for line in incarnations[1].text.splitlines() if "said once" in line]
     assert lines[0].endswith(
         "worker 0: entry 1 of its stream for this worker is one that was said before, put in another place by someone "
         "else; refused (said once, and counted as 'replayed')"
@@ -368,19 +372,19 @@ def test_what_somebody_puts_into_a_stream_does_not_stop_a_run(tmp_path, workers)
 def test_a_worker_whose_secrets_others_can_read_does_not_start(tmp_path, workers):
     made = secure_folder(tmp_path, "open", 1)
     (made / "w0" / "run.key").chmod(0o644)
-    life = workers(made, 0)
-    assert life.end() == 2
-    assert f"security.folder: others can read {made}/w0/run.key; chmod 600 {made}/w0/run.key" in life.text
+    incarnation = workers(made, 0)
+    assert incarnation.end() == 2
+    assert f"security.folder: others can read {made}/w0/run.key; chmod 600 {made}/w0/run.key" in incarnation.text
 
 
 def test_a_worker_is_told_to_stop_and_does_so_over_tls(tmp_path, workers):
     made = secure_folder(tmp_path, "stopped", 2)
     with servers(made):
         gate = tmp_path / "go"
-        lives = [workers(made, number, {3: f"hold:{gate}"}) for number in range(2)]
+        incarnations = [workers(made, number, {3: f"hold:{gate}"}) for number in range(2)]
         stats = [tmp_path / "runs" / f"w{number}" / "stats.jsonl" for number in range(2)]
         wait_for(lambda: all(path.exists() and len(read_lines(path)) >= 3 for path in stats), "step 3")
-        lives[0].signal(signal.SIGTERM)
+        incarnations[0].signal(signal.SIGTERM)
         gate.touch()
-        assert [life.end() for life in lives] == [0, 0]
+        assert [incarnation.end() for incarnation in incarnations] == [0, 0]
     shutil.rmtree(made)

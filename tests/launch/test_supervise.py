@@ -73,7 +73,7 @@ class Script:
         self.dead: list = []
         self.interrupts = Interrupts()
         self.interrupts.wait = self.wait
-        voice = SimpleNamespace(say=self.said.append)
+        voice = SimpleNamespace(log=self.said.append)
         limits = Limits(together_s=60, terminate_s=10)
         self.supervisor = Supervisor(self.fleet, self.servers, self.interrupts, voice, limits, self.look)
 
@@ -288,7 +288,7 @@ def conclude(tmp_path, monkeypatch, ending: Ending, has_checkpoint: bool) -> lis
     if has_checkpoint:
         (tmp_path / "w1" / "checkpoints" / "000004").mkdir(parents=True)
     board = SimpleNamespace(update=lambda: order.append("read"), rows=[])
-    voice = SimpleNamespace(say=order.append, error=lambda text: order.append(f"error: {text}"))
+    voice = SimpleNamespace(log=order.append, error=lambda text: order.append(f"error: {text}"))
     plan = SimpleNamespace(mode="local", go_on="go on like this")
     monkeypatch.setattr(local, "_report", lambda *words: order.append("report"))
     monkeypatch.setattr(local.table, "final", lambda mode: mode)

@@ -3,7 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 OBJECTS, EVALUATE, SAVED, CHECKPOINTS = (
-    "degan/worker/objects.py",
+    "degan/worker/setup.py",
     "degan/metrics/evaluate.py",
     "degan/artifacts/saved.py",
     "degan/artifacts/checkpoints.py",

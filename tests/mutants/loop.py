@@ -28,7 +28,7 @@ MUTANTS = (
     Mutant(
         "no line tells how many images were drawn",
         "degan/worker/loop.py",
-        '"images": self._objects.shard.drawn,',
+        '"images": self._setup.shard.drawn,',
         '"images": 0,',
         LOOP + "test_every_line_of_a_run",
     ),
@@ -65,9 +65,9 @@ MUTANTS = (
         "degan/worker/loop.py",
         "            self._trained_s += time.monotonic() - began\n"
         "            is_stopping = self._mode.is_stopping(step)\n"
-        "            has_state = not (is_cut or is_stopping) or self._mode.settle(step)\n",
+        "            has_state = not (is_sync_point or is_stopping) or self._mode.synchronise(step)\n",
         "            is_stopping = self._mode.is_stopping(step)\n"
-        "            has_state = not (is_cut or is_stopping) or self._mode.settle(step)\n"
+        "            has_state = not (is_sync_point or is_stopping) or self._mode.synchronise(step)\n"
         "            self._trained_s += time.monotonic() - began\n",
         LOOP + "test_every_line_of_a_run",
     ),
@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "a step that all stop after is settled only where something is due",
         "degan/worker/loop.py",
-        "not (is_cut or is_stopping) or",
-        "not is_cut or",
+        "not (is_sync_point or is_stopping) or",
+        "not is_sync_point or",
         LIVES + "test_a_step_that_all_stop_after_is_settled_though_nothing_is_due",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Settings that reach nothing, that nobody compares, or with other borders; a worker's lives, needs and checks."""
+"""Settings that reach nothing, that nobody compares, or with other borders; what a worker needs, and its checks."""
 
 from tests.mutants.mutant import Mutant
 
@@ -13,12 +13,12 @@ AGREED = "tests/config/test_settings_agreed.py::test_every_setting_that_is_not_p
 LIVES = "tests/degan/worker/test_worker_lives.py"
 DOCTOR = "tests/degan/worker/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
-LED = "degan/modes/leader/led.py"
+LED = "degan/modes/leader/leader_based.py"
 SETTINGS = "config/settings.py"
 
 MUTANTS = (
     Mutant("the norm gate is dropped on the way", PARTIAL, "        norm_gate=settings.bus.norm_gate,\n", "", EXCHANGE),
-    Mutant("strikes are dropped on the way", PARTIAL, "        strikes=settings.bus.strikes,\n", "", EXCHANGE),
+    Mutant("strikes are dropped on the way", PARTIAL, "        offences=settings.bus.offences,\n", "", EXCHANGE),
     Mutant("min_peers is dropped on the way", PARTIAL, "        min_peers=settings.bus.min_peers,\n", "", EXCHANGE),
     Mutant(
         "the stall timeout is dropped on the way",
@@ -34,7 +34,7 @@ MUTANTS = (
         "build(mode.codec, rounding=mode.rounding, cast=torch_cast)",
         EXCHANGE,
     ),
-    Mutant("hostile is dropped on the way", PARTIAL, "        hostile=mode.hostile,\n", "", ROBUST),
+    Mutant("hostile is dropped on the way", PARTIAL, "        byzantine=mode.byzantine,\n", "", ROBUST),
     Mutant(
         "a full Redis takes what a replay needs for what all need",
         "peers/exchange/rules.py",
@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "the leader's judge has its own gate and strikes",
         LED,
-        "Judge(bus.worker, settings.bus.norm_gate, settings.bus.strikes, say=say)",
-        "Judge(bus.worker, say=say)",
+        "Screen(bus.worker, settings.bus.norm_gate, settings.bus.offences, log=log)",
+        "Screen(bus.worker, log=log)",
         FEDERATED,
     ),
     Mutant(

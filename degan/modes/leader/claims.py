@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from peers.errors import MessageError
-from peers.rounds.mailbox import Letter
+from peers.rounds.messages import Received
 from peers.rounds.rounds import term_of
 from peers.types import Message
 
@@ -26,12 +26,12 @@ def whole(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def plain_about(about: dict[str, Any]) -> dict[str, Any]:
+def plain_peer_info(peer_info: dict[str, Any]) -> dict[str, Any]:
     """What a worker says of itself, without what cannot be: `samples`, and `histogram` over the classes."""
     found: dict[str, Any] = {}
-    if _is_count(about.get("samples")):
-        found["samples"] = about["samples"]
-    histogram = about.get("histogram")
+    if _is_count(peer_info.get("samples")):
+        found["samples"] = peer_info["samples"]
+    histogram = peer_info.get("histogram")
     if isinstance(histogram, list) and len(histogram) <= MAX_CLASSES and all(map(_is_count, histogram)):
         found["histogram"] = histogram
     return found
@@ -43,7 +43,7 @@ def mean_losses(messages: dict[int, Message]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}
 
 
-def answer_extras(announcement: Letter, losses: dict[str, float]) -> dict[str, float]:
+def answer_extras(announcement: Received, losses: dict[str, float]) -> dict[str, float]:
     """What goes with the answer to a round: the losses, and the term, so that it is taken for no other's."""
     return {"term": float(term_of(announcement))} | {k: v for k, v in losses.items() if math.isfinite(v)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from peers.errors import BusError, LapsedError, MessageError, StalledError
-from peers.rounds.mailbox import Letter
+from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
+from peers.rounds.messages import Received
 from peers.rounds.rounds import Rounds
 from peers.session.rendezvous import Rendezvous, Start
 
@@ -22,9 +22,9 @@ def join(
     steps: int,
     patience_s: float,
     may_lead: bool,
-    catch_up: Callable[[int, Letter], None],
-    say: Callable[[str], None],
-) -> tuple[int, Letter | None]:
+    catch_up: Callable[[int, Received], None],
+    log: Callable[[str], None],
+) -> tuple[int, Received | None]:
     """Find out where the others are.
 
     Args:
@@ -42,19 +42,20 @@ def join(
     Raises:
         LapsedError: all with whom we were to join were started again; who waits for whom has to be found out anew.
     """
-    leadership, mail = rounds.leadership, rounds.mail
+    leadership, messages = rounds.leadership, rounds.messages
     leadership.term = max(leadership.term, start.term)
-    tried: Letter | None = None
+    tried: Received | None = None
     until_s = time.monotonic() + patience_s
 
     def is_left_alone() -> bool:
-        live = mail.live()
+        live = messages.live()
         return any(peer in live for peer in start.incarnations) and all(
-            peer not in live or mail.life(peer) != life for peer, life in start.incarnations.items()
+            peer not in live or messages.incarnation(peer) != incarnation
+            for peer, incarnation in start.incarnations.items()
         )
 
     while True:
-        found: list[tuple[int, Letter]] = []
+        found: list[tuple[int, Received]] = []
 
         def look(tried=tried, found=found) -> bool:
             newest = rounds.newest()
@@ -66,19 +67,19 @@ def join(
 
         rounds.until(look, lambda: "a leader's next round")
         if found:
-            sender, letter = found[0]
-            tried = letter
+            sender, received = found[0]
+            tried = received
             try:
-                catch_up(sender, letter)
-                return letter.message.round, letter
+                catch_up(sender, received)
+                return received.message.round, received
             except MISSED as error:
-                say(f"{error}; waiting for the next round")
+                log(f"{error}; waiting for the next round")
         elif may_lead:
             furthest, term = rendezvous.furthest(start)
             leadership.term = max(leadership.term, term)
             # The others wait in that round: for its beginning, or for its end.
             round = max(own, min(furthest, steps) - 1)
-            say(f"nobody leads any more; going on from what this worker has, at round {round}")
+            log(f"nobody leads any more; going on from what this worker has, at round {round}")
             return round, None
         else:
-            raise LapsedError("all workers that this one was to join were started again")
+            raise LeaseExpiredError("all workers that this one was to join were started again")

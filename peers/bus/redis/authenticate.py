@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from peers.bus.redis.keys import Keys
-from peers.bus.redis.mac import MARK, Seals, difference
+from peers.bus.redis.mac import MARK, Macs, difference
 from peers.bus.redis.refusals import Refusals
 from peers.errors import MessageError
 from peers.types import Buffer, Lease
@@ -20,7 +20,7 @@ _encode_lease = msgspec.msgpack.Encoder().encode
 _lease_decoder = msgspec.msgpack.Decoder(Lease)
 
 
-class Guard:
+class Authenticator:
     """The seals of one worker's bus.
 
     Args:
@@ -33,32 +33,32 @@ class Guard:
         strangers: workers whose lease was not taken when we last looked, and why.
     """
 
-    def __init__(self, run_key: bytes | None, keys: Keys, say: Callable[[str], None]):
+    def __init__(self, run_key: bytes | None, keys: Keys, log: Callable[[str], None]):
         self._run_key, self._keys = run_key, keys
-        self._seals: dict[str, Seals] = {}
-        self.refusals = Refusals(say)
+        self._macs: dict[str, Macs] = {}
+        self.refusals = Refusals(log)
         self.strangers: dict[int, str] = {}
 
-    def seals(self, key: str) -> Seals | None:
+    def macs(self, key: str) -> Macs | None:
         """The seals of what is said under a Redis key; None without a run key."""
         if self._run_key is None:
             return None
-        if key not in self._seals:
-            self._seals[key] = Seals(self._run_key, key)
-        return self._seals[key]
+        if key not in self._macs:
+            self._macs[key] = Macs(self._run_key, key)
+        return self._macs[key]
 
-    def sealed_lease(self, lease: Lease) -> bytes:
+    def mac_lease(self, lease: Lease) -> bytes:
         """A lease as it is written."""
-        value, seals = _encode_lease(lease), self.seals(self._keys.lease(lease.worker))
-        return value if seals is None else seals.sealed("", value)
+        value, macs = _encode_lease(lease), self.macs(self._keys.lease(lease.worker))
+        return value if macs is None else macs.with_mac("", value)
 
     def open_lease(self, worker: int, value: bytes | None) -> Lease | None:
         """A lease as somebody has written it; what is none, or does not bear our seal, counts as none."""
-        seals = self.seals(self._keys.lease(worker))
-        inner = value if seals is None or value is None else seals.opened("", value)
-        if value is not None and (inner is None or (seals is None and value.startswith(MARK))):
-            self.strangers[worker] = difference(seals is not None, value)
-            self.refusals.note(worker, "seal", "its lease", 0)
+        macs = self.macs(self._keys.lease(worker))
+        inner = value if macs is None or value is None else macs.opened("", value)
+        if value is not None and (inner is None or (macs is None and value.startswith(MARK))):
+            self.strangers[worker] = difference(macs is not None, value)
+            self.refusals.note(worker, "mac", "its lease", 0)
             return None
         self.strangers.pop(worker, None)
         try:
@@ -67,11 +67,11 @@ class Guard:
             return None
         return lease if lease is not None and lease.worker == worker else None
 
-    def sealed_field(self, key: str, name: str, value: Buffer) -> Buffer:
+    def mac_field(self, key: str, name: str, value: Buffer) -> Buffer:
         """A field of a state as it is written."""
-        seals = self.seals(key)
-        if seals is not None:
-            return seals.sealed(name, value)
+        macs = self.macs(key)
+        if macs is not None:
+            return macs.with_mac(name, value)
         return bytes(value) if isinstance(value, bytearray) else value
 
     def open_fields(self, peer: int, key: str, fields: dict[str, bytes]) -> dict[str, bytes]:
@@ -80,14 +80,14 @@ class Guard:
         Raises:
             MessageError: one does not bear our seal.
         """
-        seals = self.seals(key)
-        if seals is None:
+        macs = self.macs(key)
+        if macs is None:
             return fields
         found = {}
         for name, value in fields.items():
-            inner = seals.opened(name, value)
+            inner = macs.opened(name, value)
             if inner is None:
-                self.refusals.note(peer, "seal", f"the field {name} of its state")
-                raise MessageError("seal", f"the field {name} of worker {peer}'s state does not bear this run's seal")
+                self.refusals.note(peer, "mac", f"the field {name} of its state")
+                raise MessageError("mac", f"the field {name} of worker {peer}'s state does not bear this run's MAC")
             found[name] = inner
         return found

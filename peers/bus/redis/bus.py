@@ -16,19 +16,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import redis
 
-from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.authenticate import Authenticator
 from peers.bus.redis.client import REPLY_BYTES, Batch, Reader, address, connect, number_of, open_link, split_socket
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy, Connection, ReplyError, bulks
 from peers.bus.redis.tls import Access
-from peers.errors import BusError, DisagreementError, DuplicateError, LapsedError
+from peers.errors import BusError, DisagreementError, DuplicateError, LeaseExpiredError
 from peers.types import Buffer, Entry, Lease
 
 # How much is gathered for one system call while more is being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
 # What a life before has published is there for those who still read it; each new life would add as much.
-LAST_LIFE_S = 60
+LAST_INCARNATION_S = 60
 
 # What a Redis without room says: of memory, or of disk for what it has to keep.
 FULL = ("OOM", "MISCONF")
@@ -63,7 +63,7 @@ class RedisBus:
         peers: Sequence[int],
         connect_timeout_s: float = 30.0,
         patience_s: float = 30.0,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
         full_patience_s: float = 600.0,
         may_take_over: bool = False,
         access: Access | None = None,
@@ -73,8 +73,8 @@ class RedisBus:
         self.sent_bytes = self._state_bytes = self.retries = 0
         self._keys = Keys(run)
         self._patience_s, self._full_patience_s = patience_s, full_patience_s
-        self._say = say
-        self._guard = Guard(run_key, self._keys, say)
+        self._log = log
+        self._authenticator = Authenticator(run_key, self._keys, log)
         own_far, own_near = split_socket(urls[worker])
         by_url: dict[str, list[int]] = {}
         for peer in peers:
@@ -83,15 +83,15 @@ class RedisBus:
             by_url.setdefault(own_near if far == own_far else far, []).append(peer)
         self.servers = tuple(tuple(group) for group in by_url.values())
         deadline = time.monotonic() + connect_timeout_s
-        self._own = connect(own_near, connect_timeout_s, say, access)
+        self._own = connect(own_near, connect_timeout_s, log, access)
         # Reading blocks, so each followed server gets a client of its own, even our own node's.
         self._read_busy, self._publish_busy = Busy(), Busy()
         self._readers = [
             Reader(
-                connect(url, max(0.0, deadline - time.monotonic()), say, access),
+                connect(url, max(0.0, deadline - time.monotonic()), log, access),
                 address(url),
                 self._read_busy,
-                self._guard,
+                self._authenticator,
             )
             for url in by_url
         ]
@@ -129,10 +129,10 @@ class RedisBus:
         self._least_entries = min(max_entries, least_entries or max_entries)
 
     def refused(self) -> dict[str, int]:
-        return self._guard.refusals.counts()
+        return self._authenticator.refusals.counts()
 
     def strangers(self) -> dict[int, str]:
-        return dict(self._guard.strangers)
+        return dict(self._authenticator.strangers)
 
     # --- publishing ---------------------------------------------------------------------------
 
@@ -154,16 +154,16 @@ class RedisBus:
 
     def _append_in_order(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         name, number, batch = key.encode(), self._sequences.get(key), Batch()
-        is_new, number, seals, sealed = number is None, number or 0, self._guard.seals(key), b""
-        first = b"*%d\r\n" % (11 if seals else 9) + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
+        is_new, number, macs, with_mac = number is None, number or 0, self._authenticator.macs(key), b""
+        first = b"*%d\r\n" % (11 if macs else 9) + bulks(b"XADD", name, b"MAXLEN", b"%d" % self._max_entries)
         for header, payload in entries:
             number += 1
             self._sequences[key] = number
             item_id = bulks(b"%d-0" % number)
-            if seals is not None:
-                sealed = bulks(b"s", seals.of_entry(number, header, payload))
+            if macs is not None:
+                with_mac = bulks(b"s", macs.of_entry(number, header, payload))
             head = b"%b%b$1\r\nh\r\n$%d\r\n%b\r\n%b$1\r\nd\r\n$%d\r\n"
-            batch.add(head % (first, item_id, len(header), header, sealed, len(payload)), item_id, payload, b"\r\n")
+            batch.add(head % (first, item_id, len(header), header, with_mac, len(payload)), item_id, payload, b"\r\n")
             with self._lock:
                 self.sent_bytes += len(header) + len(payload)
             if batch.waiting_bytes >= SEND_BYTES:
@@ -197,7 +197,7 @@ class RedisBus:
                 refused = refused or str(answer)
             elif refused and not isinstance(answer, ReplyError | int):
                 # An entry before this one was not taken, and now it never will be.
-                raise LapsedError(
+                raise LeaseExpiredError(
                     f"the Redis of worker {self.worker} took an entry after it had refused one ({refused})"
                 )
         if refused:
@@ -218,7 +218,7 @@ class RedisBus:
         kept = self._kept.get(key, 0)
         newest = self._own.xrevrange(key, count=1) if kept else []
         if kept and (not newest or number_of(newest[0][0]) < kept):
-            raise LapsedError(f"the Redis of worker {self.worker} has lost what this worker had published")
+            raise LeaseExpiredError(f"the Redis of worker {self.worker} has lost what this worker had published")
 
     def _make_room(self) -> None:
         """Our Redis is full: keep only what the peers may still have to read, and nothing for replay."""
@@ -227,7 +227,7 @@ class RedisBus:
         least = self._least_entries
         trimmed = sum(self._own.xtrim(name, least, approximate=False) for name in self._sequences.copy())
         self._max_entries = least
-        self._say(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
+        self._log(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
 
     def _insist(self, action: Callable, what: str):
         """Try again with jittered back-off while our own node is away or full, up to the patience."""
@@ -244,7 +244,7 @@ class RedisBus:
                     raise BusError(f"worker {self.worker} cannot {what} on its own Redis: {error}") from None
                 self.retries += 1
                 if delay_s == 0.05:
-                    self._say(f"own Redis fails to {what} ({error}); trying for {patience_s:g} s")
+                    self._log(f"own Redis fails to {what} ({error}); trying for {patience_s:g} s")
                 if is_full:
                     with contextlib.suppress(redis.RedisError):
                         self._make_room()
@@ -272,14 +272,14 @@ class RedisBus:
     # --- leases and states --------------------------------------------------------------------
 
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
-        key, value, ttl_ms = self._keys.lease(self.worker), self._guard.sealed_lease(lease), int(ttl_s * 1000)
+        key, value, ttl_ms = self._keys.lease(self.worker), self._authenticator.mac_lease(lease), int(ttl_s * 1000)
 
         def take(pipeline: redis.client.Pipeline) -> Lease | None:
-            old = self._guard.open_lease(self.worker, pipeline.get(key))
-            if self.worker in self._guard.strangers:
+            old = self._authenticator.open_lease(self.worker, pipeline.get(key))
+            if self.worker in self._authenticator.strangers:
                 raise DisagreementError(
-                    f"someone else is worker {self.worker}: {self._guard.strangers[self.worker]}; stop that one, or "
-                    "wait until its lease has ended"
+                    f"someone else is worker {self.worker}: {self._authenticator.strangers[self.worker]}; "
+                    "stop that one, or wait until its lease has ended"
                 )
             # Our own: the reply to an earlier attempt was lost.
             if old is not None and old.incarnation != self.incarnation and not may_replace(old):
@@ -290,34 +290,38 @@ class RedisBus:
 
         # Watched, so that of two that start at once only one gets the number.
         old = self._insist(lambda: self._own.transaction(take, key, value_from_callable=True), "claim its number")
-        self._insist(lambda: self._let_go_of_last_life(ttl_s), "claim its number")
+        self._insist(lambda: self._let_go_of_last_incarnation(ttl_s), "claim its number")
         return old
 
-    def _let_go_of_last_life(self, ttl_s: float) -> None:
+    def _let_go_of_last_incarnation(self, ttl_s: float) -> None:
         """Whoever replays or joins reads the lives that hold a lease, which the last one does not any more."""
-        keys, me, key = self._keys, self.worker, self._keys.life(self.worker)
+        keys, me, key = self._keys, self.worker, self._keys.incarnation(self.worker)
         last = (self._own.get(key) or b"").decode(errors="replace")
         pipeline = self._own.pipeline(transaction=False)
         if last not in ("", self.incarnation):
             direct = [keys.direct(me, last, peer) for peer in self._reader_of]
             for name in (keys.state(me, last), keys.out(me, last), *direct):
-                pipeline.expire(name, max(LAST_LIFE_S, int(2 * ttl_s)))
+                pipeline.expire(name, max(LAST_INCARNATION_S, int(2 * ttl_s)))
         pipeline.set(key, self.incarnation, ex=KEEP_S).execute()
 
     def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         key = self._keys.lease(self.worker)
-        own = [self._keys.life(self.worker), self._keys.state(self.worker, self.incarnation), *self._sequences.copy()]
+        own = [
+            self._keys.incarnation(self.worker),
+            self._keys.state(self.worker, self.incarnation),
+            *self._sequences.copy(),
+        ]
         try:
-            old = self._guard.open_lease(self.worker, self._own.get(key))
+            old = self._authenticator.open_lease(self.worker, self._own.get(key))
             if old is not None and old.incarnation != self.incarnation:
                 return "taken"
             if old is None:
                 if not may_restore:
-                    return "lapsed"
+                    return "expired"
                 for name in self._kept.copy():
                     self._check_kept(name)
             pipeline = self._own.pipeline(transaction=False)
-            pipeline.set(key, self._guard.sealed_lease(lease), px=int(ttl_s * 1000))
+            pipeline.set(key, self._authenticator.mac_lease(lease), px=int(ttl_s * 1000))
             for name in own:
                 pipeline.expire(name, KEEP_S)
             pipeline.execute()
@@ -328,7 +332,7 @@ class RedisBus:
     def release(self) -> None:
         key = self._keys.lease(self.worker)
         try:
-            old = self._guard.open_lease(self.worker, self._own.get(key))
+            old = self._authenticator.open_lease(self.worker, self._own.get(key))
             if old is not None and old.incarnation == self.incarnation:
                 self._own.delete(key)
         except redis.RedisError:
@@ -340,7 +344,7 @@ class RedisBus:
             values = self._readers[server].client.mget([self._keys.lease(peer) for peer in group])
         except redis.RedisError as error:
             raise BusError(f"Redis at {self._readers[server].name}: {error}") from None
-        return {peer: self._guard.open_lease(peer, value) for peer, value in zip(group, values, strict=True)}
+        return {peer: self._authenticator.open_lease(peer, value) for peer, value in zip(group, values, strict=True)}
 
     def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
         key = self._keys.state(self.worker, self.incarnation)
@@ -348,7 +352,7 @@ class RedisBus:
         def put() -> None:
             pipeline = self._own.pipeline(transaction=False)
             for name, value in fields.items():
-                pipeline.hset(key, name, self._guard.sealed_field(key, name, value))
+                pipeline.hset(key, name, self._authenticator.mac_field(key, name, value))
             pipeline.expire(key, max(KEEP_S, int(ttl_s)))
             pipeline.execute()
 
@@ -368,7 +372,7 @@ class RedisBus:
         except redis.RedisError as error:
             raise BusError(f"cannot read the state of worker {peer}: {error}") from None
         found = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        found = self._guard.open_fields(peer, key, found)
+        found = self._authenticator.open_fields(peer, key, found)
         with self._lock:
             self._state_bytes += sum(map(len, found.values()))
         return found

@@ -18,8 +18,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from peers.bus.redis.authenticate import Guard
-from peers.bus.redis.mac import Seals, Watch
+from peers.bus.redis.authenticate import Authenticator
+from peers.bus.redis.mac import Macs, Watch
 from peers.bus.redis.resp import Busy, Connection, ReplyError, bulks
 from peers.bus.redis.tls import Access, TlsLink, refusal
 from peers.errors import BusError, UnreachableError
@@ -58,7 +58,7 @@ def split_socket(url: str) -> tuple[str, str]:
 
 
 def connect(
-    url: str, timeout_s: float, say: Callable[[str], None] = lambda line: None, access: Access | None = None
+    url: str, timeout_s: float, log: Callable[[str], None] = lambda line: None, access: Access | None = None
 ) -> redis.Redis:
     """A client that has answered PING.
 
@@ -107,7 +107,7 @@ def connect(
                     "start a redis-server there, or mend `peers`"
                 ) from None
             if not has_said:
-                say(f"no Redis answers at {address(url)} yet ({reason}); trying for {timeout_s:g} s")
+                log(f"no Redis answers at {address(url)} yet ({reason}); trying for {timeout_s:g} s")
                 has_said = True
             time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
@@ -150,10 +150,10 @@ class _Stream:
         seals: what its entries must bear; None for nothing.
     """
 
-    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "read", "seals")
+    __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "read", "macs")
 
-    def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int, seals: Seals | None):
-        self.peer, self.incarnation, self.is_direct, self.seals = peer, incarnation, is_direct, seals
+    def __init__(self, peer: int, incarnation: str, is_direct: bool, after: int, macs: Macs | None):
+        self.peer, self.incarnation, self.is_direct, self.macs = peer, incarnation, is_direct, macs
         self.after = after
         self.move(b"%d-0" % after)
 
@@ -181,10 +181,10 @@ class Reader:
         received_bytes: payload and header bytes so far.
     """
 
-    def __init__(self, client: redis.Redis, name: str, busy: Busy, guard: Guard):
+    def __init__(self, client: redis.Redis, name: str, busy: Busy, authenticator: Authenticator):
         self.client, self.name = client, name
         self.received_bytes = 0
-        self._guard, self._watch = guard, Watch()
+        self._authenticator, self._watch = authenticator, Watch()
         self._busy = busy
         self._reading, self._changing = threading.Lock(), threading.Lock()
         self._followed = threading.Event()
@@ -200,7 +200,7 @@ class Reader:
         with self._changing:
             others = {key: stream for key, stream in self._streams.items() if stream.peer != peer}
             for key, is_direct, first in ((out, False, after), (direct, True, 0)):
-                others[key.encode()] = _Stream(peer, incarnation, is_direct, first, self._guard.seals(key))
+                others[key.encode()] = _Stream(peer, incarnation, is_direct, first, self._authenticator.macs(key))
             self._streams = others
         self._followed.set()
 
@@ -294,7 +294,7 @@ class Reader:
             count = max(1, REPLY_BYTES // (entry_bytes * max(1, len(streams) // 2)))
             words = (b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % timeout_ms, b"STREAMS", *streams)
             self._question = what, b"*%d\r\n" % (len(words) + len(streams)) + bulks(*words)
-        self._link.say(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
+        self._link.log(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
         self._asked = streams
 
     def _take(self, stream: _Stream, key: bytes, items: list) -> tuple[_Stream, list[Entry], int, Buffer]:
@@ -305,30 +305,30 @@ class Reader:
             redis.RedisError: a gap could not be looked into.
         """
         entries, after, item_id, before = [], stream.after, b"", stream.read
-        peer, incarnation, is_direct, seals = stream.peer, stream.incarnation, stream.is_direct, stream.seals
+        peer, incarnation, is_direct, macs = stream.peer, stream.incarnation, stream.is_direct, stream.macs
         for item_id, fields in items:
             number, _, rest = _text(item_id).partition(b"-")
             sequence = int(number)
             if not 0 <= sequence < MAX_NUMBER:
                 raise ValueError("an id that is none")
             if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"d":
-                header, payload, seal = fields[1], fields[3], b""
+                header, payload, mac = fields[1], fields[3], b""
             else:
                 values = dict(zip(map(_text, fields[::2]), fields[1::2], strict=True))
-                header, payload, seal = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
+                header, payload, mac = values.get(b"h", b""), values.get(b"d", b""), values.get(b"s", b"")
             if not isinstance(header, _BUFFERS) or not isinstance(payload, _BUFFERS):
                 raise TypeError("an entry of something else than bytes")
             if sequence != before + 1:
                 self._look_into(key, before, sequence)
-                if sequence == before and seals is None and rest == b"0":
+                if sequence == before and macs is None and rest == b"0":
                     # With seals it is refused below, and the next one comes as it should.
                     raise ValueError("an entry with the number of the one before it")
             before = sequence
-            if seals is not None or rest != b"0":
+            if macs is not None or rest != b"0":
                 is_next = rest == b"0" and sequence > after
-                reason = self._reason(seals, sequence, is_next, header, payload, seal)
+                reason = self._reason(macs, sequence, is_next, header, payload, mac)
                 if reason is not None:
-                    self._guard.refusals.note(peer, reason, f"entry {sequence} of {stream.name}")
+                    self._authenticator.refusals.note(peer, reason, f"entry {sequence} of {stream.name}")
                     continue
             # The header is small and is kept; the payload stays where the socket has put it.
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
@@ -348,16 +348,16 @@ class Reader:
             raise ValueError("an entry with a number that is not its own")
 
     def _reason(
-        self, seals: Seals | None, number: int, is_next: bool, header: Buffer, payload: Buffer, seal: Buffer
+        self, macs: Macs | None, number: int, is_next: bool, header: Buffer, payload: Buffer, mac: Buffer
     ) -> str | None:
         """Why an entry is not handed on.
 
         Args:
             is_next: whether a worker may have put it there: its ids end with -0 and ascend.
         """
-        if seals is None:
+        if macs is None:
             return "malformed"
-        reason = self._watch.refusal(seals, number, header, payload, seal)
+        reason = self._watch.refusal(macs, number, header, payload, mac)
         return "replayed" if reason is None and not is_next else reason
 
     def _hang_up(self) -> None:

@@ -6,7 +6,7 @@
 | <incarnation>:out         | stream | the worker | all      | exact MAXLEN; EXPIRE, renewed        |
 | <incarnation>:to:<peer>   | stream | the worker | the peer | exact MAXLEN; EXPIRE, renewed        |
 | <incarnation>:state       | hash   | the worker | all      | EXPIRE, renewed                      |
-| life                      | string | the worker | itself   | which life is the newest; EXPIRE     |
+| incarnation               | string | the worker | itself   | which incarnation is newest; EXPIRE  |
 | doctor:<token>:<type>     | any    | the doctor | itself   | EXPIRE, a minute; deleted after use  |
 
 A worker writes only under its own number, on its own node's Redis. The incarnation in the key
@@ -35,8 +35,8 @@ class Keys:
     def state(self, worker: int, incarnation: str) -> str:
         return f"degan:{self.run}:{worker}:{incarnation}:state"
 
-    def life(self, worker: int) -> str:
-        return f"degan:{self.run}:{worker}:life"
+    def incarnation(self, worker: int) -> str:
+        return f"degan:{self.run}:{worker}:incarnation"
 
     def probe(self, worker: int, token: str, kind: str) -> str:
         return f"degan:{self.run}:{worker}:doctor:{token}:{kind}"

@@ -17,7 +17,7 @@ from collections import OrderedDict
 
 from peers.types import Buffer
 
-SEAL_BYTES = 16
+MAC_BYTES = 16
 KEY_BYTES = 32
 # No MessagePack begins with it, so what is sealed is never taken for what is not.
 MARK = b"\xc1"
@@ -28,7 +28,7 @@ _SIZE = struct.Struct(">Q")
 _PLACE = struct.Struct(">QQ")
 
 
-class Seals:
+class Macs:
     """Makes and checks the seals of what is said under one Redis key. May be used by several threads.
 
     Args:
@@ -51,20 +51,20 @@ class Seals:
         made.update(_PLACE.pack(number, len(header)))
         made.update(header)
         made.update(payload)
-        return made.digest()[:SEAL_BYTES]
+        return made.digest()[:MAC_BYTES]
 
-    def is_of_entry(self, seal: Buffer, number: int, header: Buffer, payload: Buffer) -> bool:
+    def is_of_entry(self, mac: Buffer, number: int, header: Buffer, payload: Buffer) -> bool:
         """Whether this is the seal of that entry."""
-        return hmac.compare_digest(self.of_entry(number, header, payload), seal)
+        return hmac.compare_digest(self.of_entry(number, header, payload), mac)
 
-    def sealed(self, field: str, value: Buffer) -> bytes:
+    def with_mac(self, field: str, value: Buffer) -> bytes:
         """A field's value with its seal before it; the lease's field has no name."""
         return b"".join((MARK, self._of_field(field, value), value))
 
     def opened(self, field: str, value: bytes) -> bytes | None:
         """The value that was sealed for that field; None if this is no such thing."""
-        seal, inner = value[len(MARK) : len(MARK) + SEAL_BYTES], memoryview(value)[len(MARK) + SEAL_BYTES :]
-        if not value.startswith(MARK) or not hmac.compare_digest(self._of_field(field, inner), seal):
+        mac, inner = value[len(MARK) : len(MARK) + MAC_BYTES], memoryview(value)[len(MARK) + MAC_BYTES :]
+        if not value.startswith(MARK) or not hmac.compare_digest(self._of_field(field, inner), mac):
             return None
         return bytes(inner)
 
@@ -72,27 +72,27 @@ class Seals:
         made = self._begun.copy()
         made.update(_sized(field.encode()))
         made.update(value)
-        return made.digest()[:SEAL_BYTES]
+        return made.digest()[:MAC_BYTES]
 
 
 class Watch:
     """Checks the entries that one reader reads, and knows those again that it has checked before."""
 
     def __init__(self):
-        self._seen: OrderedDict[bytes, tuple[Seals, int]] = OrderedDict()
+        self._seen: OrderedDict[bytes, tuple[Macs, int]] = OrderedDict()
 
-    def refusal(self, seals: Seals, number: int, header: Buffer, payload: Buffer, seal: Buffer) -> str | None:
+    def refusal(self, macs: Macs, number: int, header: Buffer, payload: Buffer, mac: Buffer) -> str | None:
         """Why an entry is not to be taken: `replayed` if it was said before in another place, else `seal`."""
-        if not isinstance(seal, Buffer) or len(seal) != SEAL_BYTES:
-            return "seal"
-        found = bytes(seal)
-        if seals.is_of_entry(found, number, header, payload):
-            self._seen[found] = seals, number
+        if not isinstance(mac, Buffer) or len(mac) != MAC_BYTES:
+            return "mac"
+        found = bytes(mac)
+        if macs.is_of_entry(found, number, header, payload):
+            self._seen[found] = macs, number
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
             return None
         place = self._seen.get(found)
-        return "replayed" if place and place[0].is_of_entry(found, place[1], header, payload) else "seal"
+        return "replayed" if place and place[0].is_of_entry(found, place[1], header, payload) else "mac"
 
 
 def difference(has_key: bool, value: Buffer) -> str:

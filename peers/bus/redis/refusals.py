@@ -14,8 +14,8 @@ class Refusals:
         say: called with one line for a person, once for each sender and reason.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
+    def __init__(self, log: Callable[[str], None]):
+        self._log = log
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._said: set[tuple[int, str]] = set()
@@ -35,7 +35,7 @@ class Refusals:
             self._said.add((sender, reason))
         if is_new:
             counted = f", and counted as {reason!r}" if how_many else ""
-            self._say(f"worker {sender}: {what} {_WHY[reason]}; refused (said once{counted})")
+            self._log(f"worker {sender}: {what} {_WHY[reason]}; refused (said once{counted})")
 
     def counts(self) -> dict[str, int]:
         """How many, by reason, since the start."""
@@ -44,7 +44,7 @@ class Refusals:
 
 
 _WHY = {
-    "seal": "does not bear this run's seal: it was changed on its way, or written by someone without the run key",
+    "mac": "does not bear this run's MAC: it was changed on its way, or written by someone without the run key",
     "replayed": "is one that was said before, put in another place by someone else",
     "malformed": "is none that a worker writes",
 }

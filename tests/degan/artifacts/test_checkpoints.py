@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from degan.worker.setup import Setup
 
 import config
 from config import UsageError
@@ -22,7 +23,6 @@ from degan.artifacts.checkpoints import (
     read_manifest,
 )
 from degan.modes.local import Local
-from degan.worker.objects import Objects
 
 AGREED = {"seed": 1, "optimiser.betas": [0.5, 0.999], "run.steps": 10, "bus.lease_s": 30.0}
 
@@ -275,15 +275,15 @@ MODELS = {
 CASES = [("mlp", "simultaneous"), ("mlp", "alternating"), ("dcgan", "alternating"), ("lsgan", "simultaneous")]
 
 
-def build(model: str, updates: str, **settings) -> tuple[Objects, Local]:
+def build(model: str, updates: str, **settings) -> tuple[Setup, Local]:
     data = {**DIGITS, "model": MODELS[model], "mode": {"name": "local", "updates": updates}, **settings}
     experiment = config.build(data)
-    objects = Objects.build(experiment, 0)
-    return objects, Local(experiment, 0, objects.pair)
+    setup = Setup.build(experiment, 0)
+    return setup, Local(experiment, 0, setup.pair)
 
 
-def train(objects: Objects, mode: Local, steps: int) -> list[dict]:
-    return [mode.step(step, objects.shard.next_batch, False) for step in range(steps)]
+def train(setup: Setup, mode: Local, steps: int) -> list[dict]:
+    return [mode.step(step, setup.shard.next_batch, False) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("model", "updates"), CASES)
@@ -319,8 +319,8 @@ def test_wasserstein_mixing_goes_on_too(tmp_path):
 
 
 def test_a_checkpoint_of_other_networks_or_data_is_refused(tmp_path):
-    objects, mode = build("mlp", "simultaneous")
-    Checkpoints(tmp_path, 1).save(objects.checkpoint(0, mode.state()))
+    setup, mode = build("mlp", "simultaneous")
+    Checkpoints(tmp_path, 1).save(setup.checkpoint(0, mode.state()))
     found = read(tmp_path / "000000")
     other, _ = build("dcgan", "simultaneous")
     with pytest.raises(UsageError, match="does not fit"):
@@ -330,12 +330,12 @@ def test_a_checkpoint_of_other_networks_or_data_is_refused(tmp_path):
         other.restore(found)
     found.optimiser.pop("random.latents")
     with pytest.raises(UsageError, match="does not fit"):
-        objects.restore(found)
+        setup.restore(found)
 
 
 def test_the_manifest_is_plain_json(tmp_path):
-    objects, mode = build("mlp", "simultaneous")
-    folder = Checkpoints(tmp_path, 1).save(objects.checkpoint(0, mode.state(), trained_s=1.5))
+    setup, mode = build("mlp", "simultaneous")
+    folder = Checkpoints(tmp_path, 1).save(setup.checkpoint(0, mode.state(), trained_s=1.5))
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["values"]["trained_s"] == 1.5
-    assert manifest["agreed"] == json.loads(json.dumps(config.agreed(objects.settings)))
+    assert manifest["agreed"] == json.loads(json.dumps(config.agreed(setup.settings)))

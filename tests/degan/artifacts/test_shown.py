@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from degan.worker.setup import Setup
 from PIL import Image
 from torch import nn
 
@@ -18,7 +19,6 @@ from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics.evaluate import Metric
 from degan.modes.local import Local
 from degan.worker.loop import Loop
-from degan.worker.objects import Objects
 from degan.worker.signals import Signals
 from tests.degan.learners.test_step import experiment, new_pair, reals
 from tests.plain_gan import LATENT, copy_weights, dcgan, mlp, seed_of
@@ -45,7 +45,7 @@ def trained(model="dcgan", steps=2):
     pair, data = new_pair(settings), reals(settings)
     mode = Local(settings, 0, pair)
     for step in range(1, steps + 1):
-        mode.step(step, lambda: next(data), is_cut=False)
+        mode.step(step, lambda: next(data), is_sync_point=False)
     return pair
 
 
@@ -91,20 +91,20 @@ def test_a_run_measures_draws_and_saves_the_average(tmp_path):
             "run": {"steps": 3, "evaluate_every": 1, "snapshot_every": 1, "checkpoint_every": 2},
         }
     )
-    objects, lines = Objects.build(settings, 0), []
-    objects.evaluator = gauge = Gauge()
-    moments, step = [copy.deepcopy(objects.pair.ema.module)], Local.step
+    setup, lines = Setup.build(settings, 0), []
+    setup.evaluator = gauge = Gauge()
+    moments, step = [copy.deepcopy(setup.pair.ema.module)], Local.step
 
     class Noted(Local):
         def step(self, *rest):
             found = step(self, *rest)
-            moments.append(copy.deepcopy(objects.pair.ema.module))
+            moments.append(copy.deepcopy(setup.pair.ema.module))
             return found
 
     (tmp_path / "w0").mkdir()
     checkpoints = Checkpoints(tmp_path / "w0" / "checkpoints", keep=3)
-    mode = Noted(settings, 0, objects.pair, lines.append)
-    assert Loop(objects, mode, tmp_path, checkpoints, [], Signals(), lines.append).run() == 3
+    mode = Noted(settings, 0, setup.pair, lines.append)
+    assert Loop(setup, mode, tmp_path, checkpoints, [], Signals(), lines.append).run() == 3
     # Before the first step, and after each: always the same latents.
     assert len(gauge.seen) == len(moments) == 4
     for number, (seen, average) in enumerate(zip(gauge.seen, moments, strict=True)):
@@ -203,7 +203,7 @@ def test_dropout_of_every_worker_draws_from_a_seed_of_its_own():
     )
     with torch.random.fork_rng(devices=[]):
         for worker in range(2):
-            objects = Objects.build(settings, worker)
+            setup = Setup.build(settings, worker)
             assert torch.initial_seed() == seed_of(SEED, "global", worker)
             seeded = torch.Generator().manual_seed(seed_of(SEED, "latents", worker))
-            assert torch.equal(objects.pair.random_state()["latents"], seeded.get_state())
+            assert torch.equal(setup.pair.random_state()["latents"], seeded.get_state())

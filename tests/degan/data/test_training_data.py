@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from degan.worker.setup import Setup, pick_device, shards_json
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -16,7 +17,6 @@ from config import UsageError
 from degan.data import load
 from degan.metrics import classifier
 from degan.worker import prepare
-from degan.worker.objects import Objects, pick_device, shards_json
 
 WORKERS = 3
 # A third of the 1,437 training digits, so that a batch is an epoch.
@@ -38,8 +38,8 @@ def settings(seed: int = 5, workers: int = WORKERS, image_size: int = 8, evaluat
     )
 
 
-def build(worker: int, **words) -> Objects:
-    return Objects.build(settings(**words), worker)
+def build(worker: int, **words) -> Setup:
+    return Setup.build(settings(**words), worker)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +74,7 @@ def test_the_workers_share_out_the_training_part(digits):
     assert sorted(sum(seen, [])) == list(range(len(labels))), "each training sample is one worker's, no other is there"
     for worker, one in enumerate(held):
         histogram = np.bincount(labels[seen[worker]], minlength=10).tolist()
-        assert one.about == {"samples": THIRD, "histogram": histogram}
+        assert one.peer_info == {"samples": THIRD, "histogram": histogram}
         assert one.counts[worker] == histogram
         assert one.facts == {"data (classes)": list("0123456789"), "data (samples)": 1437}
         assert json.loads(shards_json(one)) == {"classes": list("0123456789"), "counts": held[0].counts}
@@ -86,11 +86,11 @@ def test_a_worker_trains_on_the_classes_of_its_own_group(digits):
     for worker, group in enumerate(groups):
         one = build(worker, batch_size=100, split={"kind": "classes", "groups": groups})
         mine = np.flatnonzero(np.isin(labels, group))
-        assert len(one.shard) == len(mine) and one.about["samples"] == len(mine)
+        assert len(one.shard) == len(mine) and one.peer_info["samples"] == len(mine)
         seen = sum((numbered(one.shard.next_batch(), pixels) for _ in range(one.shard.batches_per_epoch)), [])
         assert set(seen) <= set(mine) and len(set(seen)) == len(seen) == len(mine) // 100 * 100
         everybodys = [[int((labels == name).sum()) * (name in theirs) for name in range(10)] for theirs in groups]
-        assert one.counts == everybodys and one.about["histogram"] == everybodys[worker]
+        assert one.counts == everybodys and one.peer_info["histogram"] == everybodys[worker]
 
 
 def test_with_own_data_a_worker_has_all_it_finds_and_knows_only_itself(digits):
@@ -102,7 +102,7 @@ def test_with_own_data_a_worker_has_all_it_finds_and_knows_only_itself(digits):
         orders.append(numbered(one.shard.next_batch(), pixels))
         assert sorted(orders[-1]) == list(range(1437))
         assert one.counts == [histogram if number == worker else [] for number in range(WORKERS)]
-        assert one.about == {"samples": 1437, "histogram": histogram}
+        assert one.peer_info == {"samples": 1437, "histogram": histogram}
         assert "data (samples)" not in one.facts, "the others' numbers may differ"
     assert orders[0] != orders[1]
 
@@ -215,8 +215,8 @@ def test_a_worker_measures_with_all_that_it_was_given(monkeypatch, digits, tmp_p
     assert {metric.name for metric in metrics} >= {"fid5000_classifier", "fid5000_classifier_floor"}
 
     made = []
-    monkeypatch.setattr("degan.worker.objects.Evaluator", lambda *words, **more: made.append((words, more)))
-    Objects.build(one.settings, 1, inception=tmp_path / "weights.pth")
+    monkeypatch.setattr("degan.worker.setup.Evaluator", lambda *words, **more: made.append((words, more)))
+    Setup.build(one.settings, 1, inception=tmp_path / "weights.pth")
     (((given, weights), more),) = made
     assert (given, weights) == (one.settings, tmp_path / "weights.pth")
     assert more["device"] == torch.device("cpu") and len(more["train"]) == 1437

@@ -135,9 +135,9 @@ def test_balanced_cohorts(histograms, data):
     held = sum(histograms[worker] for worker in cohort)
     assert np.array_equal(np.array(after.counts) - np.array(state.counts), held)
     assert balanced(data.draw(st.permutations(live)), size, histograms, state) == (cohort, after)
-    carried = BalancedState.from_plain(msgpack.unpackb(msgpack.packb(after.to_plain())))
-    assert carried == after
-    assert balanced(live, size, histograms, carried) == balanced(live, size, histograms, after)
+    shared_vectors = BalancedState.from_plain(msgpack.unpackb(msgpack.packb(after.to_plain())))
+    assert shared_vectors == after
+    assert balanced(live, size, histograms, shared_vectors) == balanced(live, size, histograms, after)
 
 
 @settings(max_examples=200, deadline=None)

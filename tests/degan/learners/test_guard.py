@@ -10,7 +10,7 @@ import torch
 
 import config
 from degan.learners.gan_pair import GanPair
-from degan.learners.guard import LARGEST, MOST_IN_A_ROW, Guard, is_usable
+from degan.learners.guard import LARGEST, MOST_IN_A_ROW, NonFiniteGuard, is_usable
 from degan.modes.connect import attack_on
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
@@ -72,24 +72,24 @@ def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(value):
     lines = []
     mode = Local(settings, 0, pair, lines.append)
     for step, real in enumerate(batches(0, 4), start=1):
-        mode.step(step, lambda real=real: real, is_cut=False)
+        mode.step(step, lambda real=real: real, is_sync_point=False)
     before = {**pair.vectors(), **{name: count for name, count in pair.counters().items() if "num_" not in name}}
     spoil(pair, {1}, value)
-    mode.step(5, lambda: batches(1, 1)[0], is_cut=False)
+    mode.step(5, lambda: batches(1, 1)[0], is_sync_point=False)
     after = {**pair.vectors(), **{name: count for name, count in pair.counters().items() if "num_" not in name}}
     assert before.keys() == after.keys()
     for name, array in before.items():
         np.testing.assert_array_equal(array, after[name], err_msg=name)
     assert mode.stats()["dropped"] == {"own_not_finite": 1}
     assert len(lines) == 1 and "the step is skipped" in lines[0]
-    mode.step(6, lambda: batches(1, 1)[0], is_cut=False)
+    mode.step(6, lambda: batches(1, 1)[0], is_sync_point=False)
     assert any((before[name] != pair.vectors()[name]).any() for name in pair.vectors())
 
 
 def test_a_training_that_has_diverged_stops_with_a_line():
     settings, pair = local()
     lines = []
-    guard, broken = Guard(pair, lines.append), np.full(3, np.nan, np.float32)
+    guard, broken = NonFiniteGuard(pair, lines.append), np.full(3, np.nan, np.float32)
     for _ in range(MOST_IN_A_ROW):
         assert not guard.allows(broken)
     # A good one between begins the count anew; every hundredth is said.
@@ -106,17 +106,17 @@ def test_whatever_the_rate_weights_stay_finite(algorithm):
     settings, pair = local(algorithm=algorithm, generator_lr=1e6, discriminator_lr=1e6)
     mode = Local(settings, 0, pair)
     for step, real in enumerate(batches(0, 30), start=1):
-        mode.step(step, lambda real=real: real, is_cut=False)
+        mode.step(step, lambda real=real: real, is_sync_point=False)
     assert all(np.isfinite(array).all() for array in final(pair).values())
 
 
 @pytest.mark.parametrize(
     "block",
     [
-        {"carry": "gradients", "parts": 1, "slack": 0, "codec": "raw"},
-        {"carry": "gradients", "parts": 2, "slack": 1, "codec": "int8", "own": "published"},
-        {"carry": "parameters", "parts": 2, "slack": 1, "codec": "float16"},
-        {"carry": "parameters", "parts": 1, "slack": 0, "codec": "raw", "updates": "alternating"},
+        {"exchange": "gradients", "parts": 1, "slack": 0, "codec": "raw"},
+        {"exchange": "gradients", "parts": 2, "slack": 1, "codec": "int8", "own": "delayed"},
+        {"exchange": "parameters", "parts": 2, "slack": 1, "codec": "float16"},
+        {"exchange": "parameters", "parts": 1, "slack": 0, "codec": "raw", "updates": "alternating"},
     ],
 )
 def test_nothing_that_is_not_finite_leaves_a_worker(monkeypatch, block):
@@ -140,12 +140,12 @@ def test_nothing_that_is_not_finite_leaves_a_worker(monkeypatch, block):
         assert all(np.isfinite(array).all() for array in final(pair).values())
     dropped = {worker: stats["dropped"] for worker, stats in made}
     assert dropped == {0: {}, 1: {"own_not_finite": 3}, 2: {}}
-    assert all(stats["strikes"] == {} for _, stats in made)
+    assert all(stats["offences"] == {} for _, stats in made)
 
 
 def test_a_peer_that_sends_no_numbers_is_left_out(monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w2:attack:nan")
-    settings = experiment(3, carry="parameters", parts=2, slack=1, codec="float16", reduce="median")
+    settings = experiment(3, exchange="parameters", parts=2, slack=1, codec="float16", reduce="median")
     pairs = train_fleet(settings, memory_buses(3), 8)
     assert all(np.isfinite(array).all() for pair in pairs for array in final(pair).values())
     assert_equal(final(pairs[0]), final(pairs[1]), but=("running", "num_", "ema"))
@@ -153,7 +153,7 @@ def test_a_peer_that_sends_no_numbers_is_left_out(monkeypatch):
 
 def gated_fleet(monkeypatch, gate, attack=""):
     """Three workers, with or without an attack by worker 1; their weights, and what each drops and whom it blames."""
-    block = {"name": "partial_exchange", "carry": "parameters", "parts": 1, "slack": 1, "codec": "float16"}
+    block = {"name": "partial_exchange", "exchange": "parameters", "parts": 1, "slack": 1, "codec": "float16"}
     settings = small(peers=3, mode=block, bus={"norm_gate": gate})
     with monkeypatch.context() as patch:
         if attack:
@@ -161,7 +161,7 @@ def gated_fleet(monkeypatch, gate, attack=""):
         pairs, buses = [new_pair(settings, worker) for worker in range(3)], memory_buses(3)
         modes = [PartialExchange(settings, pairs[w], buses[w], {}, lambda line: None) for w in range(3)]
     train(modes, [reals(settings, worker) for worker in range(3)], 10)
-    found = [(mode.stats()["dropped"], mode.stats()["strikes"]) for mode in modes]
+    found = [(mode.stats()["dropped"], mode.stats()["offences"]) for mode in modes]
     return [pair.parameters((0, pair.size)).copy() for pair in pairs], found
 
 
@@ -173,10 +173,10 @@ def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(
     # With the same two gates, and one worker whose steps are a hundred times as long.
     free, gated = (gated_fleet(monkeypatch, gate, "scale") for gate in (0.0, 10.0))
     assert free[1] == [({}, {})] * 3
-    for dropped, strikes in gated[1]:
+    for dropped, offences in gated[1]:
         # Three rounds of three norms are known before the gate works.
         assert set(dropped) == {"gated"} and dropped["gated"] >= 4
-        assert strikes == {"1": dropped["gated"]}
+        assert offences == {"1": dropped["gated"]}
     assert np.linalg.norm(gated[0][0] - free[0][0]) > 0
 
 
@@ -185,7 +185,7 @@ def test_who_is_hostile_says_so(monkeypatch):
     lines = []
     first, second = memory_buses(2)
     assert attack_on(first, lines.append) is None and not lines
-    assert attack_on(second, lines.append).name == "sign_flip" and "hostile" in lines[0]
+    assert attack_on(second, lines.append).name == "sign_flip" and "byzantine" in lines[0]
     monkeypatch.setenv("DEGAN_FAULTS", "w1:attack:sign")
     with pytest.raises(SetupError, match="unknown attack 'sign'"):
         attack_on(second, lines.append)
@@ -219,10 +219,10 @@ def test_a_discriminator_whose_gradient_is_not_finite_stays_and_sends_what_can_b
 def test_a_robust_rule_bears_a_hostile_feedback(attack):
     """The generator's step is nearer to the clean one than the mean's."""
     found = {}
-    for name, hostile, reduce in (("clean", False, "mean"), ("mean", True, "mean"), ("median", True, "median")):
+    for name, byzantine, reduce in (("clean", False, "mean"), ("mean", True, "mean"), ("median", True, "median")):
 
-        def change(mode, hostile=hostile):
-            if hostile and mode._me == 3:
+        def change(mode, byzantine=byzantine):
+            if byzantine and mode._me == 3:
                 mode._attack = Attack(attack)
 
         sgd = {"algorithm": "sgd", "generator_lr": 0.1}

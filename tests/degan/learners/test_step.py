@@ -115,7 +115,7 @@ def test_training_is_that_of_plain_torch(loss, updates, model, algorithm, r1, gp
     mode = Local(settings, 2, pair)
     for step in range(1, STEPS + 1):
         real = next(data)
-        found = mode.step(step, lambda real=real: real.clone(), is_cut=False)
+        found = mode.step(step, lambda real=real: real.clone(), is_sync_point=False)
         assert found == pytest.approx(plain.step(real, updates), rel=1e-4)
         assert list(found) == ["d_loss", "g_loss"]
         assert_follows(of_pair(pair), tensors(plain.networks()), began)
@@ -166,7 +166,7 @@ def test_a_step_leaves_no_graph_behind(updates):
     settings, made = experiment(mode={"updates": updates}), []
     pair = new_pair(settings)
     pair.generator.module.register_forward_hook(lambda module, given, fakes: made.append(weakref.ref(fakes)))
-    Local(settings, 0, pair).step(1, lambda: next(reals(settings)), is_cut=False)
+    Local(settings, 0, pair).step(1, lambda: next(reals(settings)), is_sync_point=False)
     gc.collect()
     assert len(made) == 1 and made[0]() is None
 
@@ -303,8 +303,8 @@ def train(modes, data, steps):
     def live(worker):
         assert modes[worker].begin([], {}, None) == 0
         for step in range(1, steps + 1):
-            modes[worker].step(step, lambda: next(data[worker]), is_cut=step == steps)
-        assert modes[worker].settle(steps)
+            modes[worker].step(step, lambda: next(data[worker]), is_sync_point=step == steps)
+        assert modes[worker].synchronise(steps)
         modes[worker].finish()
 
     try:
@@ -330,15 +330,23 @@ def mean_of(gradients):
 
 
 @pytest.mark.parametrize(
-    ("carry", "updates"), [("gradients", "simultaneous"), ("parameters", "simultaneous"), ("parameters", "alternating")]
+    ("exchange", "updates"),
+    [("gradients", "simultaneous"), ("parameters", "simultaneous"), ("parameters", "alternating")],
 )
-def test_a_synchronous_exchange_is_plain_torch_on_the_mean(carry, updates):
+def test_a_synchronous_exchange_is_plain_torch_on_the_mean(exchange, updates):
     """Of the gradients, or of the weights after each worker's own step, or after its own two where they alternate.
 
     All workers end with the mean of the running statistics as well, those of the average included.
     """
     workers = 2
-    block = {"name": "partial_exchange", "carry": carry, "parts": 1, "slack": 0, "codec": "raw", "updates": updates}
+    block = {
+        "name": "partial_exchange",
+        "exchange": exchange,
+        "parts": 1,
+        "slack": 0,
+        "codec": "raw",
+        "updates": updates,
+    }
     settings = experiment("least_squares", "dcgan", r1=0.7, peers=workers, mode=block)
     pairs = [new_pair(settings, worker) for worker in range(workers)]
     plains = [PlainGan(settings, pair, worker) for worker, pair in enumerate(pairs)]
@@ -352,12 +360,12 @@ def test_a_synchronous_exchange_is_plain_torch_on_the_mean(carry, updates):
         if updates == "alternating":
             apply(plains, "discriminator", for_d)
         for_g = [plain.gradient_of_generator(fake)[0] for plain, fake in zip(plains, fakes, strict=True)]
-        if carry == "gradients":
+        if exchange == "gradients":
             for_d, for_g = mean_of(for_d), mean_of(for_g)
         if updates == "simultaneous":
             apply(plains, "discriminator", for_d)
         apply(plains, "generator", for_g)
-        if carry == "parameters":
+        if exchange == "parameters":
             for name in ("discriminator", "generator"):
                 mean_into(plains, lambda plain, name=name: list(plain.networks()[name].parameters()), [1 / workers] * 2)
         for plain in plains:

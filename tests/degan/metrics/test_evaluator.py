@@ -20,7 +20,7 @@ CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
 COUNT = 300
 
 
-class Eye(torch.nn.Module):
+class FeatureNetwork(torch.nn.Module):
     """The features of a 2 x 2 picture are one of its rows."""
 
     sha256 = "5" * 64
@@ -80,7 +80,9 @@ class Planted:
         patch.setattr("degan.metrics.evaluate.load", self.load)
         patch.setattr("degan.metrics.classifier.obtain", self.obtain)
         # In the place of a module that loads torchvision's models.
-        patch.setitem(sys.modules, "degan.metrics.inception", SimpleNamespace(InceptionFeatures=lambda *words: Eye(1)))
+        patch.setitem(
+            sys.modules, "degan.metrics.inception", SimpleNamespace(InceptionFeatures=lambda *words: FeatureNetwork(1))
+        )
         settings = config.build(
             {
                 "name": "planted",
@@ -98,7 +100,7 @@ class Planted:
 
     def obtain(self, source):
         self.learnt.append(source)
-        return Eye(0)
+        return FeatureNetwork(0)
 
     def measure(self, pixels) -> dict:
         """Metrics by name; the sampler walks once through `pixels`."""
@@ -123,9 +125,9 @@ def test_samples_and_the_floor_are_measured_against_the_test_part(plant):
     planted = plant()
     found = planted.measure(FAKE)
     real = TRAIN[np.random.default_rng(1009).permutation(len(TRAIN))[:COUNT]]
-    for row, eye in enumerate(("classifier", "inception")):
+    for row, feature_network in enumerate(("classifier", "inception")):
         fake, whole_test, some_train = (by_hand(pixels, row) for pixels in (FAKE, TEST, real))
-        fid, floor = found[f"fid300_{eye}"], found[f"fid300_{eye}_floor"]
+        fid, floor = found[f"fid300_{feature_network}"], found[f"fid300_{feature_network}_floor"]
         assert fid.value == pytest.approx(frechet(fake, whole_test), rel=1e-4)
         assert floor.value == pytest.approx(frechet(some_train, whole_test), rel=1e-4)
         # What a mistake would have given is far from both.
@@ -134,7 +136,7 @@ def test_samples_and_the_floor_are_measured_against_the_test_part(plant):
         for value in others:
             assert all(abs(value - metric.value) > 1e-3 * metric.value for metric in (fid, floor))
         for metric in (fid, floor):
-            assert metric.weights_sha256 == ("5" * 64 if eye == "inception" else None)
+            assert metric.weights_sha256 == ("5" * 64 if feature_network == "inception" else None)
 
 
 def test_labels_are_compared_with_the_test_parts_as_the_classifier_sees_it(plant):
@@ -172,9 +174,9 @@ def test_a_training_part_that_is_there_already_is_not_loaded_again(plant):
 
 def test_the_floor_takes_all_training_samples_where_there_are_fewer(plant):
     found = plant(train=TRAIN[:90]).measure(FAKE)
-    for row, eye in enumerate(("classifier", "inception")):
+    for row, feature_network in enumerate(("classifier", "inception")):
         expected = frechet(by_hand(TRAIN[:90], row), by_hand(TEST, row))
-        assert found[f"fid300_{eye}_floor"].value == pytest.approx(expected, rel=1e-4)
+        assert found[f"fid300_{feature_network}_floor"].value == pytest.approx(expected, rel=1e-4)
 
 
 def test_each_evaluation_sees_its_own_samples_and_the_same_standards(plant):
@@ -214,9 +216,9 @@ def test_a_metrics_seconds_are_those_of_its_own_network_with_the_sampling(plant,
     planted = plant()
     planted.measure(FAKE)
     monkeypatch.setattr("degan.metrics.evaluate.time.perf_counter", lambda: now)
-    for seconds, eye in ((1.0, planted.evaluator._classifier), (5.0, planted.evaluator._inception)):
-        real = eye.features
-        monkeypatch.setattr(eye, "features", lambda samples, real=real, s=seconds: spend(s, real(samples)))
+    for seconds, feature_network in ((1.0, planted.evaluator._classifier), (5.0, planted.evaluator._inception)):
+        real = feature_network.features
+        monkeypatch.setattr(feature_network, "features", lambda samples, real=real, s=seconds: spend(s, real(samples)))
     left = iter([torch.rand(250, 1, 2, 2), torch.rand(50, 1, 2, 2)])
     found = planted.evaluator.evaluate(lambda count: spend(10.0, next(left)))
     seconds = {metric.name: metric.seconds for metric in found}

@@ -124,10 +124,10 @@ def test_the_fid_kind_has_those_pools_in_all_of_its_blocks():
 
 
 def test_images_are_resized_bilinearly_without_aligned_corners():
-    eyes = InceptionFeatures.__new__(InceptionFeatures)
-    eyes._device, eyes._network = torch.device("cpu"), torch.nn.Identity()
+    feature_networks = InceptionFeatures.__new__(InceptionFeatures)
+    feature_networks._device, feature_networks._network = torch.device("cpu"), torch.nn.Identity()
     grey = torch.rand(2, 1, 13, 13, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    seen = eyes.features(grey)
+    seen = feature_networks.features(grey)
     assert seen.shape == (2, 3, 299, 299) and torch.equal(seen[:, 0], seen[:, 2])
     # 299 is 23 times 13: where a pixel's middle lies, its own value is; half-way to the next one, the mean of both.
     middle = slice(11, None, 23)
@@ -136,7 +136,7 @@ def test_images_are_resized_bilinearly_without_aligned_corners():
     assert torch.allclose(between, (grey[:, 0, 0, 0] + grey[:, 0, 0, 1]) / 2, atol=1e-6)
     assert torch.allclose(seen[:, 0, 0, 0], grey[:, 0, 0, 0]), "the border repeats"
     large = torch.rand(1, 3, 598, 598, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(eyes.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
+    assert torch.allclose(feature_networks.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
 
 
 def test_a_wrong_weights_file_is_one_clear_line(inception_states, tmp_path):

@@ -93,7 +93,7 @@ def test_what_is_not_finite_gives_nan_and_what_does_not_fit_is_refused():
     a = gaussian([0.0], [[1.0]])
     assert math.isnan(distance(a, gaussian([math.nan], [[1.0]])))
     with pytest.raises(ValueError, match="cannot be compared"):
-        distance(a, gaussian([0.0, 0.0], np.eye(2)))
+        distance(a, gaussian([0.0, 0.0], np.feature_network(2)))
     with pytest.raises(ValueError, match="n >= 2"):
         fit(np.zeros((1, 3)))
 
@@ -304,8 +304,10 @@ def test_real_samples_score_near_the_floor_and_cover_everything(ring, ring_cache
     # The network that the evaluator has trained is that of the training part: it is in the cache under its name.
     monkeypatch.setenv("DEGAN_CACHE", ring_cache)
     monkeypatch.setattr(classifiers, "train_classifier", lambda train: pytest.fail("of other data"))
-    eye = classifiers.obtain(train)
-    everything, whole_test = (eye.features(source.take(np.arange(len(source)))).numpy() for source in (train, test))
+    feature_network = classifiers.obtain(train)
+    everything, whole_test = (
+        feature_network.features(source.take(np.arange(len(source)))).numpy() for source in (train, test)
+    )
     mine, drawn = everything[600:1200], everything[np.random.default_rng(1009).permutation(8192)[:600]]
     fid, floor = plain_frechet(mine, whole_test), plain_frechet(drawn, whole_test)
     # The wrong reference would be seen: each of these is away from the right value by far more than a rounding.

@@ -9,7 +9,7 @@ import config
 from degan import modes
 from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import batches_of
-from degan.modes.needs import Needs, entry_bytes, float_bytes, leaders_of, led_outbox_bytes
+from degan.modes.needs import Needs, entry_bytes, float_bytes, leader_outbox_bytes, leaders_of
 from peers.codecs.exact import build
 from peers.wire.message import RoundLayout
 from tests.leaves import plain
@@ -50,11 +50,11 @@ def test_the_mean_entry_of_a_vector_is_rounded_up():
 def test_a_stream_is_full_of_the_largest_of_what_may_fill_it():
     layout = RoundLayout(bytes(8), {"small": (10, build("raw")), "large": (30, build("float16"))})
     entries = VECTORS + FIELDS
-    assert led_outbox_bytes(layout, [("small",)]) == entries * 40
-    assert led_outbox_bytes(layout, [("small", "large"), (), ("small",)]) == entries * (60 + 40)
+    assert leader_outbox_bytes(layout, [("small",)]) == entries * 40
+    assert leader_outbox_bytes(layout, [("small", "large"), (), ("small",)]) == entries * (60 + 40)
     # A vector of three entries: three times three, and the small messages.
     layout = RoundLayout(bytes(8), {"huge": (600_000, build("raw"))})
-    assert led_outbox_bytes(layout, [("huge",)]) == (VECTORS * 3 + FIELDS) * 800_000
+    assert leader_outbox_bytes(layout, [("huge",)]) == (VECTORS * 3 + FIELDS) * 800_000
 
 
 def test_floats_have_four_bytes():
@@ -91,7 +91,7 @@ def test_what_is_lossy_may_travel_whole_as_well():
     raw, half = (needs_of(mode | {"codec": codec}, bus={"replay_bytes": 0}) for codec in ("raw", "float16"))
     assert half.outbox_bytes == raw.outbox_bytes // 2 + 4 * ALL and half.step_bytes == raw.step_bytes // 2
     assert half.state_bytes == raw.state_bytes
-    gradients = needs_of(mode | {"carry": "gradients"}, bus={"replay_bytes": 0})
+    gradients = needs_of(mode | {"exchange": "gradients"}, bus={"replay_bytes": 0})
     assert gradients.outbox_bytes == raw.outbox_bytes // 2 and gradients.state_bytes == STATE + 4 * 64
 
 

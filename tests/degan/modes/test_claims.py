@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from degan.modes.leader.claims import answer_extras, mean_losses, plain_about, whole
+from degan.modes.leader.claims import answer_extras, mean_losses, plain_peer_info, whole
 from peers.errors import MessageError
 
 LARGEST = 2**48 - 1
@@ -31,13 +31,16 @@ def test_a_count_is_what_it_says_or_is_refused_by_its_name():
 
 def test_of_what_a_worker_says_of_itself_only_what_can_be_is_kept():
     fine = {"samples": LARGEST, "histogram": [0, LARGEST]}
-    assert plain_about(fine | {"more": 1}) == fine and plain_about({}) == {}
-    assert plain_about({"histogram": []}) == {"histogram": []}
-    assert plain_about({"histogram": [1] * 2**16}) == {"histogram": [1] * 2**16}
-    for about in (*({"samples": value} for value in NO_COUNTS), *({"histogram": [1, value]} for value in NO_COUNTS)):
-        assert plain_about(about) == {}
+    assert plain_peer_info(fine | {"more": 1}) == fine and plain_peer_info({}) == {}
+    assert plain_peer_info({"histogram": []}) == {"histogram": []}
+    assert plain_peer_info({"histogram": [1] * 2**16}) == {"histogram": [1] * 2**16}
+    for peer_info in (
+        *({"samples": value} for value in NO_COUNTS),
+        *({"histogram": [1, value]} for value in NO_COUNTS),
+    ):
+        assert plain_peer_info(peer_info) == {}
     for histogram in ([1] * (2**16 + 1), (1, 2), "12", {"0": 1}, None):
-        assert plain_about({"samples": 3, "histogram": histogram}) == {"samples": 3}
+        assert plain_peer_info({"samples": 3, "histogram": histogram}) == {"samples": 3}
 
 
 def test_the_losses_of_those_that_answered_are_averaged_where_they_say_both():

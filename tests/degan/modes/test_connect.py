@@ -47,15 +47,15 @@ def test_each_mode_opens_its_door_with_all_that_it_was_given(opened, mode, may_t
     lines: list[str] = []
     settings = settings_of(mode, connect_timeout_s=5.0, bus={"lease_s": 3.0, "stall_timeout_s": 7.0})
     pair = GanPair(settings, (1, 4, 4), 2, torch.device("cpu"))
-    about = {"samples": 3, "histogram": [3]}
-    made = modes.build(settings, 2, pair, {"fact": 1}, about, lines.append, may_take_over)
+    peer_info = {"samples": 3, "histogram": [3]}
+    made = modes.build(settings, 2, pair, {"fact": 1}, peer_info, lines.append, may_take_over)
     made.close()
     (found,) = opened
-    found["say"]("heard")
+    found["log"]("heard")
     assert lines[-1] == "heard"
     incarnation = found.pop("incarnation")
     assert len(incarnation) == 12 and int(incarnation, 16) >= 0
-    del found["say"]
+    del found["log"]
     assert found == {
         "run": "small",
         "worker": 2,

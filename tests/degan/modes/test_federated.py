@@ -13,10 +13,10 @@ import config
 from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
 from degan.modes.federated import stragglers
-from degan.modes.leader.claims import plain_about
+from degan.modes.leader.claims import plain_peer_info
 from peers.chaos.attacks import Attack
-from peers.errors import LapsedError
-from tests.federations import BATCH, SHAPE, Fleet, about, assert_same_model, experiment, stream
+from peers.errors import LeaseExpiredError
+from tests.federations import BATCH, SHAPE, Fleet, assert_same_model, experiment, peer_info, stream
 from tests.fleets import memory_buses, redis_buses
 
 RUNS = itertools.count()
@@ -80,7 +80,7 @@ def test_a_round_is_the_weighted_mean_of_what_the_workers_made_of_the_model(requ
     data = [stream(worker) for worker in range(workers)]
     has_moments = state == "average"
     whole, model = (0, reference[0].size), reference[0].model(has_moments)
-    sizes = {worker: about(worker)["samples"] for worker in range(workers)}
+    sizes = {worker: peer_info(worker)["samples"] for worker in range(workers)}
     weights = cohorts.weights("size", "exp", "divergent_less", [0, 1, 2], sizes, None)
     for round in range(rounds):
         total = np.zeros_like(model)
@@ -125,7 +125,7 @@ def test_balanced_cohorts_follow_the_histograms_and_the_leaders_agree_on_the_cou
     settings = experiment(4, local_steps=1, cohort=2, sampling="balanced", weighting="kl", leaders=2)
     fleet = Fleet(settings, memory_buses(4))
     fleet.run(4)
-    histograms = {worker: np.array(about(worker)["histogram"]) for worker in range(4)}
+    histograms = {worker: np.array(peer_info(worker)["histogram"]) for worker in range(4)}
     state = cohorts.BalancedState.fresh(10)
     for _ in range(4):
         _, state = cohorts.balanced(range(4), 2, histograms, state)
@@ -196,7 +196,7 @@ def test_a_model_that_is_not_finite_is_left_out():
     assert_same_model(pairs)
     assert np.isfinite(pairs[0].model()).all()
     assert fleet.stats[0]["answered"] == 2 and fleet.stats[0]["dropped"] == {"not_finite": 3}
-    assert fleet.stats[0]["strikes"] == {"2": 3}
+    assert fleet.stats[0]["offences"] == {"2": 3}
 
 
 def test_a_step_whose_gradient_is_not_finite_is_skipped_where_it_is_taken():
@@ -240,7 +240,7 @@ def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
     fleet.run(7)
     stats = fleet.stats[0]
     # Two rounds of four norms are known before the gate works.
-    assert stats["dropped"] == {"gated": 2, "muted": 3} and stats["muted"] == [3] and stats["answered"] == 3
+    assert stats["dropped"] == {"gated": 2, "banned": 3} and stats["banned"] == [3] and stats["answered"] == 3
 
 
 def test_a_member_that_leaves_saves_the_model_that_its_version_names():
@@ -276,33 +276,35 @@ def test_a_member_that_leaves_saves_the_model_that_its_version_names():
 def test_who_has_led_on_alone_takes_what_the_others_have():
     """Cut off, it has gone on to a round that the others are far from; it may not keep them waiting until then."""
     fleet = Fleet(experiment(2, local_steps=1, cohort=1), memory_buses(2))
-    lapsed = threading.Event()
+    expired = threading.Event()
 
     def live(worker, steps):
         mode, batches = fleet.modes[worker], stream(worker)
         mode.begin([], {}, None)
         mode.step(1, batches, False)
         if worker == 0:
-            lapsed.wait(20)
+            expired.wait(20)
         else:
             # Who follows may have seen three rounds more of a leader that died than its successor.
             mode._step = 4
             mode._check_line()
             mode._step = 5
-            with pytest.raises(LapsedError):
+            with pytest.raises(LeaseExpiredError):
                 mode._check_line()
-            with pytest.raises(LapsedError, match="worker 0 leads at round 1, and this one has gone on to round 9"):
+            with pytest.raises(
+                LeaseExpiredError, match="worker 0 leads at round 1, and this one has gone on to round 9"
+            ):
                 mode.step(9, batches, False)
-            lapsed.set()
+            expired.set()
         return mode.stats()
 
     fleet.run(1, live)
-    assert lapsed.is_set()
+    assert expired.is_set()
 
 
 def test_what_a_worker_claims_of_itself_is_checked():
-    assert plain_about({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
+    assert plain_peer_info({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
     for odd in (True, -1, "5", 1.5, 2**60, None, [3]):
-        assert plain_about({"samples": odd}) == {}
-        assert plain_about({"samples": 1, "histogram": [1, odd]}) == {"samples": 1}
-    assert plain_about({"histogram": "1,2"}) == plain_about({"histogram": [0] * 100_000}) == {}
+        assert plain_peer_info({"samples": odd}) == {}
+        assert plain_peer_info({"samples": 1, "histogram": [1, odd]}) == {"samples": 1}
+    assert plain_peer_info({"histogram": "1,2"}) == plain_peer_info({"histogram": [0] * 100_000}) == {}

@@ -22,7 +22,7 @@ HISTOGRAMS = [[12, 0], [0, 4], [8, 40]]
 SAMPLES = [10, 30, 60]
 
 
-def about(worker):
+def peer_info(worker):
     return {"samples": SAMPLES[worker], "histogram": HISTOGRAMS[worker]}
 
 
@@ -76,7 +76,7 @@ class ByHand:
     def rounded(self, values):
         return values.to(self.half).float() if self.half else values
 
-    def round(self, cohort, answering=None, local_steps=None, led_by=0):
+    def round(self, cohort, answering=None, local_steps=None, leader=0):
         """One round: who takes part, whose answers are used, how many steps each takes if not all alike, who leads."""
         mode, found = self.settings.mode, {}
         self.losses.append({})
@@ -96,7 +96,7 @@ class ByHand:
             self.losses[-1][worker] = [sum(row) / count for row in zip(*losses, strict=True)]
             moments = [(gan.g_adam.first, gan.g_adam.second), (gan.d_adam.first, gan.d_adam.second)]
             # The leader's own does not travel.
-            found[worker] = (gan.weights() if worker == led_by else self.rounded(gan.weights())), moments
+            found[worker] = (gan.weights() if worker == leader else self.rounded(gan.weights())), moments
         used = {worker: found[worker] for worker in (cohort if answering is None else answering)}
         if not used:
             return
@@ -147,7 +147,7 @@ def by_size(answered):
 def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
     """Three rounds of two steps, a cut after the second; weights by size; every worker shows the same in the end."""
     settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, order=order, leaders=2)
-    fleet = Fleet(settings, memory_buses(3), cuts=(2,), about=about)
+    fleet = Fleet(settings, memory_buses(3), cuts=(2,), peer_info=peer_info)
     assert_same_model(fleet.run(3))
     hand = ByHand(settings, by_size)
     for _ in range(3):
@@ -169,7 +169,7 @@ def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
 def test_answers_weigh_by_their_divergence_from_everybodys_histogram(scheme, sign):
     """That of worker 1, whose answer is spoilt, is part of it."""
     settings = experiment(3, local_steps=1, optimiser=FAST, weighting="kl", scheme=scheme, sign=sign, leaders=1)
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.modes[1]._attack = Attack("nan")
     fleet.run(1)
     hand = ByHand(settings, lambda answered: by_divergence(scheme, sign, answered))
@@ -180,7 +180,7 @@ def test_answers_weigh_by_their_divergence_from_everybodys_histogram(scheme, sig
 @pytest.mark.parametrize(("weighting", "weigh"), [("uniform", even), ("size", by_size)])
 def test_answers_weigh_the_same_or_by_their_samples(weighting, weigh):
     settings = experiment(3, local_steps=1, optimiser=FAST, weighting=weighting, leaders=1)
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.modes[2]._attack = Attack("nan")
     fleet.run(2)
     hand = ByHand(settings, weigh)
@@ -194,7 +194,7 @@ def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
     """The moments' steps are those of the model (`average`), or the worker's own (`keep`)."""
     settings = experiment(3, local_steps=2, cohort=2, optimiser=FAST, optimiser_state=state, leaders=2)
     settings = msgspec.structs.replace(settings, seed=10)
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.run(4)
     # As the seed has it, in this and every later version.
     cohorts = [[0, 2], [0, 1], [1, 2], [0, 2]]
@@ -206,15 +206,15 @@ def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
 
 
 @pytest.mark.parametrize(
-    ("rule", "hostile", "by_rule"),
+    ("rule", "byzantine", "by_rule"),
     [
         ("median", 1, lambda away: away.sort(0).values[2]),
         ("trimmed_mean", 1, lambda away: away.sort(0).values[1:4].mean(0)),
         ("trimmed_mean", 2, lambda away: away.sort(0).values[2]),
     ],
 )
-def test_a_robust_rule_is_over_how_far_the_answers_are_away_from_the_model(rule, hostile, by_rule):
-    settings = experiment(5, local_steps=1, optimiser=FAST, reduce=rule, hostile=hostile, leaders=1)
+def test_a_robust_rule_is_over_how_far_the_answers_are_away_from_the_model(rule, byzantine, by_rule):
+    settings = experiment(5, local_steps=1, optimiser=FAST, reduce=rule, byzantine=byzantine, leaders=1)
     fleet = Fleet(settings, memory_buses(5))
     fleet.run(1)
     hand = ByHand(settings, even, rule=by_rule)
@@ -224,7 +224,7 @@ def test_a_robust_rule_is_over_how_far_the_answers_are_away_from_the_model(rule,
 
 def test_a_leader_that_does_not_train_gives_the_mean_losses():
     settings = experiment(3, local_steps=3, optimiser=FAST, leader_trains=False, leaders=1, weighting="uniform")
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.run(2)
     hand = ByHand(settings, even)
     for step in range(2):
@@ -242,7 +242,7 @@ def test_weak_workers_take_their_own_number_of_steps():
     """Here the leader; of five steps half is two, and the model counts five all the same."""
     weak = {"fraction": 0.34}
     settings = experiment(3, local_steps=5, optimiser=FAST, stragglers=weak, optimiser_state="average", leaders=1)
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.run(2)
     assert fleet.drawn == [[2, 2], [5, 5], [5, 5]]
     hand = ByHand(settings, by_size)
@@ -274,7 +274,7 @@ def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still
     """The wide one has more values than travel in one chunk; what differs lies between two halves."""
     fast = FAST | {"generator_lr": 0.02, "discriminator_lr": 0.02}
     settings = experiment(2, model, local_steps=1, optimiser=fast, codec=codec, leaders=1)
-    fleet = Fleet(settings, memory_buses(2), about=about)
+    fleet = Fleet(settings, memory_buses(2), peer_info=peer_info)
     assert_same_model(fleet.run(2))
     found = torch.from_numpy(fleet.pairs[1].model())
     assert model == "mlp" or found.numel() > 2 * 262144, "two full chunks and a rest"
@@ -290,7 +290,7 @@ def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still
 def test_moments_that_travel_in_half_precision_keep_the_steps_as_long_as_they_are():
     """Adam divides by the root of the second: a codec that makes zeros of small numbers makes steps without end."""
     settings = experiment(2, local_steps=2, optimiser=FAST, codec="bfloat16", optimiser_state="average", leaders=1)
-    fleet = Fleet(settings, memory_buses(2), about=about)
+    fleet = Fleet(settings, memory_buses(2), peer_info=peer_info)
     assert_same_model(fleet.run(4))
     hand = ByHand(settings, by_size, torch.bfloat16)
     for _ in range(4):
@@ -305,7 +305,7 @@ def test_moments_that_travel_in_half_precision_keep_the_steps_as_long_as_they_ar
 def test_a_void_round_leaves_model_average_and_steps_as_they_were(state):
     """In the second of three rounds two of three answers are spoilt: with a third of them it would go on."""
     settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, leaders=2)
-    fleet = Fleet(settings, memory_buses(3), about=about)
+    fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     for worker in (1, 2):
         mode = fleet.modes[worker]
         mode._attack = lambda change, mode=mode: change * np.float32("nan" if mode._step == 2 else 1)

@@ -10,7 +10,7 @@ import pytest
 
 from degan.modes.leader.join import join
 from peers.codecs.exact import CODECS
-from peers.errors import LapsedError, MessageError
+from peers.errors import LeaseExpiredError, MessageError
 from peers.rounds.deadline import Deadline
 from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds
@@ -89,12 +89,12 @@ def test_what_was_announced_in_an_older_term_than_the_leases_say_is_not_gone_on_
     announce(first, [9])
     start, tried = Start("join", 0, {0: "life-0"}, 0, 7, 4), []
     second.start(start, 0)
-    second.until(lambda: second.mail.letters("round_start"), lambda: "the old term")
+    second.until(lambda: second.messages.kept("round_start"), lambda: "the old term")
     later = threading.Timer(0.2, announce, (first, [8], 4))
     later.start()
 
-    def catch_up(sender, letter):
-        tried.append(letter.message.round)
+    def catch_up(sender, received):
+        tried.append(received.message.round)
 
     assert join(second, Leases(), start, 0, 99, 1000.0, False, catch_up, lambda line: None)[0] == 8
     assert tried == [8] and second.leadership.term == 4
@@ -114,8 +114,8 @@ def test_what_cannot_be_fetched_is_tried_with_the_next_round(pair):
     announce(first, [7])
     tried = []
 
-    def catch_up(sender, letter):
-        tried.append(letter.message.round)
+    def catch_up(sender, received):
+        tried.append(received.message.round)
         if len(tried) == 1:
             announce(first, [8])
             raise MessageError("malformed", "nothing there")
@@ -143,12 +143,12 @@ def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
     """What was started again looks for those that train; we neither train nor see that it does not lead any more."""
     second = pair[1]
     second.leadership.leaders = (0, 1)
-    second.mail.begin_life(0, "life-0")
+    second.messages.begin_incarnation(0, "life-0")
     start = Start("join", 0, {0: "life-0"}, 0, 5)
     second.start(start, 0)
     assert second.leader() == 0
-    second.mail.restarted(0, "another")
-    with pytest.raises(LapsedError, match="were started again"):
+    second.messages.restarted(0, "another")
+    with pytest.raises(LeaseExpiredError, match="were started again"):
         join(second, Leases(5), start, 0, 20, 20.0, False, lambda *_: None, lambda line: None)
     assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == (4, None)
 
@@ -160,7 +160,7 @@ def test_an_answer_to_the_former_life_of_a_leader_is_none(pair):
     first.leadership.claim(1)
     first.leadership.claim(0)
     second.send(0, "result", 5, np.zeros(SIZE, np.float32), {"term": 1.0})
-    first.until(lambda: first.mail.letter("result", 1), lambda: "the answer")
+    first.until(lambda: first.messages.received("result", 1), lambda: "the answer")
     gathered = first.gather("result", 5, [1], 1, 0.2)
     assert gathered.is_void and gathered.missing == (1,)
     first.open("result", 6)

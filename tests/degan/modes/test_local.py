@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import config
-from degan.learners.guard import LARGEST, MOST_IN_A_ROW, Guard, is_usable
+from degan.learners.guard import LARGEST, MOST_IN_A_ROW, NonFiniteGuard, is_usable
 from degan.modes.local import Local
 from tests.degan.learners.test_step import experiment, new_pair, reals
 
@@ -60,7 +60,7 @@ def test_of_an_alternating_step_each_section_counts_for_itself(script, expected,
     scripted = Scripted()
     mode, real = Local(scripted.settings, 0, scripted.pair), next(reals(scripted.settings))
     before, scripted.script = copy.deepcopy(scripted.state()), list(script)
-    losses = mode.step(1, lambda: real, is_cut=False)
+    losses = mode.step(1, lambda: real, is_sync_point=False)
     assert list(losses) == ["d_loss", "g_loss"] and not scripted.script
     after = scripted.state()
     assert all(tensor.isfinite().all() for tensor in after.values())
@@ -79,7 +79,11 @@ def test_of_an_alternating_step_each_section_counts_for_itself(script, expected,
 def test_what_the_guard_gives_is_the_gradient_or_zeros():
     scripted = Scripted("simultaneous")
     lines = []
-    guard, real, whole = Guard(scripted.pair, lines.append), next(reals(scripted.settings)), (0, scripted.pair.size)
+    guard, real, whole = (
+        NonFiniteGuard(scripted.pair, lines.append),
+        next(reals(scripted.settings)),
+        (0, scripted.pair.size),
+    )
     for wrong in ("", "gradient", "generator", ""):
         scripted.script = [wrong]
         before = copy.deepcopy(scripted.pair.statistics())
@@ -92,7 +96,7 @@ def test_what_the_guard_gives_is_the_gradient_or_zeros():
 
 def test_statistics_are_kept_apart_and_set_back_each_in_its_place():
     pair = Scripted().pair
-    guard = Guard(pair, print)
+    guard = NonFiniteGuard(pair, print)
     pair.generator.buffers.fill_(1)
     pair.discriminator.buffers.fill_(2)
     kept = guard.keep()
@@ -120,7 +124,7 @@ def test_statistics_are_kept_apart_and_set_back_each_in_its_place():
     ],
 )
 def test_a_gradient_can_be_used_where_each_value_can_be_squared(values, found):
-    guard = Guard(Scripted().pair, print)
+    guard = NonFiniteGuard(Scripted().pair, print)
     array = np.array(values, np.float32)
     assert is_usable(array) is found
     assert guard.allows(array) is found and guard.counts == ({} if found else {"own_not_finite": 1})
@@ -129,14 +133,14 @@ def test_a_gradient_can_be_used_where_each_value_can_be_squared(values, found):
 
 
 def test_a_gradient_whose_statistics_are_not_sound_does_not_count():
-    guard = Guard(Scripted().pair, lambda line: None)
+    guard = NonFiniteGuard(Scripted().pair, lambda line: None)
     assert not guard.allows(np.zeros(3, np.float32), is_sound=False)
     assert guard.counts == {"own_not_finite": 1}
 
 
 def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_said():
     lines, bad, good = [], np.full(2, np.nan, np.float32), np.zeros(2, np.float32)
-    guard = Guard(Scripted().pair, lines.append)
+    guard = NonFiniteGuard(Scripted().pair, lines.append)
     assert MOST_IN_A_ROW == 100
     for _ in range(99):
         guard.allows(bad)
@@ -166,7 +170,7 @@ def test_a_local_worker_is_first_by_its_number_and_stops_after_the_next_step():
     for worker in range(3):
         mode = Local(scripted.settings, worker, scripted.pair)
         assert mode.is_first() is (worker == 0)
-        assert not mode.is_shared and mode.settle(3)
+        assert not mode.is_shared and mode.synchronise(3)
         assert not mode.is_stopping(10**6)
         mode.ask_to_stop(4)
         assert [mode.is_stopping(step) for step in (4, 5, 6)] == [False, True, True]
@@ -186,7 +190,7 @@ def test_a_local_worker_is_first_by_its_number_and_stops_after_the_next_step():
 def test_settling_leaves_a_local_workers_statistics_its_own():
     scripted = Scripted()
     mode, before = Local(scripted.settings, 1, scripted.pair), copy.deepcopy(scripted.state())
-    assert mode.settle(1)
+    assert mode.synchronise(1)
     mode.finish()
     mode.leave(True)
     mode.close()
@@ -205,5 +209,5 @@ def test_a_step_draws_one_batch(updates):
     mode = Local(scripted.settings, 0, scripted.pair)
     scripted.script = [""] * 6
     for step in range(1, 4):
-        mode.step(step, next_batch, is_cut=False)
+        mode.step(step, next_batch, is_sync_point=False)
         assert len(drawn) == step

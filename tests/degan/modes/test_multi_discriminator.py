@@ -205,7 +205,7 @@ def test_a_discriminator_that_is_not_finite_is_not_taken(buses):
             mode._pair.network = lambda *rest, own=mode._pair.network: own(*rest) * np.float32("nan")
 
     fleet = Fleet(settings, buses(2), change=change)
-    fleet.train(1, at_cut=False)
+    fleet.train(1, at_sync_point=False)
     assert [mode.stats()["swaps"] for mode in fleet.modes] == [0, 1]
     assert np.isfinite(fleet.pairs[0].network("discriminator")).all()
     assert "cannot be used" in "".join(fleet.lines[0])
@@ -280,7 +280,7 @@ def test_a_round_costs_what_the_specification_says(buses):
     rounds, values = 3, 64 * 32 * 32
     settings = experiment(3, "dcgan", batch=64, batches=2, codec="float16", feedback_codec="float16")
     fleet = Fleet(settings, buses(3))
-    fleet.train(rounds, at_cut=False)
+    fleet.train(rounds, at_sync_point=False)
     stats = [mode.stats() for mode in fleet.modes]
     for worker in (1, 2):
         assert stats[worker]["predicted_received_bytes"] == rounds * 2 * values * 2

@@ -66,7 +66,7 @@ def clipped(rows):
 
 
 @pytest.mark.parametrize(
-    ("workers", "batches", "rule", "hostile", "by_rule"),
+    ("workers", "batches", "rule", "byzantine", "by_rule"),
     [
         (3, 1, "median", 1, lambda rows: rows.sort(0).values[1]),
         # Three judge the first batch, and two, which leave no choice, the second.
@@ -74,8 +74,8 @@ def clipped(rows):
         (5, 1, "trimmed_mean", 2, trimmed_by_two),
     ],
 )
-def test_a_robust_rule_stands_for_the_mean_over_the_feedbacks_to_one_batch(workers, batches, rule, hostile, by_rule):
-    settings = experiment(workers, batches=batches, optimiser=SGD, reduce=rule, hostile=hostile)
+def test_a_robust_rule_stands_for_the_mean_over_the_feedbacks_to_one_batch(workers, batches, rule, byzantine, by_rule):
+    settings = experiment(workers, batches=batches, optimiser=SGD, reduce=rule, byzantine=byzantine)
     fleet = Fleet(settings, memory_buses(workers))
     fleet.train(2)
     hand = ByHand(settings, workers)
@@ -165,7 +165,7 @@ def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
                 return mode.leave(is_together=False)
             if worker == 2 and step == 4:
                 assert mode.state()[1]["version"] == (2, 3, 1), "what the new leader begins with"
-        assert mode.settle(5)
+        assert mode.synchronise(5)
         mode.finish()
         assert mode.stats()["leader"] == 1 and mode.stats()["cohort"] == 2
 
@@ -197,7 +197,7 @@ def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
         for step in range(1, 6):
             mode.step(step, next_batch, False)
             if step == 2:
-                assert mode.settle(step)
+                assert mode.synchronise(step)
             if worker == 0:
                 mode._rounds.drain()
                 names = {name.partition(":")[0] for name in fleet.buses[0]._hub.states[0, "life-0"]}
@@ -243,7 +243,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
                 last = step
             if mode.is_stopping(step):
                 break
-        assert mode.settle(step)
+        assert mode.synchronise(step)
         mode.leave(is_together=True)
 
     def live_again():
@@ -265,7 +265,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
         while not mode.is_stopping(step):
             step += 1
             mode.step(step, lambda: next(batches), False)
-        assert mode.settle(step)
+        assert mode.synchronise(step)
         mode.leave(is_together=True)
 
     train(fleet, live)

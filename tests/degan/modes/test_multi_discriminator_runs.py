@@ -82,11 +82,11 @@ def test_a_run_that_is_stopped_goes_on_as_if_nothing_had_been(make, undisturbed)
 @pytest.mark.slow
 def test_a_run_that_was_killed_as_a_whole_goes_on_from_its_checkpoints(make, undisturbed):
     run = make(*EXACTLY)
-    lives = [run.start(n, script={7: "kill"}) for n in range(3)]
-    assert [life.end() for life in lives] == [-signal.SIGKILL] * 3
-    lives = [run.start(n, "--resume", "latest") for n in range(3)]
-    ends(lives)
-    assert all("begins at round 4" in life.text for life in lives)
+    incarnations = [run.start(n, script={7: "kill"}) for n in range(3)]
+    assert [incarnation.end() for incarnation in incarnations] == [-signal.SIGKILL] * 3
+    incarnations = [run.start(n, "--resume", "latest") for n in range(3)]
+    ends(incarnations)
+    assert all("begins at round 4" in incarnation.text for incarnation in incarnations)
     check(run, undisturbed)
 
 

@@ -17,7 +17,7 @@ RUNS = itertools.count()
 SHAPE, STEPS = (1, 8, 8), 120
 MODES = {
     "parameters": {"name": "partial_exchange", "parts": 2, "slack": 0},
-    "gradients": {"name": "partial_exchange", "parts": 2, "slack": 1, "carry": "gradients", "codec": "raw"},
+    "gradients": {"name": "partial_exchange", "parts": 2, "slack": 1, "exchange": "gradients", "codec": "raw"},
     "int8": {"name": "partial_exchange", "parts": 1, "slack": 1, "codec": "int8"},
     "auto": {"name": "partial_exchange", "parts": "auto", "slack": 1},
     "alternating": {"name": "partial_exchange", "parts": 2, "slack": 0, "updates": "alternating"},
@@ -42,13 +42,13 @@ def train(url: str, mode: dict, workers: int = 2) -> tuple[config.Experiment, Ga
     pairs = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
 
     def live(worker: int) -> None:
-        about = {"samples": 40, "histogram": [4] * 10}
-        mode = modes.build(settings, worker, pairs[worker], {}, about, lambda line: None)
+        peer_info = {"samples": 40, "histogram": [4] * 10}
+        mode = modes.build(settings, worker, pairs[worker], {}, peer_info, lambda line: None)
         try:
             mode.begin([], {}, None)
             for step in range(1, STEPS + 1):
                 mode.step(step, lambda: torch.rand(4, *SHAPE) * 2 - 1, step == STEPS)
-            mode.settle(STEPS)
+            mode.synchronise(STEPS)
             mode.finish()
         finally:
             mode.close()

@@ -17,7 +17,7 @@ BATCH, SHAPE = 8, (1, 32, 32)
 
 
 def experiment(workers, updates="simultaneous", model="dcgan", loss="non_saturating", **mode):
-    block = {"name": "partial_exchange", "carry": "gradients", "updates": updates, **mode}
+    block = {"name": "partial_exchange", "exchange": "gradients", "updates": updates, **mode}
     models = {"dcgan": {"name": "dcgan", "latent": 8, "width": 4}, "lsgan": {"name": "lsgan"}}
     return config.build(
         {
@@ -48,7 +48,7 @@ def assert_equal(first, second, but=()):
             np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-def train_fleet(settings, buses, steps, settle=True):
+def train_fleet(settings, buses, steps, synchronise=True):
     """Train every worker in a thread of its own; returns the pairs."""
     workers = len(buses)
     pairs = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
@@ -58,9 +58,9 @@ def train_fleet(settings, buses, steps, settle=True):
         mode = modes[worker]
         assert mode.begin([], {}, None) == 0
         for step, real in enumerate(batches(worker, steps), start=1):
-            mode.step(step, lambda real=real: real, is_cut=step == steps)
-        if settle:
-            mode.settle(steps)
+            mode.step(step, lambda real=real: real, is_sync_point=step == steps)
+        if synchronise:
+            mode.synchronise(steps)
         mode.finish()
 
     try:
@@ -77,12 +77,12 @@ def train_fleet(settings, buses, steps, settle=True):
         ("simultaneous", {"parts": 1, "slack": 0, "codec": "raw"}),
         ("simultaneous", {"parts": 4, "slack": 2, "codec": "float16"}),
         ("simultaneous", {"parts": "auto", "slack": 2, "codec": "topk"}),
-        ("simultaneous", {"parts": 1, "slack": 0, "codec": "raw", "own": "published"}),
-        ("simultaneous", {"parts": 1, "slack": 0, "codec": "raw", "carry": "parameters"}),
-        ("simultaneous", {"parts": 4, "slack": 2, "codec": "raw", "carry": "parameters"}),
-        ("alternating", {"parts": 1, "slack": 0, "codec": "raw", "carry": "parameters"}),
-        ("alternating", {"parts": 4, "slack": 2, "codec": "raw", "carry": "parameters"}),
-        ("alternating", {"parts": "auto", "slack": 2, "codec": "raw", "carry": "parameters"}),
+        ("simultaneous", {"parts": 1, "slack": 0, "codec": "raw", "own": "delayed"}),
+        ("simultaneous", {"parts": 1, "slack": 0, "codec": "raw", "exchange": "parameters"}),
+        ("simultaneous", {"parts": 4, "slack": 2, "codec": "raw", "exchange": "parameters"}),
+        ("alternating", {"parts": 1, "slack": 0, "codec": "raw", "exchange": "parameters"}),
+        ("alternating", {"parts": 4, "slack": 2, "codec": "raw", "exchange": "parameters"}),
+        ("alternating", {"parts": "auto", "slack": 2, "codec": "raw", "exchange": "parameters"}),
     ],
 )
 def test_one_worker_is_the_local_mode(updates, block):
@@ -100,7 +100,7 @@ def test_one_worker_is_the_local_mode(updates, block):
     alone = GanPair(local_settings, SHAPE, 0, torch.device("cpu"))
     mode = Local(local_settings, 0, alone)
     for step, real in enumerate(batches(0, 6), start=1):
-        mode.step(step, lambda real=real: real, is_cut=False)
+        mode.step(step, lambda real=real: real, is_sync_point=False)
     assert_equal(final(exchanged), final(alone))
 
 
@@ -145,7 +145,7 @@ def test_synchronous_exchange_is_one_process_that_averages(request, backend):
 def test_synchronous_parameters_are_one_process_that_averages_weights(request, updates, backend):
     """Alternating updates are two local steps, D's and then G's, before the one exchange of all weights."""
     workers, steps = 3, 5
-    settings = experiment(workers, updates, carry="parameters", parts=1, slack=0, codec="raw")
+    settings = experiment(workers, updates, exchange="parameters", parts=1, slack=0, codec="raw")
     if backend == "memory":
         buses = memory_buses(workers)
     else:
@@ -176,7 +176,7 @@ def test_synchronous_parameters_are_one_process_that_averages_weights(request, u
     ],
 )
 def test_replicas_stay_alike_where_everyone_applies_what_was_published(block):
-    settings = experiment(3, own="published", **block)
+    settings = experiment(3, own="delayed", **block)
     pairs = train_fleet(settings, memory_buses(3), 6)
     for pair in pairs[1:]:
         assert_equal(final(pair), final(pairs[0]))

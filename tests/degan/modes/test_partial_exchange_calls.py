@@ -11,7 +11,7 @@ import torch
 from degan.learners.gan_pair import GanPair
 from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
-from peers.errors import BusError, LapsedError, MessageError, StalledError
+from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
 from peers.session.rendezvous import Start
 from tests.degan.modes.test_partial_exchange_mode import RATES, SHAPE, close, experiment
 from tests.fleets import memory_buses
@@ -22,7 +22,7 @@ class Meeting:
 
     start: Start
 
-    def __init__(self, bus, agreed, lease_s, timeout_s, say, fail):
+    def __init__(self, bus, agreed, lease_s, timeout_s, log, fail):
         self.calls, self.fail = [], fail
 
     def meet(self, checkpoints, followed):
@@ -36,7 +36,7 @@ class Meeting:
 class Exchanged:
     """An exchange that says how it was called, and answers as a test wants."""
 
-    def __init__(self, bus, layout, initial, rules, say):
+    def __init__(self, bus, layout, initial, rules, log):
         self.calls, self.initial, self.rules, self.layout = [], initial.copy(), rules, layout
         self.gate = SimpleNamespace(stop_at=None, members=lambda: (2, 5))
         self.error, self.at = None, 0
@@ -50,8 +50,8 @@ class Exchanged:
     def load_state(self, arrays, values):
         self.calls.append(("load_state", arrays, values))
 
-    def exchange(self, values, is_cut):
-        self.calls.append(("exchange", is_cut()))
+    def exchange(self, values, is_sync_point):
+        self.calls.append(("exchange", is_sync_point()))
         self.sent = values.copy()
         return self.gives(values)
 
@@ -146,7 +146,7 @@ def test_a_join_that_fails_because_of_ourselves_is_not_tried_again(mode):
 @pytest.mark.parametrize("error", [StalledError("x"), BusError("x"), MessageError("malformed", "x")])
 def test_a_join_that_fails_is_tried_in_another_life(mode, error):
     made, _ = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "error", error))
-    with pytest.raises(LapsedError, match="x"):
+    with pytest.raises(LeaseExpiredError, match="x"):
         made.begin([], {}, None)
 
 
@@ -163,14 +163,14 @@ def test_a_failure_of_the_heartbeat_is_raised_and_ends_every_wait(mode):
 def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
     made, pair = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
-    losses = made.step(5, lambda: REAL, is_cut=False)
+    losses = made.step(5, lambda: REAL, is_sync_point=False)
     assert set(losses) == {"g_loss", "d_loss"}
     exchanged, (name, make_state) = made._exchange.calls[-2:]
     assert exchanged == ("exchange", False) and name == "serve"
     vectors, counters = make_state()
     assert vectors.keys() == pair.vectors().keys() and counters == pair.counters() and counters["applied"] == 1
     assert made._rendezvous.calls[-1] == ("progress", 5)
-    made.step(6, lambda: REAL, is_cut=True)
+    made.step(6, lambda: REAL, is_sync_point=True)
     assert made._exchange.calls[-2] == ("exchange", True)
 
 
@@ -178,10 +178,10 @@ def test_the_step_to_stop_after_is_a_cut(mode):
     made, _ = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
     made._exchange.gate.stop_at = 7
-    for step, is_cut in ((6, False), (7, True), (8, True)):
-        made.step(step, lambda: REAL, is_cut=False)
-        assert made._exchange.calls[-2] == ("exchange", is_cut)
-        assert made.is_stopping(step) == is_cut
+    for step, is_sync_point in ((6, False), (7, True), (8, True)):
+        made.step(step, lambda: REAL, is_sync_point=False)
+        assert made._exchange.calls[-2] == ("exchange", is_sync_point)
+        assert made.is_stopping(step) == is_sync_point
     made._exchange.gate.stop_at = None
     assert not made.is_stopping(9)
 
@@ -196,7 +196,7 @@ def test_the_lowest_of_those_that_are_there_is_the_first(mode, worker, is_first)
         assert made._exchange.calls[-1] == ("leave", is_together) and made._rendezvous.calls[-1] == ("leaving",)
     loaded = []
     pair.statistics, pair.load_statistics = lambda: np.float32([1, 2]), loaded.append
-    assert made.settle(3)
+    assert made.synchronise(3)
     np.testing.assert_array_equal(loaded, [[2, 3]])
     made.close()
     assert made._exchange.calls[-1] == ("close",) and made._rendezvous.calls[-1] == ("close",)
@@ -205,10 +205,10 @@ def test_the_lowest_of_those_that_are_there_is_the_first(mode, worker, is_first)
 @pytest.mark.parametrize("ends", [False, True])
 def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends):
     """They may be in another array than the pair's."""
-    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters")
+    made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters")
     made.begin([], {}, None)
     made._exchange.gives = lambda values: np.full(values.size, 0.25, np.float32)
-    made.finish() if ends else made.step(1, lambda: REAL, is_cut=False)
+    made.finish() if ends else made.step(1, lambda: REAL, is_sync_point=False)
     np.testing.assert_array_equal(pair.parameters((0, pair.size)), np.full(pair.size, 0.25, np.float32))
     first = pair.ema.values.detach().numpy()
     before = GanPair(made._settings, SHAPE, 0, torch.device("cpu")).ema.values.detach().numpy()
@@ -227,7 +227,7 @@ def test_alternating_updates_are_two_local_steps_and_one_exchange_of_all_weights
         apply(section, gradient)
 
     pair.apply = noting
-    assert set(made.step(1, lambda: REAL, is_cut=False)) == {"g_loss", "d_loss"}
+    assert set(made.step(1, lambda: REAL, is_sync_point=False)) == {"g_loss", "d_loss"}
     assert [section for section, _ in steps] == [(border, pair.size), (0, border)]
     first, second = (weights for _, weights in steps)
     assert (first[:border] == second[:border]).all() and (first[border:] != second[border:]).any()
@@ -237,18 +237,18 @@ def test_alternating_updates_are_two_local_steps_and_one_exchange_of_all_weights
     assert pair.counters()["applied"] == 1
 
 
-@pytest.mark.parametrize("carry", ["gradients", "parameters"])
-def test_at_the_end_weights_are_flushed_or_zeros(mode, carry):
-    made, pair = mode(Start("together", 0, {1: "b"}), carry=carry)
+@pytest.mark.parametrize("exchange", ["gradients", "parameters"])
+def test_at_the_end_weights_are_flushed_or_zeros(mode, exchange):
+    made, pair = mode(Start("together", 0, {1: "b"}), exchange=exchange)
     made.begin([], {}, None)
     weights = pair.parameters((0, pair.size)).copy()
     made.finish()
-    np.testing.assert_array_equal(made._exchange.sent, weights if carry == "parameters" else np.zeros(pair.size))
+    np.testing.assert_array_equal(made._exchange.sent, weights if exchange == "parameters" else np.zeros(pair.size))
     assert made._rendezvous.calls[-1] == ("leaving",)
 
 
 def test_without_anything_left_no_gradient_is_applied(mode):
-    made, pair = mode(Start("together", 0, {1: "b"}), carry="gradients")
+    made, pair = mode(Start("together", 0, {1: "b"}), exchange="gradients")
     made.begin([], {}, None)
     before = pair.parameters((0, pair.size)).copy()
     made._exchange.gives = lambda values: None
@@ -259,12 +259,12 @@ def test_without_anything_left_no_gradient_is_applied(mode):
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
-    made, pair = mode(Start("together", 0, {1: "b"}), carry="gradients")
+    made, pair = mode(Start("together", 0, {1: "b"}), exchange="gradients")
     made.begin([], {}, None)
     before = pair.parameters((0, pair.size)).copy()
     made._exchange.gives = lambda values: np.full(values.size, np.nan, np.float32)
     made._exchange.stats = lambda: {"dropped": {"late": 2}}
-    made.finish() if ends else made.step(1, lambda: REAL, is_cut=False)
+    made.finish() if ends else made.step(1, lambda: REAL, is_sync_point=False)
     np.testing.assert_array_equal(pair.parameters((0, pair.size)), before)
     assert pair.counters()["applied"] == 0
     assert made.stats()["dropped"] == {"late": 2, "not_finite": 1}
@@ -272,7 +272,7 @@ def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
 def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode, updates):
-    made, pair = mode(Start("together", 0, {1: "b"}), carry="parameters", updates=updates)
+    made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters", updates=updates)
     made.begin([], {}, None)
     made._attack = lambda change: -3 * change
     before = pair.parameters((0, pair.size)).copy()
@@ -283,7 +283,7 @@ def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_aw
         return given["weights"].copy()
 
     made._exchange.gives = gives
-    made.step(1, lambda: REAL, is_cut=False)
+    made.step(1, lambda: REAL, is_sync_point=False)
     after = pair.parameters((0, pair.size))
     # By Adam's first step every weight moves by its rate, where there is a gradient.
     rates = np.where(np.arange(pair.size) < pair.generator.size, *RATES)

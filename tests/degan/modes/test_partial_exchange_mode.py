@@ -87,7 +87,7 @@ def train(monkeypatch, settings, cut=4, spoils=0):
         assert mode.begin([], {}, None) == 0
         generator = torch.Generator().manual_seed(worker)
         for step in range(1, STEPS + 1):
-            mode.step(step, lambda: torch.rand(4, *SHAPE, generator=generator) * 2 - 1, is_cut=step == cut)
+            mode.step(step, lambda: torch.rand(4, *SHAPE, generator=generator) * 2 - 1, is_sync_point=step == cut)
             found.append((pair.parameters((0, pair.size)).copy(), pair.ema.values.detach().numpy().copy()))
         mode.finish()
         found.append((pair.parameters((0, pair.size)).copy(), pair.ema.values.detach().numpy().copy()))
@@ -136,7 +136,7 @@ def test_parameters_step_by_step(monkeypatch, updates, spoils):
     Alternating updates are two Adam steps before that, of the discriminator and then of the generator; one that
     cannot be used leaves the other.
     """
-    settings = experiment(carry="parameters", parts=2, slack=1, codec="raw", updates=updates)
+    settings = experiment(exchange="parameters", parts=2, slack=1, codec="raw", updates=updates)
     pairs, results = train(monkeypatch, settings, spoils=spoils)
     border, size = pairs[0].generator.size, pairs[0].size
     weights = np.array([pair.taken[0][0] for pair in pairs], np.float64)
@@ -176,14 +176,14 @@ def test_parameters_step_by_step(monkeypatch, updates, spoils):
         assert dropped == ({"own_not_finite": 1} if worker == WORKERS - 1 else {})
 
 
-@pytest.mark.parametrize(("own", "slack", "spoils"), [("fresh", 0, 3), ("published", 0, 3), ("published", 1, 1)])
+@pytest.mark.parametrize(("own", "slack", "spoils"), [("immediate", 0, 3), ("delayed", 0, 3), ("delayed", 1, 1)])
 def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
     """Two parts: Adam steps on what the exchange gives, the mean of all; and after the last step on what is left.
 
     Where nothing has come yet, as in the first steps of `published`, nobody steps: neither who could use its own
     gradient nor who could not, so that all stay alike.
     """
-    settings = experiment(carry="gradients", own=own, parts=2, slack=slack, codec="raw", reduce="mean")
+    settings = experiment(exchange="gradients", own=own, parts=2, slack=slack, codec="raw", reduce="mean")
     pairs, results = train(monkeypatch, settings, spoils=spoils)
     border, size = pairs[0].generator.size, pairs[0].size
     weights = np.array([pair.taken[0][0] for pair in pairs], np.float64)
@@ -205,7 +205,7 @@ def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
         for at in range(done + 1, through + 1):
             part, said = lumps[at]
             for worker in range(WORKERS):
-                others = [w for w in range(WORKERS) if w != worker or own == "published"]
+                others = [w for w in range(WORKERS) if w != worker or own == "delayed"]
                 total[worker, part] += said[others].sum(axis=0)
         done = max(done, through)
         return total
@@ -223,7 +223,7 @@ def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
         lumps[step] = part, gathered[:, part].copy()
         gathered[:, part] = 0
         total = take(step if step == 4 else step - slack)
-        apply(step, (total + (gradients if own == "fresh" else 0)) / WORKERS)
+        apply(step, (total + (gradients if own == "immediate" else 0)) / WORKERS)
     part = halves[STEPS % 2]
     lumps[STEPS + 1] = part, gathered[:, part]
     apply(STEPS + 1, take(STEPS + 1) / WORKERS)

@@ -22,7 +22,7 @@ class Post:
     def __init__(self, deadline_s=LONG_S):
         self.fleet = Fleet(experiment(3, swap_every=1), memory_buses(3))
         self.mode, self.pair = self.fleet.modes[1], self.fleet.pairs[1]
-        self.swaps, self.mail = self.mode._swaps, self.mode._rounds.mail
+        self.swaps, self.messages = self.mode._swaps, self.mode._rounds.messages
         self.number = 0
         for peer in (0, 2):
             self.tell("hello", 0, peer, is_joining=False, is_replaying=False)
@@ -32,19 +32,19 @@ class Post:
         self.swaps.begin(2, [0, 1, 2], deadline_s, {0: "a", 1: "life-1", 2: "a"})
         (self.giver,) = {0, 2} - {peer for peer, *_ in self.sent}
 
-    def feed(self, pairs, sender, life="a", is_direct=False):
+    def feed(self, pairs, sender, incarnation="a", is_direct=False):
         for header, payload in pairs:
             self.number += 1
-            self.mail.feed(Entry(sender, life, self.number, False, bytes(header), bytes(payload), is_direct))
+            self.messages.feed(Entry(sender, incarnation, self.number, False, bytes(header), bytes(payload), is_direct))
 
-    def tell(self, kind, round, sender, life="a", **content):
-        self.feed(encode_fields(self.mode._layout, kind, round, content), sender, life)
+    def tell(self, kind, round, sender, incarnation="a", **content):
+        self.feed(encode_fields(self.mode._layout, kind, round, content), sender, incarnation)
 
-    def give(self, round=2, life="a", value=0.5, **extras):
+    def give(self, round=2, incarnation="a", value=0.5, **extras):
         values = np.full_like(self.own, value)
         extras = {"discriminator": 3.0} | extras
         entries = encode_vector(self.mode._layout, "swap", round, Slice(0, values.size), values, extras=extras)
-        self.feed(list(entries), self.giver, life, True)
+        self.feed(list(entries), self.giver, incarnation, True)
 
     def holds(self, value):
         return np.array_equal(self.pair.network("discriminator"), np.full_like(self.own, value))
@@ -73,7 +73,7 @@ def test_ours_is_sent_on_once_and_the_other_one_is_taken_when_it_has_come(post):
     # It is done with: what comes once more is late.
     post.give(value=0.7)
     post.swaps.take()
-    assert post.counts() == (1, 0) and post.holds(0.5) and post.mail.counts() == {"late": 1}
+    assert post.counts() == (1, 0) and post.holds(0.5) and post.messages.counts() == {"late": 1}
     size = 4 * post.own.size
     assert post.mode._predicted == {"sent": size, "received": size}
 
@@ -92,7 +92,7 @@ def test_of_one_that_is_gone_none_is_awaited(post, how):
     if how == "left before":
         post.tell("goodbye", 1, post.giver)
     elif how == "gone":
-        post.mail.drop(post.giver, "its lease has expired")
+        post.messages.drop(post.giver, "its lease has expired")
     else:
         post.tell("hello", 2, post.giver, "b", is_joining=True, is_replaying=False)
     post.swaps.wait(2)
@@ -131,7 +131,7 @@ def test_the_next_swap_ends_the_wait_for_the_one_before(post):
     assert post.counts() == (0, 1) and len(post.sent) == 2
     post.give()
     post.swaps.take()
-    assert post.mail.counts() == {"late": 1}
+    assert post.messages.counts() == {"late": 1}
 
 
 def test_after_the_deadline_it_is_given_up_and_not_before():
@@ -184,16 +184,16 @@ def test_wishes_are_granted_once_and_by_the_token_that_they_name(post):
 # --- joining --------------------------------------------------------------------------------------
 
 
-def answer_wishes(post, answer):
+def answer_proposals(post, answer):
     """What is asked of the others; `answer` is called with peer and token while the wish is on its way."""
-    wishes = []
+    proposals = []
 
     def send(peer, kind, round, content, *rest):
-        wishes.append((peer, kind, round))
+        proposals.append((peer, kind, round))
         answer(peer, content["token"])
 
     post.mode._rounds.send = send
-    return wishes
+    return proposals
 
 
 def test_who_joins_takes_the_one_that_names_its_wish(post):
@@ -202,25 +202,25 @@ def test_who_joins_takes_the_one_that_names_its_wish(post):
         post.give(6, value=0.1, token=float(token + 1))
         post.give(7, value=0.9, token=float(token))
 
-    wishes = answer_wishes(post, answer)
+    proposals = answer_proposals(post, answer)
     post.swaps.ask(8, LONG_S, (0,))
-    assert wishes == [(2, "want", 8)] and post.holds(0.9)
+    assert proposals == [(2, "want", 8)] and post.holds(0.9)
     assert post.fleet.lines[1][-1] == "begins with the discriminator of worker 2"
     # That it was no swap.
-    assert post.counts() == (0, 0) and post.mail.letter("swap", 2) is None
+    assert post.counts() == (0, 0) and post.messages.received("swap", 2) is None
 
 
 def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
     def answer(peer, token):
         post.giver = peer
-        if len(wishes) == 1:
+        if len(proposals) == 1:
             post.give(7, value=math.nan, token=float(token))
         else:
             post.tell("hello", 7, peer, "b", is_joining=True, is_replaying=False)
 
-    wishes = answer_wishes(post, answer)
+    proposals = answer_proposals(post, answer)
     post.swaps.ask(8, 5.0, ())
-    assert sorted(peer for peer, *_ in wishes) == [0, 2]
+    assert sorted(peer for peer, *_ in proposals) == [0, 2]
     assert post.fleet.lines[1][-2:] == [
         "malformed: the discriminator after round 7 cannot be used",
         "nobody has given its discriminator; going on with the one that this worker has",
@@ -230,7 +230,7 @@ def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
 
 def test_who_catches_up_itself_is_not_asked(post):
     for peer in (0, 2):
-        post.mail.restarted(peer, "b")
-    wishes = answer_wishes(post, lambda peer, token: None)
+        post.messages.restarted(peer, "b")
+    proposals = answer_proposals(post, lambda peer, token: None)
     post.swaps.ask(8, 5.0, ())
-    assert not wishes
+    assert not proposals

@@ -300,8 +300,10 @@ def test_bytes_beside_the_formula(tmp_path):
 
 def test_which_modes_have_rounds(tmp_path):
     led = read_run(make_led_run(tmp_path / "led", mode="multi_discriminator"))
-    assert led.is_led and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
+    assert (
+        led.is_leader_based and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
+    )
     write_lines(tmp_path / "bare" / "w0" / "stats.jsonl", [round_line(0, 10)])
     bare = read_run(tmp_path / "bare")
-    assert bare.is_led and bare.mode == "" and bare.planned_steps is None and bare.log_every == 0
+    assert bare.is_leader_based and bare.mode == "" and bare.planned_steps is None and bare.log_every == 0
     assert "Asked and answered in a round" in report.write_report(tmp_path / "bare").read_text()

@@ -168,12 +168,12 @@ def test_a_death_as_the_others_saw_it(run):
 
 
 def test_strikes_and_who_was_muted(run):
-    lines = [stats_line(0, step, strikes={"1": step // 100}, muted=[1] * (step >= 500)) for step in STEPS]
+    lines = [stats_line(0, step, offences={"1": step // 100}, banned=[1] * (step >= 500)) for step in STEPS]
     write_lines(run / "w0" / "stats.jsonl", lines)
     page = page_of(run)
     assert "worker 0 counted strikes (too long, not finite or malformed) against worker 1 10." in page.text
     assert "worker 0 muted worker 1: nothing that it sent was used any more." in page.text
-    broken = [stats_line(0, step, strikes={"1": "many"}, muted="all") for step in STEPS]
+    broken = [stats_line(0, step, offences={"1": "many"}, banned="all") for step in STEPS]
     write_lines(run / "w0" / "stats.jsonl", broken)
     assert "counted strikes" not in page_of(run).text
 

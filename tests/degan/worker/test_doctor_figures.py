@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from degan.worker.setup import Setup
 
 import config
 from degan.artifacts.checkpoints import Checkpoint, Checkpoints
 from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
 from degan.worker import doctor
-from degan.worker.objects import Objects
 from peers.doctor.checkup import Visit
 from peers.doctor.findings import FAIL, OK, WARN, Finding
 from tests.leaves import plain
@@ -150,7 +150,7 @@ def test_a_checkpoint_takes_about_what_was_said(tmp_path):
     settings = config.build(plain("seed", model={"name": "dcgan", "latent": 8, "width": 8}))
     pair = GanPair(settings, (1, 32, 32), 0, torch.device("cpu"))
     shard = SimpleNamespace(state=dict)
-    made = Objects(settings, 0, shard, pair, None, (), [], {}, None)
+    made = Setup(settings, 0, shard, pair, None, (), [], {}, None)
     # A mode keeps as much as a window and what a codec has dropped.
     kept = {name: torch.zeros(pair.size).numpy() for name in ("window", "kept")}
     checkpoint: Checkpoint = made.checkpoint(3, (kept, {}))

@@ -133,8 +133,8 @@ def test_what_is_switched_off_is_never_done(live):
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
     # The end is always saved, and the only cut.
     assert one.checkpoints.steps() == [10] and "score" not in values_of(one, 10)
-    assert [call for call in one.mode.calls if "cut" in call or "settle" in call] == ["step 10 cut", "settle 10"]
-    assert not one.objects.pair.asked
+    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == ["step 10 cut", "settle 10"]
+    assert not one.setup.pair.asked
 
 
 def test_a_checkpoint_is_made_with_every_snapshot_unless_said_otherwise(live):
@@ -145,7 +145,7 @@ def test_a_checkpoint_is_made_with_every_snapshot_unless_said_otherwise(live):
 
 def test_the_best_and_the_newest_checkpoints_stay(live):
     one = live(steps=5, evaluate_every=1, checkpoint_every=1, snapshot_every=0)
-    one.objects.fids = {21: 1.5}
+    one.setup.fids = {21: 1.5}
     one.run()
     assert one.checkpoints.steps() == [2, 3, 4, 5]
     assert [values_of(one, step)["score"] for step in (2, 3, 4, 5)] == [1.5, 169.0, 159.0, 147.0]
@@ -153,7 +153,7 @@ def test_the_best_and_the_newest_checkpoints_stay(live):
 
 def test_a_distance_that_is_none_is_no_score(live):
     one = live(steps=6)
-    one.objects.fids = {63: float("nan")}
+    one.setup.fids = {63: float("nan")}
     one.run()
     assert one.metrics[-3]["step"] == 6 and one.metrics[-3]["value"] is None
     assert "score" not in values_of(one, 6)
@@ -166,18 +166,18 @@ def test_every_picture_is_of_the_same_latents_and_every_evaluation_too(live, tmp
     one, other = live(), Live(tmp_path / "other", monkeypatch, worker=1)
     one.run()
     other.run()
-    first = next(latents for latents in one.objects.pair.asked if len(latents) == 5)
-    for asked in (one.objects.pair.asked, other.objects.pair.asked):
+    first = next(latents for latents in one.setup.pair.asked if len(latents) == 5)
+    for asked in (one.setup.pair.asked, other.setup.pair.asked):
         grids = [latents for latents in asked if len(latents) == 4]
         evaluated = [latents for latents in asked if len(latents) == 5]
         assert len(grids) == 3 and len(evaluated) == 4 and len(asked) == 7
-        assert all(torch.equal(latents, one.objects.pair.asked[0]) for latents in grids)
+        assert all(torch.equal(latents, one.setup.pair.asked[0]) for latents in grids)
         assert all(torch.equal(latents, first) for latents in evaluated)
         assert grids[0].shape == (4, 3) and not torch.equal(grids[0], evaluated[0][:4])
     third = Live(tmp_path / "third", monkeypatch)
-    third.objects.settings = config.load("smoke", ["run.steps=1", "seed=2"])
+    third.setup.settings = config.load("smoke", ["run.steps=1", "seed=2"])
     third.run()
-    assert not torch.equal(third.objects.pair.asked[0], one.objects.pair.asked[0])
+    assert not torch.equal(third.setup.pair.asked[0], one.setup.pair.asked[0])
 
 
 # --- who writes what ----------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_of_a_shared_model_only_the_first_measures_and_draws(live):
     one.run()
     assert one.metrics == [] and one.shades(one.folder) == {} and one.shades(one.home) == {}
     assert one.stats == stats_by_hand(3, 6, 9, 10) and one.checkpoints.steps() == [6, 10]
-    assert not one.objects.pair.asked
+    assert not one.setup.pair.asked
 
 
 def test_the_first_measures_a_shared_model(live):

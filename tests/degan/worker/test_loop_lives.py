@@ -108,7 +108,7 @@ def test_who_joins_begins_where_the_others_are(live):
 def test_a_checkpoint_of_another_experiment_is_refused_when_it_is_loaded(live):
     live(**QUIET).run()
     one = live(resume_from=(9,), **QUIET)
-    one.objects.settings = config.load("smoke", ["run.steps=10", "seed=9"])
+    one.setup.settings = config.load("smoke", ["run.steps=10", "seed=9"])
     with pytest.raises(UsageError, match="000009 is of another experiment: seed is 1 there and 9 here"):
         one.run()
     # What was there stays: nothing has begun.

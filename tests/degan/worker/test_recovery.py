@@ -55,8 +55,8 @@ def step_of(out: Path, number: int) -> int:
 
 # Of what differs little only one is quick enough for every day.
 MODES = {
-    "gradients": ("mode.carry=gradients", "mode.parts=1", "mode.slack=0", "mode.codec=raw"),
-    "parameters": ("mode.carry=parameters", "mode.parts=4", "mode.slack=2"),
+    "gradients": ("mode.exchange=gradients", "mode.parts=1", "mode.slack=0", "mode.codec=raw"),
+    "parameters": ("mode.exchange=parameters", "mode.parts=4", "mode.slack=2"),
     "federated": ("mode.name=federated", "mode.local_steps=2", "mode.fraction=1.0"),
     "multi_discriminator": ("mode.name=multi_discriminator",),
 }
@@ -78,17 +78,19 @@ def test_a_node_that_loses_everything_is_joined_again(nodes, tmp_path, mode, vic
     sets = ("bus.lease_s=8", f"run.steps={STEPS}", "run.checkpoint_every=100", *MODES[mode])
     words = ["--config", file, "--out", out, *(word for one in sets for word in ("--set", one))]
     # Nobody may finish before the loss has been dealt with.
-    lives = [Worker([n, *words], tmp_path / f"{n}.txt", {300: f"hold:{gate}"}) for n in (0, 1)]
+    incarnations = [Worker([n, *words], tmp_path / f"{n}.txt", {300: f"hold:{gate}"}) for n in (0, 1)]
     try:
         wait_for(lambda: min(step_of(out, 0), step_of(out, 1)) >= 20, "the run to get going")
         servers.lose(victim)
-        lives[victim].until("has lost what this worker had published; the others went on, joining them again")
-        lives[victim].until("joins at ")
+        incarnations[victim].until("has lost what this worker had published; the others went on, joining them again")
+        incarnations[victim].until("joins at ")
         gate.touch()
-        assert [life.end() for life in lives] == [0, 0], "".join(life.text for life in lives)
+        assert [incarnation.end() for incarnation in incarnations] == [0, 0], "".join(
+            incarnation.text for incarnation in incarnations
+        )
     finally:
-        for life in lives:
-            life.kill()
+        for incarnation in incarnations:
+            incarnation.kill()
     ends = [load_file(out / f"w{n}" / "checkpoints" / f"{STEPS:06d}" / "model.safetensors") for n in (0, 1)]
     if mode in ("gradients", "parameters", "federated"):
         trained = [key for key in ends[0] if not key.startswith("ema.")]
@@ -101,17 +103,19 @@ def test_one_redis_of_all_that_loses_everything_sends_them_back_to_their_checkpo
     file = experiment(tmp_path, f"all-lost-{mode}", servers.urls * 2)
     sets = ("bus.lease_s=8", f"run.steps={STEPS}", "run.checkpoint_every=10", *MODES[mode])
     words = ["--config", file, "--out", out, *(word for one in sets for word in ("--set", one))]
-    lives = [Worker([n, *words], tmp_path / f"{n}.txt") for n in (0, 1)]
+    incarnations = [Worker([n, *words], tmp_path / f"{n}.txt") for n in (0, 1)]
     try:
         wait_for(lambda: min(step_of(out, 0), step_of(out, 1)) >= 25, "the run to get going")
         servers.lose(0)
-        for life in lives:
-            life.until("has lost what this worker had published")
-        assert [life.end() for life in lives] == [0, 0], "".join(life.text for life in lives)
+        for incarnation in incarnations:
+            incarnation.until("has lost what this worker had published")
+        assert [incarnation.end() for incarnation in incarnations] == [0, 0], "".join(
+            incarnation.text for incarnation in incarnations
+        )
     finally:
-        for life in lives:
-            life.kill()
-    for life in lives:
-        second = life.text.split("joining them again", 1)[1]
+        for incarnation in incarnations:
+            incarnation.kill()
+    for incarnation in incarnations:
+        second = incarnation.text.split("joining them again", 1)[1]
         assert "begins at step " in second or "begins at round " in second or "joins at" in second
         assert "begins at step 0 " not in second

@@ -16,18 +16,18 @@ from tests.workers import Worker, experiment, wait_for
 pytestmark = pytest.mark.timeout(120)
 
 STEPS = 12
-SYNC = ("mode.carry=gradients", "mode.slack=0", "mode.codec=raw")
+SYNC = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=raw")
 SIMULTANEOUS = (*SYNC, "mode.parts=1")
 NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
 # What a codec has kept back, and what waits for its part to leave, have to be saved with the rest.
-LOSSY = ("mode.carry=gradients", "mode.slack=0", "mode.codec=int8", "mode.parts=3")
+LOSSY = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=int8", "mode.parts=3")
 # Everyone applies what everyone has published.
-PUBLISHED = ("mode.carry=gradients", "mode.slack=0", "mode.codec=sign", "mode.own=published")
+PUBLISHED = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=sign", "mode.own=delayed")
 PUBLISHED_LATER = (*PUBLISHED, "mode.slack=2", "mode.codec=int8", "mode.parts=2")
 # The delay is the bound, so that parameters repeat under any.
-PARAMETERS = ("mode.carry=parameters", "mode.slack=2", "mode.codec=int8", "mode.parts=3")
-ALTERNATING = ("mode.carry=parameters", "mode.slack=0", "mode.codec=raw", "mode.parts=3", "mode.updates=alternating")
-ALTERNATING_LATER = ("mode.carry=parameters", "mode.slack=1", "mode.codec=topk", "mode.updates=alternating")
+PARAMETERS = ("mode.exchange=parameters", "mode.slack=2", "mode.codec=int8", "mode.parts=3")
+ALTERNATING = ("mode.exchange=parameters", "mode.slack=0", "mode.codec=raw", "mode.parts=3", "mode.updates=alternating")
+ALTERNATING_LATER = ("mode.exchange=parameters", "mode.slack=1", "mode.codec=topk", "mode.updates=alternating")
 
 _count = itertools.count()
 
@@ -40,18 +40,18 @@ class Run:
         self.out = folder / self.name
         self.file = experiment(folder, self.name, [url] * workers)
         self.settings = settings
-        self.lives: list[Worker] = []
+        self.incarnations: list[Worker] = []
 
     def start(self, number: int, *words: str, script: dict[int, str] | None = None) -> Worker:
-        log = self.file.with_name(f"{self.name}-{number}-{len(self.lives)}.log")
+        log = self.file.with_name(f"{self.name}-{number}-{len(self.incarnations)}.log")
         overrides = [word for setting in self.settings for word in ("--set", setting)]
-        life = Worker([number, "--config", self.file, "--out", self.out, *overrides, *words], log, script)
-        self.lives.append(life)
-        return life
+        incarnation = Worker([number, "--config", self.file, "--out", self.out, *overrides, *words], log, script)
+        self.incarnations.append(incarnation)
+        return incarnation
 
     def clear(self) -> None:
-        for life in self.lives:
-            life.kill()
+        for incarnation in self.incarnations:
+            incarnation.kill()
 
     def step(self, number: int) -> int:
         """The newest step in a worker's stats."""
@@ -80,10 +80,10 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
 
 
-def ends(lives: list[Worker], timeout_s: float = 60.0) -> None:
-    for life in lives:
-        code = life.end(timeout_s)
-        assert code == 0, f"exit {code}:\n{life.text}"
+def ends(incarnations: list[Worker], timeout_s: float = 60.0) -> None:
+    for incarnation in incarnations:
+        code = incarnation.end(timeout_s)
+        assert code == 0, f"exit {code}:\n{incarnation.text}"
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_a_terminated_worker_saves_and_the_other_finishes(make):
     ends([run.start(0), run.start(1, script={6: "term"})])
     assert (run.out / "w1" / "checkpoints" / "000006" / "manifest.json").is_file()
     assert not (run.out / "w1" / "checkpoints" / f"{STEPS:06d}").exists()
-    assert "leaving the others; go on with --resume latest" in run.lives[1].text
+    assert "leaving the others; go on with --resume latest" in run.incarnations[1].text
     assert run.step(0) == STEPS and (run.out / "w0" / "checkpoints" / f"{STEPS:06d}").is_dir()
 
 
@@ -321,7 +321,7 @@ def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, s
     assert saved[0] == saved[1] and saved[0][-1] > "000004", "both after the same step"
     assert run.step(0) == run.step(1) == int(saved[0][-1]) < STEPS
     ends([run.start(n, "--resume", "latest") for n in (0, 1)])
-    assert all(f"begins at step {int(saved[0][-1])}" in life.text for life in run.lives[2:])
+    assert all(f"begins at step {int(saved[0][-1])}" in incarnation.text for incarnation in run.incarnations[2:])
     check(run, undisturbed(settings))
 
 
@@ -329,14 +329,14 @@ def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, s
 def test_a_run_that_was_killed_as_a_whole_goes_on_over_the_same_redis(make, undisturbed, settings):
     """One dies before it has saved step 8, the other perhaps later: they go on from a step that both have."""
     run = make(settings)
-    lives = [run.start(0, script={8: "kill"}), run.start(1)]
-    assert lives[0].end() == -signal.SIGKILL
+    incarnations = [run.start(0, script={8: "kill"}), run.start(1)]
+    assert incarnations[0].end() == -signal.SIGKILL
     # Whether what worker 0 said in step 8 had left it, nobody knows.
     wait_for(lambda: run.step(1) >= 7, "worker 1 to wait for worker 0")
-    lives[1].kill()
-    lives = [run.start(n, "--resume", "latest") for n in (0, 1)]
-    ends(lives)
-    assert all("begins at step 4" in life.text for life in lives)
+    incarnations[1].kill()
+    incarnations = [run.start(n, "--resume", "latest") for n in (0, 1)]
+    ends(incarnations)
+    assert all("begins at step 4" in incarnation.text for incarnation in incarnations)
     check(run, undisturbed(settings))
 
 
@@ -356,9 +356,9 @@ def test_checkpoints_that_have_no_step_in_common_are_refused(make):
     ends([run.start(0, script={5: "usr2"}), run.start(1)])
     before = sorted((run.out / "w0" / "checkpoints").rglob("*"))
     shutil.rmtree(run.out / "w1")
-    lives = [run.start(0, "--resume", "latest"), run.start(1, "--resume", "latest")]
-    for life in lives:
-        assert life.end() == 2, life.text
-        assert "start all with --resume and a step that all have" in life.text
-        assert "Traceback" not in life.text
+    incarnations = [run.start(0, "--resume", "latest"), run.start(1, "--resume", "latest")]
+    for incarnation in incarnations:
+        assert incarnation.end() == 2, incarnation.text
+        assert "start all with --resume and a step that all have" in incarnation.text
+        assert "Traceback" not in incarnation.text
     assert sorted((run.out / "w0" / "checkpoints").rglob("*")) == before

@@ -58,15 +58,15 @@ def run(tmp_path, capsys, handlers, monkeypatch):
 @pytest.fixture
 def workers(tmp_path):
     """Starts workers in processes of their own, and clears them away."""
-    lives = []
+    incarnations = []
 
     def start(*words: object, **more) -> Worker:
-        lives.append(Worker(list(words), tmp_path / f"{len(lives)}.log", **more))
-        return lives[-1]
+        incarnations.append(Worker(list(words), tmp_path / f"{len(incarnations)}.log", **more))
+        return incarnations[-1]
 
     yield start
-    for life in lives:
-        life.kill()
+    for incarnation in incarnations:
+        incarnation.kill()
 
 
 def refused(outcome: tuple[int, str], out: Path | None = None) -> str:
@@ -292,8 +292,8 @@ def test_workers_with_different_settings(tmp_path, workers, redis_url, override,
         workers(0, "--config", file, "--out", tmp_path / "out"),
         workers(1, "--config", file, "--out", tmp_path / "out", "--set", override),
     ]
-    for life in both:
-        text = refused((life.end(), life.text))
+    for incarnation in both:
+        text = refused((incarnation.end(), incarnation.text))
         assert key in text and "do not train the same" in text
     assert not (tmp_path / "out" / "experiment.yaml").exists()
 
@@ -310,10 +310,10 @@ def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path, workers, re
 
 def test_a_second_signal_ends_it_at_once(tmp_path, workers):
     gate = tmp_path / "never"
-    life = workers(*local(tmp_path), "--out", tmp_path / "out", script={2: f"hold:{gate}"})
+    incarnation = workers(*local(tmp_path), "--out", tmp_path / "out", script={2: f"hold:{gate}"})
     wait_for((tmp_path / "out" / "w0" / "stats.jsonl").exists, "the first step")
     wait_for(lambda: '"step": 2' in (tmp_path / "out" / "w0" / "stats.jsonl").read_text(), "step 2")
-    life.signal(signal.SIGTERM)
-    life.signal(signal.SIGINT)
-    assert life.end() < 0
-    assert "Traceback" not in life.text
+    incarnation.signal(signal.SIGTERM)
+    incarnation.signal(signal.SIGINT)
+    assert incarnation.end() < 0
+    assert "Traceback" not in incarnation.text

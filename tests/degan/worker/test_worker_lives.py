@@ -16,37 +16,39 @@ from degan import modes
 from degan.artifacts.checkpoints import MANIFEST, MODEL
 from degan.learners.gan_pair import GanPair
 from degan.worker import __main__ as worker_main
-from degan.worker import loop, objects
-from degan.worker.faults import LOADS, OWN, Suffering, script
+from degan.worker import loop, setup
+from degan.worker.faults import LOADS, OWN, FaultInjector, script
 from degan.worker.number import worker_number
 from degan.worker.signals import Signals
 from peers.chaos.faults import Faults
-from peers.errors import AbsentError, BusError, LapsedError, SetupError
+from peers.errors import AbsentError, BusError, LeaseExpiredError, SetupError
 from tests.leaves import plain
 from tests.workers import experiment
 
 
-class Lives:
+class Incarnations:
     """Stand-ins for what a life is made of; each life ends as `ends` says, one after the other."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *ends: Any):
-        self.ends, self.built, self.loops, self.closed, self.objects = list(ends), [], [], 0, []
-        patch.setattr(objects.Objects, "build", self.build_objects)
+        self.ends, self.built, self.loops, self.closed, self.setup = list(ends), [], [], 0, []
+        patch.setattr(setup.Setup, "build", self.build_setup)
         patch.setattr(modes, "build", self.build_mode)
         patch.setattr(loop, "Loop", self.make_loop)
         patch.setattr(Signals, "install", lambda signals: self.built.append("installed"))
         self.signals: Signals | None = None
 
-    def build_objects(self, settings: config.Experiment, number: int) -> Any:
-        self.objects.append((settings.name, number))
+    def build_setup(self, settings: config.Experiment, number: int) -> Any:
+        self.setup.append((settings.name, number))
         pair = SimpleNamespace(size=5, device="cpu")
-        return SimpleNamespace(settings=settings, worker=number, pair=pair, shard=[0] * 9, facts="facts", about="about")
+        return SimpleNamespace(
+            settings=settings, worker=number, pair=pair, shard=[0] * 9, facts="facts", peer_info="peer_info"
+        )
 
-    def build_mode(self, settings, number, pair, facts, about, say, may_take_over) -> Any:
-        self.built.append((number, facts, about, may_take_over))
+    def build_mode(self, settings, number, pair, facts, peer_info, log, may_take_over) -> Any:
+        self.built.append((number, facts, peer_info, may_take_over))
         return self
 
-    def make_loop(self, made, mode, out, checkpoints, steps, signals, say, *hooks) -> Any:
+    def make_loop(self, made, mode, out, checkpoints, steps, signals, log, *hooks) -> Any:
         self.loops.append((out, checkpoints.folder, steps, len(hooks)))
         self.signals, self.mode = signals, mode
         assert (out / f"w{made.worker}" / "pid").read_text().strip().isdigit(), "the folder is ours by now"
@@ -67,21 +69,24 @@ class Lives:
 def begin(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("DEGAN_FAULTS", raising=False)
     monkeypatch.chdir(tmp_path)
-    file = str(experiment(tmp_path, "lives", 3))
+    file = str(experiment(tmp_path, "incarnations", 3))
 
-    def call(*ends: Any, words: tuple[str, ...] = ()) -> tuple[int, Lives, str]:
-        lives = Lives(monkeypatch, *ends)
+    def call(*ends: Any, words: tuple[str, ...] = ()) -> tuple[int, Incarnations, str]:
+        incarnations = Incarnations(monkeypatch, *ends)
         code = worker_main.main(["1", "--config", file, "--out", str(tmp_path / "out"), *words])
-        return code, lives, capsys.readouterr().err
+        return code, incarnations, capsys.readouterr().err
 
     return call
 
 
 def test_a_life_that_ends_well(begin, tmp_path):
-    code, lives, _ = begin(None)
-    assert (code, lives.closed) == (0, 1)
-    assert lives.objects == [("lives", 1)] and lives.built == ["installed", (1, "facts", "about", False)]
-    assert lives.loops == [(tmp_path / "out", tmp_path / "out" / "w1" / "checkpoints", [], 0)]
+    code, incarnations, _ = begin(None)
+    assert (code, incarnations.closed) == (0, 1)
+    assert incarnations.setup == [("incarnations", 1)] and incarnations.built == [
+        "installed",
+        (1, "facts", "peer_info", False),
+    ]
+    assert incarnations.loops == [(tmp_path / "out", tmp_path / "out" / "w1" / "checkpoints", [], 0)]
     # Who has written nothing leaves nothing.
     assert not (tmp_path / "out").exists()
 
@@ -98,8 +103,8 @@ def test_a_life_that_ends_well(begin, tmp_path):
     ],
 )
 def test_how_a_life_fails(begin, error, code, said):
-    found, lives, text = begin(error)
-    assert (found, lives.closed) == (code, 1) and text.endswith(said)
+    found, incarnations, text = begin(error)
+    assert (found, incarnations.closed) == (code, 1) and text.endswith(said)
     assert ("Traceback" in text) == isinstance(error, ZeroDivisionError)
 
 
@@ -107,42 +112,42 @@ def test_who_was_away_for_too_long_begins_another_life_with_what_it_has_saved(be
     """The next life takes over nobody, and may be interrupted while it waits for the others."""
     seen = []
 
-    def lapse(lives: Lives) -> Exception:
-        lives.signals.has_begun = True
-        return LapsedError("the lease is gone")
+    def lapse(incarnations: Incarnations) -> Exception:
+        incarnations.signals.has_begun = True
+        return LeaseExpiredError("the lease is gone")
 
-    def look(lives: Lives) -> None:
-        seen.append(lives.signals.has_begun)
+    def look(incarnations: Incarnations) -> None:
+        seen.append(incarnations.signals.has_begun)
 
-    code, lives, text = begin(lapse, look, words=("--takeover",))
-    assert code == 0 and lives.closed == 2 and seen == [False]
-    assert [built[3] for built in lives.built if built != "installed"] == [True, False]
+    code, incarnations, text = begin(lapse, look, words=("--takeover",))
+    assert code == 0 and incarnations.closed == 2 and seen == [False]
+    assert [built[3] for built in incarnations.built if built != "installed"] == [True, False]
     assert "the lease is gone; the others went on, joining them again" in text
     assert "nothing to resume in" in text, "it looks for the newest of its checkpoints"
 
 
 def test_who_is_to_leave_does_not_begin_another_life(begin):
-    def leave(lives: Lives) -> Exception:
-        lives.signals.is_leaving = True
-        return LapsedError("the lease is gone")
+    def leave(incarnations: Incarnations) -> Exception:
+        incarnations.signals.is_leaving = True
+        return LeaseExpiredError("the lease is gone")
 
-    code, lives, text = begin(leave)
-    assert (code, lives.closed) == (0, 1) and "stopping, as this worker was told to" in text
+    code, incarnations, text = begin(leave)
+    assert (code, incarnations.closed) == (0, 1) and "stopping, as this worker was told to" in text
 
 
 def test_a_dry_run_begins_nothing(begin, tmp_path):
-    code, lives, text = begin(words=("--dry-run",))
+    code, incarnations, text = begin(words=("--dry-run",))
     assert code == 0 and "worker 1 of 3: 9 samples, 5 values, device cpu; nothing was started" in text
-    assert lives.built == lives.loops == [] and not (tmp_path / "out").exists()
+    assert incarnations.built == incarnations.loops == [] and not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_is_to_suffer_says_so_and_has_its_hooks(begin, monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w1@step6:kill, w0@step1:nan")
     held = []
-    monkeypatch.setattr(Suffering, "hold", lambda suffering, pair, settings: held.append((pair.size, settings.name)))
-    _, lives, text = begin(None)
-    assert "harm itself, as DEGAN_FAULTS says: w1@step6:kill\n" in text and held == [(5, "lives")]
-    assert lives.loops[0][3] == 1
+    monkeypatch.setattr(FaultInjector, "hold", lambda injector, pair, settings: held.append((pair.size, settings.name)))
+    _, incarnations, text = begin(None)
+    assert "harm itself, as DEGAN_FAULTS says: w1@step6:kill\n" in text and held == [(5, "incarnations")]
+    assert incarnations.loops[0][3] == 1
     with pytest.raises(UsageError, match="number from 0 to 2"):
         script({"DEGAN_FAULTS": "w3@step6:kill"}, config.build(plain("seed", peers=3)))
     assert script({}, config.build(plain("seed"))).faults == ()
@@ -212,13 +217,13 @@ def test_the_first_of_what_says_the_number_counts():
 # --- a worker and itself -----------------------------------------------------------------------
 
 
-def suffering(text: str, seen: list[str]) -> Suffering:
-    return Suffering(Faults.parse(text).for_worker(0), lambda fault: seen.append(fault.action))
+def injector(text: str, seen: list[str]) -> FaultInjector:
+    return FaultInjector(Faults.parse(text).for_worker(0), lambda fault: seen.append(fault.action))
 
 
 def test_what_is_due_when_a_step_begins():
     seen: list[str] = []
-    made = suffering("w0@step2:kill, w0@step3:term, w0:attack:nan, w0@step3.before_apply:int", seen)
+    made = injector("w0@step2:kill, w0@step3:term, w0:attack:nan, w0@step3.before_apply:int", seen)
     for step, expected in ((1, []), (2, ["kill"]), (3, ["kill", "term"])):
         made.begin(step)
         assert seen == expected, "an attack is where a message is made"
@@ -226,7 +231,7 @@ def test_what_is_due_when_a_step_begins():
 
 def test_a_full_disk_and_a_torn_file(tmp_path):
     seen: list[str] = []
-    made = suffering("w0@step2:disk_full, w0@step4:torn, w0@step6.saving:kill", seen)
+    made = injector("w0@step2:disk_full, w0@step4:torn, w0@step6.saving:kill", seen)
     model, manifest = tmp_path / MODEL, tmp_path / MANIFEST
     for path in (model, manifest):
         path.write_bytes(b"x" * 100)
@@ -270,8 +275,8 @@ for _name in (*LOADS, *OWN, "apply"):
 @pytest.mark.parametrize(
     ("mode", "held"),
     [
-        ({"name": "partial_exchange", "carry": "gradients"}, {"apply"}),
-        ({"name": "partial_exchange", "carry": "parameters"}, set(LOADS)),
+        ({"name": "partial_exchange", "exchange": "gradients"}, {"apply"}),
+        ({"name": "partial_exchange", "exchange": "parameters"}, set(LOADS)),
         ({"name": "federated"}, set(LOADS)),
         ({"name": "multi_discriminator"}, set(LOADS)),
     ],
@@ -283,7 +288,7 @@ def test_where_what_came_is_applied(mode, held):
         pair = AnyPair()
         # What had been called when the fault was due.
         seen: list[list[str]] = []
-        made = Suffering(Faults.parse("w0@step1.before_apply:kill").for_worker(0), noted_before(pair, seen))
+        made = FaultInjector(Faults.parse("w0@step1.before_apply:kill").for_worker(0), noted_before(pair, seen))
         made.hold(pair, config.build(plain("seed", mode=mode)))
         made.begin(1)
         assert getattr(pair, name)(4, 5, key=6) == {"key": 6} and getattr(pair, name)(4) == (4,)
@@ -298,7 +303,7 @@ def noted_before(pair: AnyPair, seen: list[list[str]]):
 @pytest.mark.parametrize("name", ["gradients", "feedback", "discriminator_gradient"])
 def test_a_poisoned_step_has_no_number_in_what_leaves(name):
     pair = AnyPair()
-    made = Suffering(Faults.parse("w0@step2:nan").for_worker(0))
+    made = FaultInjector(Faults.parse("w0@step2:nan").for_worker(0))
     made.hold(pair, config.build(plain("seed")))
     for step, expected in ((1, False), (2, True), (3, False)):
         made.begin(step)

@@ -18,26 +18,28 @@ from tests.fleets import in_threads
 RUNS = iter(range(10**6))
 
 
-@pytest.fixture(params=["memory", "fake", "redis", "sealed"])
+@pytest.fixture(params=["memory", "fake", "redis", "with_mac"])
 def open_buses(request):
     """A function that opens buses for `n` workers of one run; `life` names the incarnation."""
     opened = []
     if request.param == "memory":
         hub = MemoryHub()
 
-        def open_one(worker, workers, life):
-            return hub.bus(worker, complete(worker, workers), life)
+        def open_one(worker, workers, incarnation):
+            return hub.bus(worker, complete(worker, workers), incarnation)
     else:
-        is_sealed = request.param == "sealed"
-        url = request.getfixturevalue("redis_url" if is_sealed else f"{request.param}_url")
-        run_key = os.urandom(32) if is_sealed else None
+        has_mac = request.param == "with_mac"
+        url = request.getfixturevalue("redis_url" if has_mac else f"{request.param}_url")
+        run_key = os.urandom(32) if has_mac else None
         run = f"contract{os.getpid()}-{next(RUNS)}"
 
-        def open_one(worker, workers, life):
-            return RedisBus(run, worker, [url] * workers, life, complete(worker, workers), 10, 5, run_key=run_key)
+        def open_one(worker, workers, incarnation):
+            return RedisBus(
+                run, worker, [url] * workers, incarnation, complete(worker, workers), 10, 5, run_key=run_key
+            )
 
-    def open_all(workers, life="a"):
-        buses = [open_one(worker, workers, f"{life}{worker}") for worker in range(workers)]
+    def open_all(workers, incarnation="a"):
+        buses = [open_one(worker, workers, f"{incarnation}{worker}") for worker in range(workers)]
         opened.extend(buses)
         return buses
 
@@ -119,7 +121,7 @@ def test_a_cursor_can_start_in_the_middle_and_a_new_life_starts_anew(open_buses)
     writer.publish([(b"h", b"%d" % k) for k in range(1, 5)])
     reader.follow(0, "a0", after=2)
     assert [e.sequence for e in read(reader, 2)] == [3, 4]
-    reborn, _ = open_buses(2, life="b")
+    reborn, _ = open_buses(2, incarnation="b")
     reborn.publish([(b"h", b"new")])
     assert reader.receive(0, 0.01) == []
     reader.follow(0, "b0")
@@ -159,7 +161,7 @@ def test_publishing_from_several_threads_loses_nothing(open_buses):
 
 def test_leases_are_exclusive_renewed_and_released(open_buses):
     first, second = open_buses(2)
-    twin, _ = open_buses(2, life="twin")
+    twin, _ = open_buses(2, incarnation="twin")
     assert first.claim(lease(first), 20, lambda old: False) is None
     with pytest.raises(DuplicateError, match="already running on h as process 1"):
         twin.claim(lease(twin), 20, lambda old: False)
@@ -173,7 +175,7 @@ def test_leases_are_exclusive_renewed_and_released(open_buses):
     assert second.leases(0)[0].incarnation == "twin0", "a lease is released by its owner only"
     twin.release()
     assert second.leases(0)[0] is None
-    assert twin.renew(lease(twin), 20, may_restore=False) == "lapsed"
+    assert twin.renew(lease(twin), 20, may_restore=False) == "expired"
     assert second.leases(0)[0] is None
     assert twin.renew(lease(twin), 20) == "restored"
     assert second.leases(0)[0].incarnation == "twin0"
@@ -212,7 +214,7 @@ def test_the_bytes_of_states_are_counted(open_buses):
 
 def test_who_is_followed_may_change_while_something_is_on_its_way(open_buses):
     writer, reader = open_buses(2)
-    reborn, _ = open_buses(2, life="b")
+    reborn, _ = open_buses(2, incarnation="b")
     writer.publish([(b"h", b"%d" % k) for k in range(1, 4)])
     reborn.publish([(b"h", b"new"), (b"h", b"newer")])
     reader.follow(0, "a0")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peers.bus.redis.bus import RedisBus
-from peers.bus.redis.mac import KEY_BYTES, MARK, REMEMBERED, SEAL_BYTES, Seals, Watch
+from peers.bus.redis.mac import KEY_BYTES, MAC_BYTES, MARK, REMEMBERED, Macs, Watch
 from peers.errors import DisagreementError, MessageError
 from peers.session.rendezvous import Rendezvous
 from tests.fleets import in_threads
@@ -29,12 +29,12 @@ places = st.tuples(keys, names, st.integers(0, 2**64 - 1), blobs, blobs)
 @given(places, places, st.data())
 def test_a_seal_is_of_one_entry_in_one_place_only(one, other, data):
     key, name, number, header, payload = one
-    seal = Seals(key, name).of_entry(number, header, payload)
-    assert len(seal) == SEAL_BYTES
-    assert Seals(key, name).is_of_entry(seal, number, bytearray(header), memoryview(payload))
+    mac = Macs(key, name).of_entry(number, header, payload)
+    assert len(mac) == MAC_BYTES
+    assert Macs(key, name).is_of_entry(mac, number, bytearray(header), memoryview(payload))
     # Some of it is another's.
     mixed = [data.draw(st.sampled_from(pair)) for pair in zip(one, other, strict=True)]
-    is_same = Seals(mixed[0], mixed[1]).is_of_entry(seal, *mixed[2:])
+    is_same = Macs(mixed[0], mixed[1]).is_of_entry(mac, *mixed[2:])
     assert is_same == (tuple(mixed) == one)
 
 
@@ -42,45 +42,45 @@ def test_a_seal_is_of_one_entry_in_one_place_only(one, other, data):
 @given(names, st.integers(0, 2**64 - 1), st.binary(max_size=30), st.integers(0, 29))
 def test_where_the_header_ends_is_sealed(name, number, text, cut):
     cut = min(cut, len(text))
-    seals = Seals(KEY, name)
-    moved = seals.of_entry(number, text[: cut + 1], text[cut + 1 :])
-    assert (seals.of_entry(number, text[:cut], text[cut:]) == moved) == (cut == len(text))
+    macs = Macs(KEY, name)
+    moved = macs.of_entry(number, text[: cut + 1], text[cut + 1 :])
+    assert (macs.of_entry(number, text[:cut], text[cut:]) == moved) == (cut == len(text))
 
 
 @settings(deadline=None, max_examples=200)
 @given(names, names, blobs, st.data())
 def test_a_field_opens_only_whole_and_under_its_own_name(name, field, value, data):
-    seals = Seals(KEY, name)
-    sealed = seals.sealed(field, value)
-    assert sealed.startswith(MARK) and seals.opened(field, sealed) == value
+    macs = Macs(KEY, name)
+    with_mac = macs.with_mac(field, value)
+    assert with_mac.startswith(MARK) and macs.opened(field, with_mac) == value
     other = data.draw(names)
-    assert seals.opened(other, sealed) == (value if other == field else None)
-    assert Seals(KEY, name + "x").opened(field, sealed) is None
-    assert Seals(OTHER, name).opened(field, sealed) is None
-    at, bit = data.draw(st.integers(0, len(sealed) - 1)), data.draw(st.integers(0, 7))
-    changed = bytearray(sealed)
+    assert macs.opened(other, with_mac) == (value if other == field else None)
+    assert Macs(KEY, name + "x").opened(field, with_mac) is None
+    assert Macs(OTHER, name).opened(field, with_mac) is None
+    at, bit = data.draw(st.integers(0, len(with_mac) - 1)), data.draw(st.integers(0, 7))
+    changed = bytearray(with_mac)
     changed[at] ^= 1 << bit
-    assert seals.opened(field, bytes(changed)) is None
-    assert seals.opened(field, sealed[: data.draw(st.integers(0, len(sealed) - 1))]) is None
+    assert macs.opened(field, bytes(changed)) is None
+    assert macs.opened(field, with_mac[: data.draw(st.integers(0, len(with_mac) - 1))]) is None
 
 
 def test_a_key_of_another_length_is_refused():
     with pytest.raises(ValueError, match="32 bytes, not 5"):
-        Seals(b"short", "x")
+        Macs(b"short", "x")
 
 
 def test_a_watch_knows_a_replay_from_a_forgery_and_forgets_in_time():
-    watch, out, other = Watch(), Seals(KEY, "degan:r:0:a:out"), Seals(KEY, "degan:r:0:b:out")
-    seal = out.of_entry(1, b"h", b"p")
-    assert watch.refusal(out, 2, b"h", b"p", seal) == "seal", "it has not been seen in its own place"
-    assert watch.refusal(out, 1, b"h", b"p", seal) is None
-    assert watch.refusal(out, 2, b"h", b"p", seal) == "replayed"
-    assert watch.refusal(other, 1, b"h", b"p", seal) == "replayed", "another life"
-    assert watch.refusal(out, 2, b"h", b"q", seal) == "seal", "the seal of one, the payload of another"
-    assert watch.refusal(out, 2, b"h", b"p", b"") == "seal"
+    watch, out, other = Watch(), Macs(KEY, "degan:r:0:a:out"), Macs(KEY, "degan:r:0:b:out")
+    mac = out.of_entry(1, b"h", b"p")
+    assert watch.refusal(out, 2, b"h", b"p", mac) == "mac", "it has not been seen in its own place"
+    assert watch.refusal(out, 1, b"h", b"p", mac) is None
+    assert watch.refusal(out, 2, b"h", b"p", mac) == "replayed"
+    assert watch.refusal(other, 1, b"h", b"p", mac) == "replayed", "another life"
+    assert watch.refusal(out, 2, b"h", b"q", mac) == "mac", "the seal of one, the payload of another"
+    assert watch.refusal(out, 2, b"h", b"p", b"") == "mac"
     for number in range(10, 10 + REMEMBERED):
         assert watch.refusal(out, number, b"", b"", out.of_entry(number, b"", b"")) is None
-    assert watch.refusal(out, 2, b"h", b"p", seal) == "seal"
+    assert watch.refusal(out, 2, b"h", b"p", mac) == "mac"
     assert len(watch._seen) == REMEMBERED
 
 
@@ -137,11 +137,11 @@ def test_what_others_put_into_a_stream_is_refused_counted_and_said_once(town):
     assert [(e.sequence, e.is_contiguous, bytes(e.payload)) for e in entries] == [(10, False, b"the next")]
     while sum(town.reader.refused().values()) < 8:
         assert town.reader.receive(0, 5) == []
-    assert town.reader.refused() == {"seal": 4, "replayed": 4}
+    assert town.reader.refused() == {"mac": 4, "replayed": 4}
     assert len(town.lines) == 2
     assert town.lines[0] == (
-        "worker 0: entry 4 of its outbox does not bear this run's seal: it was changed on its way, or written by "
-        "someone without the run key; refused (said once, and counted as 'seal')"
+        "worker 0: entry 4 of its outbox does not bear this run's MAC: it was changed on its way, or written by "
+        "someone without the run key; refused (said once, and counted as 'mac')"
     )
     assert "is one that was said before, put in another place" in town.lines[1]
 
@@ -169,19 +169,19 @@ def test_what_a_redis_says_twice_is_taken_once(town):
     assert (entries, after) == ([], 1) and town.reader.refused() == {"replayed": 1}
 
 
-@pytest.mark.parametrize("place", ["header", "payload", "seal"])
+@pytest.mark.parametrize("place", ["header", "payload", "mac"])
 def test_any_changed_byte_of_an_entry_is_refused(town, place):
     town.writer.publish([(b"head", b"body")])
     fields = town.attacker.xrange(town.key("life0:out"))[0][1]
-    letter = {"header": b"h", "payload": b"d", "seal": b"s"}[place]
-    whole = fields[letter]
+    received = {"header": b"h", "payload": b"d", "mac": b"s"}[place]
+    whole = fields[received]
     for at in range(len(whole)):
         changed = whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :]
-        town.attacker.xadd(town.key("forged:out"), {**fields, letter: changed}, f"{at + 1}-0")
+        town.attacker.xadd(town.key("forged:out"), {**fields, received: changed}, f"{at + 1}-0")
     town.reader.follow(0, "forged")
     while sum(town.reader.refused().values()) < len(whole):
         assert town.reader.receive(0, 5) == []
-    assert town.reader.refused() == {"seal": len(whole)}
+    assert town.reader.refused() == {"mac": len(whole)}
 
 
 def test_a_state_is_taken_only_with_its_seal(town):
@@ -190,12 +190,12 @@ def test_a_state_is_taken_only_with_its_seal(town):
     assert town.reader.get_state(0, "life0", names) == {"hello": b"mine", "model": b"weights"}
     state = town.key("life0:state")
     town.attacker.hset(state, "hello", town.attacker.hget(state, "model"))
-    with pytest.raises(MessageError, match="the field hello of worker 0's state does not bear this run's seal"):
+    with pytest.raises(MessageError, match="the field hello of worker 0's state does not bear this run's MAC"):
         town.reader.get_state(0, "life0", ["hello"])
     town.attacker.hset(state, "model", b"\x80")
-    with pytest.raises(MessageError, match="seal"):
+    with pytest.raises(MessageError, match="mac"):
         town.reader.get_state(0, "life0", ["model"])
-    assert town.reader.refused() == {"seal": 2} and len(town.lines) == 1
+    assert town.reader.refused() == {"mac": 2} and len(town.lines) == 1
 
 
 def test_a_lease_is_taken_only_with_its_seal(town):
@@ -205,7 +205,7 @@ def test_a_lease_is_taken_only_with_its_seal(town):
     assert town.reader.leases(0)[0] is None
     assert town.reader.leases(0)[0] is None
     assert town.reader.strangers() == {0: "it has another run key than this worker"}
-    assert len(town.lines) == 1 and "worker 0: its lease does not bear this run's seal" in town.lines[0]
+    assert len(town.lines) == 1 and "worker 0: its lease does not bear this run's MAC" in town.lines[0]
     assert town.writer.renew(lease(town.writer, beat=2), 20) == "restored"
     assert town.reader.leases(0)[0].beat == 2 and town.reader.strangers() == {}
     assert town.reader.refused() == {}, "a lease is no message"

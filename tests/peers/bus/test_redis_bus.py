@@ -10,7 +10,7 @@ import redis
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import address, connect, split_socket
 from peers.bus.redis.resp import Replies, ReplyError
-from peers.errors import BusError, LapsedError, UnreachableError
+from peers.errors import BusError, LeaseExpiredError, UnreachableError
 from peers.types import Lease
 from tests.fleets import in_threads
 from tests.peers.bus.test_bus import lease, read
@@ -57,24 +57,24 @@ def test_every_key_has_a_lifetime(redis_url):
 
 def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
     """Else a worker that is started again and again would fill its Redis within the hour that a key may live."""
-    lives, client = [], redis.Redis.from_url(redis_url)
+    incarnations, client = [], redis.Redis.from_url(redis_url)
     try:
         for number in range(3):
-            life = RedisBus("lives", 0, [redis_url] * 2, f"a{number}", [1], 10, 5)
-            lives.append(life)
+            incarnation = RedisBus("incarnations", 0, [redis_url] * 2, f"a{number}", [1], 10, 5)
+            incarnations.append(incarnation)
             for _ in range(2):  # Also when the reply to the first was lost.
-                life.claim(lease(life), 5.0, lambda old: True)
-            life.publish([(b"h", b"1")])
-            life.send(1, [(b"h", b"1")])
-            life.put_state({"x": b"1"}, 5.0)
+                incarnation.claim(lease(incarnation), 5.0, lambda old: True)
+            incarnation.publish([(b"h", b"1")])
+            incarnation.send(1, [(b"h", b"1")])
+            incarnation.put_state({"x": b"1"}, 5.0)
         for name in ("out", "to:1", "state"):
             times = [client.ttl(f"degan:lives:0:a{number}:{name}") for number in range(3)]
             assert 0 < times[0] <= times[1] <= 60 < 3000 < times[2] <= 3600, name
-        assert 3000 < client.ttl("degan:lives:0:life") <= 3600
+        assert 3000 < client.ttl("degan:lives:0:incarnation") <= 3600
     finally:
         client.close()
-        for life in lives:
-            life.close()
+        for incarnation in incarnations:
+            incarnation.close()
 
 
 def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
@@ -84,7 +84,7 @@ def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
         bus.publish([(b"h", b"x")])
         bus.send(1, [(b"h", b"x")])
         bus.put_state({"hello": b"x"}, 20)
-        names = [f"degan:renewed:0:{rest}" for rest in ("a0:out", "a0:to:1", "a0:state", "life")]
+        names = [f"degan:renewed:0:{rest}" for rest in ("a0:out", "a0:to:1", "a0:state", "incarnation")]
         for name in names:
             assert client.expire(name, 50)
         assert bus.renew(lease(bus, step=1), 30) == "held"
@@ -234,7 +234,7 @@ def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error(tmp_path):
         bus = RedisBus("outage", 0, [url] * 2, "a0", [1], 10, patience_s=20)
         bus.publish([(b"h", b"1")])
     lines = []
-    bus._say = lines.append
+    bus._log = lines.append
     back, found = threading.Event(), []
 
     def restart():
@@ -269,7 +269,7 @@ def test_a_redis_that_has_lost_everything_is_noticed(what):
         bus.publish([(b"h", b"1")])
         bus.send(1, [(b"h", b"2")])
     with redis_server(port) as url:
-        with pytest.raises(LapsedError, match="the Redis of worker 0 has lost what this worker had published"):
+        with pytest.raises(LeaseExpiredError, match="the Redis of worker 0 has lost what this worker had published"):
             if what == "publish":
                 bus.publish([(b"h", b"3")])
             else:
@@ -286,7 +286,7 @@ def test_an_entry_that_was_taken_after_a_refused_one_ends_this_life(redis_url, m
     answers = [b"1-0", ReplyError("OOM command not allowed"), b"3-0", 1]
     monkeypatch.setattr(Replies, "expect", lambda link, text: False)
     monkeypatch.setattr(Replies, "read", lambda link: answers.pop(0))
-    with pytest.raises(LapsedError, match="took an entry after it had refused one"):
+    with pytest.raises(LeaseExpiredError, match="took an entry after it had refused one"):
         writer.publish([(b"h", b"x")] * 3)
     assert not answers
     writer.close()
@@ -308,7 +308,7 @@ def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again(
         # ... and with less room than that when somebody has given it more.
         client.config_set("maxmemory", "1")
         waiting = threading.Event()
-        writer._say = lambda line: waiting.set()
+        writer._log = lambda line: waiting.set()
 
         def make_room():
             assert waiting.wait(20)

@@ -39,10 +39,10 @@ def plain(value):
 
 # Entries of XREAD, and what looks like them.
 ids = st.one_of(st.from_regex(rb"[0-9]{1,20}-[0-9]{1,20}", fullmatch=True), st.binary(max_size=30))
-letters = st.one_of(st.sampled_from([b"h", b"d", b"\r", b"\n"]), st.binary(max_size=2))
+kept = st.one_of(st.sampled_from([b"h", b"d", b"\r", b"\n"]), st.binary(max_size=2))
 entries = st.one_of(
-    st.tuples(ids, st.tuples(letters, bulk_strings, letters, bulk_strings).map(list)).map(list),
-    st.tuples(ids, st.tuples(*[letters, bulk_strings] * 3).map(list)).map(list),
+    st.tuples(ids, st.tuples(kept, bulk_strings, kept, bulk_strings).map(list)).map(list),
+    st.tuples(ids, st.tuples(*[kept, bulk_strings] * 3).map(list)).map(list),
     st.tuples(ids, st.lists(bulk_strings, max_size=6)).map(list),
     values,
 )
@@ -119,10 +119,10 @@ def shown(value):
     return str(value) if isinstance(value, ReplyError) else plain(value)
 
 
-@pytest.mark.parametrize("seal", [[], [b"s", b"\r\n" * 8]])
-def test_the_short_cut_is_taken(monkeypatch, seal):
+@pytest.mark.parametrize("mac", [[], [b"s", b"\r\n" * 8]])
+def test_the_short_cut_is_taken(monkeypatch, mac):
     """Else it would be tested, and be of no use."""
-    reply = written([[b"key", [[b"%d-0" % k, [b"h", b"x" * 60, *seal, b"d", bytes(5000)]] for k in range(9)]]])
+    reply = written([[b"key", [[b"%d-0" % k, [b"h", b"x" * 60, *mac, b"d", bytes(5000)]] for k in range(9)]]])
     monkeypatch.setattr(Replies, "_line", counted := Counted(Replies._line))
     assert len(Replies(Pieces(reply, [100, 3000]).receive_into, 65536).read()[0][1]) == 9
     assert counted.calls <= 4 + 7
@@ -331,7 +331,7 @@ def test_large_pieces_over_a_real_socket():
         assert [bytes(part) for part in receiver.read()] == [b"h", payload]
         # What comes next is small, and is not awaited as if it were as large.
         assert there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
-        sender.say(b":7\r\n")
+        sender.log(b":7\r\n")
         assert receiver.read() == 7
     finally:
         thread.join()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import redis
 
-from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.authenticate import Authenticator
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
-from peers.bus.redis.mac import Seals
+from peers.bus.redis.mac import Macs
 from peers.bus.redis.resp import Busy, ReplyError
 from peers.errors import BusError
 from tests.peers.bus.test_bus import read
@@ -36,7 +36,7 @@ class Link:
     def __init__(self, *answers):
         self.answers, self.asked, self.closed = list(answers), [], 0
 
-    def say(self, text):
+    def log(self, text):
         self.asked.append(text)
 
     def read(self):
@@ -49,12 +49,12 @@ class Link:
         self.closed += 1
 
 
-def entry(item_id, payload=b"p", seal=None):
-    return [item_id, [b"h", b"head", *([b"s", seal] if seal else []), b"d", payload]]
+def entry(item_id, payload=b"p", mac=None):
+    return [item_id, [b"h", b"head", *([b"s", mac] if mac else []), b"d", payload]]
 
 
 def reading(link, client, run_key=None, after=0):
-    reader = Reader(client, "host:1", Busy(), Guard(run_key, Keys("r"), lambda line: None))
+    reader = Reader(client, "host:1", Busy(), Authenticator(run_key, Keys("r"), lambda line: None))
     reader.follow(1, "a1", after, OUT, DIRECT)
     reader._link = link
     return reader
@@ -129,12 +129,12 @@ def test_an_entry_with_a_number_too_large_for_any_is_an_error_even_if_it_is_the_
 
 
 def test_with_macs_an_entry_that_is_said_twice_is_a_replay_and_the_next_one_is_taken():
-    seals = Seals(RUN_KEY, OUT)
-    one, two = (entry(b"%d-0" % k, b"p", seals.of_entry(k, b"head", b"p")) for k in (1, 2))
+    macs = Macs(RUN_KEY, OUT)
+    one, two = (entry(b"%d-0" % k, b"p", macs.of_entry(k, b"head", b"p")) for k in (1, 2))
     link = Link([[OUT.encode(), [one, one, two]]])
     reader = reading(link, Client(1, 2), RUN_KEY)
     assert receive(reader) == [(1, True, b"p", False), (2, True, b"p", False)]
-    assert reader._guard.refusals.counts() == {"replayed": 1}
+    assert reader._authenticator.refusals.counts() == {"replayed": 1}
     assert cursors(link.asked[1]) == [b"2-0", b"0-0"]
 
 

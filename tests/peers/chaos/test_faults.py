@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from degan.worker.faults import Suffering
+from degan.worker.faults import FaultInjector
 from peers.chaos.attacks import NAMES
 from peers.chaos.faults import BEGIN, HOOKS, SAVING, WIRE_HOOKS, Faults
 from peers.chaos.faulty_bus import FaultyBus
@@ -190,11 +190,11 @@ def test_the_hooks_around_a_publication(hook):
 def test_a_slow_worker_sleeps_in_proportion_to_its_computing(monkeypatch):
     slept, clock = [], iter([1.0, 2.0, 3.5, 3.5, 7.0])
     monkeypatch.setattr("degan.worker.faults.time.sleep", slept.append)
-    suffering = Suffering(Faults.parse("w0@step2:slow:11").for_worker(0), now_s=lambda: next(clock))
-    suffering.begin(1)
-    suffering.begin(2)
+    injector = FaultInjector(Faults.parse("w0@step2:slow:11").for_worker(0), now_s=lambda: next(clock))
+    injector.begin(1)
+    injector.begin(2)
     assert slept == [], "what came before was not slow"
-    suffering.begin(3)
+    injector.begin(3)
     assert slept == [15.0], "ten times the 1.5 s of step 2"
 
 
@@ -219,15 +219,15 @@ class Pair:
         self.called.append("load")
 
 
-@pytest.mark.parametrize(("carry", "at"), [("parameters", ["apply"]), ("gradients", [])])
-def test_what_came_is_applied_after_the_hook_and_a_gradient_is_poisoned_in_its_step(carry, at):
+@pytest.mark.parametrize(("exchange", "at"), [("parameters", ["apply"]), ("gradients", [])])
+def test_what_came_is_applied_after_the_hook_and_a_gradient_is_poisoned_in_its_step(exchange, at):
     seen, pair = [], Pair()
-    settings = config.load("smoke", [f"mode.carry={carry}"])
+    settings = config.load("smoke", [f"mode.exchange={exchange}"])
     plan = Faults.parse("w0@step2:nan, w0@step3.before_apply:kill").for_worker(0)
-    suffering = Suffering(plan, act=lambda fault: seen.append(list(pair.called)))
-    suffering.hold(pair, settings)
+    injector = FaultInjector(plan, act=lambda fault: seen.append(list(pair.called)))
+    injector.hold(pair, settings)
     for step in (1, 2, 3):
-        suffering.begin(step)
+        injector.begin(step)
         pair.called.clear()
         gradient, _ = pair.gradients((0, 3), None)
         assert np.isnan(gradient).all() == (step == 2)
@@ -243,46 +243,46 @@ def test_every_hook_has_its_place():
 
 @pytest.fixture
 def workers(tmp_path):
-    lives = []
+    incarnations = []
 
     def start(script: str, *overrides: str, words=()) -> Worker:
-        name = f"alone-{len(lives)}"
+        name = f"alone-{len(incarnations)}"
         pairs = [word for override in overrides for word in ("--set", override)]
         file = experiment(tmp_path, name, mode="local")
         out = tmp_path / "run"
         line = ["0", "--config", file, "--set", "name=alone", "--out", out, *pairs, *words]
-        lives.append(Worker(line, tmp_path / f"{name}.log", DEGAN_FAULTS=script))
-        return lives[-1]
+        incarnations.append(Worker(line, tmp_path / f"{name}.log", DEGAN_FAULTS=script))
+        return incarnations[-1]
 
     yield start
-    for life in lives:
-        life.kill()
+    for incarnation in incarnations:
+        incarnation.kill()
 
 
 def test_a_worker_says_what_it_will_do_to_itself_and_does_it(workers, tmp_path):
-    life = workers("w0@step6:kill, redis0@step1:restart")
-    assert life.end() == -signal.SIGKILL
-    assert "this worker will harm itself, as DEGAN_FAULTS says: w0@step6:kill\n" in life.text
+    incarnation = workers("w0@step6:kill, redis0@step1:restart")
+    assert incarnation.end() == -signal.SIGKILL
+    assert "this worker will harm itself, as DEGAN_FAULTS says: w0@step6:kill\n" in incarnation.text
     steps = (tmp_path / "run" / "w0" / "stats.jsonl").read_text().count("\n")
     assert steps == 5, "at the beginning of step 6"
 
 
 def test_a_script_that_cannot_be_read_ends_the_worker_with_one_line(workers, tmp_path):
-    life = workers("w0@step6:explode")
-    assert life.end() == 2
-    assert life.text.startswith("degan.worker: DEGAN_FAULTS: 'w0@step6:explode': expected one of the actions")
-    assert life.text.count("\n") == 1 and not (tmp_path / "run").exists()
+    incarnation = workers("w0@step6:explode")
+    assert incarnation.end() == 2
+    assert incarnation.text.startswith("degan.worker: DEGAN_FAULTS: 'w0@step6:explode': expected one of the actions")
+    assert incarnation.text.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_without_the_variable_nothing_is_said(workers):
-    life = workers("")
-    assert life.end() == 0 and "DEGAN_FAULTS" not in life.text
+    incarnation = workers("")
+    assert incarnation.end() == 0 and "DEGAN_FAULTS" not in incarnation.text
 
 
 def test_a_stopped_worker_is_woken_from_outside(workers, tmp_path):
-    life = workers("w0@step3:stop:0.3s")
-    wait_for(lambda: state(life.pid) == "T", "it to be stopped")
-    assert life.end() == 0 and "finished after 12 steps" in life.text
+    incarnation = workers("w0@step3:stop:0.3s")
+    wait_for(lambda: state(incarnation.pid) == "T", "it to be stopped")
+    assert incarnation.end() == 0 and "finished after 12 steps" in incarnation.text
 
 
 def state(pid: int) -> str:

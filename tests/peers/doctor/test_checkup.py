@@ -84,7 +84,7 @@ def test_what_is_written_would_go_away_by_itself(server, client):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "check", "state", "seen", "mend"),
+    ("name", "value", "check", "state", "seen", "fix"),
     [
         ("maxmemory-policy", "allkeys-lru", "policy", FAIL, "is allkeys-lru", "CONFIG SET maxmemory-policy noeviction"),
         ("maxmemory", "0", "maxmemory", WARN, "no limit; this run needs 1.0 MiB", "CONFIG SET maxmemory"),
@@ -93,10 +93,10 @@ def test_what_is_written_would_go_away_by_itself(server, client):
         ("save", "900 1", "persistence", WARN, "a full disk stops all writes", "stop-writes-on-bgsave-error no"),
     ],
 )
-def test_a_setting_that_is_not_right(server, client, name, value, check, state, seen, mend):
+def test_a_setting_that_is_not_right(server, client, name, value, check, state, seen, fix):
     client.config_set(name, value)
     found = findings(server)[check]
-    assert (found.check, found.state) == (check, state) and seen in found.seen and mend in found.mend
+    assert (found.check, found.state) == (check, state) and seen in found.seen and fix in found.fix
 
 
 def test_a_policy_without_a_limit_is_a_warning(server, client):
@@ -110,7 +110,7 @@ def test_less_memory_than_the_run_needs(server, client):
     found = findings(server, needed_bytes=100 * 2**20)["maxmemory"]
     assert found.state == FAIL and "32.0 MiB; this run needs 100.0 MiB" in found.seen
     # Following the mend helps.
-    words = found.mend.split(",")[0].split()
+    words = found.fix.split(",")[0].split()
     assert words[:4] == ["redis-cli", "CONFIG", "SET", "maxmemory"]
     client.config_set("maxmemory", words[4])
     assert findings(server, needed_bytes=100 * 2**20)["maxmemory"].state == OK
@@ -127,7 +127,7 @@ def test_what_the_run_has_there_already_counts_as_its_own(server, client):
 def test_a_full_server(server, client):
     client.config_set("maxmemory", "1")
     found = findings(server)
-    assert found["writing"].state == FAIL and "raise maxmemory" in found["writing"].mend
+    assert found["writing"].state == FAIL and "raise maxmemory" in found["writing"].fix
     assert found["maxmemory"].state == FAIL and "nothing written" in found["goodput"].seen
 
 
@@ -148,7 +148,7 @@ def test_a_replica(server, client):
         copy.replicaof("127.0.0.1", int(server.rpartition(":")[2].partition("/")[0]))
         found = findings(url)["writing"]
         copy.close()
-    assert found.state == FAIL and "name the primary" in found.mend
+    assert found.state == FAIL and "name the primary" in found.fix
 
 
 # --- who we are -------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_a_replica(server, client):
 
 def test_no_password(server, client):
     found = findings(server)["access"]
-    assert found.state == WARN and "anybody who reaches the port can write" in found.seen and "secure" in found.mend
+    assert found.state == WARN and "anybody who reaches the port can write" in found.seen and "secure" in found.fix
 
 
 def test_an_own_key_user(server, client):
@@ -175,14 +175,14 @@ def test_an_own_key_user(server, client):
 @pytest.mark.parametrize(("is_own", "state"), [(True, FAIL), (False, OK)])
 def test_a_user_who_may_only_read(server, client, is_own, state):
     client.execute_command("ACL SETUSER", "all", "on", ">p", "~degan:r:*", "+@read", "+@connection", "+acl|whoami")
-    client.xadd("degan:r:0:life:out", {"h": b"", "d": bytes(300_000)})
+    client.xadd("degan:r:0:incarnation:out", {"h": b"", "d": bytes(300_000)})
     client.set("degan:r:0:lease", msgspec.msgpack.encode(lease()), px=int(1000 * LEASE_S))
     found = findings(with_user(server, "all", "p"), is_own=is_own)
     assert found["writing"].state == state
     assert found["goodput"].state == OK and "reading" in found["goodput"].seen
     assert "nothing written" in found["goodput"].seen
     if is_own:
-        assert "ACL SETUSER all '%RW~degan:r:0:*'" in found["writing"].mend and "+xadd" in found["writing"].mend
+        assert "ACL SETUSER all '%RW~degan:r:0:*'" in found["writing"].fix and "+xadd" in found["writing"].fix
 
 
 def test_a_user_who_may_not_even_read(server, client):
@@ -198,15 +198,15 @@ def test_a_user_who_may_not_even_read(server, client):
 def unreachable(url: str) -> tuple[str, str]:
     found = findings(url)
     assert list(found) == ["reachable"] and found["reachable"].state == FAIL
-    return found["reachable"].seen, found["reachable"].mend
+    return found["reachable"].seen, found["reachable"].fix
 
 
 def test_passwords(server, client):
     assert "the URL has a password, and the server has none" in unreachable(with_user(server, "", "x"))[0]
     client.config_set("requirepass", "right")
     assert "wants a password, and the URL has none" in unreachable(server)[0]
-    seen, mend = unreachable(with_user(server, "", "wrong"))
-    assert "wrong password or user" in seen and "wrong" not in mend
+    seen, fix = unreachable(with_user(server, "", "wrong"))
+    assert "wrong password or user" in seen and "wrong" not in fix
     assert "wrong password or user" in unreachable(with_user(server, "nobody", "x"))[0]
     client.execute_command("ACL SETUSER", "mute", "on", ">p", "+get")
     assert "may not even PING" in unreachable(with_user(server, "mute", "p"))[0]
@@ -221,8 +221,8 @@ def test_no_server(tmp_path):
 def test_another_kind_of_server():
     with listener(http) as port:
         assert "no Redis" in unreachable(f"redis://127.0.0.1:{port}")[0]
-        seen, mend = unreachable(f"rediss://127.0.0.1:{port}")
-        assert "TLS is refused" in seen and "does not speak TLS" in mend
+        seen, fix = unreachable(f"rediss://127.0.0.1:{port}")
+        assert "TLS is refused" in seen and "does not speak TLS" in fix
 
 
 @pytest.mark.timeout(40)
@@ -273,7 +273,7 @@ def put_lease(client, found, left_s=LEASE_S):
 
 def test_a_run_that_is_going_on(server, client):
     put_lease(client, lease(0, since=7))
-    client.xadd("degan:r:0:life:out", {"h": b"", "d": b"x"})
+    client.xadd("degan:r:0:incarnation:out", {"h": b"", "d": b"x"})
     found = findings(server)
     assert found["run"] == ("run", OK, "training: worker 0 on host9, process 77, since step 7, now at step 40", "")
     assert "no keys of older runs" in found["left over"].seen
@@ -284,7 +284,7 @@ def test_dead_leases(server, client):
         gone.wait(30)
     put_lease(client, lease(0, host=this_host(), pid=gone.pid))
     found = findings(server, is_dead=is_dead)["run"]
-    assert found.state == WARN and f"process {gone.pid}" in found.seen and "ends by itself in" in found.mend
+    assert found.state == WARN and f"process {gone.pid}" in found.seen and "ends by itself in" in found.fix
     # Of another host it is the lease that tells: it should have been renewed.
     put_lease(client, lease(0), left_s=LEASE_S - 3 * BEAT_S)
     assert findings(server, is_dead=is_dead)["run"].state == WARN
@@ -310,4 +310,4 @@ def test_keys_of_older_runs(server, client):
     assert found.state == OK and found.seen.startswith("2 keys") and " MiB" in found.seen
     client.persist("degan:r:1:old:out")
     found = findings(server)["left over"]
-    assert found.state == WARN and found.mend == "redis-cli DEL degan:r:1:old:out"
+    assert found.state == WARN and found.fix == "redis-cli DEL degan:r:1:old:out"

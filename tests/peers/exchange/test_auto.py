@@ -38,7 +38,7 @@ class Workers:
             self.at += 1
             for said_by, auto in enumerate(self.autos):
                 for listener in self.autos:
-                    listener.note(said_by, self.at, auto.wish)
+                    listener.note(said_by, self.at, auto.proposal)
             for worker, auto in enumerate(self.autos):
                 spent, parts = self.spent[worker], self.schedules[worker].parts
                 spent[0] += self.compute_s

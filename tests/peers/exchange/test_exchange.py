@@ -27,16 +27,16 @@ PATIENT = {"keep_rounds": 400, "lease_s": 20.0, "finish_timeout_s": 20.0}
 
 def watch_ages(exchange, ages):
     """How many steps old is what an exchange applies, from the rounds of the contributions themselves."""
-    collect = exchange._carry.collect
+    collect = exchange._rule.collect
 
     def watched(through, values, items, sharers):
         ages.extend(max(0, exchange._round - item.round) for item in items)
         return collect(through, values, items, sharers)
 
-    exchange._carry.collect = watched
+    exchange._rule.collect = watched
 
 
-def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="fresh"):
+def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="immediate"):
     """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
     workers = len(buses)
     fleet = Fleet(buses, make_layout(size, parts, codec), size, Rules(slack=slack, own=own, reduce="sum", **PATIENT))
@@ -54,7 +54,7 @@ def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="fre
             if delays[(worker + step) % len(delays)]:
                 pause.wait(delays[(worker + step) % len(delays)] / 1000)
             combined = exchange.exchange(gradient.copy())
-            if own == "fresh":
+            if own == "immediate":
                 combined = combined - gradient
             delivered[worker] += combined
         stats = exchange.stats()
@@ -75,10 +75,10 @@ def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="fre
     return produced, delivered, np.array(kept)
 
 
-def check_conserved(produced, delivered, kept, exact, own="fresh"):
+def check_conserved(produced, delivered, kept, exact, own="immediate"):
     workers = len(produced)
     for worker in range(workers):
-        of = [w for w in range(workers) if w != worker or own == "published"]
+        of = [w for w in range(workers) if w != worker or own == "delayed"]
         expected = (produced[of] - kept[of]).sum(axis=0)
         if exact:
             np.testing.assert_array_equal(delivered[worker], expected)
@@ -95,10 +95,10 @@ def check_conserved(produced, delivered, kept, exact, own="fresh"):
     codec=st.sampled_from(list(CODECS)),
     steps=st.integers(1, 20),
     delays=DELAYS,
-    own=st.sampled_from(["fresh", "published"]),
+    own=st.sampled_from(["immediate", "delayed"]),
 )
 def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, steps, delays, own):
-    assume(slack is not None or own == "fresh")
+    assume(slack is not None or own == "immediate")
     buses = memory_buses(workers)
     result = conserve(buses, size, steps, delays, parts, slack, codec, own)
     check_conserved(*result, exact=codec == "raw", own=own)
@@ -106,12 +106,12 @@ def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, ste
 
 @pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "sign"), (4, 2, "int8"), (3, 1, "topk"), (1, 3, "raw")])
 def test_what_is_published_is_applied_alike_by_all(parts, slack, codec):
-    """With `own: published` every worker is given the same in every round, whatever is lost on the way."""
+    """With `own: delayed` every worker is given the same in every round, whatever is lost on the way."""
     fleet = Fleet(
         memory_buses(3),
         make_layout(40, parts, codec),
         40,
-        Rules(slack=slack, own="published", **PATIENT),
+        Rules(slack=slack, own="delayed", **PATIENT),
     )
 
     def job(worker, exchange):
@@ -133,7 +133,7 @@ def agree(buses, size, steps, delays, parts=1, slack=0, codec="raw"):
     """Run a fleet that carries parameters; returns each worker's at the end, and their mean had nobody spoken."""
     workers, layout = len(buses), make_layout(size, parts, codec, may_be_whole=True)
     initial = np.random.default_rng(9).standard_normal(size).astype(np.float32)
-    fleet = Fleet(buses, layout, size, Rules(slack=slack, carry="parameters", **PATIENT), initial)
+    fleet = Fleet(buses, layout, size, Rules(slack=slack, exchange="parameters", **PATIENT), initial)
     alone = np.tile(initial.astype(np.float64), (workers, 1))
 
     def job(worker, exchange):
@@ -281,7 +281,7 @@ def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
 
 def test_states_are_averaged_over_the_members():
     layout = make_layout(10, state_size=3)
-    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, cut_periods=(1,), lease_s=20))
+    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, sync_periods=(1,), lease_s=20))
 
     def job(worker, exchange):
         exchange.exchange(np.zeros(10, dtype=np.float32))
@@ -332,7 +332,7 @@ def test_what_differs_is_corrected_once_however_late(codec, parts, slack):
     workers, size = 3, 24
     layout = make_layout(size, parts, codec, may_be_whole=True)
     first = np.zeros(size, dtype=np.float32)
-    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=slack, carry="parameters", **PATIENT), first)
+    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=slack, exchange="parameters", **PATIENT), first)
     apart = np.random.default_rng(1).standard_normal((workers, size)).astype(np.float32)
 
     def job(worker, exchange):

@@ -7,7 +7,7 @@ import pytest
 
 from peers.errors import MessageError, StalledError
 from peers.exchange.inbox import Inbox
-from peers.exchange.parameters import ParameterCarry
+from peers.exchange.parameters import ParameterRule
 from peers.exchange.window import Accumulator, Contribution
 from peers.session.rendezvous import Start
 from peers.types import Entry, Slice
@@ -22,7 +22,7 @@ ONES, ZEROS = np.ones(SIZE, np.float32), np.zeros(SIZE, np.float32)
 
 @pytest.mark.parametrize("slack", [0, 1])
 def test_with_own_published_what_is_far_too_long_is_left_out_by_all_its_sender_too(monkeypatch, slack):
-    settings = rules(slack=slack, own="published", norm_gate=10.0)
+    settings = rules(slack=slack, own="delayed", norm_gate=10.0)
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, settings)
 
     def job(worker, exchange):
@@ -43,7 +43,7 @@ def test_weights_are_measured_by_how_far_they_have_moved(monkeypatch, codec):
     """Not by how large they are: of 100, a step of 5 is fifty times as long as usual."""
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
     initial = np.full(SIZE, 100, np.float32)
-    settings = rules(slack=0, carry="parameters", norm_gate=10.0)
+    settings = rules(slack=0, exchange="parameters", norm_gate=10.0)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, settings, initial)
 
     def job(worker, exchange):
@@ -64,23 +64,23 @@ def item(round, values, part=WHOLE):
 
 
 def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
-    carry = ParameterCarry(0, make_layout(SIZE), ZEROS, 0)
-    carry.begin(5)
+    rule = ParameterRule(0, make_layout(SIZE), ZEROS, 0)
+    rule.begin(5)
     mine = ONES.copy()
-    list(carry.encode(carry.offer(6, WHOLE, mine), {}))
-    carry.collect(6, mine, [item(3, 9 * ONES), item(6, 9 * ONES[:4], Slice(0, 4))], 1)
+    list(rule.encode(rule.offer(6, WHOLE, mine), {}))
+    rule.collect(6, mine, [item(3, 9 * ONES), item(6, 9 * ONES[:4], Slice(0, 4))], 1)
     np.testing.assert_array_equal(mine, ONES)
-    assert carry.counts == {"late": 1, "misaligned": 1}
+    assert rule.counts == {"late": 1, "misaligned": 1}
 
 
 @pytest.mark.parametrize(("broken", "is_whole"), [([3, 5], True), ([0, 4], True), ([4, 5], False), ([0, 2], False)])
 def test_what_overlaps_a_part_that_differs_is_sent_whole(broken, is_whole):
     """The parts may be others since."""
     layout = make_layout(SIZE, 1, "int8", may_be_whole=True)
-    carry = ParameterCarry(0, layout, ZEROS, 0)
-    carry.load_state({"reference": ZEROS}, {"broken": [broken]})
-    assert carry.offer(1, Slice(2, 4), ONES).is_whole == is_whole
-    assert not carry.offer(2, Slice(2, 4), ONES).is_whole
+    rule = ParameterRule(0, layout, ZEROS, 0)
+    rule.load_state({"reference": ZEROS}, {"broken": [broken]})
+    assert rule.offer(1, Slice(2, 4), ONES).is_whole == is_whole
+    assert not rule.offer(2, Slice(2, 4), ONES).is_whole
 
 
 def test_a_sender_of_what_makes_no_sense_has_a_strike_and_what_was_damaged_has_none(monkeypatch):
@@ -91,7 +91,7 @@ def test_a_sender_of_what_makes_no_sense_has_a_strike_and_what_was_damaged_has_n
     fleet.exchanges[0].exchange(ONES.copy())
     fleet.exchanges[1].exchange(ONES.copy())
     fleet.exchanges[0].exchange(ONES.copy())
-    assert fleet.exchanges[0].stats()["strikes"] == {"1": 1}
+    assert fleet.exchanges[0].stats()["offences"] == {"1": 1}
     refused = []
     inbox = Inbox(0, layout, Accumulator(), fleet.exchanges[0].gate, refused=lambda *who: refused.append(who))
     ((header, payload),) = encode_vector(layout, "part", 1, WHOLE, ONES)
@@ -132,7 +132,7 @@ def test_a_state_that_makes_no_sense_is_malformed(monkeypatch, meta):
 
 def test_who_replays_reads_and_says_again_what_was_said_since_its_checkpoint(monkeypatch):
     """Worker 1 goes on from step 4, when the other is at 6. Nothing is applied twice, and it ends as it was."""
-    layout, settings = make_layout(SIZE, 2), rules(slack=1, own="published")
+    layout, settings = make_layout(SIZE, 2), rules(slack=1, own="delayed")
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
     gradients = np.random.default_rng(0).integers(-9, 10, (7, 2, SIZE)).astype(np.float32)
 
@@ -148,7 +148,7 @@ def test_who_replays_reads_and_says_again_what_was_said_since_its_checkpoint(mon
     fleet.buses[0].follow(1, fleet.buses[1].incarnation)
     again = fleet.exchanges[1]
     again.load_state(*state)
-    assert again.start(Start("replay", 4, fleet.lives([0])), 4) == 4
+    assert again.start(Start("replay", 4, fleet.incarnations([0])), 4) == 4
     # Everything that the other has said is read: until then it may be further ahead than it could be.
     assert again.gate.is_replaying
     assert fleet.exchanges[0].gate.members() == (1,) and fleet.exchanges[0].gate.clock(1) == 6

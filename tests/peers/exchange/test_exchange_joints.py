@@ -10,10 +10,10 @@ import pytest
 import config
 from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
 from peers.exchange.inbox import Inbox
-from peers.exchange.rules import make_carry
+from peers.exchange.rules import make_rule
 from peers.exchange.window import Accumulator
 from peers.types import Cursor, Entry, Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.wire.message import encode_vector
 from tests.fleets import integers, make_layout
@@ -41,27 +41,27 @@ def never_wait(exchange):
 class WatchedGate:
     """A gate that looks, when a clock is noted, at what there is to take."""
 
-    def __init__(self, accumulator, wishes):
-        self.accumulator, self.wishes, self.seen = accumulator, wishes, []
+    def __init__(self, accumulator, proposals):
+        self.accumulator, self.proposals, self.seen = accumulator, proposals, []
 
     def note(self, peer, round):
         items = self.accumulator.take(10**6)
-        self.seen.append((peer, round, [(item.sender, item.round) for item in items], list(self.wishes.said)))
+        self.seen.append((peer, round, [(item.sender, item.round) for item in items], list(self.proposals.said)))
 
 
-class Wishes:
+class Proposals:
     def __init__(self):
         self.said = []
 
-    def note(self, worker, round, wish):
-        self.said.append((worker, round, wish))
+    def note(self, worker, round, proposal):
+        self.said.append((worker, round, proposal))
 
 
 def test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there():
     """Whoever passes the bound because of that clock must find what the bound was for."""
-    layout, accumulator, wishes = make_layout(SIZE, "auto"), Accumulator(), Wishes()
-    gate = WatchedGate(accumulator, wishes)
-    inbox = Inbox(0, layout, accumulator, gate, wishes)
+    layout, accumulator, proposals = make_layout(SIZE, "auto"), Accumulator(), Proposals()
+    gate = WatchedGate(accumulator, proposals)
+    inbox = Inbox(0, layout, accumulator, gate, proposals)
     inbox.expect_after(1, Cursor("a", 0, 0))
     part = layout.schedule.slice(1)
     entries = encode_vector(layout, "part", 1, part, np.ones(part.size, np.float32), extras={"w": 4.0})
@@ -74,7 +74,7 @@ def test_the_number_of_the_last_entry_goes_with_a_contribution():
     """A cursor is made of it: where a joiner, or a worker that goes on, begins to read."""
     layout = make_layout(SIZE, state_size=2)
     accumulator = Accumulator()
-    inbox = Inbox(0, layout, accumulator, WatchedGate(Accumulator(), Wishes()))
+    inbox = Inbox(0, layout, accumulator, WatchedGate(Accumulator(), Proposals()))
     inbox.expect_after(1, Cursor("a", 4, 0))
     ((header, payload),) = encode_vector(layout, "part", 5, Slice(0, SIZE), np.ones(SIZE, np.float32))
     inbox.feed(Entry(1, "a", 17, True, header, bytes(payload)))
@@ -131,17 +131,17 @@ def test_how_many_rounds_are_kept(settings, round_bytes, least, kept):
 def test_what_an_outbox_needs_to_know_comes_from_the_settings():
     found = experiment(2, 4, run={"checkpoint_every": 10, "evaluate_every": 7, "snapshot_every": 3})
     settings = rules_of(found, layout_of(found, Pair()))
-    assert (settings.least_rounds, settings.keep_rounds, settings.cut_periods) == (11, 21, (10, 7, 3))
+    assert (settings.least_rounds, settings.keep_rounds, settings.sync_periods) == (11, 21, (10, 7, 3))
     found = experiment(2, 4, run={"checkpoint_every": 0, "evaluate_every": 7, "snapshot_every": 0})
-    assert rules_of(found, layout_of(found, Pair())).cut_periods == (7,)
+    assert rules_of(found, layout_of(found, Pair())).sync_periods == (7,)
 
 
 def test_what_travels_comes_from_the_settings():
-    found = layout_of(experiment(codec="topk", topk_fraction=0.25, carry="gradients"), Pair(), b"eight...")
+    found = layout_of(experiment(codec="topk", topk_fraction=0.25, exchange="gradients"), Pair(), b"eight...")
     assert (found.state_size, found.fingerprint, found.parts, found.may_be_whole) == (3, b"eight...", (), False)
     assert found.codec.encoded_bytes(8) == 2 * 6 and found.schedule.parts == 4
     assert found.schedule.whole == Slice(0, SIZE)
-    found = layout_of(experiment(parts="auto", codec="int8", rounding="stochastic", carry="parameters"), Pair())
+    found = layout_of(experiment(parts="auto", codec="int8", rounding="stochastic", exchange="parameters"), Pair())
     assert found.may_be_whole and found.codec._is_stochastic
     assert (found.schedule.parts, found.parts) == (8, (1, 2, 4, 8, 16, 32, 64))
 
@@ -151,10 +151,10 @@ def test_the_largest_part_is_the_largest_wherever_it_lies():
 
 
 def test_without_a_bound_as_many_rounds_are_remembered_as_an_outbox_keeps():
-    carry = make_carry(rules(slack=None, carry="parameters", keep_rounds=7), 0, make_layout(SIZE), ZEROS, Spares())
+    rule = make_rule(rules(slack=None, exchange="parameters", keep_rounds=7), 0, make_layout(SIZE), ZEROS, BufferPool())
     for round in range(1, 20):
-        list(carry.encode(carry.offer(round, Slice(0, SIZE), ZEROS), {}))
-    assert sorted(carry._outgoing._published) == list(range(13, 20))
+        list(rule.encode(rule.offer(round, Slice(0, SIZE), ZEROS), {}))
+    assert sorted(rule._outgoing._published) == list(range(13, 20))
 
 
 class Pair:
@@ -167,7 +167,7 @@ class Pair:
 
 
 @pytest.mark.parametrize(
-    ("carry", "slack", "parts", "codec", "updates"),
+    ("exchange", "slack", "parts", "codec", "updates"),
     [
         ("gradients", 40, 1, "raw", "simultaneous"),
         ("gradients", 0, 40, "raw", "simultaneous"),
@@ -177,9 +177,11 @@ class Pair:
         ("parameters", 3, 40, "raw", "simultaneous"),
     ],
 )
-def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(monkeypatch, carry, slack, parts, codec, updates):
+def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(
+    monkeypatch, exchange, slack, parts, codec, updates
+):
     """A worker publishes up to its bound and hears nothing; the other goes on up to its own, and even finishes."""
-    found = experiment(slack, parts, updates, carry=carry, codec=codec, bus={"replay_bytes": 0})
+    found = experiment(slack, parts, updates, exchange=exchange, codec=codec, bus={"replay_bytes": 0})
     layout = layout_of(found, Pair())
     settings = rules_of(found, layout)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, replace(settings, norm_gate=0.0))
@@ -210,7 +212,7 @@ def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(monkeypatch
 def test_what_the_outbox_of_a_run_holds():
     """Entries of the parts, the states of every kind of cut, and a few words."""
     layout = make_layout(SIZE, 2, state_size=3)
-    settings = rules(keep_rounds=20, cut_periods=(5, 10))
+    settings = rules(keep_rounds=20, sync_periods=(5, 10))
     # 20 // 5 + 2 and 20 // 10 + 2 states.
     assert settings.state_entries(layout) == 6 + 4
     assert settings.outbox_entries(layout) == 20 + 10 + 16
@@ -229,15 +231,15 @@ def test_what_the_outbox_of_a_run_holds():
 @pytest.mark.parametrize(
     ("after", "steps", "flushed", "slack", "own"),
     [
-        (4, 15, 7, 1, "fresh"),
-        (4, 16, 4, 1, "fresh"),
-        (4, 19, 4, 1, "fresh"),
-        (4, 20, 3, 1, "fresh"),
-        (4, 24, 3, 1, "fresh"),
-        (4, 16, 4, 1, "published"),
-        (1, 18, 0, 0, "fresh"),
-        (16, 16, 16, 1, "fresh"),
-        (16, 17, 16, 1, "published"),
+        (4, 15, 7, 1, "immediate"),
+        (4, 16, 4, 1, "immediate"),
+        (4, 19, 4, 1, "immediate"),
+        (4, 20, 3, 1, "immediate"),
+        (4, 24, 3, 1, "immediate"),
+        (4, 16, 4, 1, "delayed"),
+        (1, 18, 0, 0, "immediate"),
+        (16, 16, 16, 1, "immediate"),
+        (16, 17, 16, 1, "delayed"),
     ],
 )
 def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, slack, after, steps, flushed):
@@ -245,7 +247,7 @@ def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, 
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=slack, own=own, reduce="sum"))
     for exchange in fleet.exchanges:
         exchange._auto.measure = lambda *args: None
-        exchange._auto._wish = after if exchange._bus.worker else 1
+        exchange._auto._proposal = after if exchange._bus.worker else 1
     gradients = integers(np.random.default_rng(0), steps * 2 * SIZE).reshape(steps, 2, SIZE)
 
     def job(worker, exchange):
@@ -314,8 +316,8 @@ def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatc
     exchange, measured = fleet.exchanges[0], []
     exchange._left_at = clock.now_s
     exchange.gate.wait = clock.after(exchange.gate.wait, 5.0)
-    exchange._carry.offer = clock.after(exchange._carry.offer, 1.0)
-    exchange._carry.collect = clock.after(exchange._carry.collect, 2.0)
+    exchange._rule.offer = clock.after(exchange._rule.offer, 1.0)
+    exchange._rule.collect = clock.after(exchange._rule.collect, 2.0)
     exchange._auto.measure = lambda schedule, computed_s, *rest: measured.append(computed_s)
     for _ in range(3):
         # What the caller does between two rounds is its own work.

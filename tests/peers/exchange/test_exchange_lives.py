@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.errors import LapsedError
+from peers.errors import LeaseExpiredError
 from peers.exchange.gate import make_gate
 from peers.types import Cursor, Entry
 from peers.wire.message import encode_fields
@@ -53,11 +53,11 @@ def test_what_a_former_life_had_not_said_is_not_missed_in_the_next(monkeypatch):
 def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypatch):
     """Between its wish, to one of us, and its greeting, to all, there is no order."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
-    fleet.exchanges[0]._inbox._wishes = {1: (fleet.buses[1].incarnation, "token")}
+    fleet.exchanges[0]._inbox._proposals = {1: (fleet.buses[1].incarnation, "token")}
     fleet.buses[0].follow(1, fleet.buses[1].incarnation)
     fleet.exchanges[0].serve(lambda: ({}, {}))
     assert fleet.exchanges[0].gate.members() == (1,)
-    fleet.exchanges[1]._say_hello(True, False)
+    fleet.exchanges[1]._publish_hello(True, False)
     assert fleet.exchanges[0].gate.members() == (1,)
 
 
@@ -138,7 +138,7 @@ def test_no_fewer_than_a_majority_and_more_than_a_minority_say_that_we_were_left
     gate.note(3, 2)
     gate.wait(2)
     gate.note(3, 2 + lead + 1)
-    with pytest.raises(LapsedError, match="have not awaited it"):
+    with pytest.raises(LeaseExpiredError, match="have not awaited it"):
         gate.wait(2)
 
 
@@ -155,7 +155,7 @@ def test_while_what_was_said_is_replayed_the_others_may_be_ahead():
     gate.wait(49)
     for peer in (1, 2, 3):
         gate.note(peer, 90)
-    with pytest.raises(LapsedError):
+    with pytest.raises(LeaseExpiredError):
         gate.wait(50)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from peers.errors import StalledError
-from peers.exchange.carry import Outgoing, Published
-from peers.exchange.rules import make_carry
+from peers.exchange.rule import Outgoing, Published
+from peers.exchange.rules import make_rule
 from peers.session.rendezvous import Start
 from peers.types import Slice
-from peers.vectors.buffers import Spares
+from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from tests.fleets import in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
@@ -22,13 +22,13 @@ def put_off(exchange):
     """A sender that does nothing until it is drained; returns what it has to do."""
     jobs = []
 
-    def drain(timeout_s, say=None):
+    def drain(timeout_s, log=None):
         while jobs:
             jobs.pop(0)()
         return True
 
-    exchange._pool.submit = lambda job, timeout_s=0.0: jobs.append(job)
-    exchange._pool.drain = drain
+    exchange._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
+    exchange._sender.drain = drain
     return jobs
 
 
@@ -42,7 +42,7 @@ def test_what_is_saved_is_what_is_left_when_everything_has_been_published(monkey
     arrays, _ = exchange.state()
     # Of ten values one travels, the largest.
     np.testing.assert_array_equal(arrays["kept"], [*range(1, SIZE), 0])
-    exchange._pool.drain = lambda timeout_s, say=None: False
+    exchange._sender.drain = lambda timeout_s, log=None: False
     with pytest.raises(StalledError, match="has not published everything in time"):
         exchange.state()
 
@@ -75,7 +75,7 @@ def changed(monkeypatch):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, "auto"), SIZE, rules(slack=1), first=[0, 1])
     for exchange in fleet.exchanges:
         exchange._auto.measure = lambda *args: None
-        exchange._auto._wish = 4
+        exchange._auto._proposal = 4
     gradients = integers(np.random.default_rng(0), 24 * 3 * SIZE).reshape(24, 3, SIZE)
 
     def job(worker, exchange):
@@ -91,7 +91,7 @@ def test_the_parts_in_force_are_saved(monkeypatch):
     again = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=1), first=[])
     for worker, exchange in enumerate(again.exchanges):
         exchange.load_state(*states[worker])
-        exchange.start(Start("together", 17, again.lives([1 - worker])), 17)
+        exchange.start(Start("together", 17, again.incarnations([1 - worker])), 17)
         assert exchange.stats()["parts"] == 4
         # Since step 16 they are these: in step 18 the second leaves.
         exchange.exchange(np.zeros(SIZE, np.float32))
@@ -178,19 +178,19 @@ def test_other_parts_begin_with_their_first():
 @pytest.mark.parametrize(
     ("changes", "is_alike"),
     [
-        ({"own": "fresh", "slack": 0}, False),
-        ({"own": "published", "slack": 2}, True),
-        ({"carry": "parameters", "slack": 2}, True),
-        ({"carry": "parameters", "slack": None}, False),
-        ({"own": "fresh", "slack": None}, False),
+        ({"own": "immediate", "slack": 0}, False),
+        ({"own": "delayed", "slack": 2}, True),
+        ({"exchange": "parameters", "slack": 2}, True),
+        ({"exchange": "parameters", "slack": None}, False),
+        ({"own": "immediate", "slack": None}, False),
     ],
 )
 def test_all_judge_alike_where_all_judge_the_same(changes, is_alike):
     """Elsewhere our own length is no yardstick of what the others see."""
-    carry = make_carry(rules(**changes), 0, make_layout(SIZE), np.zeros(SIZE, np.float32), Spares())
-    carry.judge.note_refused(1, "a")
+    rule = make_rule(rules(**changes), 0, make_layout(SIZE), np.zeros(SIZE, np.float32), BufferPool())
+    rule.screen.note_refused(1, "a")
     for _ in range(9):
-        carry.judge.note_refused(1, "a")
-    carry.judge.judge(Slice(0, SIZE), [])
+        rule.screen.note_refused(1, "a")
+    rule.screen.usable(Slice(0, SIZE), [])
     # A message that was refused mutes only where nobody has to decide alike.
-    assert carry.judge.is_muted(1) != is_alike
+    assert rule.screen.is_banned(1) != is_alike

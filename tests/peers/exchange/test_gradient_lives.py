@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.exchange.gradients import BLOCK_VALUES, GradientCarry, sum_in_order
+from peers.exchange.gradients import BLOCK_VALUES, GradientRule, sum_in_order
 from peers.exchange.window import Contribution
 from peers.session.rendezvous import Start
 from peers.types import Slice
@@ -16,20 +16,20 @@ SIZE = 10
 
 
 @pytest.mark.parametrize(
-    ("slack", "own", "is_cut"),
-    [(1, "fresh", False), (None, "fresh", False), (2, "published", False), (2, "published", True)],
+    ("slack", "own", "is_sync_point"),
+    [(1, "immediate", False), (None, "immediate", False), (2, "delayed", False), (2, "delayed", True)],
 )
-def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own, is_cut):
+def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own, is_sync_point):
     """Workers 0 and 1 train four rounds; 2 joins by the help of 0. From then on a mean is among three."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, rules(slack=slack, own=own), first=[0, 1])
     ones, loaded = np.ones(SIZE, np.float32), {}
 
     def step(worker, value, round):
-        return fleet.exchanges[worker].exchange(ones * value, lambda: is_cut and round == 4)
+        return fleet.exchanges[worker].exchange(ones * value, lambda: is_sync_point and round == 4)
 
     # Parts of five values each; of two rounds' gradients half has gathered.
     fleet.together(lambda worker, _: [step(worker, 10 * worker + round, round) for round in (1, 2, 3)], [0, 1])
-    if is_cut:
+    if is_sync_point:
         fleet.together(lambda worker, _: step(worker, 10 * worker + 4, 4), [0, 1])
     else:
         step(0, 4, 4)
@@ -61,7 +61,7 @@ def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, sl
         (1, 6): second * (15 + 16),
         (2, 6): second * (25 + 26),
     }
-    if own == "fresh":
+    if own == "immediate":
         # Worker 0 had not had round 4 of worker 1, so nor has its copy; of worker 0 it has had everything.
         expected = {
             (2, 5): 25 + said[1, 4] * 1,
@@ -77,7 +77,7 @@ def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, sl
     for round in (5, 6, 7, 8):
         found = [step(worker, 10 * worker + round, round) for worker in (0, 1, 2)]
         # In a cut everything has been applied.
-        before = [lump for (_, at), lump in said.items() if at == round - 2 > 4 * is_cut]
+        before = [lump for (_, at), lump in said.items() if at == round - 2 > 4 * is_sync_point]
         for values in found:
             close(values, sum(before, np.zeros(SIZE)) / max(1, len(before)))
     assert fleet.dropped() == [{}] * 3
@@ -101,7 +101,7 @@ def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(mo
         close(total, expected)
 
 
-@pytest.mark.parametrize(("own", "slack", "codec"), [("fresh", 0, "int8"), ("published", 1, "raw")])
+@pytest.mark.parametrize(("own", "slack", "codec"), [("immediate", 0, "int8"), ("delayed", 1, "raw")])
 def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
     """Window, feedback and cursors go into the state; a fleet that loads it goes on as the first would have."""
     layout, settings = make_layout(SIZE, 4, codec), rules(slack=slack, own=own)
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
         exchange.load_state({name: array.copy() for name, array in arrays.items()}, values)
         assert {peer: cursor.round for peer, cursor in exchange._taken.items()} == {1 - exchange._bus.worker: 5}
     for worker in (0, 1):
-        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+        again.exchanges[worker].start(Start("together", 5, again.incarnations([1 - worker])), 5)
     for (found, _), wanted in zip(run(again, range(6, 10)), expected, strict=True):
         close(found, wanted)
 
@@ -134,13 +134,13 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
 
 def test_with_own_published_the_last_rounds_of_one_alone_are_applied_at_the_end(monkeypatch):
     """Nobody else's are there that would say that something is left."""
-    fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 2), SIZE, rules(slack=3, own="published"))
+    fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 2), SIZE, rules(slack=3, own="delayed"))
     gradients = integers(np.random.default_rng(0), 6 * SIZE).reshape(6, SIZE)
     got = sum(fleet.exchanges[0].exchange(gradient.copy()).copy() for gradient in gradients)
     np.testing.assert_array_equal(got + fleet.finish()[0], gradients.sum(axis=0))
 
 
-@pytest.mark.parametrize("own", ["fresh", "published"])
+@pytest.mark.parametrize("own", ["immediate", "delayed"])
 def test_what_is_no_number_is_left_out_of_the_sum_and_of_the_count(monkeypatch, own):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=0, own=own))
     values = np.float32([1, 2, 30]).repeat(SIZE).reshape(3, SIZE)
@@ -159,17 +159,17 @@ def test_who_goes_while_a_checkpoint_waits_for_it_shares_nothing(monkeypatch):
     """Under a bound of one round it could still have come; at a checkpoint everybody is awaited, and one is dropped."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
 
-    def is_cut():
+    def is_sync_point():
         fleet.exchanges[0].gate.drop(2, "its lease has expired")
         return True
 
     fleet.exchanges[1].exchange(np.full(SIZE, 5, np.float32))
-    close(fleet.exchanges[0].exchange(np.ones(SIZE, np.float32), is_cut), np.full(SIZE, (1 + 5) / 2))
+    close(fleet.exchanges[0].exchange(np.ones(SIZE, np.float32), is_sync_point), np.full(SIZE, (1 + 5) / 2))
 
 
-@pytest.mark.parametrize("carry", ["gradients", "parameters"])
-def test_without_a_bound_nobody_is_awaited_for_a_checkpoint_either(monkeypatch, carry):
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry=carry, stall_timeout_s=0.0))
+@pytest.mark.parametrize("exchange", ["gradients", "parameters"])
+def test_without_a_bound_nobody_is_awaited_for_a_checkpoint_either(monkeypatch, exchange):
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, exchange=exchange, stall_timeout_s=0.0))
     for _ in range(3):
         fleet.exchanges[0].exchange(np.ones(SIZE, np.float32), lambda: True)
     assert fleet.exchanges[0].gate.clock(1) == 0
@@ -193,19 +193,19 @@ def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
 def test_who_has_taken_over_a_state_says_how_far_it_has_applied():
     """It may be asked for its own state at once."""
     for is_published, applied in ((True, 9), (True, 10), (False, 10)):
-        carry = GradientCarry(2, make_layout(SIZE), SIZE, 1, True, is_published)
-        carry.load_shared({}, {}, 0, 10, applied)
-        assert carry.applied(10) == applied
+        rule = GradientRule(2, make_layout(SIZE), SIZE, 1, True, is_published)
+        rule.load_shared({}, {}, 0, 10, applied)
+        assert rule.applied(10) == applied
 
 
 @pytest.mark.parametrize(
     ("settings", "free"),
     [
         ({"slack": 0}, 0),
-        ({"slack": 0, "own": "published"}, 0),
-        ({"slack": 2, "own": "published"}, 2),
-        ({"slack": 0, "carry": "parameters"}, 0),
-        ({"slack": 2, "carry": "parameters"}, 2),
+        ({"slack": 0, "own": "delayed"}, 0),
+        ({"slack": 2, "own": "delayed"}, 2),
+        ({"slack": 0, "exchange": "parameters"}, 0),
+        ({"slack": 2, "exchange": "parameters"}, 2),
         ({"slack": 2}, 4),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(
     fleet = Lockstep(monkeypatch, 1, layout, SIZE, rules(**settings))
     (exchange,) = fleet.exchanges
     jobs = []
-    exchange._pool.submit = lambda job, timeout_s=0.0: jobs.append(job)
+    exchange._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
 
     def until(is_done, describe, timeout_s=None):
         if not is_done():
@@ -233,26 +233,26 @@ def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(
 def test_our_own_lengths_are_a_yardstick_as_late_as_the_bound_allows(monkeypatch):
     """How far the sender is decides nothing: under slack 2 what left two rounds ago is known for sure."""
     fleet = Lockstep(monkeypatch, 1, make_layout(SIZE), SIZE, rules(slack=2, norm_gate=10.0))
-    judge, known = fleet.exchanges[0]._carry.judge, []
+    screen, known = fleet.exchanges[0]._rule.screen, []
     for value in range(1, 6):
         fleet.exchanges[0].exchange(np.full(SIZE, value, np.float32))
-        known.append([round(length / SIZE**0.5) for window in judge._windows.values() for length in window])
+        known.append([round(length / SIZE**0.5) for window in screen._windows.values() for length in window])
     assert known == [[], [], [1], [1, 2], [1, 2, 3]]
 
 
-@pytest.mark.parametrize("carry", ["gradients", "parameters"])
-def test_a_contribution_is_judged_as_one_of_the_life_that_sent_it(monkeypatch, carry):
+@pytest.mark.parametrize("exchange", ["gradients", "parameters"])
+def test_a_contribution_is_judged_as_one_of_the_life_that_sent_it(monkeypatch, exchange):
     """Who is started again has its strikes behind it, so the judge has to know which life it is."""
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, norm_gate=10.0, carry=carry))
-    judge, lives = fleet.exchanges[0]._carry.judge, set()
-    whole = judge.judge
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, norm_gate=10.0, exchange=exchange))
+    screen, incarnations = fleet.exchanges[0]._rule.screen, set()
+    whole = screen.usable
 
     def noted(part, terms, **named):
-        lives.update((term.sender, term.life) for term in terms if term.sender)
+        incarnations.update((term.sender, term.incarnation) for term in terms if term.sender)
         return whole(part, terms, **named)
 
-    judge.judge = noted
+    screen.usable = noted
     for _ in range(4):
         for worker in (1, 0):
             fleet.exchanges[worker].exchange(np.ones(SIZE, np.float32))
-    assert lives == {(1, "life-1")}
+    assert incarnations == {(1, "life-1")}

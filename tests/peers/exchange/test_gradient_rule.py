@@ -117,7 +117,7 @@ def test_nobody_is_waited_for_within_the_bound_and_everybody_beyond_it(monkeypat
     assert waits == [f"worker 1 (its clock is 0, this is round {slack + 1})"]
 
 
-@pytest.mark.parametrize("own", ["fresh", "published"])
+@pytest.mark.parametrize("own", ["immediate", "delayed"])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_who_dies_and_who_was_never_there_change_by_how_many_a_mean_divides(monkeypatch, own, reduce):
     """Of four the last never comes; the third dies after round 2. Slack 0, one part."""
@@ -163,7 +163,7 @@ def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(mon
     close(fleet.exchanges[1].exchange(ones * 200), ones * (200 + 4 + 30 + 100) / 2)
 
 
-# --- own: published -----------------------------------------------------------------------------
+# --- own: delayed -----------------------------------------------------------------------------
 
 
 class Delayed:
@@ -173,12 +173,12 @@ class Delayed:
         self.hand = ByHand(workers, parts, slack, is_mean, quantise)
         self.slack, self.is_mean, self.applied, self.round = slack, is_mean, 0, 0
 
-    def step(self, gradients, is_cut=False):
+    def step(self, gradients, is_sync_point=False):
         """`gradients` by worker; returns what all of them get."""
         self.round += 1
         for worker, gradient in gradients.items():
             self.hand.leave(worker, gradient)
-        return self.through(self.round if is_cut else self.round - self.slack)
+        return self.through(self.round if is_sync_point else self.round - self.slack)
 
     def through(self, last):
         total = np.zeros(SIZE)
@@ -192,7 +192,7 @@ class Delayed:
 @pytest.mark.parametrize(("parts", "reduce"), [(1, "mean"), (3, "mean"), (4, "sum")])
 @pytest.mark.parametrize("slack", [0, 1, 3])
 def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeypatch, slack, parts, reduce):
-    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce, own="published"))
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce, own="delayed"))
     gradients = integers(np.random.default_rng(0), 9 * 3 * SIZE).reshape(9, 3, SIZE)
     hand, cut = Delayed(3, parts, slack, reduce == "mean"), 6
     expected = [hand.step(dict(enumerate(some)), step == cut) for step, some in enumerate(gradients, start=1)]
@@ -211,7 +211,7 @@ def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeyp
     assert fleet.dropped() == [{}] * 3
 
 
-@pytest.mark.parametrize(("own", "parts"), [("fresh", 3), ("published", 1)])
+@pytest.mark.parametrize(("own", "parts"), [("immediate", 3), ("delayed", 1)])
 @pytest.mark.parametrize("codec", [name for name in QUANTISE if name != "raw"])
 def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec, parts, own):
     """The others get what the codec makes of it. Our own enters in full, or as the others read it."""
@@ -220,15 +220,15 @@ def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec,
     fresh, published = (kind(3, parts, 1, True, QUANTISE[codec]) for kind in (ByHand, Delayed))
     for some in gradients:
         # One after the other: the first has what the others said in the round before.
-        if own == "published":
+        if own == "delayed":
             expected = [published.step(dict(enumerate(some)))] * 3
         else:
             expected = [fresh.step(worker, some[worker], 3) for worker in range(3)]
         found = [fleet.exchanges[worker].exchange(some[worker].copy()) for worker in range(3)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-        if own == "published":
+        if own == "delayed":
             np.testing.assert_array_equal(found, found[:1] * 3, "alike to the last bit")
-    kept = (published.hand if own == "published" else fresh).gathered
+    kept = (published.hand if own == "delayed" else fresh).gathered
     for worker in range(3):
         arrays, _ = fleet.exchanges[worker].state()
         np.testing.assert_allclose(arrays["kept"] + arrays["window"], kept[worker], rtol=0, atol=1e-5)
@@ -237,7 +237,7 @@ def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec,
 @pytest.mark.parametrize("order", [[0, 1, 2] * 6, ONE_AHEAD])
 def test_with_own_published_nobody_gets_more_because_the_others_are_ahead(monkeypatch, order):
     """With one worker at a time: what is there too early waits for its round."""
-    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 3), SIZE, rules(slack=1, own="published"))
+    fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 3), SIZE, rules(slack=1, own="delayed"))
     count = order.count(0)
     gradients = integers(np.random.default_rng(0), count * 3 * SIZE).reshape(count, 3, SIZE)
     hand = Delayed(3, 3, 1, True)
@@ -251,7 +251,7 @@ def test_with_own_published_nobody_gets_more_because_the_others_are_ahead(monkey
 
 def test_with_own_published_a_robust_rule_takes_the_place_of_the_mean(monkeypatch):
     """Delayed by one round, in two parts; of three workers one is wild."""
-    delayed = rules(slack=1, own="published", reduce="median")
+    delayed = rules(slack=1, own="delayed", reduce="median")
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, delayed)
     gradients = integers(np.random.default_rng(0), 6 * 3 * SIZE).reshape(6, 3, SIZE)
     gradients[:, 2] *= 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peers.exchange.parameters import ParameterCarry
+from peers.exchange.parameters import ParameterRule
 from peers.exchange.window import Contribution
 from peers.session.rendezvous import Start
 from peers.types import Slice
@@ -13,14 +13,14 @@ from tests.fleets import in_threads, make_layout
 from tests.lockstep import Lockstep, close, int8, rules
 from tests.peers.exchange.test_parameter_rule import SIZE, ByHand
 
-PARAMETERS = rules(slack=0, carry="parameters")
+PARAMETERS = rules(slack=0, exchange="parameters")
 
 
 @pytest.mark.parametrize("codec", ["raw", "bfloat16"])
 def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, codec):
     """Each is finite; their mean would be infinite in float32."""
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=0, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=0, exchange="parameters"))
     huge = np.float32(2.0**127)
 
     def job(worker, exchange):
@@ -43,7 +43,7 @@ def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, c
 @pytest.mark.parametrize("slack", [0, 1])
 def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(monkeypatch, slack, codec):
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, exchange="parameters"))
 
     def job(worker, exchange):
         mine = np.full(SIZE, np.float32(worker + 1))
@@ -60,7 +60,7 @@ def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(mon
 
 
 def test_without_a_bound_what_is_no_number_is_left_out(monkeypatch):
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, exchange="parameters"))
     mine, theirs = np.ones(SIZE, np.float32), np.full(SIZE, np.float32(np.nan))
     for weights, worker in ((theirs, 1), (mine, 0), (mine, 0)):
         fleet.exchanges[worker].exchange(weights)
@@ -73,8 +73,8 @@ def test_without_a_bound_what_is_no_number_is_left_out(monkeypatch):
 def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slack):
     """Worker 2 has another reference for one value. All see it, send the part whole once, and agree from then on."""
     layout = make_layout(SIZE, parts, "int8", may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, carry="parameters"))
-    wrong = fleet.exchanges[2]._carry._agreed
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, exchange="parameters"))
+    wrong = fleet.exchanges[2]._rule._agreed
     wrong[1] = 5.0
     rounds = 6 * parts + 3 * slack
 
@@ -85,11 +85,11 @@ def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slac
         return mine
 
     found = fleet.together(job)
-    references = [exchange._carry._agreed for exchange in fleet.exchanges]
+    references = [exchange._rule._agreed for exchange in fleet.exchanges]
     for mine, reference in zip(found, references, strict=True):
         np.testing.assert_array_equal(reference, references[0])
         close(mine, np.ones(SIZE), 0.02)
-    assert not any(exchange._carry._broken for exchange in fleet.exchanges), "differences are enough again"
+    assert not any(exchange._rule._broken for exchange in fleet.exchanges), "differences are enough again"
     counts = [dropped["diverged"] for dropped in fleet.dropped()]
     # In each round that was on its way then, one or both of the others differ from us.
     assert all(1 <= count <= 2 * (slack + 1) * 2 for count in counts), counts
@@ -99,8 +99,8 @@ def test_weights_of_one_and_differences_of_others_are_told_apart(monkeypatch):
     """Worker 0 goes on from a checkpoint in which a part was to be sent whole; the others send differences to 1."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 1, "int8", may_be_whole=True), SIZE, PARAMETERS, first=[])
     for worker, exchange in enumerate(fleet.exchanges):
-        state = {"broken": [[0, SIZE]] if worker == 0 else [], "strikes": []}
-        exchange.load_state({"reference": np.ones(SIZE, np.float32)}, {"parts": {}, "carry": state, "followed": {}})
+        state = {"broken": [[0, SIZE]] if worker == 0 else [], "offences": []}
+        exchange.load_state({"reference": np.ones(SIZE, np.float32)}, {"parts": {}, "rule": state, "followed": {}})
         fleet.begin(worker, [peer for peer in range(3) if peer != worker])
     weights = np.random.default_rng(0).standard_normal((3, SIZE)).astype(np.float32)
     sent = np.array([weights[0] - 1, int8(weights[1] - 1), int8(weights[2] - 1)])
@@ -108,13 +108,13 @@ def test_weights_of_one_and_differences_of_others_are_told_apart(monkeypatch):
         close(found, one + sent.mean(axis=0) - own)
     for exchange in fleet.exchanges:
         close(exchange.state()[0]["reference"], 1 + sent.mean(axis=0))
-        assert not exchange._carry._broken
+        assert not exchange._rule._broken
 
 
 def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
     """The reference goes into the state, as it was then."""
     layout = make_layout(SIZE, 2, "sign", may_be_whole=True)
-    settings, changes = rules(slack=1, carry="parameters"), np.random.default_rng(1).standard_normal((9, 2, SIZE))
+    settings, changes = rules(slack=1, exchange="parameters"), np.random.default_rng(1).standard_normal((9, 2, SIZE))
     changes = changes.astype(np.float32)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
     weights = np.zeros((2, SIZE), np.float32)
@@ -138,7 +138,7 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
         np.testing.assert_array_equal(arrays["reference"], copies[worker]["reference"])
         exchange.load_state(arrays, values)
     for worker in (0, 1):
-        again.exchanges[worker].start(Start("together", 5, again.lives([1 - worker])), 5)
+        again.exchanges[worker].start(Start("together", 5, again.incarnations([1 - worker])), 5)
     run(again, saved, range(6, 10))
     np.testing.assert_array_equal(saved, weights)
 
@@ -146,11 +146,11 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
 def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
     """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
     layout = make_layout(SIZE)
-    carry, whole = ParameterCarry(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
-    list(carry.encode(carry.offer(1, whole, np.ones(SIZE, np.float32)), {}))
-    entries = carry.encode(carry.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
+    rule, whole = ParameterRule(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
+    list(rule.encode(rule.offer(1, whole, np.ones(SIZE, np.float32)), {}))
+    entries = rule.encode(rule.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
     mine = np.full(SIZE, 5, np.float32)
-    carry.collect(2, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
+    rule.collect(2, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
     close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
     ((_, payload),) = entries
     close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))
@@ -159,16 +159,16 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
 @pytest.mark.parametrize("applied", [9, 10])
 def test_who_has_taken_over_a_state_says_how_far_it_has_applied(applied):
     """It may be asked for its own state at once."""
-    carry = ParameterCarry(2, make_layout(SIZE), np.zeros(SIZE, np.float32), 1)
-    carry.load_shared({}, {}, 0, 10, applied)
-    assert carry.applied(10) == applied
+    rule = ParameterRule(2, make_layout(SIZE), np.zeros(SIZE, np.float32), 1)
+    rule.load_shared({}, {}, 0, 10, applied)
+    assert rule.applied(10) == applied
 
 
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch, is_cut):
+@pytest.mark.parametrize("is_sync_point", [False, True])
+def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch, is_sync_point):
     """Two parts, slack 1, int8: after a join all three go on by the rule, with nothing that differs."""
     layout = make_layout(SIZE, 2, "int8", may_be_whole=True)
-    settings = rules(slack=1, carry="parameters")
+    settings = rules(slack=1, exchange="parameters")
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, settings, initial, first=[0, 1])
     changes = np.random.default_rng(1).standard_normal((11, 3, SIZE)).astype(np.float32)
@@ -177,11 +177,11 @@ def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypa
     def job(worker, exchange):
         for step in range(1, 6):
             weights[worker] += changes[step - 1, worker]
-            exchange.exchange(weights[worker], lambda step=step: is_cut and step == 5)
+            exchange.exchange(weights[worker], lambda step=step: is_sync_point and step == 5)
 
     fleet.together(job, [0, 1])
     for step in range(1, 6):
-        expected = hand.step(changes[step - 1, :2], is_cut and step == 5)
+        expected = hand.step(changes[step - 1, :2], is_sync_point and step == 5)
     close(weights[:2], expected)
 
     def load(vectors, values):
@@ -203,7 +203,7 @@ def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypa
     three.reference, three.round, three.done, three.own_steps = hand.reference.copy(), 5, 5, {}
     for step, some in enumerate(changes[5:], start=6):
         expected = three.step(some)
-        if step == 6 and not is_cut:
+        if step == 6 and not is_sync_point:
             own = mine[[0, 1, 0]] + middle - sent[[0, 1, 0]]
             three.weights[:, part] = own + some[:, part]
             three.reference[part] = agreed + middle
@@ -216,7 +216,7 @@ def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypa
 
 def test_without_a_bound_what_a_peer_said_before_it_was_dropped_is_shared_with_it(monkeypatch):
     """It counts for what it has sent, though it does not share in what is sent now."""
-    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, exchange="parameters"))
     weights = np.float32([2, 6]).repeat(SIZE).reshape(2, SIZE)
     fleet.deaf = {0}
     for worker in (0, 1):

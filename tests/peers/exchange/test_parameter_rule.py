@@ -34,7 +34,7 @@ class ByHand:
         self.round, self.done = 0, 0
         self.published, self.own_steps = {}, {}
 
-    def step(self, changes, is_cut=False):
+    def step(self, changes, is_sync_point=False):
         """Every worker changes its weights itself, (workers, size); then a part is exchanged."""
         self.round += 1
         self.weights += changes
@@ -43,7 +43,7 @@ class ByHand:
         mine, agreed = self.weights[:, part].copy(), self.reference[part].copy()
         sent = np.array([self.quantise(one - agreed) for one in mine])
         self.published[self.round] = (part, mine, agreed, sent)
-        self.apply_through(self.round if is_cut else self.round - self.slack)
+        self.apply_through(self.round if is_sync_point else self.round - self.slack)
         return self.weights
 
     def apply_through(self, last):
@@ -88,7 +88,7 @@ def test_the_weights_are_the_last_average_and_what_was_done_since(monkeypatch, c
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     hand = ByHand(initial, WORKERS, parts, slack, QUANTISE[codec])
     layout = make_layout(SIZE, parts, codec, may_be_whole=True)
-    fleet, weights = train(monkeypatch, rules(slack=slack, carry="parameters"), layout, hand)
+    fleet, weights = train(monkeypatch, rules(slack=slack, exchange="parameters"), layout, hand)
     hand.apply_through(hand.round)
     # At the end all is sent whole, and all have the mean, to the last bit.
     left = fleet.finish(lambda worker: weights[worker])
@@ -97,8 +97,8 @@ def test_the_weights_are_the_last_average_and_what_was_done_since(monkeypatch, c
         np.testing.assert_array_equal(found, left[0])
     assert fleet.dropped() == [{}] * WORKERS
     # Nothing is remembered of what has been applied.
-    for carry in (exchange._carry for exchange in fleet.exchanges):
-        assert not carry._away and not carry._shifts and not carry._outgoing._published
+    for exchange in (exchange._rule for exchange in fleet.exchanges):
+        assert not exchange._away and not exchange._shifts and not exchange._outgoing._published
 
 
 def clipped(terms):
@@ -121,7 +121,7 @@ def test_a_robust_rule_takes_the_place_of_the_mean(monkeypatch, codec, slack, re
     else:
         hand = ByHand(initial, WORKERS, 2, slack, int8, RULES[reduce])
     layout = make_layout(SIZE, 2, codec, may_be_whole=True)
-    train(monkeypatch, rules(slack=slack, carry="parameters", reduce=reduce), layout, hand)
+    train(monkeypatch, rules(slack=slack, exchange="parameters", reduce=reduce), layout, hand)
 
 
 class Whole(ByHand):
@@ -141,7 +141,7 @@ class Whole(ByHand):
 def test_the_average_is_of_those_that_published_the_round(monkeypatch, codec):
     """The third worker dies after round 4, under slack 1: its round 4 counts, and then it is gone."""
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=1, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=1, exchange="parameters"))
     changes = np.random.default_rng(1).standard_normal((8, 3, SIZE)).astype(np.float32)
     three = ByHand(np.zeros(SIZE), 3, 1, 1, QUANTISE[codec])
     expected = [three.step(some).copy() for some in changes[:4]]
@@ -183,7 +183,7 @@ def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts)
     """mine += (theirs - mine of the same round) / n, whenever both are there; never again what was corrected before."""
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     layout = make_layout(SIZE, parts, "raw", may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, carry="parameters"), initial)
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, exchange="parameters"), initial)
     changes = iter(np.random.default_rng(1).standard_normal((len(ORDER), SIZE)).astype(np.float32))
     weights = np.tile(initial, (3, 1))
     # By hand: what each has published, less what was corrected there since; and whom it has heard in which round.
@@ -217,7 +217,7 @@ def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts)
 
 def test_without_a_bound_who_begins_apart_meets_in_the_middle(monkeypatch):
     layout = make_layout(SIZE, 1, "raw", may_be_whole=True)
-    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, carry="parameters"))
+    fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, exchange="parameters"))
     weights = np.array([[0.0], [3.0], [9.0]], np.float32).repeat(SIZE, axis=1)
     for worker in (0, 1, 2):
         fleet.exchanges[worker].exchange(weights[worker])

@@ -11,10 +11,10 @@ import config
 from degan.modes.partial_exchange import keep_rounds, least_rounds
 from peers.exchange import rules
 from peers.exchange.gate import make_gate
-from peers.exchange.rules import Rules, make_carry
+from peers.exchange.rules import Rules, make_rule
 from peers.vectors import reduce as robust
-from peers.vectors.buffers import Spares
-from peers.vectors.screen import Judge
+from peers.vectors.buffers import BufferPool
+from peers.vectors.screen import Screen
 from tests.fleets import make_layout
 from tests.leaves import plain
 
@@ -106,12 +106,12 @@ def test_how_far_a_peer_may_be_ahead():
 )
 def test_how_many_entries_an_outbox_keeps(parts, state_size, periods, expected):
     layout = make_layout(10, parts, state_size=state_size)
-    made = Rules(keep_rounds=20, least_rounds=7, cut_periods=periods)
+    made = Rules(keep_rounds=20, least_rounds=7, sync_periods=periods)
     assert made.outbox(layout) == (expected[0], layout.largest_payload_bytes(), expected[1])
     assert made.outbox_entries(layout) == expected[0]
     assert made.state_entries(layout) == expected[0] - 20 - 16
     # Where nothing is said all of them are needed.
-    alike = Rules(keep_rounds=20, cut_periods=periods)
+    alike = Rules(keep_rounds=20, sync_periods=periods)
     assert alike.outbox(layout) == (expected[0], layout.largest_payload_bytes(), expected[0])
 
 
@@ -125,7 +125,7 @@ def test_a_round_of_several_entries_takes_the_room_of_several():
     layout = make_layout(size, 1, state_size=300_000)
     # Raw entries have 262,144 values at most.
     assert (layout.entries_per_round(), layout.entries_per_state()) == (3, 2)
-    assert Rules(keep_rounds=20, cut_periods=(4,)).outbox_entries(layout) == 20 * 3 + 7 * 2 + 16
+    assert Rules(keep_rounds=20, sync_periods=(4,)).outbox_entries(layout) == 20 * 3 + 7 * 2 + 16
     assert Rules().outbox(layout)[1] == 4 * 262_144
 
 
@@ -142,47 +142,47 @@ class Made:
 def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
     """Which carry the rules ask for, and with what."""
     kinds = {}
-    for name in ("ParameterCarry", "GradientCarry"):
+    for name in ("ParameterRule", "GradientRule"):
         kinds[name] = type(name, (Made,), {})
         monkeypatch.setattr(rules, name, kinds[name])
     layout = make_layout(10)
-    initial, spares, lines = np.zeros(10, np.float32), Spares(), []
-    carry = make_carry(
-        Rules(keep_rounds=33, norm_gate=6.0, strikes=4, **some), 1, layout, initial, spares, lines.append
+    initial, buffers, lines = np.zeros(10, np.float32), BufferPool(), []
+    rule = make_rule(
+        Rules(keep_rounds=33, norm_gate=6.0, offences=4, **some), 1, layout, initial, buffers, lines.append
     )
-    judge: Judge = carry.named["judge"]
-    judge._say("heard")
-    assert lines == ["heard"] and carry.arguments[:2] == (1, layout)
-    assert any(value is spares for value in (*carry.arguments, *carry.named.values()))
-    found = carry.named | {
-        "gate": judge._factor,
-        "most": judge._most,
-        "is_alike": judge._is_alike,
-        "worker": judge._worker,
+    screen: Screen = rule.named["screen"]
+    screen._log("heard")
+    assert lines == ["heard"] and rule.arguments[:2] == (1, layout)
+    assert any(value is buffers for value in (*rule.arguments, *rule.named.values()))
+    found = rule.named | {
+        "gate": screen._factor,
+        "most": screen._most,
+        "is_alike": screen._is_alike,
+        "worker": screen._worker,
     }
     assert (found["gate"], found["most"], found["worker"]) == (6.0, 4, 1)
-    return type(carry).__name__, found | {"arguments": carry.arguments}
+    return type(rule).__name__, found | {"arguments": rule.arguments}
 
 
 @pytest.mark.parametrize("reduce", ["mean", "median", "clipped_mean", "trimmed_mean", "centered_clip"])
 @pytest.mark.parametrize("slack", [None, 3])
 def test_the_carry_of_parameters(monkeypatch, reduce, slack):
-    name, found = made_by(monkeypatch, carry="parameters", slack=slack, reduce=reduce, hostile=2, own="fresh")
-    assert name == "ParameterCarry" and found["arguments"][2].size == 10
+    name, found = made_by(monkeypatch, exchange="parameters", slack=slack, reduce=reduce, byzantine=2, own="immediate")
+    assert name == "ParameterRule" and found["arguments"][2].size == 10
     assert found["arguments"][3:5] == (slack, 33)
-    assert found["measures_lengths"] == (reduce == "clipped_mean")
+    assert found["measures_norms"] == (reduce == "clipped_mean")
     assert found["is_alike"] == (slack is not None), "without a bound each sees others"
     check_rule(found["reduce"], reduce)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "median", "clipped_mean", "trimmed_mean", "centered_clip"])
-@pytest.mark.parametrize(("own", "slack"), [("fresh", None), ("fresh", 3), ("published", 3)])
+@pytest.mark.parametrize(("own", "slack"), [("immediate", None), ("immediate", 3), ("delayed", 3)])
 def test_the_carry_of_gradients(monkeypatch, reduce, own, slack):
-    some = {"own": own, "slack": slack, "reduce": reduce, "hostile": 2}
-    name, found = made_by(monkeypatch, carry="gradients", **some)
-    assert name == "GradientCarry" and found["arguments"][2] == 10
+    some = {"own": own, "slack": slack, "reduce": reduce, "byzantine": 2}
+    name, found = made_by(monkeypatch, exchange="gradients", **some)
+    assert name == "GradientRule" and found["arguments"][2] == 10
     assert found["lag"] == slack
-    assert found["is_published"] == found["is_alike"] == (own == "published")
+    assert found["is_published"] == found["is_alike"] == (own == "delayed")
     assert found["is_mean"] == (reduce == "mean")
     if reduce in ("mean", "sum"):
         assert found["reduce"] is None

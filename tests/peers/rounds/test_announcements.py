@@ -35,13 +35,13 @@ def lead_and_follow(fleet, next_batches, spoils, is_awaited=False):
             content = content | (spoil or {})
         publish(kind, round, content, *rest)
 
-    def lives(mode, next_batch):
+    def incarnations(mode, next_batch):
         mode.begin([], {}, None)
         found = []
         for step in range(1, len(spoils) + 2):
             found.append(mode.step(step, next_batch, False))
             together.wait(LONG_S)
-        assert mode.settle(step)
+        assert mode.synchronise(step)
         mode.finish()
         return found
 
@@ -49,7 +49,7 @@ def lead_and_follow(fleet, next_batches, spoils, is_awaited=False):
     leader._await_live = lambda: live() if is_awaited or leader._step > len(spoils) else live()[:1]
     try:
         return in_threads(
-            [lambda m=m, b=b: lives(m, b) for m, b in zip((leader, follower), next_batches, strict=True)]
+            [lambda m=m, b=b: incarnations(m, b) for m, b in zip((leader, follower), next_batches, strict=True)]
         )[1]
     finally:
         close(fleet.modes)
@@ -135,9 +135,9 @@ def test_a_batch_of_the_former_life_of_a_leader_is_not_that_of_its_round():
     batch = encode_vector(mode._layout, "batch", step, Slice(0, size), np.zeros(size, np.float32))
     fields = {"term": 1, "workers": [0, 1], "is_swap": False, "deadline_s": 1.0, "state": None}
     start = encode_fields(mode._layout, "round_start", step, fields)
-    for number, (life, pairs) in enumerate((("a", batch), ("b", start)), start=1):
+    for number, (incarnation, pairs) in enumerate((("a", batch), ("b", start)), start=1):
         ((header, payload),) = pairs
-        mode._rounds.mail.feed(Entry(0, life, number, True, bytes(header), bytes(payload)))
+        mode._rounds.messages.feed(Entry(0, incarnation, number, True, bytes(header), bytes(payload)))
     assert mode.step(step, lambda: next(fleet.data[1]), False) == {}
     close(fleet.modes)
     assert "round 3: incomplete: the batch of worker 0 has not come whole; not taking part in it" in fleet.lines[1]

@@ -15,7 +15,7 @@ from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds, kept_entries, term_of
 from peers.session.rendezvous import Start
 from peers.types import Entry, Lease, Slice
-from peers.vectors.screen import Judge
+from peers.vectors.screen import Screen
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses
 
@@ -41,20 +41,22 @@ def make(monkeypatch):
     # How long a thread that reads takes to see that it is to end.
     monkeypatch.setattr("peers.session.reader.READ_S", 0.02)
 
-    def new(workers, joining=(), min_peers=0, lines=None, **judge):
+    def new(workers, joining=(), min_peers=0, lines=None, **screen):
         buses.extend(memory_buses(workers))
-        lives = {bus.worker: bus.incarnation for bus in buses}
+        incarnations = {bus.worker: bus.incarnation for bus in buses}
         for bus in buses:
             bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
         for bus in buses:
-            say = (lambda line: None) if lines is None else lines.append
+            log = (lambda line: None) if lines is None else lines.append
             rounds = Rounds(
-                *(bus, LAYOUT, Leadership([0, 1]), Deadline(0.1, 60.0), 5.0, LONG_S, LONG_S, say, min_peers),
-                judge=Judge(bus.worker, say=say, **judge),
+                *(bus, LAYOUT, Leadership([0, 1]), Deadline(0.1, 60.0), 5.0, LONG_S, LONG_S, log, min_peers),
+                screen=Screen(bus.worker, log=log, **screen),
             )
             opened.append(rounds)
             kind = "join" if bus.worker in joining else "together"
-            rounds.start(Start(kind, 0, {p: life for p, life in lives.items() if p != bus.worker}), 0)
+            rounds.start(
+                Start(kind, 0, {p: incarnation for p, incarnation in incarnations.items() if p != bus.worker}), 0
+            )
         return list(opened)
 
     yield new
@@ -67,23 +69,25 @@ def wait(rounds, is_done):
     rounds.until(is_done, lambda: "what the test waits for", LONG_S)
 
 
-def tell(rounds, sender, kind, round, life=None, **content):
+def tell(rounds, sender, kind, round, incarnation=None, **content):
     """As if the sender had said it, in this or another life."""
     ((header, payload),) = encode_fields(LAYOUT, kind, round, content)
-    rounds.mail.feed(Entry(sender, life or rounds.mail.life(sender), 10**6, False, header, payload))
+    rounds.messages.feed(
+        Entry(sender, incarnation or rounds.messages.incarnation(sender), 10**6, False, header, payload)
+    )
 
 
-def hand_in(rounds, sender, round, value, life):
+def hand_in(rounds, sender, round, value, incarnation):
     """As if the sender had answered, in that life."""
     ((header, payload),) = encode_vector(LAYOUT, "result", round, Slice(0, SIZE), ones(value))
-    rounds.mail.feed(Entry(sender, life, 10**6, False, header, bytes(payload), True))
+    rounds.messages.feed(Entry(sender, incarnation, 10**6, False, header, bytes(payload), True))
 
 
 def answer(sender, leader, round, value=1.0, **extras):
     """Send an answer, and wait until it has come."""
-    before = len(leader.mail.letters("result").get(sender._bus.worker, []))
+    before = len(leader.messages.kept("result").get(sender._bus.worker, []))
     sender.send(0, "result", round, ones(value), extras)
-    wait(leader, lambda: len(leader.mail.letters("result").get(sender._bus.worker, [])) > before)
+    wait(leader, lambda: len(leader.messages.kept("result").get(sender._bus.worker, [])) > before)
 
 
 # --- who is awaited -------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ def test_who_left_after_a_round_has_answered_it_and_who_left_before_has_not(make
     first, second, third = make(3)
     for sender, last in ((second, 4), (third, 5)):
         sender.publish("goodbye", last, {})
-    wait(first, lambda: not first.mail.live())
+    wait(first, lambda: not first.messages.live())
     seen = []
 
     def is_off():
@@ -162,34 +166,34 @@ def test_a_quorum_counts_our_own_answer(make):
 
 def test_what_is_far_longer_than_usual_is_left_out_by_the_length_that_was_asked_for(make):
     lines = []
-    first, second, third = make(3, lines=lines, factor=10.0, most_strikes=9)
+    first, second, third = make(3, lines=lines, factor=10.0, most_offences=9)
     for round in range(1, 7):
         answer(second, first, round, 100.0)
         answer(third, first, round, 100.0 if round < 6 else 111.0)
-        gathered = first.gather("result", round, [1, 2], 1, LONG_S, length=lambda x: float(abs(x[0] - 99.0)))
+        gathered = first.gather("result", round, [1, 2], 1, LONG_S, measure=lambda x: float(abs(x[0] - 99.0)))
     # Eleven away, where the others are one; of their own length they differ by a tenth.
     assert list(gathered.answers) == [1] and first.stats()["dropped"] == {"gated": 1}
     assert "round 6: the result of worker 2 is far longer than usual; left out" in lines
 
 
 def test_a_muted_worker_is_heard_again_in_a_new_life(make):
-    first, _ = make(2, most_strikes=1)
+    first, _ = make(2, most_offences=1)
     found = []
-    for round, value, life in ((1, math.nan, "a"), (2, 1.0, "a"), (3, 1.0, "b")):
-        hand_in(first, 1, round, value, life)
+    for round, value, incarnation in ((1, math.nan, "a"), (2, 1.0, "a"), (3, 1.0, "b")):
+        hand_in(first, 1, round, value, incarnation)
         found.append(list(first.gather("result", round, [1], 1, LONG_S).answers))
     assert found == [[], [], [1]]
-    assert first.stats()["dropped"] == {"not_finite": 1, "muted": 1} and first.stats()["muted"] == []
+    assert first.stats()["dropped"] == {"not_finite": 1, "banned": 1} and first.stats()["banned"] == []
 
 
 def test_a_message_that_does_not_fit_is_a_strike(make):
     first, second = make(2)
     other = RoundLayout(b"otherrun", LAYOUT.kinds)
     second._bus.publish(encode_fields(other, "stop", 1, {}))
-    wait(first, lambda: first.mail.counts())
+    wait(first, lambda: first.messages.counts())
     answer(second, first, 1)
     first.gather("result", 1, [1], 1, LONG_S)
-    assert first.stats()["strikes"] == {"1": 1} and first.stats()["dropped"] == {"fingerprint": 1}
+    assert first.stats()["offences"] == {"1": 1} and first.stats()["dropped"] == {"fingerprint": 1}
 
 
 # --- who leads ------------------------------------------------------------------------------------
@@ -198,11 +202,14 @@ def test_a_message_that_does_not_fit_is_a_strike(make):
 def test_one_that_joins_neither_leads_nor_is_abreast_before_it_has_caught_up(make):
     first, second, third = make(3, joining=(0,))
     for rounds in (second, third):
-        wait(rounds, lambda r=rounds: r.mail.live() == {0, 1, 2} - {r._bus.worker} and 0 not in r.mail.abreast())
+        wait(
+            rounds,
+            lambda r=rounds: r.messages.live() == {0, 1, 2} - {r._bus.worker} and 0 not in r.messages.caught_up(),
+        )
     assert [rounds.leader() for rounds in (first, second, third)] == [1, 1, 1]
-    first.caught_up(4)
+    first.note_caught_up(4)
     for rounds in (second, third):
-        wait(rounds, lambda r=rounds: 0 in r.mail.abreast())
+        wait(rounds, lambda r=rounds: 0 in r.messages.caught_up())
     assert [rounds.leader() for rounds in (first, second, third)] == [0, 0, 0]
 
 
@@ -211,11 +218,11 @@ def test_with_fewer_peers_than_the_least_nobody_leads_alone(make):
     assert first.leader() == 0
     # Who has said goodbye is not missing; who is gone is.
     tell(first, 1, "goodbye", 3)
-    first.mail.drop(2, "its lease has expired")
+    first.messages.drop(2, "its lease has expired")
     assert first.leader() == 0
-    tell(first, 1, "hello", 3, life="another", is_joining=True, is_replaying=False)
+    tell(first, 1, "hello", 3, incarnation="another", is_joining=True, is_replaying=False)
     assert first.leader() == 0
-    first.mail.drop(1, "its lease has expired")
+    first.messages.drop(1, "its lease has expired")
     assert first.leader() is None
 
 
@@ -225,11 +232,11 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
     for kind, round, term in said:
         first.publish(kind, round, {"term": term})
     first.drain()
-    wait(third, lambda: len(third.mail.letters("round_start").get(0, [])) == 2)
+    wait(third, lambda: len(third.messages.kept("round_start").get(0, [])) == 2)
 
     def newest():
-        sender, letter = third.newest()
-        return sender, letter.message.kind, letter.message.round, term_of(letter)
+        sender, received = third.newest()
+        return sender, received.message.kind, received.message.round, term_of(received)
 
     assert newest() == (0, "round_start", 5, 1)
     first.publish("round_end", 5, {"term": 1})
@@ -238,13 +245,15 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
     wait(third, lambda: newest() == (1, "round_end", 3, 2))
     # A leader goes on in its term, however many others begin later rounds in an older one.
     first.publish("round_start", 6, {"term": 1})
-    wait(third, lambda: len(third.mail.letters("round_start").get(0, [])) == 3)
+    wait(third, lambda: len(third.messages.kept("round_start").get(0, [])) == 3)
     assert newest() == (1, "round_end", 3, 2) and third.leader() == 1
     # At the same term who stands first counts, and of who may not lead nothing.
     first.publish("round_start", 2, {"term": 2})
     wait(third, lambda: newest() == (0, "round_start", 2, 2))
     third.publish("round_start", 99, {"term": 9})
-    wait(second, lambda: second.mail.letters("round_start").get(2) and len(second.mail.letters("round_start")[0]) == 4)
+    wait(
+        second, lambda: second.messages.kept("round_start").get(2) and len(second.messages.kept("round_start")[0]) == 4
+    )
     assert second.newest()[1].message.round == 2 and second.leader() == 0
     second.publish("round_end", 3, {"term": 3})
     wait(third, lambda: newest() == (1, "round_end", 3, 3))
@@ -258,11 +267,11 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
 
 def test_what_is_put_lives_for_two_leases(make):
     first, _ = make(2)
-    lives, put_state = [], first._bus.put_state
-    first._bus.put_state = lambda fields, ttl_s: (lives.append(ttl_s), put_state(fields, ttl_s))
+    incarnations, put_state = [], first._bus.put_state
+    first._bus.put_state = lambda fields, ttl_s: (incarnations.append(ttl_s), put_state(fields, ttl_s))
     first.put("m1", {"model": ones()}, {})
     first.drain()
-    assert lives and set(lives) == {10.0}
+    assert incarnations and set(incarnations) == {10.0}
 
 
 def test_what_goes_wrong_in_a_reading_is_raised_where_it_was_asked_for(make):
@@ -300,12 +309,12 @@ def test_who_leaves_or_finishes_has_published_what_it_said(make):
         threading.Timer(0.2, hold.set).start()
         end(4)
         assert published == [True]
-    wait(first, lambda: first.mail.reached(4) == {1, 2} and not first.mail.live())
+    wait(first, lambda: first.messages.reached(4) == {1, 2} and not first.messages.live())
 
 
 def test_what_goes_wrong_in_publishing_is_raised_by_the_next_wait(make):
     first, _ = make(2)
-    first._pool.submit(lambda: 1 / 0)
+    first._sender.submit(lambda: 1 / 0)
     with pytest.raises(PeersError, match="publishing: ZeroDivisionError"):
         first.drain()
 

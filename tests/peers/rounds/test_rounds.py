@@ -14,7 +14,7 @@ from peers.codecs.exact import CODECS, RAW_BYTES
 from peers.errors import StalledError
 from peers.rounds.deadline import ENOUGH, Deadline
 from peers.rounds.leadership import Leadership
-from peers.rounds.mailbox import KEPT, Mailbox
+from peers.rounds.messages import KEPT, MessageStore
 from peers.rounds.rounds import Rounds
 from peers.session.rendezvous import Start
 from peers.session.transfer import encoded_bytes
@@ -140,20 +140,20 @@ def layout(codec="raw", fingerprint=b"testtest"):
 class Sender:
     """Writes entries as they would be read, from one peer's outbox and direct stream."""
 
-    def __init__(self, mailbox, sender=1, life="a"):
-        self.mailbox, self.sender, self.life = mailbox, sender, life
+    def __init__(self, message_store, sender=1, incarnation="a"):
+        self.message_store, self.sender, self.incarnation = message_store, sender, incarnation
         self.sequences = {False: 0, True: 0}
 
-    def say(self, entries, is_direct=False, skip=0):
+    def log(self, entries, is_direct=False, skip=0):
         for header, payload in entries:
             self.sequences[is_direct] += 1 + skip
             number = self.sequences[is_direct]
-            self.mailbox.feed(Entry(self.sender, self.life, number, not skip, header, payload, is_direct))
+            self.message_store.feed(Entry(self.sender, self.incarnation, number, not skip, header, payload, is_direct))
             skip = 0
 
 
-def mailbox(**options):
-    return Mailbox(layout(), 5.0, lambda line: None, **options)
+def message_store(**options):
+    return MessageStore(layout(), 5.0, lambda line: None, **options)
 
 
 def fields(kind, round, **content):
@@ -166,69 +166,69 @@ def vector(round, value=1.0):
 
 
 def test_only_the_newest_messages_of_a_kind_and_sender_are_kept():
-    box = mailbox()
+    box = message_store()
     sender = Sender(box)
     for round in range(1, 20):
-        sender.say(fields("round_start", round, term=1))
-    assert [letter.message.round for letter in box.letters("round_start")[1]] == list(range(20 - KEPT, 20))
-    assert box.letter("round_start", 1).message.round == 19
-    assert box.letter("round_start", 1, 3) is None and box.letter("round_start", 2) is None
+        sender.log(fields("round_start", round, term=1))
+    assert [received.message.round for received in box.kept("round_start")[1]] == list(range(20 - KEPT, 20))
+    assert box.received("round_start", 1).message.round == 19
+    assert box.received("round_start", 1, 3) is None and box.received("round_start", 2) is None
 
 
 def test_a_message_of_a_closed_round_is_late():
-    box = mailbox()
+    box = message_store()
     sender = Sender(box)
-    sender.say(vector(3), True)
+    sender.log(vector(3), True)
     box.close_round("result", 2)
-    assert box.letter("result", 1, 3) is not None
+    assert box.received("result", 1, 3) is not None
     box.close_round("result", 3)
-    assert box.letter("result", 1, 3) is None
-    sender.say(vector(3), True)
-    assert box.counts() == {"late": 1} and box.letter("result", 1) is None
+    assert box.received("result", 1, 3) is None
+    sender.log(vector(3), True)
+    assert box.counts() == {"late": 1} and box.received("result", 1) is None
 
 
 def test_membership_follows_what_is_said_and_what_the_pumps_see():
-    box = mailbox()
+    box = message_store()
     one, two = Sender(box, 1), Sender(box, 2)
-    one.say(fields("hello", 0, is_joining=False, is_replaying=False))
-    two.say(fields("hello", 0, is_joining=True, is_replaying=False))
-    assert box.live() == {1, 2} and box.abreast() == {1}
-    two.say(fields("hello", 4, is_joining=False, is_replaying=False))
-    assert box.abreast() == {1, 2}
+    one.log(fields("hello", 0, is_joining=False, is_replaying=False))
+    two.log(fields("hello", 0, is_joining=True, is_replaying=False))
+    assert box.live() == {1, 2} and box.caught_up() == {1}
+    two.log(fields("hello", 4, is_joining=False, is_replaying=False))
+    assert box.caught_up() == {1, 2}
     box.drop(1, "its lease has expired")
     assert box.live() == {2}
-    two.say(fields("goodbye", 9))
+    two.log(fields("goodbye", 9))
     assert box.live() == set() and box.reached(9) == {2} and box.reached(10) == set()
     # The pump sees its lease a little longer, and later that it is gone: it has left all the same.
     box.admit(2)
     assert box.live() == set()
-    Sender(box, 2, "b").say(fields("hello", 9, is_joining=True, is_replaying=False))
-    assert box.live() == {2} and box.life(2) == "b"
+    Sender(box, 2, "b").log(fields("hello", 9, is_joining=True, is_replaying=False))
+    assert box.live() == {2} and box.incarnation(2) == "b"
 
 
 def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
-    box = mailbox()
+    box = message_store()
     other = RoundLayout(b"otherrun", {"result": (SIZE, CODECS["raw"])})
     one = Sender(box)
-    one.say(encode_fields(other, "round_start", 1, {}))
-    one.say(fields("hello", 0))
+    one.log(encode_fields(other, "round_start", 1, {}))
+    one.log(fields("hello", 0))
     assert box.counts() == {"fingerprint": 1, "malformed": 1}
     # Followed from the middle: the end of a message whose beginning was trimmed.
     late = Sender(box, 2)
-    late.say(list(vector(5))[1:], skip=7)
-    late.say(vector(6))
+    late.log(list(vector(5))[1:], skip=7)
+    late.log(vector(6))
     assert box.counts() == {"fingerprint": 1, "malformed": 1}
-    assert box.letter("result", 2).message.round == 6
+    assert box.received("result", 2).message.round == 6
     # But in the middle of a stream it is one.
-    late.say(list(vector(7))[1:])
+    late.log(list(vector(7))[1:])
     assert box.counts()["incomplete"] == 1
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_nothing_that_a_peer_sends_gets_through_as_an_error(header, payload):
-    box = mailbox()
+    box = message_store()
     box.feed(Entry(1, "a", 1, True, header, payload))
-    assert not box.letters("round_start") and sum(box.counts().values()) == 1
+    assert not box.kept("round_start") and sum(box.counts().values()) == 1
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def make_rounds(request):
         if request.param == "redis":
             buses = redis_buses(workers, request.getfixturevalue("redis_url"), f"rounds{next(RUNS)}")
         opened.extend(buses)
-        lives = {bus.worker: bus.incarnation for bus in buses}
+        incarnations = {bus.worker: bus.incarnation for bus in buses}
         for bus in buses:
             # Whose lease is not there is taken for dead.
             bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
@@ -252,7 +252,9 @@ def make_rounds(request):
                 *(bus, layout(codec), Leadership([0, 1]), Deadline(*deadline), 30.0, 20.0, 20.0, lambda line: None)
             )
             opened.append(rounds)
-            rounds.start(Start("together", 0, {p: life for p, life in lives.items() if p != bus.worker}), 0)
+            rounds.start(
+                Start("together", 0, {p: incarnation for p, incarnation in incarnations.items() if p != bus.worker}), 0
+            )
         return [rounds for rounds in opened if isinstance(rounds, Rounds)]
 
     yield make
@@ -267,8 +269,8 @@ def test_answers_are_gathered_by_sender(make_rounds):
     def answer(worker):
         rounds = others[worker - 1]
         rounds.until(lambda: rounds.newest(), lambda: "the round")
-        sender, letter = rounds.newest()
-        assert sender == 0 and letter.message.fields["cohort"] == [1, 2, 3]
+        sender, received = rounds.newest()
+        assert sender == 0 and received.message.fields["cohort"] == [1, 2, 3]
         rounds.send(0, "result", 1, values[worker], {"d_loss": 0.25 * worker})
 
     def lead():
@@ -287,35 +289,35 @@ def test_answers_are_gathered_by_sender(make_rounds):
 def test_a_gather_ends_when_the_missing_are_gone_and_is_void_under_its_quorum(make_rounds):
     first, second, third = make_rounds(3)
     second.send(0, "result", 1, np.ones(SIZE, np.float32))
-    first.until(lambda: first.mail.letter("result", 1), lambda: "the answer")
-    first.mail.drop(2, "its lease has expired")
+    first.until(lambda: first.messages.received("result", 1), lambda: "the answer")
+    first.messages.drop(2, "its lease has expired")
     gathered = first.gather("result", 1, [1, 2], 2, 20.0)
     assert list(gathered.answers) == [1] and gathered.missing == (2,) and gathered.is_void
     # Its deadline ends it as well; what comes after that is late, and the deadline learns from it.
-    first.mail.admit(2)
+    first.messages.admit(2)
     first.open("result", 2)
     second.send(0, "result", 2, np.ones(SIZE, np.float32))
-    first.until(lambda: first.mail.letter("result", 1, 2), lambda: "the answer")
+    first.until(lambda: first.messages.received("result", 1, 2), lambda: "the answer")
     gathered = first.gather("result", 2, [1, 2], 1, 0.05)
     assert gathered.missing == (2,) and not gathered.is_void
     known = len(first.deadline.to_plain())
     third.send(0, "result", 2, np.ones(SIZE, np.float32))
-    first.until(lambda: first.mail.counts().get("late"), lambda: "the late answer")
+    first.until(lambda: first.messages.counts().get("late"), lambda: "the late answer")
     assert len(first.deadline.to_plain()) == known + 1
 
 
 def test_who_was_started_again_since_it_was_asked_is_not_awaited(make_rounds):
     first, second, third = make_rounds(3)
-    lives = {worker: first.mail.life(worker) for worker in (1, 2)}
-    assert lives == {rounds._bus.worker: rounds._bus.incarnation for rounds in (second, third)}
+    incarnations = {worker: first.messages.incarnation(worker) for worker in (1, 2)}
+    assert incarnations == {rounds._bus.worker: rounds._bus.incarnation for rounds in (second, third)}
     second.send(0, "result", 1, np.ones(SIZE, np.float32))
     third.publish("stop", 0, {})
-    first.until(lambda: first.mail.letters("stop"), lambda: "the last words of that life")
+    first.until(lambda: first.messages.kept("stop"), lambda: "the last words of that life")
     # It is there, in a life in which nobody has asked it.
     (header, payload), *_ = encode_fields(first._layout, "hello", 7, {"is_joining": False, "is_replaying": False})
-    first.mail.feed(Entry(2, "another", 1, True, header, payload))
-    assert first.mail.is_member(2)
-    gathered = first.gather("result", 1, [1, 2], 1, 20.0, lives=lives)
+    first.messages.feed(Entry(2, "another", 1, True, header, payload))
+    assert first.messages.is_member(2)
+    gathered = first.gather("result", 1, [1, 2], 1, 20.0, incarnations=incarnations)
     assert list(gathered.answers) == [1] and gathered.missing == (2,)
     assert first.wait_s < 10
 
@@ -346,10 +348,10 @@ def test_the_newest_announcement_is_of_the_highest_term(make_rounds):
     second.publish("round_start", 8, {"term": 2})
     third.publish("round_start", 99, {"term": 3})  # It may not lead.
     for rounds in (first, third):
-        rounds.until(lambda r=rounds: r.mail.letter("round_start", 1), lambda: "the second claim")
-    third.until(lambda: third.mail.letter("round_start", 0), lambda: "the first claim")
-    sender, letter = third.newest()
-    assert (sender, letter.message.round) == (1, 8)
+        rounds.until(lambda r=rounds: r.messages.received("round_start", 1), lambda: "the second claim")
+    third.until(lambda: third.messages.received("round_start", 0), lambda: "the first claim")
+    sender, received = third.newest()
+    assert (sender, received.message.round) == (1, 8)
     assert third.leader() == first.leader() == 1
 
 
@@ -357,14 +359,14 @@ def test_finish_waits_for_everybody(make_rounds):
     fleet = make_rounds(3)
     in_threads([lambda r=r: r.finish(5) for r in fleet])
     for worker, rounds in enumerate(fleet):
-        assert rounds.mail.reached(5) == {0, 1, 2} - {worker}
+        assert rounds.messages.reached(5) == {0, 1, 2} - {worker}
 
 
 def test_what_cannot_be_published_is_not_taken_for_published(make_rounds):
     first, _ = make_rounds(2)
     first._stall_timeout_s = 0.2
     held = threading.Event()
-    first._pool.submit(lambda: held.wait(20))
+    first._sender.submit(lambda: held.wait(20))
     with pytest.raises(StalledError, match="not been published"):
         first.drain()
     held.set()

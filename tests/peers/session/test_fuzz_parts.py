@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peers.bus.memory import MemoryHub
-from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.authenticate import Authenticator
 from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
@@ -86,11 +86,11 @@ LEASE = {
 
 @settings(deadline=None, max_examples=400)
 @given(blobs({key: value for key, value in LEASE.items() if key != "seen"}), st.booleans())
-def test_a_lease_is_one_that_can_be_used_or_none(blob, is_sealed):
-    guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
-    if is_sealed:
+def test_a_lease_is_one_that_can_be_used_or_none(blob, has_mac):
+    guard = Authenticator(bytes(32) if has_mac else None, Keys("fuzz"), quiet)
+    if has_mac:
         assert guard.open_lease(1, blob) is None and 1 in guard.strangers
-        blob = guard.seals(guard_key := "degan:fuzz:1:lease").sealed("", blob)
+        blob = guard.macs(guard_key := "degan:fuzz:1:lease").with_mac("", blob)
         assert guard_key == Keys("fuzz").lease(1)
     found = guard.open_lease(1, blob)
     if found is not None:
@@ -115,13 +115,13 @@ def test_a_lease_is_one_that_can_be_used_or_none(blob, is_sealed):
 )
 def test_a_lease_with_what_no_worker_says_is_none(changes):
     """No system has such a process, and an incarnation becomes part of a key."""
-    guard = Guard(None, Keys("fuzz"), quiet)
+    guard = Authenticator(None, Keys("fuzz"), quiet)
     assert guard.open_lease(1, msgpack.packb(LEASE)).pid == 1
     assert guard.open_lease(1, msgpack.packb({**LEASE, **changes})) is None
 
 
-HELLO = {"agreed": {"a": 1}, "checkpoints": [5], "about": {"samples": 3}}
-lives = (f"a{k}" for k in itertools.count())
+HELLO = {"agreed": {"a": 1}, "checkpoints": [5], "peer_info": {"samples": 3}}
+incarnations = (f"a{k}" for k in itertools.count())
 
 
 @settings(deadline=None, max_examples=300)
@@ -129,7 +129,7 @@ lives = (f"a{k}" for k in itertools.count())
 def test_a_hello_agrees_or_does_not(blob):
     hub = MemoryHub()
     meeting = Rendezvous(hub.bus(0, (1,), "a0"), {"a": 1}, 5, 1, quiet, quiet)
-    peer = hub.bus(1, (0,), next(lives))
+    peer = hub.bus(1, (0,), next(incarnations))
     peer.put_state({"hello": blob}, 5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendezvous, "SEEN_S", 0.0)
@@ -140,7 +140,7 @@ def test_a_hello_agrees_or_does_not(blob):
         else:
             assert found is None or all(isinstance(step, int) for step in found)
         with contextlib.suppress(MessageError):
-            assert isinstance(meeting.about(1, peer.incarnation), dict)
+            assert isinstance(meeting.peer_info(1, peer.incarnation), dict)
 
 
 class OneState:
@@ -175,7 +175,7 @@ def test_a_state_of_no_size_is_refused(size):
         take({**STATE, "t:meta": msgpack.packb({**SUMS, "arrays": arrays})})
 
 
-def same_length(blob: bytes):
+def same_norm(blob: bytes):
     """Other bytes of the same length, which nothing but a checksum can tell from the genuine ones."""
     places = st.lists(st.tuples(st.integers(0, len(blob) - 1), st.integers(1, 255)), min_size=1, max_size=4)
 
@@ -194,7 +194,7 @@ CHUNKS = sorted(STATE.keys() - {"t:meta"})
 @settings(deadline=None, max_examples=80)
 @given(st.sampled_from(CHUNKS), st.data())
 def test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum(name, data):
-    spoiled = data.draw(same_length(STATE[name]))
+    spoiled = data.draw(same_norm(STATE[name]))
     if spoiled == STATE[name]:
         return
     with pytest.raises(MessageError) as caught:
@@ -209,7 +209,7 @@ def test_a_spoiled_state_is_refused(data):
     name = data.draw(st.sampled_from(sorted(STATE)))
     sums = data.draw(st.dictionaries(st.sampled_from(sorted(SIZES)), plain))
     other = msgpack.packb({**SUMS, "arrays": {**SUMS["arrays"], **sums}})
-    spoiled = data.draw(st.one_of(same_length(STATE[name]), blobs(SUMS), st.just(other)))
+    spoiled = data.draw(st.one_of(same_norm(STATE[name]), blobs(SUMS), st.just(other)))
     try:
         arrays, _ = take({**STATE, name: spoiled})
     except (MessageError, StalledError):
@@ -232,7 +232,7 @@ class OneAnswer:
     def __init__(self, answer):
         self.answer = answer
 
-    def say(self, text):
+    def log(self, text):
         pass
 
     def read(self):
@@ -258,8 +258,8 @@ streams = st.lists(st.tuples(st.sampled_from([b"out", b"to", b"?"]), st.lists(en
 @example([[b"out", [[b"1-0", [b"h", b"", b"d", 2**31]]]]], False)
 @example([[b"out", [[b"1-0", [b"h", b"", b"s", 2**31, b"d", b""]]]]], True)
 @example([[2**31, []]], False)
-def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, is_sealed):
-    guard = Guard(bytes(32) if is_sealed else None, Keys("fuzz"), quiet)
+def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, has_mac):
+    guard = Authenticator(bytes(32) if has_mac else None, Keys("fuzz"), quiet)
     reader = Reader(NoStream(), "host:1", Busy(), guard)
     reader.follow(1, "a1", 0, "out", "to")
     reader._link = OneAnswer(answer)
@@ -270,7 +270,7 @@ def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, is_sealed):
         assert "host:1" in str(error)
     else:
         assert all(isinstance(one.header, bytes) and isinstance(one.payload, bytes) for one in found)
-        assert not (is_sealed and found)
+        assert not (has_mac and found)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

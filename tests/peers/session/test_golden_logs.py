@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 
 from peers.bus.memory import MemoryHub
-from peers.bus.redis.authenticate import Guard
+from peers.bus.redis.authenticate import Authenticator
 from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
@@ -24,10 +24,10 @@ from tests.fleets import make_layout, memory_buses
 EVERYBODY = -1
 
 
-def log(hub, worker, life, channel=EVERYBODY):
+def log(hub, worker, incarnation, channel=EVERYBODY):
     """A stream as plain words: kind, round, and what it carries; a message of several entries counts once."""
     found = []
-    for number, (sequence, head, payload) in enumerate(hub.streams[worker, life, channel].entries, 1):
+    for number, (sequence, head, payload) in enumerate(hub.streams[worker, incarnation, channel].entries, 1):
         fields = msgpack.unpackb(head)
         assert sequence == number, "numbers begin with 1 and have no gap"
         if fields["c"] == "map":
@@ -49,12 +49,12 @@ def alone(layout, rules, initial, steps, live=lambda exchange, step: None):
         assert exchange.start(Start("together", 0), 0) == 0
         for step in range(1, steps + 1):
             change = np.full(initial.size, step, np.float32)
-            if rules.carry == "parameters":
+            if rules.exchange == "parameters":
                 values = exchange.exchange(values + change)
             else:
                 exchange.exchange(change)
             live(exchange, step)
-        exchange.finish(values if rules.carry == "parameters" else np.zeros_like(values))
+        exchange.finish(values if rules.exchange == "parameters" else np.zeros_like(values))
     finally:
         exchange.close()
         bus.close()
@@ -72,7 +72,7 @@ def test_gradients_in_two_parts():
         if step == 2:
             exchange.ask_to_stop(2)
 
-    rules = Rules(slack=1, carry="gradients")
+    rules = Rules(slack=1, exchange="gradients")
     assert alone(make_layout(5, 2, state_size=2), rules, np.zeros(5, np.float32), 3, live) == [
         HELLO,
         ("part", 1, (0, 2), "raw", None, [1, 1]),
@@ -92,7 +92,7 @@ def test_parameters_travel_as_differences_to_what_was_agreed_and_at_the_end_whol
     agreed = [initial.copy(), initial.copy()]
     agreed[1][:2] = [2, 3]
     bases = [float(crc32(a[part].tobytes())) for a, part in zip(agreed, (slice(0, 2), slice(2, 4)), strict=True)]
-    rules, layout = Rules(slack=0, carry="parameters"), make_layout(4, 2, "float16", may_be_whole=True)
+    rules, layout = Rules(slack=0, exchange="parameters"), make_layout(4, 2, "float16", may_be_whole=True)
     assert alone(layout, rules, initial, 2) == [
         HELLO,
         ("part", 1, (0, 2), "float16", {"b": bases[0]}, [1, 1]),
@@ -105,7 +105,7 @@ def test_parameters_travel_as_differences_to_what_was_agreed_and_at_the_end_whol
 
 def test_an_exact_codec_sends_the_parameters_themselves():
     initial = np.array([1, 2, 3, 4], np.float32)
-    assert alone(make_layout(4), Rules(slack=0, carry="parameters"), initial, 2) == [
+    assert alone(make_layout(4), Rules(slack=0, exchange="parameters"), initial, 2) == [
         HELLO,
         ("part", 1, (0, 4), "raw", None, [2, 3, 4, 5]),
         ("part", 2, (0, 4), "raw", None, [4, 5, 6, 7]),
@@ -130,7 +130,9 @@ def test_a_helper_says_admit_and_gives_its_state():
     """Workers 1 and 2 are played by hand; 2 asks for the state."""
     layout, hub = make_layout(4), MemoryHub()
     helper, one, two = (hub.bus(w, tuple({0, 1, 2} - {w}), f"life-{w}") for w in range(3))
-    exchange = Exchange(helper, layout, np.zeros(4, np.float32), Rules(slack=0, carry="gradients"), lambda line: None)
+    exchange = Exchange(
+        helper, layout, np.zeros(4, np.float32), Rules(slack=0, exchange="gradients"), lambda line: None
+    )
     for bus in (one, two):
         # Without a lease it would be dropped at the reader's first look.
         bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 600.0, lambda old: True)
@@ -153,31 +155,31 @@ def test_a_helper_says_admit_and_gives_its_state():
         HELLO,
         ("part", 1, (0, 4), "raw", None, [1, 1, 1, 1]),
         ("part", 2, (0, 4), "raw", None, [1, 1, 1, 1]),
-        ("admit", 2, {"worker": 2, "life": "life-2"}),
+        ("admit", 2, {"worker": 2, "incarnation": "life-2"}),
     ]
     state = hub.states[0, "life-0"]
-    assert list(state) == ["t:model:0", "t:carry.norms:0", "t:meta"]
+    assert list(state) == ["t:model:0", "t:rule.norms:0", "t:meta"]
     norms = np.zeros(64, "<f4")
     norms[:6] = [2, 2, 4, 10, 2, 10]
     model = np.arange(4, dtype="<f4").tobytes()
     assert state["t:model:0"] == model
     # Of what a worker that applies its own at once judges: its peers', and its own.
-    found = sorted(np.frombuffer(state["t:carry.norms:0"], "<f4").tolist())
+    found = sorted(np.frombuffer(state["t:rule.norms:0"], "<f4").tolist())
     assert found == sorted(norms.tolist())
     meta = msgpack.unpackb(state["t:meta"])
-    assert list(meta) == ["round", "applied", "values", "carry", "stop_at", "cursors", "parts", "sequence", "arrays"]
+    assert list(meta) == ["round", "applied", "values", "exchange", "stop_at", "cursors", "parts", "sequence", "arrays"]
     assert meta == {
         "round": 2,
         "applied": 2,
         "values": {"samples": 640},
-        "carry": {"strikes": []},
+        "rule": {"offences": []},
         "stop_at": None,
         "cursors": {"1": ["life-1", 2, 3]},
         "parts": {},
         "sequence": 4,
         "arrays": {
             "model": [16, crc32(model)],
-            "carry.norms": [256, crc32(state["t:carry.norms:0"])],
+            "rule.norms": [256, crc32(state["t:rule.norms:0"])],
         },
     }
 
@@ -193,15 +195,15 @@ def test_who_joins_says_so_and_asks_its_helper():
     def answer(peer, incarnation, names, plain=joiner.get_state):
         if not taken:
             # The greeting may come alone, before the wish is sent.
-            while not (wishes := [e for e in helper.receive(0, 20.0) if e.is_direct]):
+            while not (proposals := [e for e in helper.receive(0, 20.0) if e.is_direct]):
                 pass
-            (wish,) = wishes
-            token = msgpack.unpackb(wish.payload)["token"]
-            taken.update(header=msgpack.unpackb(wish.header), token=token)
+            (proposal,) = proposals
+            token = msgpack.unpackb(proposal.payload)["token"]
+            taken.update(header=msgpack.unpackb(proposal.header), token=token)
             cursors = {"1": ["gone", 1, 1]}
-            values = {"round": 6, "applied": 6, "values": {"samples": 1}, "carry": {"strikes": []}, "stop_at": 9}
+            values = {"round": 6, "applied": 6, "values": {"samples": 1}, "rule": {"offences": []}, "stop_at": 9}
             meta = {**values, "cursors": cursors, "parts": {}, "sequence": 17}
-            arrays = {"model": np.ones(4, "<f4").tobytes(), "carry.norms": bytes(256)}
+            arrays = {"model": np.ones(4, "<f4").tobytes(), "rule.norms": bytes(256)}
             sums = {name: [len(value), crc32(value)] for name, value in arrays.items()}
             fields = {f"{token}:{name}:0": value for name, value in arrays.items()}
             helper.put_state(fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}, 20)
@@ -217,7 +219,7 @@ def test_who_joins_says_so_and_asks_its_helper():
     finally:
         exchange.close()
     assert taken["header"] | {"z": b""} == {
-        "v": 2, "k": "want", "r": 0, "i": 0, "n": 1, "a": 0, "b": 0, "f": b"testtest", "c": "map", "z": b""
+        "v": 3, "k": "want", "r": 0, "i": 0, "n": 1, "a": 0, "b": 0, "f": b"testtest", "c": "map", "z": b""
     }  # fmt: skip
     assert len(bytes.fromhex(taken["token"])) == 8 and taken["model"].tolist() == [1, 1, 1, 1]
     assert taken["samples"] == 1 and exchange.gate.stop_at == 9
@@ -230,12 +232,14 @@ def test_who_joins_says_so_and_asks_its_helper():
 
 def test_what_a_worker_says_of_itself_before_it_begins():
     (bus, _) = memory_buses(2)
-    meeting = Rendezvous(bus, {"seed": 3, "mode": "x"}, 20, 1, print, print, about={"samples": 7})
+    meeting = Rendezvous(bus, {"seed": 3, "mode": "x"}, 20, 1, print, print, peer_info={"samples": 7})
     meeting.claim([4, 8])
     meeting.close()
     assert bus._hub.states == {
         (0, "life-0"): {
-            "hello": msgpack.packb({"agreed": {"seed": 3, "mode": "x"}, "checkpoints": [4, 8], "about": {"samples": 7}})
+            "hello": msgpack.packb(
+                {"agreed": {"seed": 3, "mode": "x"}, "checkpoints": [4, 8], "peer_info": {"samples": 7}}
+            )
         }
     }
 
@@ -249,7 +253,7 @@ class Listening:
     def __init__(self):
         self.asked = []
 
-    def say(self, text):
+    def log(self, text):
         self.asked.append(text)
 
     def read(self):
@@ -260,7 +264,7 @@ class Listening:
 
 
 def test_what_is_read_next_is_asked_for_in_one_command():
-    reader, link = Reader(None, "host:1", Busy(), Guard(None, Keys("r"), print)), Listening()
+    reader, link = Reader(None, "host:1", Busy(), Authenticator(None, Keys("r"), print)), Listening()
     reader.follow(1, "a1", 41, "out1", "to1")
     reader.follow(2, "a2", 0, "out2", "to2")
     reader._link = link

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from peers.bus.memory import MemoryHub
-from peers.errors import BusError, DisagreementError, LapsedError
+from peers.errors import BusError, DisagreementError, LeaseExpiredError
 from peers.session import rendezvous
 from peers.session.processes import this_host
 from peers.session.rendezvous import Rendezvous, heartbeat_s
@@ -23,16 +23,16 @@ AGREED = {"seed": 1}
 class Played:
     """A worker played by hand: a lease and a hello on the hub."""
 
-    def __init__(self, town, number, phase="training", step=50, checkpoints=(), agreed=AGREED, about=None, **more):
-        self.town, self.number, self.life = town, number, f"p{number}"
-        self.bus = town.hub.bus(number, complete(number, town.workers), self.life)
-        self.about = {"samples": number} if about is None else about
-        self.say({"agreed": agreed, "checkpoints": list(checkpoints), "about": self.about})
+    def __init__(self, town, number, phase="training", step=50, checkpoints=(), agreed=AGREED, peer_info=None, **more):
+        self.town, self.number, self.incarnation = town, number, f"p{number}"
+        self.bus = town.hub.bus(number, complete(number, town.workers), self.incarnation)
+        self.peer_info = {"samples": number} if peer_info is None else peer_info
+        self.log({"agreed": agreed, "checkpoints": list(checkpoints), "peer_info": self.peer_info})
         host = more.pop("host", this_host())
-        self.lease = Lease(number, self.life, host, os.getpid(), "", phase, step, **more)
+        self.lease = Lease(number, self.incarnation, host, os.getpid(), "", phase, step, **more)
         self.bus.claim(self.lease, 60, lambda old: True)
 
-    def say(self, hello):
+    def log(self, hello):
         self.bus.put_state({"hello": msgpack.packb(hello)}, 60)
 
 
@@ -74,7 +74,7 @@ def said(lease):
 
 def test_who_starts_together_stands_at_the_common_step_and_says_with_whom(town):
     town.workers = 2
-    meetings = [town.worker(w, about={"samples": 5 + w}) for w in range(2)]
+    meetings = [town.worker(w, peer_info={"samples": 5 + w}) for w in range(2)]
     checkpoints = [[20, 40, 60], [20, 40]]
 
     def come(w):
@@ -89,7 +89,7 @@ def test_who_starts_together_stands_at_the_common_step_and_says_with_whom(town):
             None,
             {1 - w: f"life{1 - w}"},
         )
-        assert start.abouts == {1 - w: {"samples": 5 + (1 - w)}}
+        assert start.peer_infos == {1 - w: {"samples": 5 + (1 - w)}}
         assert said(town.lease(w)) == ("training", 40, 40, {1 - w: f"life{1 - w}"})
 
 
@@ -101,7 +101,7 @@ def test_who_joins_asks_the_furthest_and_of_equals_the_first(town):
     start = joining.meet([10], {})
     assert (start.kind, start.step, start.helper, start.furthest, start.term) == ("join", 0, 1, 50, 7)
     assert start.incarnations == {1: "p1", 2: "p2"}
-    assert start.abouts == {1: {"samples": 1}, 2: {"samples": 2}}
+    assert start.peer_infos == {1: {"samples": 1}, 2: {"samples": 2}}
     assert said(town.lease())[:3] == ("joining", 0, 0)
     joining.joined(55)
     assert said(town.lease())[:3] == ("training", 55, 55)
@@ -145,10 +145,10 @@ def test_who_trains_on_another_host_is_one_to_join_once_it_has_been_seen_to_rene
 
 def replace(town, **changes):
     """Leave a lease of worker 0 behind that a dead process wrote, and begin its next life."""
-    about = {"phase": "training", "step": 40, "since": 10, "seen": {1: "p1", 2: "p2"}}
+    peer_info = {"phase": "training", "step": 40, "since": 10, "seen": {1: "p1", 2: "p2"}}
     ghost = town.hub.bus(0, (1, 2), "ghost")
     # A birth that no process has.
-    ghost.claim(Lease(0, "ghost", this_host(), os.getpid(), "0", **{**about, **changes}), 60, lambda old: True)
+    ghost.claim(Lease(0, "ghost", this_host(), os.getpid(), "0", **{**peer_info, **changes}), 60, lambda old: True)
     return town.worker(may_replay=changes.pop("may_replay", True))
 
 
@@ -240,10 +240,10 @@ def test_a_setting_that_only_one_of_two_has_is_a_difference(town, agreed, named)
 def test_what_a_peer_says_of_itself_can_be_asked_for_in_its_life(town):
     peer = Played(town, 1)
     meeting = town.worker()
-    assert meeting.about(1, "p1") == {"samples": 1}
-    assert meeting.about(1, "another") == {} and meeting.about(2, "p2") == {}
-    peer.say({"agreed": AGREED, "about": [1]})
-    assert meeting.about(1, "p1") == {}
+    assert meeting.peer_info(1, "p1") == {"samples": 1}
+    assert meeting.peer_info(1, "another") == {} and meeting.peer_info(2, "p2") == {}
+    peer.log({"agreed": AGREED, "peer_info": [1]})
+    assert meeting.peer_info(1, "p1") == {}
 
 
 # --- the heartbeat ---------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_an_outage_is_said_once_and_does_not_end_a_life(town):
 
 def test_who_has_lapsed_or_was_replaced_hears_it_and_beats_no_more(town):
     for state, kind, text in (
-        ("lapsed", LapsedError, "worker 0 was away for longer than its lease of 20 s"),
+        ("expired", LeaseExpiredError, "worker 0 was away for longer than its lease of 20 s"),
         ("taken", BusError, "someone else has taken over worker 0"),
     ):
         meeting = town.worker()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from peers.errors import BusError, LapsedError, PeersError
-from peers.session import reader as pump_module
-from peers.session.reader import LAST_READS, Pump
+from peers.errors import BusError, LeaseExpiredError, PeersError
+from peers.session import reader as reader_module
+from peers.session.reader import LAST_READS, PeerReader
 from peers.types import Entry, Lease
 
 
@@ -64,12 +64,12 @@ class Notes:
         self.told.append(("fail", error))
 
 
-def entry(sender, sequence, is_direct=False, life="a"):
-    return Entry(sender, life, sequence, True, b"", b"", is_direct)
+def entry(sender, sequence, is_direct=False, incarnation="a"):
+    return Entry(sender, incarnation, sequence, True, b"", b"", is_direct)
 
 
-def lease(peer, life="a", host="host7/boot/1"):
-    return Lease(peer, life, host, 1, "")
+def lease(peer, incarnation="a", host="host7/boot/1"):
+    return Lease(peer, incarnation, host, 1, "")
 
 
 @pytest.fixture
@@ -78,77 +78,77 @@ def notes():
 
 
 @pytest.fixture
-def pump(notes):
-    return Pump(notes, 0, notes, notes, 20.0, {1: "a", 2: "a"}, notes.lines.append)
+def reader(notes):
+    return PeerReader(notes, 0, notes, notes, 20.0, {1: "a", 2: "a"}, notes.lines.append)
 
 
-def test_what_changed_on_its_way_is_read_again_and_what_came_after_it_waits(pump, notes):
+def test_what_changed_on_its_way_is_read_again_and_what_came_after_it_waits(reader, notes):
     notes.damaged = {(1, 2)}
     batch = [entry(1, 1), entry(1, 2), entry(1, 3), entry(2, 7), entry(1, 5, is_direct=True)]
-    assert pump._hand_on(batch)
+    assert reader._hand_on(batch)
     feeds = [("feed", 1, 1), ("feed", 1, 2), ("damaged", 1), ("again", 1, 2), ("feed", 2, 7), ("feed", 1, 5)]
     assert notes.told == feeds
     # Once more and no more: it may have been published like that.
     notes.told.clear()
-    assert pump._hand_on([entry(1, 2), entry(1, 3)])
+    assert reader._hand_on([entry(1, 2), entry(1, 3)])
     assert notes.told == [("feed", 1, 2), ("feed", 1, 3)]
     # Another life's entry of that number has not been read again yet.
     notes.told.clear()
-    pump._hand_on([entry(1, 2, life="b")])
+    reader._hand_on([entry(1, 2, incarnation="b")])
     assert notes.told == [("feed", 1, 2), ("damaged", 1), ("again", 1, 2)]
-    assert not pump._hand_on([])
+    assert not reader._hand_on([])
 
 
-def test_a_peer_without_a_lease_is_dropped_once_after_all_that_it_has_said(pump, notes):
+def test_a_peer_without_a_lease_is_dropped_once_after_all_that_it_has_said(reader, notes):
     notes.entries = [[entry(1, 1)], [entry(1, 2)]]
     leases = {1: None, 2: lease(2)}
-    pump._watch(leases)
-    pump._watch(leases)
+    reader._watch(leases)
+    reader._watch(leases)
     assert notes.told == [("feed", 1, 1), ("feed", 1, 2), ("drop", 1, "its lease has expired")]
 
 
-def test_a_peer_that_is_no_member_is_not_dropped(pump, notes):
+def test_a_peer_that_is_no_member_is_not_dropped(reader, notes):
     notes.members = {2}
-    pump._watch({1: None, 2: lease(2)})
+    reader._watch({1: None, 2: lease(2)})
     assert notes.told == []
 
 
-def test_the_same_life_is_back_where_it_was(pump, notes):
-    pump._watch({1: None, 2: lease(2)})
+def test_the_same_life_is_back_where_it_was(reader, notes):
+    reader._watch({1: None, 2: lease(2)})
     notes.told.clear()
-    pump._watch({1: lease(1), 2: lease(2)})
-    pump._watch({1: lease(1), 2: lease(2)})
+    reader._watch({1: lease(1), 2: lease(2)})
+    reader._watch({1: lease(1), 2: lease(2)})
     assert notes.told == [("returned", 1)]
     # And may go again.
     notes.members.add(1)
-    pump._watch({1: None, 2: lease(2)})
+    reader._watch({1: None, 2: lease(2)})
     assert notes.told[1:] == [("drop", 1, "its lease has expired")]
 
 
-def test_another_life_is_followed_from_its_beginning_after_what_was_left_of_the_first(pump, notes):
+def test_another_life_is_followed_from_its_beginning_after_what_was_left_of_the_first(reader, notes):
     notes.entries = [[entry(1, 9)]]
-    pump._watch({1: lease(1, "b"), 2: lease(2)})
-    pump._watch({1: lease(1, "b"), 2: lease(2)})
+    reader._watch({1: lease(1, "b"), 2: lease(2)})
+    reader._watch({1: lease(1, "b"), 2: lease(2)})
     assert notes.told == [("feed", 1, 9), ("restarted", 1, "b"), ("follow", 1, "b")]
     assert notes.lines == ["worker 1 was started again on host7"]
 
 
-def test_another_life_after_an_absence_is_followed_and_not_taken_for_the_first(pump, notes):
-    pump._watch({1: None, 2: lease(2)})
+def test_another_life_after_an_absence_is_followed_and_not_taken_for_the_first(reader, notes):
+    reader._watch({1: None, 2: lease(2)})
     notes.told.clear()
-    pump._watch({1: lease(1, "b"), 2: lease(2)})
+    reader._watch({1: lease(1, "b"), 2: lease(2)})
     assert notes.told == [("restarted", 1, "b"), ("follow", 1, "b")]
 
 
 def test_a_peer_that_was_never_there_is_followed_without_a_word(notes):
-    pump = Pump(notes, 0, notes, notes, 20.0, {2: "a"}, notes.lines.append)
-    pump._watch({1: lease(1, "x"), 2: lease(2)})
+    reader = PeerReader(notes, 0, notes, notes, 20.0, {2: "a"}, notes.lines.append)
+    reader._watch({1: lease(1, "x"), 2: lease(2)})
     assert notes.told == [("follow", 1, "x")] and notes.lines == []
 
 
-def test_what_is_left_is_read_to_its_end_but_not_for_ever(pump, notes):
+def test_what_is_left_is_read_to_its_end_but_not_for_ever(reader, notes):
     notes.entries = [[entry(1, k)] for k in range(10 * LAST_READS)]
-    pump._watch({1: None, 2: lease(2)})
+    reader._watch({1: None, 2: lease(2)})
     assert notes.told[-1] == ("drop", 1, "its lease has expired")
     assert len(notes.told) == LAST_READS + 1
 
@@ -159,10 +159,10 @@ def test_what_is_left_is_read_to_its_end_but_not_for_ever(pump, notes):
 class Script:
     """Of a pump's thread: the time, and what its server does at each turn."""
 
-    def __init__(self, pump, notes, turns):
+    def __init__(self, reader, notes, turns):
         """`turns` are pairs of the time and the leases, or an error."""
-        self.pump, self.notes, self.turns, self.now = pump, notes, list(turns), 0.0
-        pump._closing = self
+        self.reader, self.notes, self.turns, self.now = reader, notes, list(turns), 0.0
+        reader._closing = self
         notes.leases = self.leases
 
     def is_set(self):
@@ -185,22 +185,22 @@ class Script:
         return self.now
 
 
-def play(pump, notes, turns, monkeypatch):
-    script = Script(pump, notes, turns)
-    monkeypatch.setattr(pump_module, "time", script)
-    pump._run()
+def play(reader, notes, turns, monkeypatch):
+    script = Script(reader, notes, turns)
+    monkeypatch.setattr(reader_module, "time", script)
+    reader._run()
 
 
 GONE = BusError("Redis at host:1: refused")
 
 
-def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(pump, notes, monkeypatch):
+def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(reader, notes, monkeypatch):
     here = {1: lease(1), 2: lease(2)}
-    play(pump, notes, [(100.0, here), (105.0, GONE), (119.9, GONE)], monkeypatch)
+    play(reader, notes, [(100.0, here), (105.0, GONE), (119.9, GONE)], monkeypatch)
     assert notes.told == [] and notes.lines == ["Redis at host:1: refused; trying again"]
     turns = [(200.0, here), (205.0, GONE), (220.1, GONE), (221.0, GONE), (230.0, here)]
     notes.lines.clear()
-    play(pump, notes, turns, monkeypatch)
+    play(reader, notes, turns, monkeypatch)
     reason = "its Redis has not answered for 20 s"
     assert notes.told == [("drop", 1, reason), ("drop", 2, reason), ("returned", 1), ("returned", 2)]
     assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
@@ -208,25 +208,25 @@ def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(pump, notes, monk
 
 def test_a_pump_serves_its_own_server_and_no_other(notes, monkeypatch):
     notes.servers, notes.members = ((1, 2), (3, 5)), {1, 2, 3, 5}
-    pump = Pump(notes, 1, notes, notes, 20.0, {3: "a", 5: "a"}, notes.lines.append)
+    reader = PeerReader(notes, 1, notes, notes, 20.0, {3: "a", 5: "a"}, notes.lines.append)
     here = {3: lease(3), 5: None}
-    play(pump, notes, [(100.0, here), (105.0, GONE), (121.0, GONE), (122.0, here)], monkeypatch)
+    play(reader, notes, [(100.0, here), (105.0, GONE), (121.0, GONE), (122.0, here)], monkeypatch)
     assert notes.served == {1}
     assert [told[:2] for told in notes.told] == [("drop", 5), ("drop", 3), ("returned", 3)]
     assert notes.lines[-1] == "the Redis of workers 3, 5 answers again"
 
 
-def test_a_server_that_is_back_may_have_lost_the_leases_for_a_moment(pump, notes, monkeypatch):
+def test_a_server_that_is_back_may_have_lost_the_leases_for_a_moment(reader, notes, monkeypatch):
     """The heartbeats, every five seconds, write them anew."""
     lost, here = {1: None, 2: None}, {1: lease(1), 2: lease(2)}
-    play(pump, notes, [(100.0, here), (103.0, GONE), (104.0, lost), (109.9, lost)], monkeypatch)
+    play(reader, notes, [(100.0, here), (103.0, GONE), (104.0, lost), (109.9, lost)], monkeypatch)
     assert notes.told == []
-    play(pump, notes, [(110.1, lost)], monkeypatch)
+    play(reader, notes, [(110.1, lost)], monkeypatch)
     reason = "its lease has expired"
     assert notes.told == [("drop", 1, reason), ("drop", 2, reason)]
 
 
-def test_the_leases_are_looked_at_every_second_and_not_at_every_read(pump, notes, monkeypatch):
+def test_the_leases_are_looked_at_every_second_and_not_at_every_read(reader, notes, monkeypatch):
     looked = []
 
     class Counted(Script):
@@ -238,18 +238,21 @@ def test_the_leases_are_looked_at_every_second_and_not_at_every_read(pump, notes
             self.now += 0.25
             return self.now > 4.0
 
-    script = Counted(pump, notes, [])
-    monkeypatch.setattr(pump_module, "time", script)
-    pump._run()
+    script = Counted(reader, notes, [])
+    monkeypatch.setattr(reader_module, "time", script)
+    reader._run()
     assert looked == [0.25, 1.25, 2.25, 3.25]
 
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(LapsedError("over"), "over"), (ZeroDivisionError("by zero"), "reading server 0: ZeroDivisionError: by zero")],
+    [
+        (LeaseExpiredError("over"), "over"),
+        (ZeroDivisionError("by zero"), "reading server 0: ZeroDivisionError: by zero"),
+    ],
 )
-def test_what_fails_in_the_thread_ends_every_wait(pump, notes, monkeypatch, error, told):
+def test_what_fails_in_the_thread_ends_every_wait(reader, notes, monkeypatch, error, told):
     notes.entries = [error]
-    play(pump, notes, [(1.0, {1: lease(1), 2: lease(2)}), (2.0, GONE)], monkeypatch)
+    play(reader, notes, [(1.0, {1: lease(1), 2: lease(2)}), (2.0, GONE)], monkeypatch)
     ((word, found),) = notes.told
     assert word == "fail" and isinstance(found, PeersError) and str(found) == told

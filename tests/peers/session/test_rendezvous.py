@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from peers.bus.memory import MemoryHub
-from peers.errors import AbsentError, DisagreementError, DuplicateError, LapsedError
+from peers.errors import AbsentError, DisagreementError, DuplicateError, LeaseExpiredError
 from peers.session.processes import is_dead, process_birth, this_host
 from peers.session.rendezvous import Rendezvous
 from peers.types import Lease
@@ -25,8 +25,8 @@ class Town:
     def __init__(self, workers=2):
         self.hub, self.workers, self.lines, self.open = MemoryHub(), workers, [], []
 
-    def worker(self, number, life="a", agreed=None, lease_s=5.0, timeout_s=10.0):
-        bus = self.hub.bus(number, complete(number, self.workers), f"{life}{number}")
+    def worker(self, number, incarnation="a", agreed=None, lease_s=5.0, timeout_s=10.0):
+        bus = self.hub.bus(number, complete(number, self.workers), f"{incarnation}{number}")
         meeting = Rendezvous(bus, agreed or {"seed": 1}, lease_s, timeout_s, self.lines.append, self.fail)
         self.open.append(meeting)
         return meeting
@@ -108,7 +108,7 @@ def test_a_living_worker_keeps_its_number(town):
     first = town.worker(0)
     first.claim([])
     with pytest.raises(DuplicateError, match=f"already running on .* as process {os.getpid()}"):
-        town.worker(0, life="b").claim([])
+        town.worker(0, incarnation="b").claim([])
 
 
 def test_a_dead_process_on_this_host_gives_its_number_up_at_once(town):
@@ -134,7 +134,7 @@ def test_a_dead_runs_leases_are_not_taken_for_peers_that_train(town):
 
 def start_training(town, number, seen, step=50):
     """A worker in the middle of a run."""
-    meeting = town.worker(number, life="old")
+    meeting = town.worker(number, incarnation="old")
     meeting.claim([])
     meeting._update(phase="training", step=step, seen=seen)
     return meeting
@@ -216,7 +216,7 @@ def test_a_worker_that_was_away_for_longer_than_its_lease_has_lapsed(town):
         meeting._renewed_at -= 10.0
         town.hub.leases.clear()
     assert failed.wait(10)
-    assert isinstance(failures[0], LapsedError)
+    assert isinstance(failures[0], LeaseExpiredError)
     assert not town.hub.leases
 
 

@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from peers.errors import LapsedError, PeersError, StalledError
+from peers.errors import LeaseExpiredError, PeersError, StalledError
 from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.exchange.window import Accumulator, Contribution, GradientWindow
-from peers.session.sender import SerialPool
+from peers.session.sender import SenderThread
 from peers.types import Cursor, Entry, Slice
 from peers.wire.message import encode_fields, encode_vector
 from tests.fleets import in_threads, make_layout
@@ -23,7 +23,7 @@ def fail_on(error):
 
 
 def test_jobs_run_one_after_another_in_the_order_of_their_submission():
-    pool, seen, running = SerialPool(fail_on), [], threading.Semaphore(1)
+    pool, seen, running = SenderThread(fail_on), [], threading.Semaphore(1)
 
     def run(n):
         assert running.acquire(blocking=False), "two at once"
@@ -38,7 +38,7 @@ def test_jobs_run_one_after_another_in_the_order_of_their_submission():
 
 
 def test_nothing_is_drained_before_the_last_job_has_ended():
-    pool, release = SerialPool(fail_on), threading.Event()
+    pool, release = SenderThread(fail_on), threading.Event()
     pool.submit(lambda: release.wait(20))
     assert not pool.drain(0.05)
     release.set()
@@ -53,7 +53,7 @@ def test_the_first_failure_ends_the_pool_and_is_told_once():
         told.append(error)
         done.set()
 
-    pool = SerialPool(tell)
+    pool = SenderThread(tell)
     pool.submit(lambda: go.wait(10) and 1 / 0)
     pool.submit(lambda: told.append("ran"))
     go.set()
@@ -64,7 +64,7 @@ def test_the_first_failure_ends_the_pool_and_is_told_once():
 
 
 def test_a_full_queue_makes_the_submitter_wait_and_then_fail():
-    pool, release = SerialPool(fail_on, limit=2), threading.Event()
+    pool, release = SenderThread(fail_on, limit=2), threading.Event()
     started = threading.Event()
     pool.submit(lambda: (started.set(), release.wait(20)))
     assert started.wait(10)
@@ -216,7 +216,7 @@ def test_a_window_lets_everything_leave_once():
     np.testing.assert_array_equal(other.pass_through(whole, nothing), saved)
 
 
-class Mailbox:
+class MessageStore:
     """An inbox with what it feeds, and a sender's entries."""
 
     def __init__(self, size=10, slack=0):
@@ -226,54 +226,54 @@ class Mailbox:
         self.inbox = Inbox(0, self.layout, self.accumulator, self.gate)
         self.sequence = {}
 
-    def say(self, sender, kind, round, fields=None, life="a", is_direct=False, skip=0):
+    def log(self, sender, kind, round, fields=None, incarnation="a", is_direct=False, skip=0):
         if fields is None:
             whole = self.layout.schedule.slice(round) if kind == "part" else Slice(0, 2)
             pairs = encode_vector(self.layout, kind, round, whole, np.full(whole.size, round, dtype=np.float32))
         else:
             pairs = encode_fields(self.layout, kind, round, fields)
         for header, payload in pairs:
-            key = (sender, life, is_direct)
+            key = (sender, incarnation, is_direct)
             self.sequence[key] = self.sequence.get(key, 0) + 1 + skip
-            self.inbox.feed(Entry(sender, life, self.sequence[key], not skip, header, bytes(payload), is_direct))
+            self.inbox.feed(Entry(sender, incarnation, self.sequence[key], not skip, header, bytes(payload), is_direct))
 
     def taken(self):
         return [(item.sender, item.round) for item in self.accumulator.take(10**6)]
 
 
 def test_a_round_said_again_after_a_restart_is_not_applied_twice():
-    box = Mailbox()
+    box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 0, 0))
     for round in (1, 2, 3):
-        box.say(1, "part", round)
-    box.say(1, "hello", 1, {"is_joining": False, "is_replaying": True}, life="b")
+        box.log(1, "part", round)
+    box.log(1, "hello", 1, {"is_joining": False, "is_replaying": True}, incarnation="b")
     for round in (2, 3, 4):
-        box.say(1, "part", round, life="b")
+        box.log(1, "part", round, incarnation="b")
     assert box.taken() == [(1, 1), (1, 2), (1, 3), (1, 4)]
     assert box.inbox.dropped() == {"replayed": 2}
     assert box.gate.clock(1) == 4
 
 
 def test_rounds_that_were_gone_before_they_were_read_are_counted():
-    box = Mailbox()
+    box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 0, 0))
-    box.say(1, "part", 1)
-    box.say(1, "part", 5, skip=3)
+    box.log(1, "part", 1)
+    box.log(1, "part", 5, skip=3)
     assert box.taken() == [(1, 1), (1, 5)]
     assert box.inbox.dropped() == {"overrun": 3}
 
 
 def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
-    box = Mailbox()
-    box.say(2, "part", 1)
-    box.say(1, "hello", 0, {"is_joining": True, "is_replaying": False}, life="b")
+    box = MessageStore()
+    box.log(2, "part", 1)
+    box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
     assert box.gate.members() == (2,)
-    box.say(1, "want", 0, {"token": "t"}, life="b", is_direct=True)
-    assert box.inbox.take_wishes() == {1: ("b", "t")} and box.inbox.take_wishes() == {}
-    box.say(2, "admit", 6, {"worker": 1, "life": "b"})
+    box.log(1, "want", 0, {"token": "t"}, incarnation="b", is_direct=True)
+    assert box.inbox.take_proposals() == {1: ("b", "t")} and box.inbox.take_proposals() == {}
+    box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
-    box.say(1, "hello", 6, {"is_joining": False, "is_replaying": False}, life="b")
-    box.say(1, "part", 7, life="b")
+    box.log(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
+    box.log(1, "part", 7, incarnation="b")
     assert box.inbox.dropped() == {} and box.gate.clock(1) == 7
 
 
@@ -285,45 +285,45 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
         ("admit", {}),
         ("admit", {"worker": "x"}),
         ("admit", {"worker": 99}),
-        ("admit", {"worker": [1], "life": "b"}),
-        ("admit", {"worker": float("inf"), "life": "b"}),
+        ("admit", {"worker": [1], "incarnation": "b"}),
+        ("admit", {"worker": float("inf"), "incarnation": "b"}),
         ("want", {}),
         ("want", {"token": 3}),
         ("want", {"token": "x" * 100}),
     ],
 )
 def test_fields_that_make_no_sense_are_counted(kind, fields):
-    box = Mailbox()
-    box.say(1, kind, 3, fields)
+    box = MessageStore()
+    box.log(1, kind, 3, fields)
     assert box.inbox.dropped() == {"malformed": 1}
     assert box.gate.members() == (1, 2)
 
 
 def test_a_wish_to_join_that_is_read_after_it_was_granted_drops_nobody():
-    box = Mailbox()
-    box.say(2, "admit", 6, {"worker": 1, "life": "b"})
-    box.say(1, "hello", 0, {"is_joining": True, "is_replaying": False}, life="b")
-    box.say(1, "hello", 6, {"is_joining": False, "is_replaying": False}, life="b")
+    box = MessageStore()
+    box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
+    box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
+    box.log(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
     assert not any("dropped" in line for line in box.lines)
 
 
 def test_after_a_cursor_what_it_covers_is_replayed_and_what_is_missing_is_counted():
-    box = Mailbox()
+    box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 3, 7))
     for round in (3, 4, 5, 6, 9):
-        box.say(1, "part", round)
+        box.log(1, "part", round)
     assert box.taken() == [(1, 4), (1, 5), (1, 6), (1, 9)]
     assert box.inbox.dropped() == {"replayed": 1, "overrun": 2}
 
 
 def test_goodbye_and_states_and_stops_reach_the_gate():
-    box = Mailbox()
-    box.say(1, "state", 4)
-    box.say(2, "state", 4)
+    box = MessageStore()
+    box.log(1, "state", 4)
+    box.log(2, "state", 4)
     assert {peer: list(values) for peer, values in box.gate.wait_states(4).items()} == {1: [4, 4], 2: [4, 4]}
-    box.say(1, "goodbye", 4, {})
-    box.say(2, "stop", 9, {})
+    box.log(1, "goodbye", 4, {})
+    box.log(2, "stop", 9, {})
     assert box.gate.members() == (2,) and box.gate.stop_at == 9
 
 
@@ -368,7 +368,9 @@ def test_who_finds_the_others_further_than_they_can_be_has_been_dropped():
     gate.note(2, 30)
     gate.wait(16)
     gate.note(1, 28)
-    with pytest.raises(LapsedError, match="worker 1 is at round 28, this one at 17: the others have not awaited it"):
+    with pytest.raises(
+        LeaseExpiredError, match="worker 1 is at round 28, this one at 17: the others have not awaited it"
+    ):
         gate.wait(17)
     without_a_bound, _ = make_gate(slack=None)
     without_a_bound.note(1, 10**6)

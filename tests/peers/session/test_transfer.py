@@ -59,7 +59,7 @@ class Shelf:
 
 
 def take(shelf, timeout_s=0.0, check=lambda: None, sizes=SIZES, codec=SMALL):
-    return transfer.take(shelf, 3, "life", "t", sizes, timeout_s, check, codec)
+    return transfer.take(shelf, 3, "incarnation", "t", sizes, timeout_s, check, codec)
 
 
 def assert_is_vectors(arrays):
@@ -82,7 +82,7 @@ def test_what_is_written_by_hand_is_read():
     arrays, meta = take(shelf)
     assert_is_vectors(arrays)
     assert meta == {"round": 7}, "and the sizes are not part of what the giver says"
-    assert {ask[:2] for ask in shelf.asked} == {(3, "life")}
+    assert {ask[:2] for ask in shelf.asked} == {(3, "incarnation")}
     assert [name for *_, names in shelf.asked for name in names] == ["t:meta", *NAMES[:-1]]
 
 
@@ -97,7 +97,7 @@ def test_a_state_is_a_copy_of_what_the_giver_has_then():
 def test_what_says_that_a_state_is_there_is_written_last():
     """At whatever moment a reader looks, it sees no state or the whole of it."""
     hub = MemoryHub()
-    giver, joiner = hub.bus(3, (1,), "life"), hub.bus(1, (3,), "other")
+    giver, joiner = hub.bus(3, (1,), "incarnation"), hub.bus(1, (3,), "other")
     seen, put = [], giver.put_state
 
     def put_and_look(fields, ttl_s):

@@ -22,9 +22,7 @@ def test_a_cursor_survives_as_plain_values():
     cursor = Cursor("a", 7, 40)
     assert cursor.to_plain() == ["a", 7, 40]
     assert Cursor.from_plain(["a", 7, 40]) == cursor
-    # As run folders of version 0.1 have it, where a step had one round; two cannot be told from each other.
-    assert Cursor.from_plain(["a", [7], [40]]) == cursor
-    for wrong in ([], ["a", 7], ["a", "x", 1], ["a", [7, 6], [40, 35]], ["a", [], []], None):
+    for wrong in ([], ["a", 7], ["a", "x", 1], ["a", [7], [40]], None):
         with pytest.raises((ValueError, TypeError)):
             Cursor.from_plain(wrong)
 
@@ -116,22 +114,22 @@ def test_refusals_are_counted_each_and_said_once_for_sender_and_reason():
     lines = []
     found = refusals.Refusals(lines.append)
     for sender, reason, how_many in (
-        (1, "seal", 1),
-        (1, "seal", 3),
-        (2, "seal", 1),
+        (1, "mac", 1),
+        (1, "mac", 3),
+        (2, "mac", 1),
         (1, "replayed", 1),
-        (3, "seal", 0),
+        (3, "mac", 0),
     ):
         found.note(sender, reason, "entry 7 of its outbox", how_many)
-    assert found.counts() == {"seal": 5, "replayed": 1}
+    assert found.counts() == {"mac": 5, "replayed": 1}
     assert [line.partition(":")[0] for line in lines] == ["worker 1", "worker 2", "worker 1", "worker 3"]
-    assert all("and counted as 'seal'" in line for line in lines[:2]) and "counted" not in lines[3]
+    assert all("and counted as 'mac'" in line for line in lines[:2]) and "counted" not in lines[3]
 
 
 def test_counts_add_up_by_reason():
-    one, other = {"seal": 2, "late": 1}, Counter(seal=3, gated=4)
-    assert refusals.total(one, other, {}) == {"seal": 5, "late": 1, "gated": 4}
-    assert refusals.total() == {} and one == {"seal": 2, "late": 1}
+    one, other = {"mac": 2, "late": 1}, Counter(mac=3, gated=4)
+    assert refusals.total(one, other, {}) == {"mac": 5, "late": 1, "gated": 4}
+    assert refusals.total() == {} and one == {"mac": 2, "late": 1}
 
 
 def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypatch):
@@ -166,16 +164,16 @@ def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypat
 
 
 def test_a_drain_that_takes_long_is_said_and_goes_on(monkeypatch):
-    monkeypatch.setattr(pool, "SAY_AFTER_S", 0.01)
+    monkeypatch.setattr(pool, "LOG_AFTER_S", 0.01)
     release, lines = threading.Event(), []
-    jobs = pool.SerialPool(lambda error: lines.append(repr(error)))
+    jobs = pool.SenderThread(lambda error: lines.append(repr(error)))
     jobs.submit(lambda: release.wait(20))
 
-    def say(line):
+    def log(line):
         lines.append(line)
         release.set()
 
-    assert jobs.drain(20.0, say)
+    assert jobs.drain(20.0, log)
     assert lines == ["waiting for our own Redis to take what was said since 0.01 s, 20 s at most"]
     jobs.close()
     assert jobs.drain(0.0) and not jobs.submit(lambda: None)

@@ -35,9 +35,9 @@ def reach(some):
 
 @QUICK
 @given(vectors(FINITE), st.sampled_from(["mean", *robust.RULES]), st.integers(0, 4))
-def test_a_rule_stays_between_the_vectors_and_changes_none(some, rule, hostile):
+def test_a_rule_stays_between_the_vectors_and_changes_none(some, rule, byzantine):
     before = [vector.copy() for vector in some]
-    found = robust.build(rule, hostile)(some)
+    found = robust.build(rule, byzantine)(some)
     assert found.dtype == np.float32 and found.shape == some[0].shape
     for vector, copy in zip(some, before, strict=True):
         np.testing.assert_array_equal(vector, copy)

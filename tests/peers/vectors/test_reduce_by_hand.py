@@ -10,7 +10,7 @@ import pytest
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.partition import Schedule
-from peers.vectors.screen import KNOWN, WINDOW, Judge, Term
+from peers.vectors.screen import KNOWN, WINDOW, Screen, Term
 
 NAN, INF = float("nan"), float("inf")
 
@@ -78,15 +78,15 @@ def test_a_median_coordinate_by_coordinate(column, middle):
 
 
 @pytest.mark.parametrize(
-    ("hostile", "expected"),
+    ("byzantine", "expected"),
     [(0, 23.2), (1, 5), (2, 3), (3, 3), (99, 3)],
 )
-def test_a_trimmed_mean_leaves_as_many_out_at_either_end(hostile, expected):
+def test_a_trimmed_mean_leaves_as_many_out_at_either_end(byzantine, expected):
     some = rows([100], [10], [2], [1], [3])
-    np.testing.assert_allclose(robust.trimmed_mean(some, hostile), [expected], rtol=1e-6)
-    np.testing.assert_allclose(robust.build("trimmed_mean", hostile)(some), [expected], rtol=1e-6)
+    np.testing.assert_allclose(robust.trimmed_mean(some, byzantine), [expected], rtol=1e-6)
+    np.testing.assert_allclose(robust.build("trimmed_mean", byzantine)(some), [expected], rtol=1e-6)
     mirrored = [-vector for vector in some]
-    np.testing.assert_allclose(robust.trimmed_mean(mirrored, hostile), [-expected], rtol=1e-6)
+    np.testing.assert_allclose(robust.trimmed_mean(mirrored, byzantine), [-expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 5.5), (3, 10), (4, 15)])
@@ -161,16 +161,16 @@ def test_squares_add_up_from_piece_to_piece():
 PART, OTHER = Slice(0, 8), Slice(8, 16)
 
 
-def terms(*norms, life="a"):
-    return [Term(worker, life, norm) for worker, norm in enumerate(norms)]
+def terms(*norms, incarnation="a"):
+    return [Term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
 
 
 def knowing(norms, factor=2.0, **more):
     """A judge of worker 9, to whom workers 0 and 1 have shown these lengths, one round each."""
-    judge = Judge(9, factor, **more)
+    screen = Screen(9, factor, **more)
     for norm in norms:
-        judge._note(PART, norm)
-    return judge
+        screen._note(PART, norm)
+    return screen
 
 
 @pytest.mark.parametrize(
@@ -183,135 +183,135 @@ def knowing(norms, factor=2.0, **more):
     ],
 )
 def test_the_limit_is_the_factor_times_the_running_median(seen, limit):
-    judge = knowing(seen)
+    screen = knowing(seen)
     # The others are silent, so that only what was seen counts.
-    assert judge.judge(PART, terms(0.01, limit, 0.01)) == {0, 1, 2}
-    judge = knowing(seen)
-    assert judge.judge(PART, terms(0.01, limit * 1.001, 0.01)) == {0, 2}
+    assert screen.usable(PART, terms(0.01, limit, 0.01)) == {0, 1, 2}
+    screen = knowing(seen)
+    assert screen.usable(PART, terms(0.01, limit * 1.001, 0.01)) == {0, 2}
 
 
 def test_or_the_lower_median_of_what_the_others_say_where_that_is_larger():
     for own, accepted in ((12.0, {0, 1, 2, 3}), (12.1, {0, 1, 2})):
-        judge = knowing([1.0] * 8)
+        screen = knowing([1.0] * 8)
         # For the last one the others say 5, 6 and 7; for each of the others 6, 7 and what the last one says.
-        assert judge.judge(PART, terms(5, 6, 7, own)) == accepted, own
-    judge = knowing([1.0] * 8)
+        assert screen.usable(PART, terms(5, 6, 7, own)) == accepted, own
+    screen = knowing([1.0] * 8)
     # Of two others the lower one counts, so one alone cannot make room for another.
-    assert judge.judge(PART, terms(1.0, 50.0, 60.0)) == {0}
+    assert screen.usable(PART, terms(1.0, 50.0, 60.0)) == {0}
     # Silence of another is no yardstick.
-    judge = knowing([1.0] * 8)
-    assert judge.judge(PART, terms(0.0, 3.0, 3.0)) == {0, 1, 2}
+    screen = knowing([1.0] * 8)
+    assert screen.usable(PART, terms(0.0, 3.0, 3.0)) == {0, 1, 2}
 
 
 def test_the_gate_opens_its_eyes_with_the_eighth_length():
     assert KNOWN == 8
     for count, accepted in ((7, {0, 1}), (8, {0})):
-        assert knowing([1.0] * count).judge(PART, terms(1.0, 100.0)) == accepted
+        assert knowing([1.0] * count).usable(PART, terms(1.0, 100.0)) == accepted
 
 
 def test_what_was_left_out_is_no_measure_for_what_comes():
-    judge = knowing([1.0] * 8)
+    screen = knowing([1.0] * 8)
     for _ in range(40):
-        assert judge.judge(PART, terms(1.0, 100.0)) == {0}
-    assert judge.counts == {"gated": 40}
+        assert screen.usable(PART, terms(1.0, 100.0)) == {0}
+    assert screen.counts == {"gated": 40}
 
 
 def test_a_measure_is_of_the_last_sixty_four():
     assert WINDOW == 64
-    judge = knowing([1.0] * 64 + [5.0] * 31)
-    assert judge.judge(PART, terms(0.01, 2.1)) == {0}, "33 of the last 64 are ones"
-    judge = knowing([1.0] * 64 + [5.0] * 33)
-    assert judge.judge(PART, terms(0.01, 9.9)) == {0, 1}
+    screen = knowing([1.0] * 64 + [5.0] * 31)
+    assert screen.usable(PART, terms(0.01, 2.1)) == {0}, "33 of the last 64 are ones"
+    screen = knowing([1.0] * 64 + [5.0] * 33)
+    assert screen.usable(PART, terms(0.01, 9.9)) == {0, 1}
 
 
 def test_who_is_muted_after_which_strike_and_what_still_counts():
-    judge = Judge(9, most_strikes=2)
-    assert judge.judge(PART, terms(1.0, NAN)) == {0} and not judge.is_muted(1)
-    assert judge.judge(OTHER, terms(1.0, INF)) == {0} and judge.is_muted(1)
-    assert judge.judge(PART, terms(1.0, NAN)) == {0}
-    assert judge.counts == {"not_finite": 2, "muted": 1}
-    assert judge.stats() == {"strikes": {"1": 2}, "muted": [1]}
+    screen = Screen(9, most_offences=2)
+    assert screen.usable(PART, terms(1.0, NAN)) == {0} and not screen.is_banned(1)
+    assert screen.usable(OTHER, terms(1.0, INF)) == {0} and screen.is_banned(1)
+    assert screen.usable(PART, terms(1.0, NAN)) == {0}
+    assert screen.counts == {"not_finite": 2, "banned": 1}
+    assert screen.stats() == {"offences": {"1": 2}, "banned": [1]}
 
 
 def test_what_a_muted_one_says_is_no_measure():
-    judge = knowing([1.0] * 8, most_strikes=1)
-    assert judge.judge(PART, terms(1.0, NAN, 1.0)) == {0, 2}
+    screen = knowing([1.0] * 8, most_offences=1)
+    assert screen.usable(PART, terms(1.0, NAN, 1.0)) == {0, 2}
     # Else the lower median of 30 and 30 would make room for 50.
-    assert judge.judge(PART, terms(1.0, 50.0, 50.0, 1.0)) == {0, 3}
+    assert screen.usable(PART, terms(1.0, 50.0, 50.0, 1.0)) == {0, 3}
 
 
 def test_where_they_come_one_by_one_the_newest_of_each_counts_until_it_is_muted():
-    judge = knowing([1.0] * 8, most_strikes=2, is_alike=False)
-    judge.note_own(PART, 30.0)
-    assert judge.judge(PART, [Term(1, "a", 30.0)]) == {1}
+    screen = knowing([1.0] * 8, most_offences=2, is_alike=False)
+    screen.note_own(PART, 30.0)
+    assert screen.usable(PART, [Term(1, "a", 30.0)]) == {1}
     # The others of worker 2 say 30 and 30; of another part nobody has said anything.
-    assert judge.judge(PART, [Term(2, "a", 60.0)]) == {2}
+    assert screen.usable(PART, [Term(2, "a", 60.0)]) == {2}
     for _ in range(2):
-        assert judge.judge(PART, [Term(2, "a", INF)]) == set()
-    assert judge.is_muted(2) and set(judge._newest[PART]) == {1, 9}
+        assert screen.usable(PART, [Term(2, "a", INF)]) == set()
+    assert screen.is_banned(2) and set(screen._newest[PART]) == {1, 9}
 
 
 def test_without_a_gate_ones_own_length_is_not_noted():
-    judge = Judge(9, 0.0, is_alike=False)
-    judge.note_own(PART, 1.0)
-    assert not judge._newest and not judge._windows
-    judge = Judge(9, 1.0, is_alike=False)
-    judge.note_own(PART, INF)
-    assert not judge._newest and not judge._windows
+    screen = Screen(9, 0.0, is_alike=False)
+    screen.note_own(PART, 1.0)
+    assert not screen._newest and not screen._windows
+    screen = Screen(9, 1.0, is_alike=False)
+    screen.note_own(PART, INF)
+    assert not screen._newest and not screen._windows
 
 
 def test_what_is_not_to_be_gated_has_only_to_be_finite_and_is_no_measure():
-    judge = knowing([1.0] * 8)
-    assert judge.judge(PART, terms(1.0, 1000.0, NAN), is_gated=False) == {0, 1}
-    assert judge.judge(PART, terms(1.0, 3.0)) == {0}
+    screen = knowing([1.0] * 8)
+    assert screen.usable(PART, terms(1.0, 1000.0, NAN), is_gated=False) == {0, 1}
+    assert screen.usable(PART, terms(1.0, 3.0)) == {0}
 
 
 def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life():
     schedule = Schedule(8, 4)
-    judge = Judge(9, 2.0, most_strikes=5)
+    screen = Screen(9, 2.0, most_offences=5)
     parts = [Slice(0, 2), Slice(2, 4), Slice(4, 6), Slice(6, 8)]
     for number, part in enumerate(parts, 1):
         for length in range(number):
-            judge.judge(part, [Term(3, "b", 10.0 * number + length)])
-    judge.judge(parts[0], [Term(5, "c", NAN), Term(9, "", NAN)])
-    arrays, strikes = judge.state(schedule, (1, 2, 8))
-    assert judge.sizes(schedule, (1, 2, 8)) == {"norms": 64 * 8}
+            screen.usable(part, [Term(3, "b", 10.0 * number + length)])
+    screen.usable(parts[0], [Term(5, "c", NAN), Term(9, "", NAN)])
+    arrays, offences = screen.state(schedule, (1, 2, 8))
+    assert screen.sizes(schedule, (1, 2, 8)) == {"norms": 64 * 8}
     found = arrays["norms"].reshape(8, 64)
     expected = np.zeros((8, 64), np.float32)
     for number in range(1, 5):
         expected[number - 1, :number] = [10.0 * number + length for length in range(number)]
     np.testing.assert_array_equal(found, expected)
-    assert strikes == [[5, "c", 1], [9, "", 1]]
-    other = Judge(1, 2.0, most_strikes=5)
-    other.load_state(schedule, arrays, strikes)
+    assert offences == [[5, "c", 1], [9, "", 1]]
+    other = Screen(1, 2.0, most_offences=5)
+    other.load_state(schedule, arrays, offences)
     again, same = other.state(schedule, (1, 2, 8))
     np.testing.assert_array_equal(again["norms"], arrays["norms"])
-    assert same == strikes
+    assert same == offences
     # A new life of the one that was struck begins anew; the same life does not.
-    other.judge(parts[0], [Term(5, "c", 1.0)])
-    assert other.stats()["strikes"] == {"5": 1, "9": 1}
-    other.judge(parts[0], [Term(5, "d", 1.0)])
-    assert other.stats()["strikes"] == {"9": 1}
+    other.usable(parts[0], [Term(5, "c", 1.0)])
+    assert other.stats()["offences"] == {"5": 1, "9": 1}
+    other.usable(parts[0], [Term(5, "d", 1.0)])
+    assert other.stats()["offences"] == {"9": 1}
 
 
 def test_parts_that_are_no_more_are_forgotten_and_those_in_force_kept():
-    judge = Judge(9, 2.0)
+    screen = Screen(9, 2.0)
     for _ in range(8):
-        judge.judge(Slice(0, 8), terms(1.0, 1.0))
-        judge.judge(Slice(0, 16), terms(1.0, 1.0))
-    judge.reschedule(Schedule(16, 2))
-    assert judge.judge(Slice(0, 8), terms(1.0, 9.0)) == {0}
+        screen.usable(Slice(0, 8), terms(1.0, 1.0))
+        screen.usable(Slice(0, 16), terms(1.0, 1.0))
+    screen.reschedule(Schedule(16, 2))
+    assert screen.usable(Slice(0, 8), terms(1.0, 9.0)) == {0}
     # Of another cut nothing is learned any more.
     for _ in range(30):
-        assert judge.judge(Slice(0, 16), terms(1.0, 9.0)) == {0, 1}
+        assert screen.usable(Slice(0, 16), terms(1.0, 9.0)) == {0, 1}
 
 
 def test_a_length_is_kept_as_a_state_has_it():
     """In float32, so that who has it from a state decides as who has measured it."""
-    judge = Judge(9, 2.0)
+    screen = Screen(9, 2.0)
     for length in (0.1, 1e39, 0.0):
-        judge.judge(PART, terms(length))
-    assert list(judge._windows[PART]) == [float(np.float32(0.1)), float(np.finfo(np.float32).max)]
+        screen.usable(PART, terms(length))
+    assert list(screen._windows[PART]) == [float(np.float32(0.1)), float(np.finfo(np.float32).max)]
 
 
 def test_a_rule_is_found_by_its_name():
@@ -327,12 +327,12 @@ def test_a_rule_is_found_by_its_name():
 
 def test_refused_messages_count_where_each_decides_for_itself_and_only_there():
     lines = []
-    judge = Judge(9, most_strikes=2, is_alike=False, say=lines.append)
+    screen = Screen(9, most_offences=2, is_alike=False, log=lines.append)
     for _ in range(5):
-        judge.note_refused(1, "a")
-    assert judge.judge(PART, terms(1.0, 1.0)) == {0}
+        screen.note_refused(1, "a")
+    assert screen.usable(PART, terms(1.0, 1.0)) == {0}
     # What a muted one sends is no further strike; and a new life begins anew.
-    assert judge.stats() == {"strikes": {"1": 2}, "muted": [1]} and len(lines) == 1
-    judge.note_refused(1, "b")
-    assert judge.judge(PART, terms(1.0, 1.0, life="b")) == {0, 1}
-    assert judge.stats() == {"strikes": {"1": 1}, "muted": []}
+    assert screen.stats() == {"offences": {"1": 2}, "banned": [1]} and len(lines) == 1
+    screen.note_refused(1, "b")
+    assert screen.usable(PART, terms(1.0, 1.0, incarnation="b")) == {0, 1}
+    assert screen.stats() == {"offences": {"1": 1}, "banned": []}

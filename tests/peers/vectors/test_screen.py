@@ -10,117 +10,117 @@ from hypothesis import strategies as st
 
 from peers.types import Slice
 from peers.vectors.partition import Schedule
-from peers.vectors.screen import KNOWN, WINDOW, Judge, Term
+from peers.vectors.screen import KNOWN, WINDOW, Screen, Term
 
 PART = Slice(0, 8)
 
 
-def terms(*norms, life="a"):
-    return [Term(worker, life, norm) for worker, norm in enumerate(norms)]
+def terms(*norms, incarnation="a"):
+    return [Term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
 
 
-def warm(judge, workers=3, rounds=WINDOW, norm=1.0):
+def warm(screen, workers=3, rounds=WINDOW, norm=1.0):
     for _ in range(rounds):
-        judge.judge(PART, terms(*[norm] * workers))
-    return judge
+        screen.usable(PART, terms(*[norm] * workers))
+    return screen
 
 
 def test_what_is_far_longer_than_usual_is_left_out():
-    judge = warm(Judge(0, factor=10))
-    assert judge.judge(PART, terms(1, 9.9, 1)) == {0, 1, 2}
-    assert judge.judge(PART, terms(1, 10.5, 1)) == {0, 2}
-    assert judge.counts == {"gated": 1}
-    assert judge.stats() == {"strikes": {"1": 1}, "muted": []}
+    screen = warm(Screen(0, factor=10))
+    assert screen.usable(PART, terms(1, 9.9, 1)) == {0, 1, 2}
+    assert screen.usable(PART, terms(1, 10.5, 1)) == {0, 2}
+    assert screen.counts == {"gated": 1}
+    assert screen.stats() == {"offences": {"1": 1}, "banned": []}
 
 
 def test_nothing_is_gated_before_enough_is_known():
-    judge = Judge(0, factor=10)
+    screen = Screen(0, factor=10)
     for round in range(KNOWN // 2):
-        assert judge.judge(PART, terms(1, 1000)) == {0, 1}, round
-    judge = warm(Judge(0, factor=10), workers=2, rounds=KNOWN // 2)
-    assert judge.judge(PART, terms(1, 1000)) == {0}
+        assert screen.usable(PART, terms(1, 1000)) == {0, 1}, round
+    screen = warm(Screen(0, factor=10), workers=2, rounds=KNOWN // 2)
+    assert screen.usable(PART, terms(1, 1000)) == {0}
 
 
 def test_each_part_has_a_measure_of_its_own():
-    judge = warm(Judge(0, factor=10))
-    assert judge.judge(Slice(8, 16), terms(1, 1000, 1)) == {0, 1, 2}
+    screen = warm(Screen(0, factor=10))
+    assert screen.usable(Slice(8, 16), terms(1, 1000, 1)) == {0, 1, 2}
 
 
 def test_where_all_are_longer_it_is_the_measure_that_is_off():
-    judge = warm(Judge(0, factor=10))
-    assert judge.judge(PART, terms(100, 100, 100)) == {0, 1, 2}
+    screen = warm(Screen(0, factor=10))
+    assert screen.usable(PART, terms(100, 100, 100)) == {0, 1, 2}
     # And one of two cannot say which of them is.
-    judge = warm(Judge(0, factor=10), workers=2)
-    assert judge.judge(PART, terms(1, 100)) == {0}
+    screen = warm(Screen(0, factor=10), workers=2)
+    assert screen.usable(PART, terms(1, 100)) == {0}
 
 
 def test_who_is_alone_is_not_judged():
-    judge = warm(Judge(0, factor=10), workers=1)
-    assert judge.judge(PART, terms(1e6)) == {0}
+    screen = warm(Screen(0, factor=10), workers=1)
+    assert screen.usable(PART, terms(1e6)) == {0}
 
 
 def test_silence_is_no_measure():
-    judge = Judge(0, factor=10)
+    screen = Screen(0, factor=10)
     for _ in range(WINDOW):
-        judge.judge(PART, terms(0, 0, 0))
-    assert judge.judge(PART, terms(0, 1, 0)) == {0, 1, 2}
+        screen.usable(PART, terms(0, 0, 0))
+    assert screen.usable(PART, terms(0, 1, 0)) == {0, 1, 2}
 
 
 def test_our_own_norms_are_a_measure_for_what_comes_one_by_one():
-    judge = Judge(0, factor=10, is_alike=False)
+    screen = Screen(0, factor=10, is_alike=False)
     for _ in range(KNOWN):
-        judge.note_own(PART, 1.0)
-    assert judge.judge(PART, [Term(1, "a", 50.0)]) == set()
-    judge.note_own(PART, 40.0)
-    assert judge.judge(PART, [Term(1, "a", 50.0)]) == {1}
+        screen.note_own(PART, 1.0)
+    assert screen.usable(PART, [Term(1, "a", 50.0)]) == set()
+    screen.note_own(PART, 40.0)
+    assert screen.usable(PART, [Term(1, "a", 50.0)]) == {1}
 
 
 def test_what_is_not_finite_is_left_out_with_the_gate_off_too():
-    judge = Judge(0)
-    assert judge.judge(PART, terms(1, math.nan, math.inf, 1e30)) == {0, 3}
-    assert judge.counts == {"not_finite": 2}
+    screen = Screen(0)
+    assert screen.usable(PART, terms(1, math.nan, math.inf, 1e30)) == {0, 3}
+    assert screen.counts == {"not_finite": 2}
 
 
 def test_after_so_many_strikes_a_sender_is_muted_and_that_is_said_once():
     lines = []
-    judge = Judge(0, most_strikes=3, say=lines.append)
+    screen = Screen(0, most_offences=3, log=lines.append)
     for _ in range(3):
-        assert judge.judge(PART, terms(1, math.nan)) == {0}
-    assert judge.judge(PART, terms(1, 1)) == {0}
-    assert judge.stats() == {"strikes": {"1": 3}, "muted": [1]}
-    assert judge.counts == {"not_finite": 3, "muted": 1}
+        assert screen.usable(PART, terms(1, math.nan)) == {0}
+    assert screen.usable(PART, terms(1, 1)) == {0}
+    assert screen.stats() == {"offences": {"1": 3}, "banned": [1]}
+    assert screen.counts == {"not_finite": 3, "banned": 1}
     assert len(lines) == 1 and "worker 1 is muted" in lines[0]
     # Another life of it begins anew.
-    assert judge.judge(PART, terms(1, 1, life="b")) == {0, 1}
-    assert judge.stats() == {"strikes": {}, "muted": []}
+    assert screen.usable(PART, terms(1, 1, incarnation="b")) == {0, 1}
+    assert screen.stats() == {"offences": {}, "banned": []}
 
 
 def test_refused_messages_are_strikes_and_zero_never_mutes():
-    judge, alike = Judge(0, most_strikes=2, is_alike=False), Judge(0, most_strikes=2)
+    screen, alike = Screen(0, most_offences=2, is_alike=False), Screen(0, most_offences=2)
     for _ in range(2):
-        judge.note_refused(1, "a")
+        screen.note_refused(1, "a")
         alike.note_refused(1, "a")
-    assert judge.judge(PART, terms(1, 1)) == {0}
+    assert screen.usable(PART, terms(1, 1)) == {0}
     # Where all decide alike, what only one may have seen is shown, and mutes nobody.
-    assert alike.judge(PART, terms(1, 1)) == {0, 1}
-    assert alike.stats() == {"strikes": {"1": 2}, "muted": []}
-    patient = Judge(0, most_strikes=0)
+    assert alike.usable(PART, terms(1, 1)) == {0, 1}
+    assert alike.stats() == {"offences": {"1": 2}, "banned": []}
+    patient = Screen(0, most_offences=0)
     for _ in range(100):
         patient.note_refused(1, "a")
-    assert patient.judge(PART, terms(1, 1)) == {0, 1}
-    assert patient.stats() == {"strikes": {"1": 100}, "muted": []}
+    assert patient.usable(PART, terms(1, 1)) == {0, 1}
+    assert patient.stats() == {"offences": {"1": 100}, "banned": []}
 
 
 def test_our_own_strikes_stay_behind_in_another_life():
-    judge = Judge(0, most_strikes=1)
-    judge.judge(PART, [Term(0, "", math.nan), Term(1, "a", math.nan)])
+    screen = Screen(0, most_offences=1)
+    screen.usable(PART, [Term(0, "", math.nan), Term(1, "a", math.nan)])
     schedule = Schedule(16, 2)
-    arrays, strikes = judge.state(schedule, ())
-    again, other = Judge(0, most_strikes=1), Judge(2, most_strikes=1)
-    again.load_state(schedule, arrays, strikes)
-    other.load_state(schedule, arrays, strikes)
-    assert again.stats()["strikes"] == {"1": 1}
-    assert other.stats()["strikes"] == {"0": 1, "1": 1}
+    arrays, offences = screen.state(schedule, ())
+    again, other = Screen(0, most_offences=1), Screen(2, most_offences=1)
+    again.load_state(schedule, arrays, offences)
+    other.load_state(schedule, arrays, offences)
+    assert again.stats()["offences"] == {"1": 1}
+    assert other.stats()["offences"] == {"0": 1, "1": 1}
 
 
 NORMS = st.one_of(st.floats(0, 1e3), st.sampled_from([1.0, 1.0, 1e9, math.nan, math.inf]))
@@ -132,13 +132,13 @@ ROUNDS = st.lists(st.tuples(st.integers(0, 3), st.lists(NORMS, min_size=4, max_s
 def test_who_takes_over_the_state_decides_as_its_giver(before, after):
     schedule = Schedule(16, 4)
     slices = schedule.slices
-    giver, joiner = Judge(0, 10, 5), Judge(9, 10, 5)
+    giver, joiner = Screen(0, 10, 5), Screen(9, 10, 5)
     for part, norms in before:
-        giver.judge(slices[part], terms(*norms))
-    arrays, strikes = giver.state(schedule, (1, 2, 4))
+        giver.usable(slices[part], terms(*norms))
+    arrays, offences = giver.state(schedule, (1, 2, 4))
     assert {name: array.size for name, array in arrays.items()} == joiner.sizes(schedule, (1, 2, 4))
     assert all(np.isfinite(array).all() for array in arrays.values())
-    joiner.load_state(schedule, arrays, strikes)
+    joiner.load_state(schedule, arrays, offences)
     for part, norms in after:
-        assert giver.judge(slices[part], terms(*norms)) == joiner.judge(slices[part], terms(*norms))
+        assert giver.usable(slices[part], terms(*norms)) == joiner.usable(slices[part], terms(*norms))
     assert giver.stats() == joiner.stats()

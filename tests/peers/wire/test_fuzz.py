@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peers.bus.redis.mac import Seals, Watch
+from peers.bus.redis.mac import Macs, Watch
 from peers.codecs.exact import CODECS
 from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.exchange.window import Accumulator
-from peers.rounds.mailbox import Mailbox
+from peers.rounds.messages import MessageStore
 from peers.types import Entry, Slice
 from peers.wire.message import RoundLayout, encode_vector
+from tests.byzantine import Corpus
 from tests.fleets import make_layout
-from tests.hostile import Corpus
 
 PART = Slice(0, 600)
 MOST_BYTES, MOST_S = 16e6, 0.050
@@ -56,27 +56,27 @@ class Partial:
         found = self.accumulator.take(rounds)
         assert [(item.sender, item.round) for item in found] == [(1, round) for round in range(1, rounds + 1)]
         assert self.accumulator.take(2**60) == []
-        assert self.gate.members() == () and self.gate.stop_at is None and not self.inbox.take_wishes()
+        assert self.gate.members() == () and self.gate.stop_at is None and not self.inbox.take_proposals()
 
 
-class Led:
+class LeaderBased:
     """Who takes part in rounds with a leader."""
 
     kind = "result"
 
     def __init__(self, codec):
         self.layout = RoundLayout(b"testtest", {"result": (PART.size, CODECS[codec])})
-        self.mailbox = Mailbox(self.layout, 10, quiet)
-        self.feed, self.counts = self.mailbox.feed, self.mailbox.counts
+        self.message_store = MessageStore(self.layout, 10, quiet)
+        self.feed, self.counts = self.message_store.feed, self.message_store.counts
 
     def check(self, rounds):
-        assert self.mailbox.letter("result", 1).message.round == rounds
-        assert self.mailbox.letter("result", 2) is None and not self.mailbox.live()
+        assert self.message_store.received("result", 1).message.round == rounds
+        assert self.message_store.received("result", 2) is None and not self.message_store.live()
 
 
 @counts
 @pytest.mark.parametrize("codec", CODEC_NAMES)
-@pytest.mark.parametrize("receiver", [Partial, Led])
+@pytest.mark.parametrize("receiver", [Partial, LeaderBased])
 def test_every_spoiled_message_is_refused_and_counted_once(receiver, codec, count):
     one = receiver(codec)
     corpus = Corpus(one.layout, one.kind, PART, seed=count)
@@ -170,13 +170,13 @@ def test_chunks_out_of_order_make_no_message(order):
 @counts
 def test_no_spoiled_message_passes_with_the_seal_of_the_genuine_one(count):
     layout = make_layout(PART.size)
-    corpus, watch, seals = Corpus(layout, "part", PART, 5), Watch(), Seals(bytes(32), "degan:r:1:a:out")
+    corpus, watch, macs = Corpus(layout, "part", PART, 5), Watch(), Macs(bytes(32), "degan:r:1:a:out")
     found = Counter()
     header, payload = corpus.genuine(1)
-    seal = seals.of_entry(1, header, payload)
-    assert watch.refusal(seals, 1, header, payload, seal) is None
+    mac = macs.of_entry(1, header, payload)
+    assert watch.refusal(macs, 1, header, payload, mac) is None
     for number in range(2, count // 2 + 2):
         bad_header, bad_payload, _ = corpus.spoil(header, payload)
-        found[watch.refusal(seals, number, bad_header, bad_payload, seal)] += 1
-        found[watch.refusal(seals, number, header, payload, seal)] += 1
-    assert found == {"seal": count // 2, "replayed": count // 2}
+        found[watch.refusal(macs, number, bad_header, bad_payload, mac)] += 1
+        found[watch.refusal(macs, number, header, payload, mac)] += 1
+    assert found == {"mac": count // 2, "replayed": count // 2}

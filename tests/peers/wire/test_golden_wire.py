@@ -33,7 +33,7 @@ MANY = np.array([(-1) ** k * (k * 7919 % 2503) / 64 for k in range(2500)], np.fl
 
 def header(kind, round, payload, index=0, count=1, start=0, stop=0, codec="map", **extras):
     """A header as the description of the wire has it."""
-    fields = {"v": 2, "k": kind, "r": round, "i": index, "n": count, "a": start, "b": stop, "f": b"testtest"}
+    fields = {"v": 3, "k": kind, "r": round, "i": index, "n": count, "a": start, "b": stop, "f": b"testtest"}
     fields |= {"c": codec} | ({"x": extras} if extras else {}) | {"z": bytes(4)}
     said = msgpack.packb(fields)[:-4]
     return said + crc32(payload, crc32(said)).to_bytes(4, "big")
@@ -57,7 +57,7 @@ def mac_of_field(key_name, field, value):
 
 
 def test_the_version_of_the_protocol():
-    assert VERSION == 2
+    assert VERSION == 3
 
 
 def said(pairs):
@@ -70,8 +70,8 @@ def test_one_entry_in_full():
     ((head, payload),) = said(encode_vector(layout, "part", 3, Slice(0, 2), VALUES[:2], extras={"s": 2.0}))
     assert payload.hex() == "0000c03f000000c0"
     assert head.hex() == (
-        "8b" "a176" "02" "a16b" "a470617274" "a172" "03" "a169" "00" "a16e" "01" "a161" "00" "a162" "02"
-        "a166" "c4087465737474657374" "a163" "a3726177" "a178" "81a173cb4000000000000000" "a17a" "c40433c6dea6"
+        "8b" "a176" "03" "a16b" "a470617274" "a172" "03" "a169" "00" "a16e" "01" "a161" "00" "a162" "02"
+        "a166" "c4087465737474657374" "a163" "a3726177" "a178" "81a173cb4000000000000000" "a17a" "c404be873afe"
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ FIELDS = {
     "hello": {"is_joining": True, "is_replaying": False},
     "goodbye": {},
     "want": {"token": "0123456789abcdef"},
-    "admit": {"worker": 2, "life": "a0b1c2d3e4f5"},
+    "admit": {"worker": 2, "incarnation": "a0b1c2d3e4f5"},
     "stop": {},
     "round_start": {"term": 1, "stop_at": None, "cohort": [0, 2], "deadline_s": 0.5},
     "round_end": {"term": 1, "stop_at": 9, "model": [1, 4], "steps": 20},
@@ -147,7 +147,7 @@ def test_the_names_of_all_keys():
     assert keys.out(3, "a0") == "degan:try:3:a0:out"
     assert keys.direct(3, "a0", 12) == "degan:try:3:a0:to:12"
     assert keys.state(3, "a0") == "degan:try:3:a0:state"
-    assert keys.life(3) == "degan:try:3:life"
+    assert keys.incarnation(3) == "degan:try:3:incarnation"
     assert keys.probe(3, "5f", "hash") == "degan:try:3:doctor:5f:hash"
     assert keys.everything() == "degan:try:*"
 
@@ -169,10 +169,10 @@ LEASE_FIELDS = {
 }
 
 
-@pytest.mark.parametrize("is_sealed", [False, True], ids=["plain", "with a MAC"])
-def test_all_that_a_worker_writes_to_its_redis(redis_url, is_sealed):
-    run = f"golden{int(is_sealed)}"
-    bus = RedisBus(run, 0, [redis_url] * 2, "life0", [1], 10, 5, run_key=RUN_KEY if is_sealed else None)
+@pytest.mark.parametrize("has_mac", [False, True], ids=["plain", "with a MAC"])
+def test_all_that_a_worker_writes_to_its_redis(redis_url, has_mac):
+    run = f"golden{int(has_mac)}"
+    bus = RedisBus(run, 0, [redis_url] * 2, "life0", [1], 10, 5, run_key=RUN_KEY if has_mac else None)
     client = redis.Redis.from_url(redis_url, protocol=2)
     try:
         bus.configure(max_entries=3, entry_bytes=100)
@@ -184,26 +184,26 @@ def test_all_that_a_worker_writes_to_its_redis(redis_url, is_sealed):
         types = {name.decode(): client.type(name) for name in client.keys(f"degan:{run}:*")}
         assert types == {
             f"{key}:lease": b"string",
-            f"{key}:life": b"string",
-            f"{key}:life0:out": b"stream",
-            f"{key}:life0:to:1": b"stream",
-            f"{key}:life0:state": b"hash",
+            f"{key}:incarnation": b"string",
+            f"{key}:incarnation0:out": b"stream",
+            f"{key}:incarnation0:to:1": b"stream",
+            f"{key}:incarnation0:state": b"hash",
         }
-        assert client.get(f"{key}:life") == b"life0"
+        assert client.get(f"{key}:incarnation") == b"life0"
 
         def entry(stream, number, head, payload):
-            seal = {b"s": mac_of_entry(stream, number, head, payload)} if is_sealed else {}
-            return b"%d-0" % number, list(({b"h": head} | seal | {b"d": payload}).items())
+            mac = {b"s": mac_of_entry(stream, number, head, payload)} if has_mac else {}
+            return b"%d-0" % number, list(({b"h": head} | mac | {b"d": payload}).items())
 
         def entries(stream):
             return [(number, list(fields.items())) for number, fields in client.xrange(stream)]
 
-        out, direct, state = f"{key}:life0:out", f"{key}:life0:to:1", f"{key}:life0:state"
+        out, direct, state = f"{key}:incarnation0:out", f"{key}:incarnation0:to:1", f"{key}:incarnation0:state"
         assert entries(out) == [entry(out, k, b"head %d" % k, b"payload %d" % k) for k in (3, 4, 5)]
         assert entries(direct) == [entry(direct, 1, b"to one", b"only")]
 
         def field(name, place, value):
-            return b"\xc1" + mac_of_field(name, place, value) + value if is_sealed else value
+            return b"\xc1" + mac_of_field(name, place, value) + value if has_mac else value
 
         assert client.get(f"{key}:lease") == field(f"{key}:lease", "", msgpack.packb(LEASE_FIELDS))
         found = client.hgetall(state)
@@ -212,7 +212,7 @@ def test_all_that_a_worker_writes_to_its_redis(redis_url, is_sealed):
             b"t:model:0": field(state, "t:model:0", b"chunk"),
         }
         assert 19_000 < client.pttl(f"{key}:lease") <= 20_000
-        assert all(3_590 < client.ttl(name) <= 3_600 for name in (out, direct, state, f"{key}:life"))
+        assert all(3_590 < client.ttl(name) <= 3_600 for name in (out, direct, state, f"{key}:incarnation"))
     finally:
         client.delete(*client.keys(f"degan:{run}:*"))
         client.close()

@@ -24,7 +24,7 @@ KEPT = 4
 REMEMBERED = 16
 
 
-class Letter(NamedTuple):
+class Received(NamedTuple):
     """A message, in which life its sender said it, and when it came (seconds, monotonic)."""
 
     message: Message
@@ -32,7 +32,7 @@ class Letter(NamedTuple):
     at_s: float
 
 
-class Mailbox(Waiting):
+class MessageStore(Waiting):
     """Where a worker's mail of a mode with rounds is opened and kept.
 
     Args:
@@ -47,19 +47,19 @@ class Mailbox(Waiting):
         self,
         layout: RoundLayout,
         stall_timeout_s: float,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ):
-        super().__init__(stall_timeout_s, say, now)
+        super().__init__(stall_timeout_s, log, now)
         self.refused: Callable[[int, str], None] = lambda sender, incarnation: None
         self._layout = layout
-        self._lives: dict[int, str] = {}
+        self._incarnations: dict[int, str] = {}
         self._assemblers: dict[tuple[int, bool], Assembler] = {}
         # Streams of which the beginning is gone: what is cut off there is no fault.
         self._torn: set[tuple[int, bool]] = set()
         # Streams of whose newest message a part has changed on its way.
         self._damaged: set[tuple[int, bool]] = set()
-        self._kept: dict[tuple[str, int], deque[Letter]] = {}
+        self._kept: dict[tuple[str, int], deque[Received]] = {}
         self._closed: dict[str, int] = {}
         self._live: set[int] = set()
         self._catching_up: set[int] = set()
@@ -72,8 +72,8 @@ class Mailbox(Waiting):
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
         """Take one entry; as `peers.exchange.inbox.Inbox.feed`."""
         stream = entry.sender, entry.is_direct
-        if self._lives.get(entry.sender) != entry.incarnation:
-            self.begin_life(entry.sender, entry.incarnation)
+        if self._incarnations.get(entry.sender) != entry.incarnation:
+            self.begin_incarnation(entry.sender, entry.incarnation)
         if stream not in self._assemblers or not entry.is_contiguous:
             self._assemblers[stream] = Assembler(self._layout)
             if not entry.is_contiguous:
@@ -103,10 +103,10 @@ class Mailbox(Waiting):
             self.refused(entry.sender, entry.incarnation)
         return True
 
-    def begin_life(self, sender: int, incarnation: str) -> None:
+    def begin_incarnation(self, sender: int, incarnation: str) -> None:
         """What this peer says from now on it says in this life."""
         with self._changed:
-            self._lives[sender] = incarnation
+            self._incarnations[sender] = incarnation
             for is_direct in (False, True):
                 self._assemblers.pop((sender, is_direct), None)
                 # A stream that we follow late has lost its beginning.
@@ -121,13 +121,13 @@ class Mailbox(Waiting):
             elif message.kind == "goodbye":
                 self._left[sender] = message.round
                 self._live.discard(sender)
-                self._say(f"worker {sender} has said goodbye")
+                self._log(f"worker {sender} has said goodbye")
             elif message.round <= self._closed.get(message.kind, -1):
                 self._counts["late"] += 1
                 self._note_late(message.kind, message.round)
             else:
-                letters = self._kept.setdefault((message.kind, sender), deque(maxlen=KEPT))
-                letters.append(Letter(message, entry.incarnation, self._now()))
+                kept = self._kept.setdefault((message.kind, sender), deque(maxlen=KEPT))
+                kept.append(Received(message, entry.incarnation, self._now()))
             self._changed.notify_all()
 
     def _note_late(self, kind: str, round: int) -> None:
@@ -137,7 +137,7 @@ class Mailbox(Waiting):
         if peer not in self._live:
             self._live.add(peer)
             self._left.pop(peer, None)
-            self._say(f"worker {peer} takes part")
+            self._log(f"worker {peer} takes part")
         self._changed.notify_all()
 
     def admit(self, peer: int) -> None:
@@ -153,7 +153,7 @@ class Mailbox(Waiting):
     def restarted(self, peer: int, incarnation: str) -> None:
         """The peer was started again: until it says more it is there, and neither leads nor can be asked."""
         with self._changed:
-            self.begin_life(peer, incarnation)
+            self.begin_incarnation(peer, incarnation)
             self._catching_up.add(peer)
             self._changed.notify_all()
 
@@ -164,7 +164,7 @@ class Mailbox(Waiting):
             self._live.discard(peer)
             self._changed.notify_all()
         if was_there:
-            self._say(f"worker {peer} is gone: {reason}; going on without it")
+            self._log(f"worker {peer} is gone: {reason}; going on without it")
 
     def is_member(self, peer: int) -> bool:
         with self._changed:
@@ -181,20 +181,20 @@ class Mailbox(Waiting):
         with self._changed:
             return frozenset(self._live)
 
-    def abreast(self) -> frozenset[int]:
+    def caught_up(self) -> frozenset[int]:
         """The live peers that are not still catching up after a start in the middle."""
         with self._changed:
             return frozenset(self._live - self._catching_up)
 
-    def life(self, peer: int) -> str | None:
+    def incarnation(self, peer: int) -> str | None:
         """The newest incarnation of a peer that we have heard of; None before we have."""
         with self._changed:
-            return self._lives.get(peer)
+            return self._incarnations.get(peer)
 
-    def lives(self) -> dict[int, str]:
+    def incarnations(self) -> dict[int, str]:
         """The newest incarnation of each peer."""
         with self._changed:
-            return dict(self._lives)
+            return dict(self._incarnations)
 
     def reached(self, round: int) -> frozenset[int]:
         """The peers that are there, and those that said goodbye after this round or a later one."""
@@ -206,35 +206,35 @@ class Mailbox(Waiting):
         with self._changed:
             return dict(self._counts)
 
-    def letter(self, kind: str, sender: int, round: int | None = None) -> Letter | None:
+    def received(self, kind: str, sender: int, round: int | None = None) -> Received | None:
         """The newest message of a kind from a sender, or the one of a round."""
         with self._changed:
-            letters = self._kept.get((kind, sender), ())
-            return next((x for x in reversed(letters) if round is None or x.message.round == round), None)
+            kept = self._kept.get((kind, sender), ())
+            return next((x for x in reversed(kept) if round is None or x.message.round == round), None)
 
-    def letters(self, kind: str) -> dict[int, list[Letter]]:
+    def kept(self, kind: str) -> dict[int, list[Received]]:
         """Everything that is kept of a kind, by sender, oldest first."""
         with self._changed:
-            return {sender: list(letters) for (name, sender), letters in self._kept.items() if name == kind}
+            return {sender: list(kept) for (name, sender), kept in self._kept.items() if name == kind}
 
     def close_round(self, kind: str, round: int) -> None:
         """Messages of this kind and round, or an earlier one, are no longer wanted."""
         with self._changed:
             self._closed[kind] = max(round, self._closed.get(kind, -1))
-            for (name, _), letters in self._kept.items():
+            for (name, _), kept in self._kept.items():
                 if name == kind:
-                    late = [letter for letter in letters if letter.message.round <= round]
-                    for letter in late:
-                        letters.remove(letter)
+                    late = [received for received in kept if received.message.round <= round]
+                    for received in late:
+                        kept.remove(received)
 
-    def take(self, kind: str, sender: int) -> Letter | None:
+    def take(self, kind: str, sender: int) -> Received | None:
         """The newest message of a kind from a sender, which is then no longer kept; older ones go too."""
         with self._changed:
-            letters = self._kept.pop((kind, sender), None)
-            return letters[-1] if letters else None
+            kept = self._kept.pop((kind, sender), None)
+            return kept[-1] if kept else None
 
 
-class TimedMailbox(Mailbox):
+class TimedMessageStore(MessageStore):
     """A mailbox that knows since when a kind and round are awaited, so that late answers count for the deadline."""
 
     def __init__(self, deadline: Deadline, *rest: Any):

@@ -9,7 +9,7 @@ import pytest
 
 from peers.codecs.exact import Raw
 from peers.rounds.deadline import Deadline
-from peers.rounds.mailbox import REMEMBERED, Mailbox, TimedMailbox
+from peers.rounds.messages import REMEMBERED, MessageStore, TimedMessageStore
 from peers.types import Entry, Slice
 from peers.wire.message import RoundLayout, encode_fields, encode_vector
 
@@ -27,32 +27,34 @@ class Post:
     """A mailbox, and entries for it as they would be read."""
 
     def __init__(self, box=None):
-        self.lines, self.struck = [], []
-        self.box = box or Mailbox(LAYOUT, 5.0, self.lines.append)
-        self.box.refused = lambda sender, life: self.struck.append((sender, life))
+        self.lines, self.offenders = [], []
+        self.box = box or MessageStore(LAYOUT, 5.0, self.lines.append)
+        self.box.refused = lambda sender, incarnation: self.offenders.append((sender, incarnation))
         self.sequences = {}
 
-    def entries(self, pairs, sender=1, life="a", is_direct=False, is_contiguous=True):
+    def entries(self, pairs, sender=1, incarnation="a", is_direct=False, is_contiguous=True):
         found = []
         for header, payload in pairs:
-            number = self.sequences[sender, life, is_direct] = self.sequences.get((sender, life, is_direct), 0) + 1
-            found.append(Entry(sender, life, number, is_contiguous, bytes(header), bytes(payload), is_direct))
+            number = self.sequences[sender, incarnation, is_direct] = (
+                self.sequences.get((sender, incarnation, is_direct), 0) + 1
+            )
+            found.append(Entry(sender, incarnation, number, is_contiguous, bytes(header), bytes(payload), is_direct))
             is_contiguous = True
         return found
 
     def feed(self, *entries, may_come_again=False):
         return [self.box.feed(entry, may_come_again) for entry in entries]
 
-    def say(self, kind, round=1, sender=1, life="a", **content):
-        self.feed(*self.entries(encode_fields(LAYOUT, kind, round, content), sender, life))
+    def log(self, kind, round=1, sender=1, incarnation="a", **content):
+        self.feed(*self.entries(encode_fields(LAYOUT, kind, round, content), sender, incarnation))
 
     def vector(self, round, value=1.0, kind="result", **where):
         values = np.full(6, value, np.float32)
         return self.entries(encode_vector(LAYOUT, kind, round, Slice(0, 6), values), **where)
 
     def values(self, round=None, kind="result"):
-        letter = self.box.letter(kind, 1, round)
-        return letter and letter.message.values.tolist()
+        received = self.box.received(kind, 1, round)
+        return received and received.message.values.tolist()
 
 
 def spoiled(entry):
@@ -69,7 +71,7 @@ def test_an_entry_that_changed_on_its_way_is_asked_for_again_and_then_counts():
     assert post.feed(first) == [True] and post.feed(spoiled(second), may_come_again=True) == [False]
     assert post.values() is None and post.box.counts() == {}
     assert post.feed(second) == [True]
-    assert post.values(3) == [1.0] * 6 and post.struck == []
+    assert post.values(3) == [1.0] * 6 and post.offenders == []
 
 
 def test_an_entry_that_changed_on_its_way_is_no_fault_of_its_sender_nor_is_what_follows():
@@ -77,21 +79,21 @@ def test_an_entry_that_changed_on_its_way_is_no_fault_of_its_sender_nor_is_what_
     post.feed(*post.vector(2))
     first, second = post.vector(3)
     post.feed(spoiled(first), second)
-    assert post.box.counts() == {"checksum": 1, "incomplete": 1} and post.struck == []
+    assert post.box.counts() == {"checksum": 1, "incomplete": 1} and post.offenders == []
     # The next message is whole; after it a chunk without those before it is the sender's fault.
     post.feed(*post.vector(4))
     assert post.values(4) == [1.0] * 6
     post.feed(post.vector(5)[1])
-    assert post.box.counts() == {"checksum": 1, "incomplete": 2} and post.struck == [(1, "a")]
+    assert post.box.counts() == {"checksum": 1, "incomplete": 2} and post.offenders == [(1, "a")]
 
 
 def test_what_a_sender_should_not_have_sent_is_a_strike_against_that_life():
     post = Post()
-    post.say("hello", life="b", is_replaying=False)
-    assert post.box.counts() == {"malformed": 1} and post.struck == [(1, "b")]
+    post.log("hello", incarnation="b", is_replaying=False)
+    assert post.box.counts() == {"malformed": 1} and post.offenders == [(1, "b")]
     other = RoundLayout(b"otherrun", LAYOUT.kinds)
-    post.feed(*post.entries(encode_fields(other, "stop", 1, {}), life="b"))
-    assert post.box.counts() == {"malformed": 1, "fingerprint": 1} and post.struck == [(1, "b")] * 2
+    post.feed(*post.entries(encode_fields(other, "stop", 1, {}), incarnation="b"))
+    assert post.box.counts() == {"malformed": 1, "fingerprint": 1} and post.offenders == [(1, "b")] * 2
 
 
 def test_a_stream_that_was_cut_off_is_read_from_its_next_whole_message_on():
@@ -102,21 +104,21 @@ def test_a_stream_that_was_cut_off_is_read_from_its_next_whole_message_on():
     post.feed(tail._replace(is_contiguous=False))
     assert post.box.counts() == {} and post.values(3) is None
     post.feed(*post.vector(4, 2.0))
-    assert post.values(4) == [2.0] * 6 and post.struck == []
+    assert post.values(4) == [2.0] * 6 and post.offenders == []
     post.feed(post.vector(5)[1])
-    assert post.box.counts() == {"incomplete": 1} and post.struck == [(1, "a")]
+    assert post.box.counts() == {"incomplete": 1} and post.offenders == [(1, "a")]
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
 def test_a_new_life_finishes_no_message_of_the_one_before(is_direct):
     post = Post()
     post.feed(post.vector(1, is_direct=is_direct)[0])
-    later = post.vector(1, 2.0, life="b", is_direct=is_direct)
+    later = post.vector(1, 2.0, incarnation="b", is_direct=is_direct)
     post.feed(later[1])
-    assert post.box.life(1) == "b" and post.values() is None
-    assert post.box.counts() == {} and post.struck == [], "its beginning may lie before what we read of it"
+    assert post.box.incarnation(1) == "b" and post.values() is None
+    assert post.box.counts() == {} and post.offenders == [], "its beginning may lie before what we read of it"
     post.feed(*later)
-    assert post.values(1) == [2.0] * 6 and post.box.letter("result", 1).incarnation == "b"
+    assert post.values(1) == [2.0] * 6 and post.box.received("result", 1).incarnation == "b"
 
 
 def test_streams_of_one_sender_do_not_mix():
@@ -157,13 +159,13 @@ def test_closing_a_round_closes_those_before_it_and_no_other_kind():
 def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_opened():
     clock = [10.0]
     deadline = Deadline(0.1, 100.0)
-    post = Post(TimedMailbox(deadline, LAYOUT, 5.0, lambda line: None, lambda: clock[0]))
+    post = Post(TimedMessageStore(deadline, LAYOUT, 5.0, lambda line: None, lambda: clock[0]))
     post.box.open_round("result", 1)
     clock[0] = 13.0
     post.feed(*post.vector(1))
-    assert post.box.letter("result", 1).at_s == 13.0
+    assert post.box.received("result", 1).at_s == 13.0
     clock[0] = 17.0
-    post.box.note_answer("result", 1, post.box.letter("result", 1).at_s)
+    post.box.note_answer("result", 1, post.box.received("result", 1).at_s)
     post.box.close_round("result", 1)
     clock[0] = 30.0
     post.feed(*post.vector(1, sender=2))
@@ -185,14 +187,14 @@ def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_op
 
 def test_who_was_started_again_is_there_and_catches_up_until_it_says_otherwise():
     post = Post()
-    post.say("hello", is_joining=False, is_replaying=False)
-    assert post.box.abreast() == {1} and post.box.lives() == {1: "a"}
+    post.log("hello", is_joining=False, is_replaying=False)
+    assert post.box.caught_up() == {1} and post.box.incarnations() == {1: "a"}
     post.box.restarted(1, "b")
-    assert post.box.live() == {1} and post.box.abreast() == set() and post.box.life(1) == "b"
-    post.say("hello", life="b", is_joining=True, is_replaying=False)
-    assert post.box.abreast() == set()
-    post.say("hello", life="b", is_joining=False, is_replaying=False)
-    assert post.box.abreast() == {1}
+    assert post.box.live() == {1} and post.box.caught_up() == set() and post.box.incarnation(1) == "b"
+    post.log("hello", incarnation="b", is_joining=True, is_replaying=False)
+    assert post.box.caught_up() == set()
+    post.log("hello", incarnation="b", is_joining=False, is_replaying=False)
+    assert post.box.caught_up() == {1}
 
 
 def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye():
@@ -201,7 +203,7 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
     post.box.admit(1)
     post.box.admit(2)
     assert post.lines == ["worker 1 takes part", "worker 2 takes part"]
-    post.say("goodbye", 7, sender=2)
+    post.log("goodbye", 7, sender=2)
     for _ in range(2):
         post.box.drop(1, "its lease has expired")
         post.box.drop(2, "its lease has expired")
@@ -212,7 +214,7 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
     assert post.box.reached(7) == {2} and post.box.reached(8) == set() and not post.box.is_member(1)
     # Its way was cut, or it is another life after a goodbye.
     post.box.admit(1)
-    post.say("hello", 7, sender=2, life="b", is_joining=False, is_replaying=False)
+    post.log("hello", 7, sender=2, incarnation="b", is_joining=False, is_replaying=False)
     assert post.box.live() == {1, 2}
     post.box.drop(2, "its lease has expired")
     assert post.box.reached(7) == {1}, "the new life has not said goodbye"
@@ -222,8 +224,8 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
     "change",
     [
         lambda post: post.feed(*post.vector(1)),
-        lambda post: post.say("hello", is_joining=False, is_replaying=False),
-        lambda post: post.say("goodbye"),
+        lambda post: post.log("hello", is_joining=False, is_replaying=False),
+        lambda post: post.log("goodbye"),
         lambda post: post.box.admit(1),
         lambda post: post.box.drop(1, "its lease has expired"),
         lambda post: post.box.restarted(1, "b"),
@@ -234,7 +236,7 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
 def test_whatever_changes_wakes_who_waits(change):
     """A wait looks again after a second in any case, which would hide that nobody woke it."""
     post, is_asleep, has_changed, woken = Post(), threading.Event(), [], []
-    post.say("hello", is_joining=True, is_replaying=False)
+    post.log("hello", is_joining=True, is_replaying=False)
     wait = post.box._changed.wait
 
     def sleep(timeout_s):

@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @dataclass
-class Objects:
+class Setup:
     """What one worker has.
 
     Attributes:
@@ -62,7 +62,7 @@ class Objects:
     sample_reals: Callable[[int], torch.Tensor]
 
     @classmethod
-    def build(cls, settings: Experiment, worker: int, inception: Path | None = None) -> Objects:
+    def build(cls, settings: Experiment, worker: int, inception: Path | None = None) -> Setup:
         """Load the data, cut the shard, make the networks.
 
         Raises:
@@ -107,7 +107,7 @@ class Objects:
         )
 
     @property
-    def about(self) -> dict[str, Any]:
+    def peer_info(self) -> dict[str, Any]:
         """What the other workers may have to know of this one's shard."""
         return {"samples": len(self.shard), "histogram": self.counts[self.worker]}
 
@@ -157,6 +157,6 @@ def write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def shards_json(objects: Objects) -> str:
+def shards_json(setup: Setup) -> str:
     """The class counts of all workers' shards, for the report."""
-    return json.dumps({"classes": list(objects.classes), "counts": objects.counts})
+    return json.dumps({"classes": list(setup.classes), "counts": setup.counts})

@@ -12,7 +12,7 @@ import pytest
 
 from config.settings import Bus as BusSettings
 from degan.modes.federated import Federated
-from degan.modes.leader import led
+from degan.modes.leader import leader_based
 from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
 from peers.rounds.rounds import Gathered
@@ -20,8 +20,8 @@ from peers.types import Entry
 from peers.wire.message import encode_fields
 from tests import multi_discriminators
 from tests.degan.modes.test_federated_by_hand import FAST, ByHand, assert_like, by_size
-from tests.degan.modes.test_federated_by_hand import about as uneven
-from tests.federations import Fleet, about, assert_same_model, experiment, stream
+from tests.degan.modes.test_federated_by_hand import peer_info as uneven
+from tests.federations import Fleet, assert_same_model, experiment, peer_info, stream
 from tests.fleets import close, memory_buses
 
 LONG_S = 60.0
@@ -34,34 +34,34 @@ LONG_S = 60.0
 def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
     """Each with a value that no other has."""
     seen = {}
-    for name in ("Rounds", "Deadline", "Judge", "Leadership", "Rendezvous"):
-        own = getattr(led, name)
+    for name in ("Rounds", "Deadline", "Screen", "Leadership", "Rendezvous"):
+        own = getattr(leader_based, name)
 
         def build(*words, name=name, own=own, **named):
             seen[name] = inspect.signature(own).bind(*words, **named).arguments
             return own(*words, **named)
 
-        monkeypatch.setattr(led, name, build)
+        monkeypatch.setattr(leader_based, name, build)
     block = {"leaders": [2, 0], "deadline": {"floor_s": 3.5, "ceiling_s": 41.0}}
     numbers = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
-    bus = BusSettings(**numbers, norm_gate=6.5, strikes=7)
+    bus = BusSettings(**numbers, norm_gate=6.5, offences=7)
     if mode == "federated":
         settings, make, shape = experiment(3, **block), Federated, (1, 32, 32)
     else:
         settings, make, shape = multi_discriminators.experiment(3, **block), MultiDiscriminator, (1, 8, 8)
     settings = msgspec.structs.replace(settings, bus=bus, connect_timeout_s=55.0)
-    buses, pair = memory_buses(3), led.GanPair(settings, shape, 1, "cpu")
-    made, said = make(settings, pair, buses[1], {"fact": 9}, about(1), lambda line: None), about(1)
+    buses, pair = memory_buses(3), leader_based.GanPair(settings, shape, 1, "cpu")
+    made, said = make(settings, pair, buses[1], {"fact": 9}, peer_info(1), lambda line: None), peer_info(1)
     made.close()
     wanted = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
     assert {name: seen["Rounds"][name] for name in wanted} == wanted
     assert (seen["Deadline"]["floor_s"], seen["Deadline"]["ceiling_s"]) == (3.5, 41.0)
-    assert (seen["Judge"]["worker"], seen["Judge"]["factor"], seen["Judge"]["most_strikes"]) == (1, 6.5, 7)
+    assert (seen["Screen"]["worker"], seen["Screen"]["factor"], seen["Screen"]["most_offences"]) == (1, 6.5, 7)
     assert list(seen["Leadership"]["leaders"]) == [2, 0]
     meeting = seen["Rendezvous"]
     assert (meeting["lease_s"], meeting["timeout_s"], meeting["may_replay"]) == (17.0, 55.0, False)
     # MD-GAN has no use for histograms, so it does not say them.
-    assert meeting["about"] == (said if mode == "federated" else {"samples": said["samples"]})
+    assert meeting["peer_info"] == (said if mode == "federated" else {"samples": said["samples"]})
     assert "fact" in str(meeting["agreed"])
 
 
@@ -69,26 +69,26 @@ def test_histograms_are_not_said_where_they_are_not_to_be_shared():
     settings = experiment(2, share_histograms=False, local_steps=1)
     fleet = Fleet(settings, memory_buses(2))
     fleet.run(1)
-    assert fleet.modes[0]._about(1) == {"samples": about(1)["samples"]}
+    assert fleet.modes[0]._peer_info(1) == {"samples": peer_info(1)["samples"]}
 
 
 def test_what_a_peer_says_of_itself_is_checked_before_it_counts():
     def odd(worker):
         return {"samples": 3 + worker, "histogram": [5, -1], "of no use": 1}
 
-    fleet = Fleet(experiment(2, local_steps=1), memory_buses(2), about=odd)
+    fleet = Fleet(experiment(2, local_steps=1), memory_buses(2), peer_info=odd)
     fleet.run(1)
-    assert fleet.modes[0]._about(1) == {"samples": 4}
+    assert fleet.modes[0]._peer_info(1) == {"samples": 4}
 
 
 # --- whom it asks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wish", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
-def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds(wish, expected):
+@pytest.mark.parametrize(("proposal", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
+def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds(proposal, expected):
     """A cohort is a number, or a share of those that can be asked."""
     deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
-    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **wish)
+    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **proposal)
     fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
     more = {"samples": 640, "histogram": [640]}
 
@@ -103,32 +103,33 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
         mode._rounds.drain()
         saved, loaded = mode.state(), []
         mode.close()
-        fleet.about = lambda worker: more | {"of no use": 1}
+        fleet.peer_info = lambda worker: more | {"of no use": 1}
         mode = fleet.again(2)
         catch_up = mode._catch_up
-        mode._catch_up = lambda *letter: may_go_on.wait(LONG_S) and catch_up(*letter)
+        mode._catch_up = lambda *received: may_go_on.wait(LONG_S) and catch_up(*received)
         first = mode.begin([1, 2], {}, lambda step: loaded.append(step) or saved)
         assert loaded == [2], "the newest of its checkpoints"
         for step in range(first + 1, steps + 1):
             mode.step(step, batches, False)
-        assert mode.settle(steps)
+        assert mode.synchronise(steps)
         mode.finish()
         return mode.stats()
 
     def lead(mode, batches, steps):
-        mail = mode._rounds.mail
+        messages = mode._rounds.messages
         for step in range(1, steps + 1):
             if step == 2:
                 mode._rounds.until(
-                    lambda: mail.life(2) == "another" and 2 in mail.live() - mail.abreast(), lambda: "the new life"
+                    lambda: messages.incarnation(2) == "another" and 2 in messages.live() - messages.caught_up(),
+                    lambda: "the new life",
                 )
             if step == 4:
                 may_go_on.set()
-                mode._rounds.until(lambda: 2 in mail.abreast(), lambda: "that it has caught up")
+                mode._rounds.until(lambda: 2 in messages.caught_up(), lambda: "that it has caught up")
             mode.step(step, batches, False)
             cohorts.append(mode.stats()["cohort"])
-        assert mode._about(1) == about(1) and mode._about(2) == more
-        assert mode.settle(steps)
+        assert mode._peer_info(1) == peer_info(1) and mode._peer_info(2) == more
+        assert mode.synchronise(steps)
         mode.finish()
         return mode.stats()
 
@@ -162,7 +163,7 @@ def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
             mode._lead(2)
             assert mode.stats()["leader"] == 1 and mode.state()[1]["version"] == [5, 2]
         mode.step(3, batches, True)
-        assert mode.settle(3)
+        assert mode.synchronise(3)
         mode.finish()
         return mode.stats()
 
@@ -186,7 +187,7 @@ def test_a_round_that_another_leads_once_more_is_followed_instead_of_its_end():
         else:
             mode._rounds.leadership.term = 4
             mode._lead(1)
-        assert mode.settle(1)
+        assert mode.synchronise(1)
         mode.finish()
         return mode.stats()
 
@@ -200,7 +201,7 @@ def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least
     settings = experiment(4, local_steps=1, quorum=0.6, deadline={"floor_s": 2.0, "ceiling_s": 90.0})
     fleet, asked = Fleet(settings, memory_buses(4)), []
     mode = fleet.modes[0]
-    mode._lives = {1: "a", 2: "b"}
+    mode._incarnations = {1: "a", 2: "b"}
     gather = inspect.signature(mode._rounds.gather)
 
     def recorded(*words, **named):
@@ -215,15 +216,15 @@ def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least
     assert asked[0]["timeout_s"] == 2.0 and 900.0 < asked[1]["timeout_s"] <= 1000.0
     for arguments in asked:
         assert (arguments["kind"], arguments["round"], arguments["senders"]) == ("result", 7, [1, 3])
-        assert arguments["quorum"] == 2 and arguments["lives"] == {1: "a", 2: "b"}
+        assert arguments["quorum"] == 2 and arguments["incarnations"] == {1: "a", 2: "b"}
 
 
 def test_who_comes_to_a_cut_when_a_later_round_has_begun_is_too_late_for_it():
     fleet = Fleet(experiment(2, local_steps=1), memory_buses(2))
     mode = fleet.modes[1]
     ((header, payload),) = encode_fields(mode._layout, "round_start", 4, {"term": 1})
-    mode._rounds.mail.feed(Entry(0, "life-0", 1, True, header, payload))
-    assert mode.settle(3) is False
+    mode._rounds.messages.feed(Entry(0, "life-0", 1, True, header, payload))
+    assert mode.synchronise(3) is False
     close(fleet.modes)
     assert "1: too late for the model of round 3; nothing is saved or shown of it" in fleet.lines
 
@@ -234,7 +235,7 @@ def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
     slow = FAST | {"ema_decay": 0.9}
     settings = experiment(*(3, "mlp", slow), local_steps=2, cohort=2, optimiser_state="average", leaders=2)
     settings = msgspec.structs.replace(settings, seed=10)
-    fleet = Fleet(settings, memory_buses(3), about=uneven)
+    fleet = Fleet(settings, memory_buses(3), peer_info=uneven)
 
     def live(worker, steps):
         mode, batches = fleet.modes[worker], stream(worker)
@@ -243,7 +244,7 @@ def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
             mode.step(step, batches, False)
             if worker == 0 and step == 4:
                 return mode.leave(is_together=False)
-        assert mode.settle(steps)
+        assert mode.synchronise(steps)
         mode.finish()
         return mode.stats()
 
@@ -255,7 +256,7 @@ def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
     hand.round([0, 2])
     hand.model, hand.moments, hand.steps, hand.leader = kept
     for _ in range(2):
-        hand.round([1, 2], led_by=1)
+        hand.round([1, 2], leader=1)
     for worker in (1, 2):
         assert_like(fleet.pairs[worker], hand)
     assert_same_model(fleet.pairs[1:])
@@ -310,7 +311,7 @@ def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
                 # Else the leader may be many rounds further before it reads that.
                 mode._rounds.drain()
             if mode.is_stopping(step):
-                assert mode.settle(step) and mode._stop_at == step
+                assert mode.synchronise(step) and mode._stop_at == step
                 mode.leave(is_together=True)
                 return step
         return None
@@ -363,11 +364,11 @@ def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been():
     # By turns: the class that was seen least, and who holds it; 12, 4, 48 samples in histograms of two classes.
     for cohort in ([0, 1], [0, 2], [0, 2]):
         hand.round(cohort)
-    first = Fleet(settings, memory_buses(3), about=uneven)
+    first = Fleet(settings, memory_buses(3), peer_info=uneven)
     data = [stream(worker) for worker in range(3)]
     first.modes[0]._void_rounds = 4
     first.run(2, lambda w, steps: first.live(w, steps, data[w]))
-    second = Fleet(settings, memory_buses(3), about=uneven)
+    second = Fleet(settings, memory_buses(3), peer_info=uneven)
     for old, new in zip(first.pairs, second.pairs, strict=True):
         new.load_vectors(old.vectors(), old.counters())
         new.load_random_state(old.random_state())
@@ -376,7 +377,7 @@ def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been():
         mode = second.modes[worker]
         assert mode.begin([2], {}, lambda step: first.modes[worker].state()) == 2
         mode.step(3, data[worker], True)
-        assert mode.settle(3)
+        assert mode.synchronise(3)
         mode.finish()
         return mode.stats()
 

@@ -37,7 +37,7 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
             if worker == 0 and step == last and is_told_to_stop:
                 mode.ask_to_stop(step - 1)
             mode.step(step, wait_in_the_last, False)
-        assert mode.settle(last) and mode.is_stopping(last) == is_told_to_stop
+        assert mode.synchronise(last) and mode.is_stopping(last) == is_told_to_stop
         mode.leave(is_together=True)
 
     def live_again():
@@ -52,7 +52,7 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
             return found if found and found[1].message.round == last else None
 
         mode._rounds.newest = newest_of_the_last
-        mode._catch_up = lambda *about: (catch_up(*about), joining.set())
+        mode._catch_up = lambda *peer_info: (catch_up(*peer_info), joining.set())
         assert mode.begin([], {}, None) == last
         assert mode.is_stopping(last) == is_told_to_stop
         mode.leave(is_together=True)
@@ -77,7 +77,7 @@ def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
         assert mode.begin([], {}, None) == 1
         for step in (2, 3):
             mode.step(step, batches, True)
-            assert mode.stats()["answered"] == 3 and mode.settle(step)
+            assert mode.stats()["answered"] == 3 and mode.synchronise(step)
         mode.finish()
         return mode.stats()
 
@@ -106,9 +106,9 @@ def test_of_a_round_that_is_led_once_more_the_swap_is_not_repeated():
             assert mode.begin([], {}, None) == 1
             mode.step(2, batches, True)
             assert mode.stats()["answered"] == 3
-        assert mode.settle(2)
+        assert mode.synchronise(2)
         mode.step(3, batches, True)
-        assert mode.settle(3)
+        assert mode.synchronise(3)
         mode.finish()
         return mode.stats()
 

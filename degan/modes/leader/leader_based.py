@@ -25,29 +25,29 @@ import torch
 from config.settings import Experiment
 from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
-from degan.learners.guard import Guard
+from degan.learners.guard import NonFiniteGuard
 from degan.modes.connect import agreement, attack_on, fingerprint
-from degan.modes.leader.claims import plain_about
+from degan.modes.leader.claims import plain_peer_info
 from degan.modes.leader.join import MISSED, join
 from degan.modes.needs import leaders_of
 from peers.bus.door import Bus
 from peers.codecs.exact import Codec
-from peers.errors import LapsedError
+from peers.errors import LeaseExpiredError
 from peers.rounds.deadline import Deadline
 from peers.rounds.leadership import Leadership
-from peers.rounds.mailbox import Letter
+from peers.rounds.messages import Received
 from peers.rounds.rounds import Gathered, Rounds, term_of
 from peers.session.rendezvous import Rendezvous, Start
 from peers.types import Message
 from peers.vectors.reduce import norm
-from peers.vectors.screen import Judge
+from peers.vectors.screen import Screen
 from peers.wire.message import RoundLayout
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3
 
 
-class Led(abc.ABC):
+class LeaderBased(abc.ABC):
     """The base of a mode with a leader; see `degan.modes.Mode`.
 
     A mode gives `step`, `_follow`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
@@ -67,11 +67,11 @@ class Led(abc.ABC):
         pair: GanPair,
         bus: Bus,
         facts: dict[str, Any],
-        about: dict[str, Any],
+        peer_info: dict[str, Any],
         kinds: dict[str, tuple[int, Codec]],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
-        self._settings, self._pair, self._bus, self._say = settings, pair, bus, say
+        self._settings, self._pair, self._bus, self._log = settings, pair, bus, log
         mode, lease_s = settings.mode, settings.bus.lease_s
         agreed = agreement(settings, pair, facts)
         self._layout = RoundLayout(fingerprint(agreed), kinds)
@@ -84,17 +84,17 @@ class Led(abc.ABC):
             lease_s,
             settings.bus.stall_timeout_s,
             settings.bus.finish_timeout_s,
-            say,
+            log,
             settings.bus.min_peers,
-            Judge(bus.worker, settings.bus.norm_gate, settings.bus.strikes, say=say),
+            Screen(bus.worker, settings.bus.norm_gate, settings.bus.offences, log=log),
         )
-        self._guard, self._attack = Guard(pair, say), attack_on(bus, say)
-        fail = self._rounds.mail.fail
+        self._guard, self._attack = NonFiniteGuard(pair, log), attack_on(bus, log)
+        fail = self._rounds.messages.fail
         self._rendezvous = Rendezvous(
-            bus, agreed, lease_s, settings.connect_timeout_s, say, fail, about=about, may_replay=False
+            bus, agreed, lease_s, settings.connect_timeout_s, log, fail, peer_info=peer_info, may_replay=False
         )
         # What we know of each worker, and in which life it said so.
-        self._abouts: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, about)}
+        self._peer_infos: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, peer_info)}
         self._step = self._void_rounds = 0
         # At which round we joined, if we did; and the term in which we have had our part in the newest round: before
         # our first no part is asked for again.
@@ -103,8 +103,8 @@ class Led(abc.ABC):
         # Of the newest round; only who leads knows how many answered.
         self._asked, self._answered = 0, None
         # As the leader: in which life each could be asked.
-        self._lives: dict[int, str] = {}
-        self._led_by: int | None = None
+        self._incarnations: dict[int, str] = {}
+        self._leader: int | None = None
         self._stop_at: int | None = None
         self._wants_stop = False
         self._predicted = {"sent": 0, "received": 0}
@@ -114,8 +114,8 @@ class Led(abc.ABC):
     def begin(self, checkpoints, saved, load) -> int:
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, {})
-        for peer, about in start.abouts.items():
-            self._abouts[peer] = (start.incarnations.get(peer, ""), plain_about(about))
+        for peer, peer_info in start.peer_infos.items():
+            self._peer_infos[peer] = (start.incarnations.get(peer, ""), plain_peer_info(peer_info))
         is_joining = start.kind == "join"
         self._step = (checkpoints[-1] if checkpoints else 0) if is_joining else start.step
         if self._step:
@@ -123,25 +123,25 @@ class Led(abc.ABC):
         self._rounds.start(start, self._step)
         if is_joining:
             self._join(start)
-        self._rounds.mail.check()
+        self._rounds.messages.check()
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
-        self._say(f"{'joins' if is_joining else 'begins'} at round {self._step} with worker {peers}")
+        self._log(f"{'joins' if is_joining else 'begins'} at round {self._step} with worker {peers}")
         return self._step
 
     def _join(self, start: Start) -> None:
         """Find out where the others are, and stand there."""
         settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
         own, steps, lease_s = self._step, settings.run.steps, settings.bus.lease_s
-        self._step, letter = join(
-            self._rounds, self._rendezvous, start, own, steps, lease_s, may_lead, self._catch_up, self._say
+        self._step, received = join(
+            self._rounds, self._rendezvous, start, own, steps, lease_s, may_lead, self._catch_up, self._log
         )
         self._joined_at = self._step
-        self._rounds.caught_up(self._step)
+        self._rounds.note_caught_up(self._step)
         self._rendezvous.joined(self._step)
-        if letter and self._step in (settings.run.steps, letter.message.fields.get("stop_at")):
+        if received and self._step in (settings.run.steps, received.message.fields.get("stop_at")):
             # No other round comes: what holds after this one is what we end with.
-            self._note_announced(letter)
-            self.settle(self._step)
+            self._note_announced(received)
+            self.synchronise(self._step)
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -150,24 +150,24 @@ class Led(abc.ABC):
         self._step, self._next_batch = step, next_batch
         self._rendezvous.progress(step)
 
-    def _await_start(self, step: int) -> tuple[int, Letter] | None:
+    def _await_start(self, step: int) -> tuple[int, Received] | None:
         """Wait until something is announced of this round or a later one; None if it is us who leads."""
         if newest := self._await(lambda: self._at_least(step), f"the start of round {step}"):
             self._note_leader(*newest)
         return newest
 
-    def _note_leader(self, sender: int, letter: Letter) -> None:
+    def _note_leader(self, sender: int, received: Received) -> None:
         """Somebody else leads this round."""
-        self._answered, self._led_by, self._term = None, sender, term_of(letter)
-        self._note_announced(letter)
+        self._answered, self._leader, self._term = None, sender, term_of(received)
+        self._note_announced(received)
 
-    def _at_least(self, step: int) -> tuple[int, Letter] | None:
+    def _at_least(self, step: int) -> tuple[int, Received] | None:
         newest = self._rounds.newest()
         return newest if newest and newest[1].message.round >= step else None
 
-    def _await(self, wanted: Callable[[], tuple[int, Letter] | None], what: str) -> tuple[int, Letter] | None:
+    def _await(self, wanted: Callable[[], tuple[int, Received] | None], what: str) -> tuple[int, Received] | None:
         """Wait for an announcement. What was announced counts even when who said it has left since."""
-        found: list[tuple[int, Letter]] = []
+        found: list[tuple[int, Received]] = []
 
         def look() -> bool:
             announced = wanted()
@@ -192,14 +192,14 @@ class Led(abc.ABC):
         newest = self._rounds.newest()
         if newest and newest[0] != self._me and newest[1].message.round + AHEAD < self._step:
             # It would be asked in every round until the others are where it is, and keep each to its deadline.
-            raise LapsedError(
+            raise LeaseExpiredError(
                 f"worker {newest[0]} leads at round {newest[1].message.round}, and this one has gone on to "
                 f"round {self._step} by itself"
             )
 
-    def _note_announced(self, letter: Letter) -> None:
+    def _note_announced(self, received: Received) -> None:
         """Take over what a leader says of the whole run, so that we could go on in its place."""
-        fields = letter.message.fields
+        fields = received.message.fields
         if isinstance(fields.get("stop_at"), int):
             self._stop_at = fields["stop_at"]
         if isinstance(fields.get("void"), int):
@@ -213,11 +213,11 @@ class Led(abc.ABC):
         """What we say of the whole run when we lead; we do from here on."""
         before = self._rounds.leadership.term
         term = self._rounds.leadership.claim(self._me)
-        self._led_by, self._term = self._me, term
+        self._leader, self._term = self._me, term
         if term != before:
-            self._say(f"this worker leads from round {step} on (term {term})")
+            self._log(f"this worker leads from round {step} on (term {term})")
             self._rendezvous.follow_term(term)
-        if self._stop_at is None and (self._wants_stop or self._rounds.mail.letters("stop")):
+        if self._stop_at is None and (self._wants_stop or self._rounds.messages.kept("stop")):
             self._stop_at = step
         return {"term": term, "stop_at": self._stop_at, "void": self._void_rounds}
 
@@ -232,26 +232,28 @@ class Led(abc.ABC):
 
         def look() -> bool:
             # Who still catches up could not answer, and the others would wait for it.
-            live[:] = sorted(self._rounds.mail.abreast() | mine)
-            self._lives = self._rounds.mail.lives()
+            live[:] = sorted(self._rounds.messages.caught_up() | mine)
+            self._incarnations = self._rounds.messages.incarnations()
             return bool(live)
 
         self._rounds.until(look, lambda: "workers that take part")
         return live
 
-    def _about(self, worker: int) -> dict[str, Any]:
+    def _peer_info(self, worker: int) -> dict[str, Any]:
         """What a worker says of itself; asked for where a new life has not been asked yet."""
-        life = self._rounds.mail.life(worker)
-        known, about = self._abouts.get(worker, ("", {}))
-        if worker == self._me or life is None or known == life:
-            return about
+        incarnation = self._rounds.messages.incarnation(worker)
+        known, peer_info = self._peer_infos.get(worker, ("", {}))
+        if worker == self._me or incarnation is None or known == incarnation:
+            return peer_info
         try:
-            about = self._rounds.ask(lambda: self._rendezvous.about(worker, life), f"what worker {worker} holds")
+            peer_info = self._rounds.ask(
+                lambda: self._rendezvous.peer_info(worker, incarnation), f"what worker {worker} holds"
+            )
         except MISSED as error:
-            self._say(f"{error}")
-            return about
-        self._abouts[worker] = (life, plain_about(about))
-        return self._abouts[worker][1]
+            self._log(f"{error}")
+            return peer_info
+        self._peer_infos[worker] = (incarnation, plain_peer_info(peer_info))
+        return self._peer_infos[worker][1]
 
     def _gather(
         self,
@@ -262,7 +264,7 @@ class Led(abc.ABC):
         until_s: float,
         answer_bytes: int,
         read: Callable[[Message], np.ndarray] = lambda message: message.values,
-        length: Callable[[np.ndarray], float] = norm,
+        measure: Callable[[np.ndarray], float] = norm,
     ) -> Gathered | None:
         """As the leader: the answers of a round, void ones counted; None if somebody else leads by now.
 
@@ -276,52 +278,52 @@ class Led(abc.ABC):
         quorum = cohorts.quorum(self._settings.mode.quorum, len(asked))
         # Our own steps may have taken longer than the others': they still get a chance.
         left_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
-        rounds, lives = self._rounds, self._lives
-        gathered = rounds.gather(kind, step, others, quorum, left_s, self._is_deposed, own, read, length, lives)
+        rounds, incarnations = self._rounds, self._incarnations
+        gathered = rounds.gather(kind, step, others, quorum, left_s, self._is_deposed, own, read, measure, incarnations)
         self._predicted["received"] += len(gathered.messages) * answer_bytes
         if self._is_deposed():
-            self._say(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
+            self._log(f"round {step}: worker {self._rounds.leader()} leads by now; this round of ours does not count")
             return None
         self._answered = len(gathered.answers)
         if gathered.is_void:
             self._void_rounds += 1
-            self._say(f"round {step} is void: {self._answered} of {len(asked)} answered; the model stays as it was")
+            self._log(f"round {step} is void: {self._answered} of {len(asked)} answered; the model stays as it was")
         return gathered
 
     # --- cuts ---------------------------------------------------------------------------------
 
-    def settle(self, step: int) -> bool:
-        tried: Letter | None = None
+    def synchronise(self, step: int) -> bool:
+        tried: Received | None = None
         while True:
             found = self._await(lambda tried=tried: self._end_of(step, tried), f"the end of round {step}")
             if found is None:
                 self._rounds.publish("round_end", step, self._announcement(step) | self._end_fields(step))
                 self._rounds.drain()
                 return True
-            sender, letter = found
-            if letter.message.round > step:
-                self._say(f"too late for the model of round {step}; nothing is saved or shown of it")
+            sender, received = found
+            if received.message.round > step:
+                self._log(f"too late for the model of round {step}; nothing is saved or shown of it")
                 return False
-            self._note_leader(sender, letter)
-            if letter.message.kind == "round_start":
-                self._say(f"worker {sender} leads round {step} once more, in term {self._term}")
-                self._follow(sender, letter)
+            self._note_leader(sender, received)
+            if received.message.kind == "round_start":
+                self._log(f"worker {sender} leads round {step} once more, in term {self._term}")
+                self._follow(sender, received)
                 continue
             try:
-                self._load_end(sender, letter)
+                self._load_end(sender, received)
                 self._rounds.drain()
                 return True
             except MISSED as error:
-                self._say(f"{error}; waiting for what comes next")
-                tried = letter
+                self._log(f"{error}; waiting for what comes next")
+                tried = received
 
-    def _end_of(self, step: int, tried: Letter | None) -> tuple[int, Letter] | None:
+    def _end_of(self, step: int, tried: Received | None) -> tuple[int, Received] | None:
         """The end of this round if it was announced, else that it begins once more, else anything later."""
         ends = [
-            (sender, letter)
-            for sender, letters in self._rounds.mail.letters("round_end").items()
-            for letter in letters
-            if letter.message.round == step and letter is not tried and self._rounds.is_in_force(sender, letter)
+            (sender, received)
+            for sender, kept in self._rounds.messages.kept("round_end").items()
+            for received in kept
+            if received.message.round == step and received is not tried and self._rounds.is_in_force(sender, received)
         ]
         if ends:
             return max(ends, key=lambda end: end[1].message.fields.get("term", 0))
@@ -350,7 +352,7 @@ class Led(abc.ABC):
         return self._stop_at is not None and step >= self._stop_at
 
     def is_first(self) -> bool:
-        return all(self._me < peer for peer in self._rounds.mail.reached(self._step))
+        return all(self._me < peer for peer in self._rounds.messages.reached(self._step))
 
     def close(self) -> None:
         try:
@@ -365,7 +367,7 @@ class Led(abc.ABC):
             "dropped": dict(Counter(found["dropped"]) + self._guard.counts),
             "exchange_s": 0.0,
             "round": self._step,
-            "leader": self._led_by,
+            "leader": self._leader,
             "cohort": self._asked,
             "answered": self._answered,
             "void_rounds": self._void_rounds,
@@ -377,7 +379,7 @@ class Led(abc.ABC):
     # --- what a mode gives --------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _follow(self, sender: int, letter: Letter) -> dict[str, float]:
+    def _follow(self, sender: int, received: Received) -> dict[str, float]:
         """Our part in a round that somebody else has announced; returns the losses."""
 
     @abc.abstractmethod
@@ -385,11 +387,11 @@ class Led(abc.ABC):
         """As the leader: put what holds after this round, hold it ourselves, and say where it is."""
 
     @abc.abstractmethod
-    def _load_end(self, sender: int, letter: Letter) -> None:
+    def _load_end(self, sender: int, received: Received) -> None:
         """Fetch and hold what holds after a round. Raises one of `MISSED`."""
 
     @abc.abstractmethod
-    def _catch_up(self, sender: int, letter: Letter) -> None:
+    def _catch_up(self, sender: int, received: Received) -> None:
         """Fetch what it takes to begin in the middle, after this announcement. Raises one of `MISSED`."""
 
     @abc.abstractmethod

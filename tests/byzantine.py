@@ -59,7 +59,7 @@ WISHES: list[tuple[str, Buffer, str]] = [
     *(("want", msgpack.packb({"token": token}), "malformed") for token in ("", "x" * 65, 7, None, ["x"], b"x")),
     *(("want", msgpack.packb(fields), "malformed") for fields in ({}, {"tokens": "x"})),
     *(
-        ("admit", msgpack.packb({"worker": worker, "life": "x"}), "malformed")
+        ("admit", msgpack.packb({"worker": worker, "incarnation": "x"}), "malformed")
         for worker in (9, -1, 2**63, float("inf"), float("nan"), "one", None, [1])
     ),
     ("admit", msgpack.packb({"worker": 2}), "malformed"),
@@ -87,7 +87,7 @@ class Corpus:
             self._scramble,
             self._exchange,
             self._lie,
-            self._say,
+            self._log,
             self._resize,
         )
 
@@ -144,7 +144,7 @@ class Corpus:
         packed = msgpack.packb({key: value for key, value in fields.items() if value is not ...})
         return packed if "z" in changes else summed(packed, payload)
 
-    def _say(self, header: bytes, payload: bytes):
+    def _log(self, header: bytes, payload: bytes):
         kind, blob, reason = self._maps[self._random.integers(len(self._maps))]
         changes = {"k": kind, "c": "map", "n": 1, "a": 0, "b": 0}
         return self.lie(header, bytes(blob), changes), bytes(blob), frozenset((reason,))

@@ -17,7 +17,7 @@ import numpy as np
 from peers.exchange.window import Contribution
 from peers.types import Buffer, Slice
 from peers.vectors.partition import Schedule
-from peers.vectors.screen import Judge
+from peers.vectors.screen import Screen
 
 State = dict[str, np.ndarray]
 
@@ -83,7 +83,7 @@ class Outgoing:
             return {round: self._published.pop(round) for round in due}
 
 
-class Carry(Protocol):
+class ExchangeRule(Protocol):
     """One rule.
 
     Attributes:
@@ -93,7 +93,7 @@ class Carry(Protocol):
     """
 
     keeps_leaving: bool
-    judge: Judge
+    screen: Screen
     counts: Counter[str]
 
     def begin(self, round: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 LED, FEDERATED, DISCRIMINATORS = (
-    f"degan/modes/{name}.py" for name in ("leader/led", "federated", "multi_discriminator")
+    f"degan/modes/{name}.py" for name in ("leader/leader_based", "federated", "multi_discriminator")
 )
 BY_HAND = "tests/degan/modes/test_federated_by_hand.py::test_"
-PARTS = "tests/degan/modes/test_led_parts.py::test_"
+PARTS = "tests/degan/modes/test_leader_parts.py::test_"
 MD_BY_HAND = "tests/degan/modes/test_multi_discriminator_by_hand.py::test_"
 
 MUTANTS = (
@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "divergence is from those that answered, not from everybody",
         FEDERATED,
-        "self._histograms(sorted(self._abouts)) if",
+        "self._histograms(sorted(self._peer_infos)) if",
         "self._histograms(workers) if",
         f"{BY_HAND}answers_weigh_by_their_divergence_from_everybodys_histogram",
     ),
@@ -59,13 +59,13 @@ MUTANTS = (
         "only who leads takes the moving average",
         FEDERATED,
         "        if self._rounds.leadership.may_lead(self._me):\n            self._pair.load_model(model",
-        "        if self._led_by == self._me:\n            self._pair.load_model(model",
+        "        if self._leader == self._me:\n            self._pair.load_model(model",
         f"{PARTS}the_next_leader_goes_on_from_the_model_that_was_announced_last",
     ),
     Mutant(
         "the model of the newest cut is taken away with the others",
         FEDERATED,
-        "            if not is_cut:\n                self._held.remove",
+        "            if not is_sync_point:\n                self._held.remove",
         "            if True:\n                self._held.remove",
         f"{PARTS}states_are_kept_as_long_as_somebody_may_fetch_them",
     ),
@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "workers that still catch up are asked",
         LED,
-        "self._rounds.mail.abreast() | mine",
-        "self._rounds.mail.live() | mine",
+        "self._rounds.messages.caught_up() | mine",
+        "self._rounds.messages.live() | mine",
         f"{PARTS}who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds",
     ),
     Mutant(
@@ -100,10 +100,10 @@ MUTANTS = (
     ),
     Mutant(
         "a new life finishes a message of the one before",
-        "peers/rounds/mailbox.py",
+        "peers/rounds/message_store.py",
         "                self._assemblers.pop((sender, is_direct), None)\n",
         "",
-        "tests/peers/rounds/test_mailbox.py::test_a_new_life_finishes_no_message_of_the_one_before",
+        "tests/peers/rounds/test_messages.py::test_a_new_life_finishes_no_message_of_the_one_before",
     ),
     # --- MD-GAN ---
     Mutant(

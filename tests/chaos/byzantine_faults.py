@@ -85,7 +85,7 @@ class Target:
 
     def feed(self, header: bytes, payload: bytes) -> None:
         self._sequence += 1
-        self.inbox.feed(Entry(1, "life", self._sequence, True, header, payload))
+        self.inbox.feed(Entry(1, "incarnation", self._sequence, True, header, payload))
 
     def taken(self) -> int:
         """How many messages were taken for good, since the last call."""
@@ -131,7 +131,7 @@ def spoken_to(trial: Trial) -> None:
     count, draw = 2000, random.Random(trial.seed)
     target = Target()
     with trial.fleet(3) as fleet:
-        lives = [fleet.start(number) for number in (0, 1)]
+        incarnations = [fleet.start(number) for number in (0, 1)]
         fleet.until_log(0, "waiting for worker 2 to start")
         bus = RedisBus("chaos", 2, [node.url for node in fleet.nodes], "puppet", complete(2, 3), 10, 10)
         agreed = agreed_of(fleet)
@@ -155,8 +155,8 @@ def spoken_to(trial: Trial) -> None:
             bus.close()
         trial.see(f"{count} sent; refused {[_refused(fleet, number) for number in (0, 1)]}: {fleet.dropped(0)}")
         trial.expect(all(_refused(fleet, number) == count for number in (0, 1)), "the counters are not what was sent")
-        fleet.life(0).signal(signal.SIGUSR2)
-        codes = [life.end() for life in lives]
+        fleet.incarnation(0).signal(signal.SIGUSR2)
+        codes = [incarnation.end() for incarnation in incarnations]
         trial.expect(codes == [0, 0], f"exit codes {codes}: {fleet.text(0)[-300:]}")
         trial.expect("Traceback" not in fleet.text(0) + fleet.text(1), "a traceback")
 
@@ -175,9 +175,9 @@ def _refused(fleet: Fleet, number: int) -> int:
 # --- 17: hostile peers ----------------------------------------------------------------------------
 
 
-def hostile(attack: str) -> Scenario:
+def byzantine(attack: str) -> Scenario:
     """Four workers, the last of which attacks, with a robust rule; measured against a run without it."""
-    robust = (*SYNC, "mode.own=published", "mode.reduce=median")
+    robust = (*SYNC, "mode.own=delayed", "mode.reduce=median")
     more = ("run.steps=300", "run.evaluate_every=300", "run.evaluate_samples=512")
 
     def run(trial: Trial) -> None:
@@ -189,7 +189,7 @@ def hostile(attack: str) -> Scenario:
             with trial.fleet(4, script, settings=(*robust, *more), pace=1, lease_s=15) as fleet:
                 for number in range(4):
                     fleet.start(number)
-                codes = [fleet.life(number).end(120) for number in range(4)]
+                codes = [fleet.incarnation(number).end(120) for number in range(4)]
                 trial.expect(not any(codes[:3]), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
                 distances[script] = distance(fleet, [0, 1, 2])
             if not script:
@@ -228,5 +228,5 @@ def scenarios() -> list[Scenario]:
     return [
         Scenario(16, f"{MESSAGES:,} malformed messages", "inbox", refused, malformed, is_quick=True),
         Scenario(16, "malformed messages to workers that train", "partial_exchange", refused, spoken_to),
-        *(hostile(attack) for attack in NAMES),
+        *(byzantine(attack) for attack in NAMES),
     ]

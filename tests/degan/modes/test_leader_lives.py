@@ -48,25 +48,25 @@ def hold_the_same(run: Run, numbers, step: int = STEPS) -> bool:
 
 def test_when_the_leader_is_killed_the_next_one_goes_on(make):
     run = make(FEDERATED)
-    lives = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
-    assert lives[0].end() == -signal.SIGKILL
-    ends(lives[1:])
-    assert "this worker leads from round" in lives[1].text
+    incarnations = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
+    assert incarnations[0].end() == -signal.SIGKILL
+    ends(incarnations[1:])
+    assert "this worker leads from round" in incarnations[1].text
     assert hold_the_same(run, (1, 2))
     for number in (1, 2):
         line = last(run, number)
         assert line["step"] == STEPS and line["leader"] == 1 and line["void_rounds"] <= 1
     # Who showed the model before is gone: the lowest live worker does.
-    assert "worker 0 is gone" in lives[1].text
+    assert "worker 0 is gone" in incarnations[1].text
 
 
 @pytest.mark.slow
 def test_a_leader_killed_in_the_middle_of_a_round_costs_that_round_only(make):
     run = make(SLOWLY)
-    lives = [run.start(number) for number in range(3)]
+    incarnations = [run.start(number) for number in range(3)]
     wait_for(lambda: run.step(0) >= 4, "some rounds")
-    os.kill(lives[0].pid, signal.SIGKILL)
-    ends(lives[1:])
+    os.kill(incarnations[0].pid, signal.SIGKILL)
+    ends(incarnations[1:])
     assert hold_the_same(run, (1, 2))
     line = last(run, 1)
     assert line["leader"] == 1 and line["void_rounds"] <= 1
@@ -75,9 +75,9 @@ def test_a_leader_killed_in_the_middle_of_a_round_costs_that_round_only(make):
 @pytest.mark.slow
 def test_a_second_succession(make):
     run = make((*FEDERATED, "run.steps=14", "mode.leaders=[0, 2, 1]"), workers=4)
-    lives = [run.start(0, script={4: "kill"}), run.start(1), run.start(2, script={8: "kill"}), run.start(3)]
-    ends([lives[1], lives[3]])
-    assert "leads from round" in lives[2].text and "leads from round" in lives[1].text
+    incarnations = [run.start(0, script={4: "kill"}), run.start(1), run.start(2, script={8: "kill"}), run.start(3)]
+    ends([incarnations[1], incarnations[3]])
+    assert "leads from round" in incarnations[2].text and "leads from round" in incarnations[1].text
     assert hold_the_same(run, (1, 3), 14)
     assert last(run, 3)["leader"] == 1
 
@@ -85,12 +85,12 @@ def test_a_second_succession(make):
 @pytest.mark.slow
 def test_a_member_that_dies_is_missing_from_its_round_only_and_returns(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
-    lives = [run.start(0), run.start(1), run.start(2, script={6: "kill"})]
-    assert lives[2].end() == -signal.SIGKILL
+    incarnations = [run.start(0), run.start(1), run.start(2, script={6: "kill"})]
+    assert incarnations[2].end() == -signal.SIGKILL
     wait_for(lambda: run.step(0) >= 8, "the others to go on")
     back = run.start(2, "--resume", "latest")
     back.until("joins at round")
-    ends([lives[0], lives[1], back])
+    ends([incarnations[0], incarnations[1], back])
     assert hold_the_same(run, (0, 1, 2), 40)
     assert last(run, 0)["void_rounds"] == 0
 
@@ -98,12 +98,12 @@ def test_a_member_that_dies_is_missing_from_its_round_only_and_returns(make):
 @pytest.mark.slow
 def test_a_leader_that_returns_follows_the_one_that_leads(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
-    lives = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
-    assert lives[0].end() == -signal.SIGKILL
+    incarnations = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
+    assert incarnations[0].end() == -signal.SIGKILL
     # At once, so that its lease has not ended, and nobody has missed it.
     back = run.start(0, "--resume", "latest")
     back.until("joins at round")
-    ends([back, lives[1], lives[2]])
+    ends([back, incarnations[1], incarnations[2]])
     assert hold_the_same(run, (0, 1, 2), 40)
     assert last(run, 0)["leader"] == 1
 
@@ -112,14 +112,14 @@ def test_a_leader_that_returns_follows_the_one_that_leads(make):
 @pytest.mark.parametrize("killed_after", [7, STEPS - 1])
 def test_the_only_leader_returns_and_leads_on(make, killed_after):
     run = make((*FEDERATED, "mode.leaders=1", "run.checkpoint_every=3"))
-    lives = [run.start(0, script={killed_after: "kill"}), run.start(1), run.start(2)]
-    assert lives[0].end() == -signal.SIGKILL
+    incarnations = [run.start(0, script={killed_after: "kill"}), run.start(1), run.start(2)]
+    assert incarnations[0].end() == -signal.SIGKILL
     back = run.start(0, "--resume", "latest")
-    ends([back, lives[1], lives[2]])
+    ends([back, incarnations[1], incarnations[2]])
     assert "nobody leads any more" in back.text
     assert hold_the_same(run, (0, 1, 2))
     # Nobody has lost its place in the run.
-    assert not any("joining them again" in life.text for life in lives[1:])
+    assert not any("joining them again" in incarnation.text for incarnation in incarnations[1:])
     assert f"{killed_after - killed_after % 3:06d}" in [
         path.name for path in (run.out / "w0" / "checkpoints").iterdir()
     ], "its own checkpoints are still there"
@@ -135,8 +135,8 @@ def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
     settings = (*CALM, *extra)
     plain, cut = make(settings), make(settings)
     ends([plain.start(number) for number in range(3)])
-    lives = [cut.start(0, script={6: "usr2"}), cut.start(1), cut.start(2)]
-    ends(lives)
+    incarnations = [cut.start(0, script={6: "usr2"}), cut.start(1), cut.start(2)]
+    ends(incarnations)
     stopped = [cut.step(number) for number in range(3)]
     assert len(set(stopped)) == 1 and stopped[0] < STEPS, stopped
     assert hold_the_same(cut, (0, 1, 2), stopped[0])
@@ -148,24 +148,24 @@ def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
 @pytest.mark.slow
 def test_a_leader_frozen_for_longer_than_its_lease_comes_back_as_a_follower(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
-    lives = [run.start(number) for number in range(3)]
+    incarnations = [run.start(number) for number in range(3)]
     wait_for(lambda: run.step(0) >= 6, "some rounds")
-    lives[0].signal(signal.SIGSTOP)
+    incarnations[0].signal(signal.SIGSTOP)
     try:
-        wait_for(lambda: "leads from round" in lives[1].text, "another leader")
+        wait_for(lambda: "leads from round" in incarnations[1].text, "another leader")
         wait_for(lambda: run.step(1) >= 10, "the others to go on")
     finally:
-        lives[0].signal(signal.SIGCONT)
-    ends(lives)
-    assert "joining them again" in lives[0].text
+        incarnations[0].signal(signal.SIGCONT)
+    ends(incarnations)
+    assert "joining them again" in incarnations[0].text
     assert hold_the_same(run, (0, 1, 2), 40)
     assert last(run, 0)["leader"] == last(run, 2)["leader"] == 1
 
 
 def test_a_worker_that_is_told_to_leave_is_not_missed(make):
     run = make(CALM)
-    lives = [run.start(0, script={5: "term"}), run.start(1), run.start(2)]
-    ends(lives)
+    incarnations = [run.start(0, script={5: "term"}), run.start(1), run.start(2)]
+    ends(incarnations)
     assert run.step(0) < STEPS and run.step(1) == run.step(2) == STEPS
     assert last(run, 1)["leader"] == 1
     assert hold_the_same(run, (1, 2))
