@@ -189,7 +189,7 @@ WIRE = (
     Row("bus.finish_timeout_s", lambda w: 37.0 in timeouts(w), True),
     Row("bus.stall_timeout_s", sees("RedisBus.full_patience_s")),
     Row("bus.norm_gate", sees("Screen.factor")),
-    Row("bus.offences", sees("Screen.most_strikes")),
+    Row("bus.offences", sees("Screen.most_offences")),
     Row("security.folder", sees("read_secrets.folder")),
     Row(
         "security.folder",
