@@ -67,8 +67,9 @@ with open(home / "stats.jsonl", "a") as stats:
         stats.write(json.dumps(row) + "\n")
 if number == 0:
     with open(out / "metrics.jsonl", "a") as metrics:
-        for name, value in (("fid64_classifier_floor", 3.5), ("fid64_classifier", 99.0), ("fid64_classifier", 42.0)):
-            metrics.write(json.dumps(dict(step=10, worker=0, metric=name, value=value)) + "\n")
+        for at, name, value in ((0, "_floor", 3.5), (0, "", 99.0), (10, "", 42.0)):
+            line = dict(step=at, worker=0, metric="fid64_classifier" + name, value=value)
+            metrics.write(json.dumps(line) + "\n")
 if todo in ("wait", "deaf", "late"):
     open(home / "gate").close()
 if todo.startswith("exit"):
