@@ -49,9 +49,10 @@ check: $(VENV)/ready
 	$(MAKE) docs
 	$(MAKE) test
 
+# Not --quiet: with that no warning is counted, and strict lets every dead link pass.
 docs: $(VENV)/ready
 	@echo "== the documentation, strict: a link to what is not there fails"
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "== look at build/site/index.html"
 
 slow: $(VENV)/ready

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,10 +74,21 @@ def blocks(struct: StructType, path: str = "", title: str = "") -> Iterator[Bloc
     for field in struct.fields:
         for inner in structs_of(field.type):
             tag = f".{inner.tag}" if inner.tag is not None else ""
-            kind = f": {{{inner.tag_field}: {inner.tag}}}" if inner.tag is not None else ""
-            # `mode: {name: federated}` and below it `mode.deadline: {...}` would be two blocks of one name.
-            owner = title.removesuffix("}") + f", {field.name}: {{...}}}}" if title.endswith("}") else ""
-            yield from blocks(inner, join(path, field.name + tag), owner or join(title, field.name) + kind)
+            yield from blocks(inner, join(path, field.name + tag), title_below(title, field, inner))
+
+
+def title_below(title: str, field: Field, inner: StructType) -> str:
+    """The title of a struct that a field of a titled block holds."""
+    if title.endswith("}"):
+        # `mode: {name: federated}` and another mode may both have a `deadline`.
+        return title.removesuffix("}") + f", {field.name}: {{...}}}}"
+    kind = f": {{{inner.tag_field}: {inner.tag}}}" if inner.tag is not None else ""
+    return join(title, field.name) + kind
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as MkDocs and the code hosts make it."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
 
 
 def settings_blocks() -> list[Block]:
@@ -146,11 +158,14 @@ def row(block: Block, field: Field) -> str:
     if path is None:
         return ""
     inner = structs_of(field.type)
+    linked = [f"(#{anchor(title_below(block.title, field, one))})" for one in inner]
     if inner and inner[0].tag is not None:
-        kinds = ", ".join(f"`{one.tag}`" for one in inner)
-        return f"| `{field.name}` | {inner[0].tag_field}: {kinds} | {default(path, field)} | a block; see below |"
+        kinds = ", ".join(f"[`{one.tag}`]{link}" for one, link in zip(inner, linked, strict=True))
+        return (
+            f"| `{field.name}` | {inner[0].tag_field}: {kinds} | {default(path, field)} | a block with several kinds |"
+        )
     if inner:
-        return f"| `{field.name}` | a block | | see below |"
+        return f"| `{field.name}` | [a block]{linked[0]} | | |"
     name = path.rpartition(".")[2]
     return f"| `{name}` | {values(path, field.type)} | {default(path, field)} | {EXPLANATIONS[path]} |"
 

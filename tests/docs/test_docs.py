@@ -69,9 +69,8 @@ def test_links_point_at_what_is_there(path):
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as MkDocs and the code hosts make them."""
-    headings = re.findall(r"^#+ (.*)$", text(path), re.MULTILINE)
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    """The anchors of a page's headings."""
+    return {generate.anchor(heading) for heading in re.findall(r"^#+ (.*)$", text(path), re.MULTILINE)}
 
 
 @EVERY_TEXT_OF_TODAY
@@ -142,11 +141,12 @@ def test_experiment_files_in_the_text_are_experiments(path):
 
 
 def test_every_test_that_a_promise_names_is_there():
-    promises = re.findall(r"^\| (P\d) \|.*$", text(ROOT / "docs" / "reliability.md"), re.MULTILINE)
-    assert promises == [f"P{number}" for number in range(1, 8)]
-    for line in re.findall(r"^\| P\d \|.*$", text(ROOT / "docs" / "reliability.md"), re.MULTILINE):
-        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", line)
-        assert named, f"no test shows this: {line}"
+    reliability = text(ROOT / "docs" / "reliability.md").partition("\n## Faults")[0]
+    promises = re.split(r"^\*\*(P\d)\.\*\*", reliability, flags=re.MULTILINE)[1:]
+    assert promises[::2] == [f"P{number}" for number in range(1, 8)]
+    for promise in promises[1::2]:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", promise)
+        assert named, f"no test shows this: {promise}"
         for path, name in named:
             assert f"\ndef {name}(" in text(ROOT / path), f"{path}::{name}"
 
@@ -242,6 +242,13 @@ def test_the_version_is_one():
     version = re.search(r"^version = (.*)$", text(ROOT / "setup.cfg"), re.MULTILINE)[1]
     assert yaml.safe_load(text(ROOT / "CITATION.cff"))["version"] == version
     assert f"## {version}" in text(ROOT / "CHANGELOG.md")
+
+
+def test_the_site_is_built_strictly():
+    """With `--quiet` MkDocs counts no warning, and `--strict` says nothing of a dead link."""
+    builds = re.findall(r"mkdocs build.*", text(ROOT / "Makefile"))
+    assert builds == ["mkdocs build --strict"]
+    assert "$(MAKE) docs" in text(ROOT / "Makefile").partition("\ncheck:")[2].partition("\n\n")[0]
 
 
 def test_nothing_is_fetched_for_the_site():
