@@ -116,6 +116,21 @@ def test_experiments_that_are_run_exist(path):
         assert (ROOT / name).is_file(), name
 
 
+def test_the_page_of_commands_names_every_experiment_that_comes_along():
+    rows = re.findall(r"^\| (`.*`) \| .*\|$", text(ROOT / "docs" / "commands.md"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    assert named == {path.stem for path in (ROOT / "config" / "experiments").glob("*.yaml")}
+
+
+def test_options_of_commands_exist():
+    usage = re.search(r"```text\n(python -m launch local .*?)```", text(ROOT / "docs" / "commands.md"), re.DOTALL)[1]
+    sources = [path.read_text(encoding="utf-8") for name in ("launch", "degan") for path in (ROOT / name).rglob("*.py")]
+    options = set(re.findall(r"--[a-z-]+", usage))
+    assert {"--out", "--takeover", "--json"} <= options
+    for option in options:
+        assert any(f'"{option}"' in source for source in sources), option
+
+
 @EVERY_TEXT_OF_TODAY
 def test_settings_that_are_set_exist(path):
     """`--set mode.slack=2` and `bus.min_peers` name a setting of some kind."""
