@@ -70,7 +70,7 @@ EXPLANATIONS: dict[str, str] = {
     "optimiser.generator_lr": "Learning rate of the generator.",
     "optimiser.discriminator_lr": "Learning rate of the discriminator.",
     "optimiser.betas": "Adam's decay rates of the first and the second moment.",
-    "optimiser.ema_decay": "Decay of the generator's moving average, which is what is evaluated and drawn.",
+    "optimiser.ema_decay": "Decay of the generator's moving average. Evaluations and pictures use that average.",
     # modes
     "mode.local.updates": _UPDATES,
     "mode.partial_exchange.parts": (
@@ -96,7 +96,7 @@ EXPLANATIONS: dict[str, str] = {
         "robust; see [Byzantine workers](reliability.md#byzantine-workers)."
     ),
     "mode.partial_exchange.byzantine": _BYZANTINE,
-    "mode.partial_exchange.updates": _UPDATES,
+    "mode.partial_exchange.updates": _UPDATES + " `alternating` needs `exchange: parameters`.",
     "mode.federated.leaders": _LEADERS,
     "mode.federated.leader_trains": "Whether the leader also trains on its own shard.",
     "mode.federated.fraction": "Share of the live workers that a round asks.",
@@ -147,7 +147,7 @@ EXPLANATIONS: dict[str, str] = {
     "mode.multi_discriminator.reduce": _REDUCE_LED,
     "mode.multi_discriminator.byzantine": _BYZANTINE,
     # the bus
-    "bus.lease_s": "A worker that does not renew its lease for so long is dropped from the bound.",
+    "bus.lease_s": "A lease lasts for this time. A worker with an expired lease is dropped from the bound.",
     "bus.replay_bytes": (
         "Bytes of a worker's own rounds that its Redis keeps at most, so that a restarted peer can replay them from "
         "its checkpoint. Without a value: 512 MiB where slack is 0, else 64 MiB."

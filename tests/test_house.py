@@ -43,7 +43,9 @@ def test_a_module_does_not_load_what_it_must_not_know(module, forbidden):
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_a_file_says_its_idea_first(path):
     text = path.read_text(encoding="utf-8")
