@@ -180,7 +180,7 @@ def values(path: str, kind: Type) -> str:
         case UnionType():
             return " or ".join(values(path, option) for option in kind.types)
         case LiteralType():
-            return ", ".join(f"`{today(path, value)}`" for value in kind.values)
+            return ", ".join(sorted(f"`{today(path, value)}`" for value in kind.values))
         case BoolType():
             return "`true`, `false`"
         case NoneType():
