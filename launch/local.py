@@ -77,8 +77,8 @@ def _start(
         urls = servers.start(folder, plan.servers, plan.port, interrupts)
         voice.log(f"{plan.program.kind} {servers.version or ''} at {', '.join(servers.addresses)}")
         folder.write(folder.settings.name, config.dump(plan.settings_at(urls)))
-        peer_info = environment.describe(plan.program, servers.version, urls, command_line)
-        folder.write("environment.json", peer_info)
+        about = environment.describe(plan.program, servers.version, urls, command_line)
+        folder.write("environment.json", about)
     except OSError as error:
         raise UsageError(f"cannot write to {folder.path}: {error.strerror or error}") from None
     _prepare(plan, folder, voice, interrupts)

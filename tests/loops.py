@@ -97,7 +97,7 @@ class StandInMode:
         return {} if step in self.silent_steps else {"d_loss": float(step), "g_loss": 10.0 * step}
 
     def synchronise(self, step: int) -> bool:
-        self.calls.append(f"settle {step}")
+        self.calls.append(f"synchronise {step}")
         self._clock.now_s += 100
         self.sent_bytes += 7
         self._pair.shade += 1

@@ -102,7 +102,7 @@ def attack_on(bus: Bus, log: Callable[[str], None]) -> Attack | None:
     name = attack_of(os.environ.get("DEGAN_FAULTS", ""), bus.worker)
     if name is None:
         return None
-    log(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
+    log(f"this worker is byzantine: {name}, as DEGAN_FAULTS asks")
     return Attack(name)
 
 

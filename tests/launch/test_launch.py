@@ -190,8 +190,8 @@ def test_a_run_from_start_to_end(launch, tmp_path):
     assert not any(sockets.exists() for sockets in socket_folders(tmp_path))
     peers = config.load(folder / "experiment.yaml").peers
     assert len(set(peers)) == 2 and all(url.startswith("redis://127.0.0.1:") for url in peers)
-    peer_info = json.loads((folder / "environment.json").read_text())
-    assert peer_info["redis"]["urls"] == peers and peer_info["packages"]["redis"] and peer_info["redis"]["version"]
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["redis"]["urls"] == peers and about["packages"]["redis"] and about["redis"]["version"]
     assert "report: run/report.html" in (folder / "log.txt").read_text()
     words = "words 1 --config run/experiment.yaml --out run"
     assert (folder / "w1" / "log.txt").read_text() == f"threads 1 {words}\n"

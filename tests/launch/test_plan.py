@@ -318,7 +318,7 @@ def prepare(tmp_path, shell: str) -> list[str]:
 
 def test_what_preparing_says_when_it_goes_well(tmp_path):
     said = prepare(tmp_path, 'echo "$0 $1"; printf half; echo warned >&2')
-    assert said == [f"say: --config {tmp_path}/experiment.yaml", "note: warned"]
+    assert said == [f"log: --config {tmp_path}/experiment.yaml", "note: warned"]
 
 
 # --- files ------------------------------------------------------------------------------------------

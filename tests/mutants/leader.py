@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "a new life finishes a message of the one before",
-        "peers/rounds/message_store.py",
+        "peers/rounds/messages.py",
         "                self._assemblers.pop((sender, is_direct), None)\n",
         "",
         "tests/peers/rounds/test_messages.py::test_a_new_life_finishes_no_message_of_the_one_before",

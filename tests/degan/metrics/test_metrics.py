@@ -93,7 +93,7 @@ def test_what_is_not_finite_gives_nan_and_what_does_not_fit_is_refused():
     a = gaussian([0.0], [[1.0]])
     assert math.isnan(distance(a, gaussian([math.nan], [[1.0]])))
     with pytest.raises(ValueError, match="cannot be compared"):
-        distance(a, gaussian([0.0, 0.0], np.feature_network(2)))
+        distance(a, gaussian([0.0, 0.0], np.eye(2)))
     with pytest.raises(ValueError, match="n >= 2"):
         fit(np.zeros((1, 3)))
 

@@ -234,7 +234,7 @@ def test_a_robust_rule_bears_a_hostile_model(rule):
 
 def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
     settings = experiment(4, local_steps=1, leaders=1)
-    plain = config.dump(settings).replace("strikes: 10", "strikes: 2")
+    plain = config.dump(settings).replace("offences: 10", "offences: 2")
     fleet = Fleet(config.build(config.parse(plain)), memory_buses(4))
     fleet.modes[3]._attack = Attack("scale")
     fleet.run(7)

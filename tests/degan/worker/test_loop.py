@@ -79,8 +79,28 @@ def test_what_the_mode_is_asked_in_which_order(live):
     one = live()
     one.run()
     assert one.mode.calls == [
-        *("step 1", "step 2", "step 3", "step 4 cut", "settle 4", "step 5 cut", "settle 5", "step 6 cut", "settle 6"),
-        *("state", "step 7", "step 8 cut", "settle 8", "step 9", "step 10 cut", "settle 10", "finish", "state"),
+        *(
+            "step 1",
+            "step 2",
+            "step 3",
+            "step 4 cut",
+            "synchronise 4",
+            "step 5 cut",
+            "synchronise 5",
+            "step 6 cut",
+            "synchronise 6",
+        ),
+        *(
+            "state",
+            "step 7",
+            "step 8 cut",
+            "synchronise 8",
+            "step 9",
+            "step 10 cut",
+            "synchronise 10",
+            "finish",
+            "state",
+        ),
     ]
     assert one.mode.begun == ([], {}) and one.signals.has_begun
 
@@ -133,7 +153,10 @@ def test_what_is_switched_off_is_never_done(live):
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
     # The end is always saved, and the only cut.
     assert one.checkpoints.steps() == [10] and "score" not in values_of(one, 10)
-    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == ["step 10 cut", "settle 10"]
+    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == [
+        "step 10 cut",
+        "synchronise 10",
+    ]
     assert not one.setup.pair.asked
 
 
