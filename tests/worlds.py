@@ -31,6 +31,7 @@ from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
 from degan.modes import connect as wire
+from degan.modes import federated, local, multi_discriminator, partial_exchange
 from degan.modes.swaps import Swaps
 from degan.worker import __main__ as worker_main
 from degan.worker import setup
@@ -79,6 +80,8 @@ METHODS_WATCHED = (
         (MemoryBus, "configure"),
     ),
 )
+# A mode's module is loaded where it is used; in a world it would come with stand-ins, and keep them.
+LOADED_BEFORE = (local, partial_exchange, federated, multi_discriminator)
 FUNCTIONS_WATCHED = (
     *(spawn_seed, splits.split, robust.build, cohorts.uniform, cohorts.balanced, cohorts.cohort_size, cohorts.weights),
     *(losses.discriminator_loss, losses.generator_loss, config.security.read_secrets, wire.fingerprint),

@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan import models
 from degan.learners import losses
 from degan.learners.flat import Flat, count, to_numpy

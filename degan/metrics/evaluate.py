@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Source
 from degan.data.sources import load
 from degan.errors import DataError, WeightsError

@@ -32,16 +32,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.federation import cohorts
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.modes import Context
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
 from degan.modes.needs import Needs, leader_outbox_bytes, leaders_of
 from peers.bus.door import Bus
-from peers.codecs.exact import Codec, build
+from peers.codecs.exact import Codec
+from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
 from peers.rounds.messages import Received
 from peers.session.transfer import encoded_bytes
@@ -67,7 +70,7 @@ class Federated(LeaderBased):
         mode = self._mode = settings.mode
         if not mode.share_histograms:
             peer_info = {"samples": peer_info["samples"]}
-        self._codec = build(mode.codec, cast=torch_cast)
+        self._codec = build_codec(mode.codec, cast=torch_cast)
         self._has_moments = mode.optimiser_state == "average"
         self._sections = pair.sections("simultaneous" if mode.order == "generator_first" else "alternating")
         # The global model, never changed in place, by the round after which it holds and the term of who made it.
@@ -317,7 +320,13 @@ class Federated(LeaderBased):
 def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:
     """The vectors that travel: number of values and codec by kind."""
     size = pair.model(settings.mode.optimiser_state == "average").size
-    return {"result": (size, build(settings.mode.codec, cast=torch_cast))}
+    return {"result": (size, build_codec(settings.mode.codec, cast=torch_cast))}
+
+
+def build(context: Context) -> Federated:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return Federated(context.settings, context.pair, bus, context.facts, context.peer_info, context.log)
 
 
 def needs(settings: Experiment, pair: GanPair) -> Needs:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import NonFiniteGuard
+from degan.modes import Context
+from degan.modes.needs import Needs
 
 
 class Local:
@@ -83,3 +85,13 @@ class Local:
 
     def close(self) -> None:
         pass
+
+
+def build(context: Context) -> Local:
+    """The mode of one worker."""
+    return Local(context.settings, context.worker, context.pair, context.log)
+
+
+def needs(settings: Experiment, pair: GanPair) -> Needs:
+    """What a worker asks of its node: nothing, it has none."""
+    return Needs(vector_bytes=4 * pair.size)

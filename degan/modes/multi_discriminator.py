@@ -37,18 +37,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.learners import scaling
 from degan.learners.casts import torch_cast
 from degan.learners.flat import to_numpy
 from degan.learners.gan_pair import GanPair
-from degan.modes import swaps
+from degan.modes import Context, swaps
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
 from degan.modes.needs import Needs, leader_outbox_bytes
 from peers.bus.door import Bus
-from peers.codecs.exact import Codec, build
+from peers.codecs.exact import Codec
+from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
 from peers.rounds.messages import Received
 from peers.session.transfer import encoded_bytes
@@ -331,10 +333,16 @@ def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]
     """The vectors that travel: number of values and codec by kind."""
     mode, size = settings.mode, settings.data.batch_size * math.prod(pair.sample_shape)
     return {
-        "batch": (batches_of(settings) * size, build(mode.codec, cast=torch_cast)),
-        "feedback": (size, build(mode.feedback_codec, cast=torch_cast)),
-        "swap": (swaps.size(pair, settings), build("raw")),
+        "batch": (batches_of(settings) * size, build_codec(mode.codec, cast=torch_cast)),
+        "feedback": (size, build_codec(mode.feedback_codec, cast=torch_cast)),
+        "swap": (swaps.size(pair, settings), build_codec("raw")),
     }
+
+
+def build(context: Context) -> MultiDiscriminator:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return MultiDiscriminator(context.settings, context.pair, bus, context.facts, context.peer_info, context.log)
 
 
 def needs(settings: Experiment, pair: GanPair) -> Needs:

@@ -36,14 +36,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.learners.casts import torch_cast
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import NonFiniteGuard
-from degan.modes.connect import agreement, attack_on, fingerprint
+from degan.modes import Context
+from degan.modes.connect import agreement, attack_on, fingerprint, open_bus
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from peers.bus.door import Bus
-from peers.codecs.exact import CODECS, build
+from peers.codecs.exact import CODECS
+from peers.codecs.exact import build as build_codec
 from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
 from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
@@ -86,7 +88,7 @@ def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)
     is_auto = mode.parts == "auto"
     return Layout(
         schedule=Schedule(pair.size, FIRST if is_auto else mode.parts),
-        codec=build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
+        codec=build_codec(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
         state_size=pair.statistics().size,
         fingerprint=fingerprint,
         parts=CHOICES if is_auto else (),
@@ -114,6 +116,12 @@ def rules_of(settings: Experiment, layout: Layout) -> Rules:
         stall_timeout_s=settings.bus.stall_timeout_s,
         finish_timeout_s=settings.bus.finish_timeout_s,
     )
+
+
+def build(context: Context) -> PartialExchange:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return PartialExchange(context.settings, context.pair, bus, context.facts, context.log)
 
 
 def needs(settings: Experiment, pair: GanPair) -> Needs:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError

@@ -36,8 +36,8 @@ class Sample(NamedTuple):
 class Worker:
     """One worker's lines of stats.jsonl, by rising step, with its losses.
 
-    `dropped` counts messages by reason over the whole run; `restarts` are (from step, to step); `incarnation` is the place in
-    `lines` at which the worker's present incarnation begins.
+    `dropped` counts messages by reason over the whole run; `restarts` are (from step, to step); `incarnation` is the
+    place in `lines` at which the worker's present incarnation begins.
     """
 
     number: int

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from config import UsageError
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.artifacts.checkpoints import MANIFEST, MODEL
 from degan.learners.gan_pair import GanPair
 from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan

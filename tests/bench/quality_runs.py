@@ -26,7 +26,7 @@ import torch
 import torch._dynamo
 
 import config
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan import models
 from degan.data.sources import load
 from degan.metrics import classifier

@@ -146,7 +146,7 @@ def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, m
         settings = config.build(plain(f"mode[{mode}].codec", codec, peers=2, model=TINY))
         peer_info = {"samples": 8, "histogram": [8]}
         pair = GanPair(settings, (1, 4, 4), worker, torch.device("cpu"))
-        made = modes.build(settings, worker, pair, {}, peer_info, lambda line: None)
+        made = modes.build(modes.Context(settings, worker, pair, {}, peer_info, lambda line: None))
         try:
             with pytest.raises(DisagreementError) as caught:
                 made.begin([], {}, None)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.federation import cohorts
 from degan.learners.gan_pair import GanPair
 from degan.learners.guard import NonFiniteGuard

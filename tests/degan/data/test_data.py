@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data import Shard, load, prepare
 from degan.data.base import PointSource
 from degan.errors import DataError

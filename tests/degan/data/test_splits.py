@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from config.settings import Classes, Dirichlet, Fegan, Iid, Mixed, Shards
+from config.settings.data import Classes, Dirichlet, Fegan, Iid, Mixed, Shards
 from degan.data import class_counts, split
 from degan.data.splits import _ration
 from degan.errors import DataError

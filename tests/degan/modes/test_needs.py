@@ -43,7 +43,7 @@ def train(url: str, mode: dict, workers: int = 2) -> tuple[config.Experiment, Ga
 
     def live(worker: int) -> None:
         peer_info = {"samples": 40, "histogram": [4] * 10}
-        mode = modes.build(settings, worker, pairs[worker], {}, peer_info, lambda line: None)
+        mode = modes.build(modes.Context(settings, worker, pairs[worker], {}, peer_info, lambda line: None))
         try:
             mode.begin([], {}, None)
             for step in range(1, STEPS + 1):

@@ -44,8 +44,8 @@ class Incarnations:
             settings=settings, worker=number, pair=pair, shard=[0] * 9, facts="facts", peer_info="peer_info"
         )
 
-    def build_mode(self, settings, number, pair, facts, peer_info, log, may_take_over) -> Any:
-        self.built.append((number, facts, peer_info, may_take_over))
+    def build_mode(self, context) -> Any:
+        self.built.append((context.worker, context.facts, context.peer_info, context.may_take_over))
         return self
 
     def make_loop(self, made, mode, out, checkpoints, steps, signals, log, *hooks) -> Any:
