@@ -307,8 +307,8 @@ def of_the_leader(run: Run, key: str, by_others: bool = True) -> list[Sample]:
 
 def leaders(run: Run) -> list[tuple[int, int]]:
     """(leader, the first step at which it was seen), in their order."""
-    led = [(int(value), step) for step, _, value in of_the_leader(run, "leader") if value is not None]
-    return [next(group) for _, group in itertools.groupby(led, key=lambda each: each[0])]
+    leaders = [(int(value), step) for step, _, value in of_the_leader(run, "leader") if value is not None]
+    return [next(group) for _, group in itertools.groupby(leaders, key=lambda each: each[0])]
 
 
 def _total(values: Iterable[float | None]) -> float | None:

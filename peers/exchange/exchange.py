@@ -197,7 +197,7 @@ class Exchange:
         self._offer(round, values)
         values = self._collect(*self._await(round, is_sync_point), values)
         if self._auto is not None:
-            self._judge_parts(round)
+            self._decide_parts(round)
         self._left_at = time.monotonic()
         self.exchange_s += self._left_at - began - (self.wait_s - waited_s)
         return values
@@ -248,7 +248,7 @@ class Exchange:
             self._buffers.give(item.values)
         return values
 
-    def _judge_parts(self, step: int) -> None:
+    def _decide_parts(self, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
         busy_s = self._bus.read_busy_s, self._bus.publish_busy_s
         self._auto.measure(self._schedule, self._computed_s, queued_s(), *busy_s, time.monotonic())

@@ -99,12 +99,12 @@ class Rounds:
         min_peers: int = 0,
         screen: Screen | None = None,
     ):
-        self._judge = screen or Screen(bus.worker, log=log)
+        self._screen = screen or Screen(bus.worker, log=log)
         self._bus, self._layout, self._log = bus, layout, log
         self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
         self.leadership, self.deadline = leadership, deadline
         self.messages = TimedMessageStore(deadline, layout, stall_timeout_s, log)
-        self.messages.refused = self._judge.note_refused
+        self.messages.refused = self._screen.note_refused
         self._sender = SenderThread(lambda error: self.messages.fail(failed(error, "publishing")))
         self._readers: list[PeerReader] = []
         self._is_caught_up, self._min_peers = True, min_peers
@@ -339,9 +339,9 @@ class Rounds:
             Term(worker, incarnations[worker], measure(answers[worker]) if worker in answers else math.nan)
             for worker in asked
         ]
-        accepted = self._judge.usable(Slice(0, self._layout.kinds[kind][0]), terms)
+        accepted = self._screen.usable(Slice(0, self._layout.kinds[kind][0]), terms)
         for worker, _, found in terms:
-            if worker not in accepted and not self._judge.is_banned(worker):
+            if worker not in accepted and not self._screen.is_banned(worker):
                 why = "far longer than usual" if math.isfinite(found) else "not finite"
                 self._log(f"round {round}: the {kind} of worker {worker} is {why}; left out")
         answers = {worker: answers[worker] for worker in asked if worker in accepted}
@@ -385,8 +385,8 @@ class Rounds:
             "staleness_mean": 0.0,
             "staleness_max": 0,
             "live_peers": len(self.messages.live()),
-            "dropped": total(self.messages.counts(), self._judge.counts, self._bus.refused()),
-            **self._judge.stats(),
+            "dropped": total(self.messages.counts(), self._screen.counts, self._bus.refused()),
+            **self._screen.stats(),
             "retries": self._bus.retries,
             "wait_s": self.wait_s,
         }

@@ -268,7 +268,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         # 8 rounds are needed, 2 more for a checkpoint; of these as many as fit. A part sends 81 of its values.
         Row("bus.replay_bytes", sees("Rules.keep_rounds"), 4500 // (81 * 6)),
         *(
-            Row(f"run.{name}_every", sees("Rules.cut_periods"), (2, 5, 3))
+            Row(f"run.{name}_every", sees("Rules.sync_periods"), (2, 5, 3))
             for name in ("checkpoint", "evaluate", "snapshot")
         ),
         # Beside sixteen small messages.
