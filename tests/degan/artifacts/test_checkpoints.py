@@ -8,7 +8,6 @@ import os
 
 import pytest
 import torch
-from degan.worker.setup import Setup
 
 import config
 from config import UsageError
@@ -23,6 +22,7 @@ from degan.artifacts.checkpoints import (
     read_manifest,
 )
 from degan.modes.local import Local
+from degan.worker.setup import Setup
 
 AGREED = {"seed": 1, "optimiser.betas": [0.5, 0.999], "run.steps": 10, "bus.lease_s": 30.0}
 
