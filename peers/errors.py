@@ -55,11 +55,13 @@ class MessageError(PeersError):
 
     Attributes:
         reason: one word for the counters (`dropped` in stats.jsonl).
+        is_damage: the entry does not bear the checksum of its own bytes: it changed on its way, and its sender is
+            not to blame.
     """
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: str, detail: str, is_damage: bool = False):
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.is_damage = reason, is_damage
 
 
 class LeaseExpiredError(PeersError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -58,7 +59,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Entry(NamedTuple):
-    """One stream entry as read: who said it, in which life, under which number."""
+    """One stream entry as read, still encoded: its sender, the sender's incarnation, its number in the stream."""
 
     sender: int
     incarnation: str
@@ -97,25 +98,45 @@ class Cursor:
         return cls(str(incarnation), int(round), int(sequence))
 
 
-@dataclass
-class Message:
-    """A whole message of a peer.
+def _no_values() -> np.ndarray:
+    return _NO_VALUES
+
+
+_NO_VALUES = np.empty(0, np.float32)
+
+
+@dataclass(slots=True, eq=False)
+class Received:
+    """A whole message of a peer, from the wire to the reduction; in the rules also our own, as the others read it.
+
+    Its values belong to the object that holds the message: handing it on hands them on. The assembler takes them from
+    a buffer pool, and the exchange gives them back when they have been applied.
 
     Attributes:
-        values: float32 (slice.size,) for the kinds that carry a vector, else None.
+        kind, round: as its header says.
+        sender: the worker that published it.
+        incarnation: of the sender; empty where the message is our own.
+        slice: the piece of the vector that the values cover.
+        values: float32 (slice.size,) for the kinds that carry a vector, else empty.
         fields: the map of the kinds that carry one, else empty.
         last_sequence: number of the message's last entry in its stream.
         extras: small numbers that go with a vector.
-        is_whole: the vector's values stand for themselves where others are differences.
-        squares: of a part, the sum of its squares, chunk by chunk.
+        is_whole: the values stand for themselves where others are differences.
+        squares: the sum of the squares of the values, chunk by chunk; None where nobody has added them up.
+        at_s: when it came (seconds, monotonic), where that is wanted.
+        norm: the length that the screen compares; NaN until it has been measured.
     """
 
     kind: str
+    sender: int
+    incarnation: str
     round: int
-    slice: Slice
-    values: np.ndarray | None = None
-    fields: dict = field(default_factory=dict)
+    slice: Slice = Slice(0, 0)
+    values: np.ndarray = field(default_factory=_no_values)
+    fields: dict[str, Any] = field(default_factory=dict)
     last_sequence: int = 0
     extras: dict[str, float] = field(default_factory=dict)
     is_whole: bool = False
-    squares: float = 0.0
+    squares: float | None = None
+    at_s: float = 0.0
+    norm: float = math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from peers.chaos.attacks import Attack
-from peers.exchange.rules import Rules
+from peers.exchange.options import Options
 from tests.fleets import Fleet, make_layout, memory_buses
 
 SIZE, WORKERS, RATE, NOISE = 60, 5, 0.9, 0.3
@@ -25,7 +25,7 @@ def learn(attack=None, exchange="parameters", codec="raw", parts=1, slack=0, ste
         (the root of the mean square), and the fleet.
     """
     own = "delayed" if exchange == "gradients" else "immediate"
-    made = Rules(slack=slack, exchange=exchange, own=own, finish_timeout_s=20.0, **rules)
+    made = Options(slack=slack, exchange=exchange, own=own, finish_timeout_s=20.0, **rules)
     layout = make_layout(SIZE, parts, codec, may_be_whole=exchange == "parameters")
     buses = buses or memory_buses(WORKERS)
     fleet = Fleet(buses, layout, SIZE, made)

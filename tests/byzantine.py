@@ -12,8 +12,12 @@ import msgpack
 import numpy as np
 
 from peers.codecs.checksum import checksum
+from peers.exchange.layout import ExchangeLayout
+from peers.rounds.layout import RoundLayout
 from peers.types import Buffer, Slice
-from peers.wire.message import MAX_FIELDS_BYTES, VERSION, Layout, RoundLayout, encode_vector
+from peers.wire.encode import encode_vector
+from peers.wire.fields import MAX_FIELDS_BYTES
+from peers.wire.header import VERSION
 
 # Whatever the change has hit is refused, but under which name depends on the place.
 ANY = frozenset(("malformed", "checksum", "version", "fingerprint", "kind", "layout", "incomplete", "oversized"))
@@ -52,7 +56,6 @@ MAPS: list[tuple[str, Buffer, str]] = [
     ("hello", b"\xc9\x7f\xff\xff\xff\x01", "malformed"),
     ("hello", b"\x81\xa1a\xd6\xff\x00\x00\x00\x00", "malformed"),
     ("hello", bytes(MAX_FIELDS_BYTES + 1), "oversized"),
-    *(("part", msgpack.packb({"a": 1}), "layout") for _ in range(2)),
 ]
 # Only for who takes part in a partial exchange; the modes with rounds look at such maps when they use them.
 WISHES: list[tuple[str, Buffer, str]] = [
@@ -76,10 +79,12 @@ class Corpus:
         seed: the same gives the same messages.
     """
 
-    def __init__(self, layout: Layout | RoundLayout, kind: str, whole: Slice, seed: int):
+    def __init__(self, layout: ExchangeLayout | RoundLayout, kind: str, whole: Slice, seed: int):
         self._layout, self._kind, self._whole = layout, kind, whole
         self._random = np.random.default_rng(seed)
-        self._maps = MAPS + (WISHES if isinstance(layout, Layout) else [])
+        # A map under the name of a kind that carries a vector.
+        odd = [(kind, msgpack.packb({"a": 1}), "layout")] * 2
+        self._maps = MAPS + odd + (WISHES if isinstance(layout, ExchangeLayout) else [])
         self._ways = (
             self._flip,
             self._cut,

@@ -13,11 +13,12 @@ from peers.bus.redis.bus import RedisBus
 from peers.codecs.exact import CODECS
 from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules
-from peers.session.rendezvous import Rendezvous, Start
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.session.meet import Rendezvous, Start
+from peers.types import Received, Slice
 from peers.vectors.graph import complete
 from peers.vectors.partition import Schedule
-from peers.wire.message import Layout
 
 HANG_S = 60.0
 
@@ -57,10 +58,31 @@ def make_layout(
     codec: str = "raw",
     state_size: int = 0,
     may_be_whole: bool = False,
-) -> Layout:
+) -> ExchangeLayout:
     is_auto = parts == "auto"
     schedule = Schedule(size, FIRST if is_auto else parts)
-    return Layout(schedule, CODECS[codec], state_size, b"testtest", CHOICES if is_auto else (), may_be_whole)
+    return ExchangeLayout(schedule, CODECS[codec], state_size, b"testtest", CHOICES if is_auto else (), may_be_whole)
+
+
+def contribution(
+    sender: int,
+    incarnation: str,
+    round: int,
+    part: Slice,
+    values: np.ndarray,
+    last_sequence: int = 0,
+    extras: dict[str, float] | None = None,
+    is_whole: bool = False,
+    squares: float | None = None,
+) -> Received:
+    """A part of a peer, as the decoder hands it on."""
+    extras = {} if extras is None else extras
+    return Received("part", sender, incarnation, round, part, values, {}, last_sequence, extras, is_whole, squares)
+
+
+def term(sender: int, incarnation: str, norm: float) -> Received:
+    """A contribution of which only the norm is known."""
+    return Received("part", sender, incarnation, 1, norm=norm)
 
 
 def memory_buses(workers: int) -> list[Bus]:
@@ -85,7 +107,9 @@ class Fleet:
         initial: the vector with which everyone begins; zeros where not given.
     """
 
-    def __init__(self, buses: list[Bus], layout: Layout, size: int, rules: Rules, initial: np.ndarray | None = None):
+    def __init__(
+        self, buses: list[Bus], layout: ExchangeLayout, size: int, rules: Options, initial: np.ndarray | None = None
+    ):
         self.buses, self.layout, self.size, self.rules = buses, layout, size, rules
         self.lines: list[str] = []
         self.rendezvous = [

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules
-from peers.session.rendezvous import Start
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.session.meet import Start
 from peers.types import Lease
-from peers.wire.message import Layout
 from tests.fleets import in_threads, memory_buses
 
 # Nothing that waits in these tests waits for time to pass.
-RULES = Rules(lease_s=30.0, stall_timeout_s=20.0, finish_timeout_s=20.0, norm_gate=0.0, keep_rounds=400)
+RULES = Options(lease_s=30.0, stall_timeout_s=20.0, finish_timeout_s=20.0, norm_gate=0.0, keep_rounds=400)
 
 
 class Inline:
@@ -76,14 +76,14 @@ class Lockstep:
         self,
         patch: pytest.MonkeyPatch,
         workers: int,
-        layout: Layout,
+        layout: ExchangeLayout,
         size: int,
-        rules: Rules = RULES,
+        rules: Options = RULES,
         initial: np.ndarray | None = None,
         first: Sequence[int] | None = None,
     ):
-        patch.setattr("peers.exchange.exchange.SenderThread", lambda on_failure: Inline(self.deliver))
-        patch.setattr("peers.exchange.exchange.PeerReader", HandReader)
+        patch.setattr("peers.session.session.SenderThread", lambda on_failure: Inline(self.deliver))
+        patch.setattr("peers.session.session.PeerReader", HandReader)
         self._lock = threading.RLock()
         self.deaf: set[int] = set()
         self.lines: list[str] = []
@@ -127,7 +127,7 @@ class Lockstep:
         with self._lock:
             for worker, exchange in enumerate(self.exchanges):
                 if worker not in self.deaf:
-                    for reader in exchange._readers:
+                    for reader in exchange._session._readers:
                         reader.read()
         for exchange in self.exchanges:
             exchange.gate.touch()
@@ -150,7 +150,7 @@ class Lockstep:
         return [exchange.stats()["dropped"] for exchange in self.exchanges]
 
 
-def rules(**changes) -> Rules:
+def rules(**changes) -> Options:
     """`RULES` with changes."""
     return replace(RULES, **changes)
 

@@ -92,7 +92,7 @@ def states(world: World) -> set[int]:
 
 def fingerprints(world: World) -> bool:
     """What travels bears the fingerprint of all that was agreed on, and not the one of a layout that only measures."""
-    layouts = {*world.calls.all("Layout", "fingerprint"), *world.calls.all("RoundLayout", "fingerprint")}
+    layouts = {*world.calls.all("ExchangeLayout", "fingerprint"), *world.calls.all("RoundLayout", "fingerprint")}
     agreed = [call["seed"] for call in world.calls.all("fingerprint", "agreed")]
     return layouts - {bytes(8)} == set(world.calls.all("fingerprint", "->")) and set(agreed) == {7}
 

@@ -42,26 +42,39 @@ from peers.codecs.quantised import Int8
 from peers.exchange.gate import ClockGate
 from peers.exchange.gradients import GradientRule
 from peers.exchange.joining import Giver
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
 from peers.exchange.parameters import ParameterRule
-from peers.exchange.rules import Rules
 from peers.rounds.deadline import Deadline
+from peers.rounds.layout import RoundLayout
 from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds
+from peers.session.meet import Rendezvous
 from peers.session.reader import PeerReader
-from peers.session.rendezvous import Rendezvous
 from peers.session.sender import SenderThread
 from peers.session.waiting import Waiting
 from peers.vectors import reduce as robust
 from peers.vectors.screen import Screen
-from peers.wire.message import Layout, RoundLayout
 from tests.fleets import in_threads
 
 SIDE, SAMPLES, CLASSES = 10, 210, 10
 # A device that is the processor and not the one that is taken by itself.
 DEVICE = torch.device("cpu:0")
 CLASSES_WATCHED = (
-    *(Checkpoints, ClockGate, Deadline, Evaluator, GanPair, Giver, GradientRule, Int8, Screen, Layout, Leadership),
-    *(ParameterRule, PeerReader, Rendezvous, RoundLayout, Rounds, Rules, Shard, Swaps),
+    *(
+        Checkpoints,
+        ClockGate,
+        Deadline,
+        Evaluator,
+        GanPair,
+        Giver,
+        GradientRule,
+        Int8,
+        Screen,
+        ExchangeLayout,
+        Leadership,
+    ),
+    *(ParameterRule, PeerReader, Rendezvous, RoundLayout, Rounds, Options, Shard, Swaps),
 )
 METHODS_WATCHED = (
     *(

@@ -21,7 +21,7 @@ from peers.chaos.attacks import Attack, attack_of
 from peers.chaos.faults import VARIABLE, WIRE_HOOKS, Faults
 from peers.chaos.faulty_bus import FaultyBus, inject
 from peers.vectors.graph import complete
-from peers.wire.message import VERSION
+from peers.wire.header import VERSION
 
 # Where nothing that is said leaves the machine.
 LOCAL = ("localhost", "127.0.0.1", "::1")

@@ -46,11 +46,10 @@ from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
-from peers.rounds.messages import Received
+from peers.rounds.layout import RoundLayout
 from peers.session.transfer import encoded_bytes
-from peers.types import Message
+from peers.types import Received
 from peers.vectors import reduce as robust
-from peers.wire.message import RoundLayout
 
 MODEL, SMOOTH = "model", "smooth"
 
@@ -111,18 +110,18 @@ class Federated(LeaderBased):
         found = self._await_start(step)
         if found is None:
             return self._lead(step)
-        message = found[1].message
+        message = found[1]
         if message.kind != "round_start" or message.round > step:
             return {}  # We are behind: on to the newest.
         return self._follow(*found)
 
     def _follow(self, sender: int, received: Received) -> dict[str, float]:
-        message, step = received.message, received.message.round
+        step = received.round
         try:
-            cohort = self._note_start(message)
+            cohort = self._note_start(received)
             is_member = self._me in cohort
             if is_member or self._rounds.leadership.may_lead(self._me):
-                self._fetch(sender, received.incarnation, message)
+                self._fetch(sender, received)
         except MISSED as error:
             self._log(f"round {step}: {error}; not taking part in it")
             return {}
@@ -248,17 +247,19 @@ class Federated(LeaderBased):
                 self._held.remove((version, is_sync_point))
                 self._rounds.forget(_name(version), {MODEL: self._model.size}, self._codec)
 
-    def _fetch(self, sender: int, incarnation: str, message: Message) -> None:
+    def _fetch(self, sender: int, received: Received) -> None:
         """Hold the model that an announcement speaks of. Raises one of `MISSED`."""
-        version, steps = _version(message), whole(message.fields, "steps")
+        version, steps = _version(received), whole(received.fields, "steps")
         if version == self._version:
             return
-        arrays, _ = self._rounds.fetch(sender, incarnation, _name(version), {MODEL: self._model.size}, self._codec)
+        arrays, _ = self._rounds.fetch(
+            sender, received.incarnation, _name(version), {MODEL: self._model.size}, self._codec
+        )
         self._predicted["received"] += self._model_bytes
         self._adopt(arrays[MODEL], version)
         self._steps_taken = steps
 
-    def _note_start(self, message: Message) -> list[int]:
+    def _note_start(self, message: Received) -> list[int]:
         """The cohort that a leader announces, and what we would need to lead ourselves. Raises MessageError."""
         cohort, sampled = message.fields.get("cohort"), message.fields.get("sampled")
         if not isinstance(cohort, list) or not all(isinstance(worker, int) for worker in cohort):
@@ -283,7 +284,7 @@ class Federated(LeaderBased):
         return {"model": list(self._version), "steps": self._steps_taken}
 
     def _load_end(self, sender: int, received: Received) -> None:
-        self._fetch(sender, received.incarnation, received.message)
+        self._fetch(sender, received)
         sizes = {SMOOTH: self._pair.smooth().size}
         arrays, _ = self._rounds.fetch(sender, received.incarnation, _name(self._version, "s"), sizes)
         self._predicted["received"] += self._smooth_bytes
@@ -292,7 +293,7 @@ class Federated(LeaderBased):
 
     def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
-            self._fetch(sender, received.incarnation, received.message)
+            self._fetch(sender, received)
 
     def leave(self, is_together: bool) -> None:
         # What is saved after this is the global model, as the version says, and not what we last made of it.
@@ -357,7 +358,7 @@ def _name(version: tuple[int, int], prefix: str = "m") -> str:
     return f"{prefix}{version[0]}.{version[1]}"
 
 
-def _version(message: Message) -> tuple[int, int]:
+def _version(message: Received) -> tuple[int, int]:
     found = message.fields.get("model")
     if not isinstance(found, list) or len(found) != 2:
         raise MessageError("malformed", f"round {message.round} names no model")

@@ -52,11 +52,10 @@ from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
-from peers.rounds.messages import Received
+from peers.rounds.layout import RoundLayout
 from peers.session.transfer import encoded_bytes
-from peers.types import Message
+from peers.types import Received
 from peers.vectors import reduce as robust
-from peers.wire.message import RoundLayout
 
 # Names of the vectors in a state, and how many states are kept for those who are slow to fetch one.
 NETWORK, SMOOTH, MOMENTS = "generator", "smooth", "moments"
@@ -79,6 +78,8 @@ class Plan(NamedTuple):
 
 class MultiDiscriminator(LeaderBased):
     """See `degan.modes.Mode` and `degan.modes.leader.leader_based.Led`."""
+
+    maps = LeaderBased.maps | {"want"}
 
     def __init__(
         self,
@@ -119,15 +120,15 @@ class MultiDiscriminator(LeaderBased):
         self._swaps.take()
         if found is None:
             return self._lead(step)
-        message = found[1].message
+        message = found[1]
         if message.kind != "round_start" or message.round > step:
             return {}  # We are behind: on to the newest.
         return self._follow(*found)
 
     def _follow(self, sender: int, received: Received) -> dict[str, float]:
-        step, losses = received.message.round, {}
+        step, losses = received.round, {}
         try:
-            plan = _plan(received.message)
+            plan = _plan(received)
             self._asked = len(plan.workers)
             if self._me in plan.workers:
                 losses = self._answer(sender, received, plan)
@@ -140,14 +141,14 @@ class MultiDiscriminator(LeaderBased):
 
     def _answer(self, sender: int, received: Received, plan: Plan) -> dict[str, float]:
         """Our part in somebody else's round. Raises one of `MISSED`."""
-        step = received.message.round
+        step = received.round
         batch = self._rounds.messages.received("batch", sender, step)
         # It was said before the round was announced, so it is here or it is lost.
         if batch is None or batch.incarnation != received.incarnation:
             raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
         self._predicted["received"] += self._bytes["batch"]
         fakes, incarnations = (
-            batch.message.values.reshape(self._batches, *self._shape),
+            batch.values.reshape(self._batches, *self._shape),
             self._rounds.messages.incarnations(),
         )
         feedback, losses = self._train(plan.workers, list(fakes))
@@ -299,14 +300,14 @@ class MultiDiscriminator(LeaderBased):
         return {"state": self._version}
 
     def _load_end(self, sender: int, received: Received) -> None:
-        self._fetch_state(sender, received.incarnation, _version(received.message))
+        self._fetch_state(sender, received.incarnation, _version(received))
 
     def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
-            self._fetch_state(sender, received.incarnation, _version(received.message))
+            self._fetch_state(sender, received.incarnation, _version(received))
         # Who leads and does not train has a discriminator that nobody wants.
         but = () if self._mode.leader_trains else (sender,)
-        self._swaps.ask(received.message.round, self._rounds.deadline.seconds, but)
+        self._swaps.ask(received.round, self._rounds.deadline.seconds, but)
 
     def state(self):
         return {}, {
@@ -369,7 +370,7 @@ def _name(prefix: str, version: Version) -> str:
     return f"{prefix}{version[0]}.{version[1]}"
 
 
-def _version(message: Message) -> Version | None:
+def _version(message: Received) -> Version | None:
     """The state that an announcement speaks of; None while there is none but the beginning."""
     found = message.fields.get("state")
     if found is None:
@@ -380,7 +381,7 @@ def _version(message: Message) -> Version | None:
     return term, round, worker
 
 
-def _plan(message: Message) -> Plan:
+def _plan(message: Received) -> Plan:
     """What a leader announces. Raises MessageError."""
     fields = message.fields
     workers, deadline_s = fields.get("workers"), fields.get("deadline_s")
@@ -393,6 +394,6 @@ def _plan(message: Message) -> Plan:
     return Plan(workers, fields.get("is_swap") is True and len(workers) > 1, deadline_s, _version(message))
 
 
-def _feedback(message: Message) -> np.ndarray:
+def _feedback(message: Received) -> np.ndarray:
     """The gradient that a message stands for. Raises ValueError."""
     return scaling.unscaled(message.values, message.extras.get("exponent", 0.0))

@@ -12,9 +12,10 @@ import numpy as np
 
 from config.settings.experiment import Experiment
 from peers.codecs.base import Codec
+from peers.rounds.layout import RoundLayout
 from peers.rounds.rounds import kept_entries
 from peers.types import Slice
-from peers.wire.message import RoundLayout, chunks
+from peers.wire.layout import chunks
 
 LEADERS = 3  # Where the settings do not say how many may lead.
 

@@ -49,12 +49,14 @@ from peers.codecs.exact import build as build_codec
 from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
 from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules, make_rule
-from peers.session.rendezvous import Rendezvous, Start
+from peers.exchange.factory import make_rule
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.exchange.outbox import Outbox
+from peers.session.meet import Rendezvous, Start
 from peers.types import Cursor
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
-from peers.wire.message import Layout
 
 # No weight of an honest worker is larger.
 RUNAWAY = 1e6
@@ -66,7 +68,7 @@ def least_rounds(settings: Experiment) -> int:
     mode = settings.mode
     if mode.slack is None:
         return settings.bus.unbounded_backlog
-    # With many parts a round is small; `Rules.outbox_entries` has room for those.
+    # With many parts a round is small; `Outbox` has room for those.
     parts = 1 if mode.parts == "auto" else mode.parts
     return 2 * mode.slack + 3 + parts
 
@@ -82,11 +84,11 @@ def keep_rounds(settings: Experiment, round_bytes: int) -> int:
     return max(needed, min(replay, budget_bytes // max(1, round_bytes)))
 
 
-def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)) -> Layout:
+def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)) -> ExchangeLayout:
     """What travels, and in which slices; the same on every worker."""
     mode = settings.mode
     is_auto = mode.parts == "auto"
-    return Layout(
+    return ExchangeLayout(
         schedule=Schedule(pair.size, FIRST if is_auto else mode.parts),
         codec=build_codec(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
         state_size=pair.statistics().size,
@@ -96,11 +98,11 @@ def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)
     )
 
 
-def rules_of(settings: Experiment, layout: Layout) -> Rules:
+def options_of(settings: Experiment, layout: ExchangeLayout) -> Options:
     """How the exchange behaves, and how much it keeps."""
     mode, run = settings.mode, settings.run
     round_bytes = layout.codec.encoded_bytes(layout.largest.size)
-    return Rules(
+    return Options(
         slack=mode.slack,
         exchange=mode.exchange,
         own=mode.own,
@@ -127,13 +129,14 @@ def build(context: Context) -> PartialExchange:
 def needs(settings: Experiment, pair: GanPair) -> Needs:
     """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
     layout = layout_of(settings, pair)
-    rules = rules_of(settings, layout)
+    options = options_of(settings, layout)
     initial = np.zeros(pair.size, dtype=np.float32)
-    shared_vectors = make_rule(rules, 0, layout, initial, BufferPool()).shared_sizes()
-    states = rules.state_entries(layout)
+    shared_vectors = make_rule(options, 0, layout, initial, BufferPool()).shared_sizes()
+    outbox = Outbox(options, layout)
+    states = outbox.state_entries
     part_bytes = entry_bytes(layout.largest.size, layout.codec)
     statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
-    outbox_bytes = rules.outbox_entries(layout) * part_bytes + states * max(0, statistics_bytes - part_bytes)
+    outbox_bytes = outbox.entries * part_bytes + states * max(0, statistics_bytes - part_bytes)
     if layout.may_be_whole and not layout.codec.is_exact:
         # What is no difference to anything travels raw: each part once, at the beginning or after a loss.
         outbox_bytes += 4 * pair.size
@@ -167,18 +170,18 @@ class PartialExchange:
         self._exchanges_parameters = mode.exchange == "parameters"
         self._agreed = agreement(settings, pair, facts)
         self._layout = layout_of(settings, pair, fingerprint(self._agreed))
-        self._rules = rules_of(settings, self._layout)
+        self._options = options_of(settings, self._layout)
         round_bytes = self._layout.codec.encoded_bytes(self._layout.largest.size)
         log(
             f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
-            f"the outbox keeps {self._rules.keep_rounds} rounds; {needs(settings, pair)}"
+            f"the outbox keeps {self._options.keep_rounds} rounds; {needs(settings, pair)}"
         )
         self._guard = NonFiniteGuard(pair, log)
         self._attack = attack_on(bus, log)
         self._exchange: Exchange | None = None
         self._failure: BaseException | None = None
         self._rendezvous = Rendezvous(
-            bus, self._agreed, self._rules.lease_s, settings.connect_timeout_s, log, self._fail
+            bus, self._agreed, self._options.lease_s, settings.connect_timeout_s, log, self._fail
         )
 
     def _fail(self, error: BaseException) -> None:
@@ -192,7 +195,7 @@ class PartialExchange:
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, followed)
         initial = self._pair.parameters(self._whole)
-        self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._log)
+        self._exchange = Exchange(self._bus, self._layout, initial, self._options, self._log)
         if start.kind == "join":
             sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
             try:
@@ -202,7 +205,7 @@ class PartialExchange:
                     raise
                 # Some may have been told to await us in this life: only another one lets them go on.
                 raise LeaseExpiredError(str(error)) from None
-            self._rendezvous.joined(last)
+            self._rendezvous.lease.joined(last)
         else:
             if start.step:
                 self._exchange.load_state(*load(start.step))
@@ -221,7 +224,7 @@ class PartialExchange:
         advance = self._step_parameters if self._exchanges_parameters else self._step_gradient
         found = advance(next_batch(), lambda: self._is_sync_point(step, is_sync_point))
         self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
-        self._rendezvous.progress(step)
+        self._rendezvous.lease.progress(step)
         return found
 
     def _step_gradient(self, real: torch.Tensor, is_sync_point: Callable[[], bool]) -> dict[str, float]:
@@ -269,7 +272,7 @@ class PartialExchange:
         return True
 
     def finish(self) -> None:
-        self._rendezvous.leaving()
+        self._rendezvous.lease.leaving()
         if self._exchanges_parameters:
             together = self._exchange.finish(self._pair.parameters(self._whole))
             self._pair.load_parameters(self._whole, together)
@@ -280,7 +283,7 @@ class PartialExchange:
             self._pair.average(self._whole)
 
     def leave(self, is_together: bool) -> None:
-        self._rendezvous.leaving()
+        self._rendezvous.lease.leaving()
         self._exchange.leave(is_resumable=is_together)
 
     def ask_to_stop(self, step: int) -> None:

@@ -22,9 +22,8 @@ from config.settings.experiment import Experiment
 from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair, spawn_seed
 from peers.errors import MessageError, StalledError
-from peers.rounds.messages import Received
 from peers.rounds.rounds import Rounds
-from peers.types import Message
+from peers.types import Received
 
 NETWORK = "discriminator"
 
@@ -108,10 +107,10 @@ class Swaps:
 
         def is_late() -> bool:
             newest = self._rounds.newest()
-            if newest is None or newest[1].message.round <= step:
+            if newest is None or newest[1].round <= step:
                 return self._rounds.leader() == self._me and not may_wait(incoming.sender)
             waited_s = time.monotonic() - newest[1].at_s
-            return newest[1].message.round > step + 1 or waited_s > incoming.grace_s
+            return newest[1].round > step + 1 or waited_s > incoming.grace_s
 
         # What has not come by the deadline is said below.
         with contextlib.suppress(StalledError):
@@ -132,7 +131,7 @@ class Swaps:
                 self._give_up()
             return
         try:
-            self._load(received.message)
+            self._load(received)
         except MessageError as error:
             self._log(f"{error}")
             self._give_up()
@@ -190,7 +189,7 @@ class Swaps:
     def _ask(self, giver: int, round: int, token: int, until_s: float) -> bool:
         def given() -> Received | None:
             received = self._messages.received("swap", giver)
-            return received if received is not None and received.message.extras.get("token") == token else None
+            return received if received is not None and received.extras.get("token") == token else None
 
         incarnation = self._messages.incarnation(giver)
         self._rounds.send(giver, "want", round, {"token": token})
@@ -202,15 +201,15 @@ class Swaps:
         )
         received = given()
         if received is not None:
-            self._load(received.message)
-            self._messages.close_round("swap", received.message.round)
+            self._load(received)
+            self._messages.close_round("swap", received.round)
         return received is not None
 
     def give(self, step: int) -> None:
         """Before a step: copies of ours, as it is after the step before, to those that have asked."""
         for sender in self._messages.kept("want"):
             received = self._messages.take("want", sender)
-            token = received.message.fields.get("token") if received else None
+            token = received.fields.get("token") if received else None
             if isinstance(token, int) and 0 <= token < 2**48:
                 self._send(sender, step - 1, {"token": float(token)})
 
@@ -221,7 +220,7 @@ class Swaps:
         self._rounds.send(peer, "swap", round, self._pair.network(NETWORK, self._has_moments), counters | extras)
         self._predicted["sent"] += self._bytes
 
-    def _load(self, message: Message) -> None:
+    def _load(self, message: Received) -> None:
         self._predicted["received"] += self._bytes
         counters = {name: message.extras.get(name, -1.0) for name in self._pair.network_counters(NETWORK)}
         if any(not 0 <= count < 2**48 for count in counters.values()) or not np.isfinite(message.values).all():

@@ -31,8 +31,8 @@ from peers.bus.redis.client import address, split_socket
 from peers.bus.redis.tls import Access
 from peers.doctor.checkup import Visit, look
 from peers.doctor.findings import FAIL, OK, WARN, Finding, mib, printable
+from peers.session.lease import heartbeat_s
 from peers.session.processes import is_dead
-from peers.session.rendezvous import heartbeat_s
 
 WIDTH = 100
 MOST_AT_ONCE = 32

@@ -2,10 +2,9 @@
 
     values of round t -> offer(t): copy out one part -> wait until every member's clock >= t - slack -> collect
 
-What leaves and how it enters is the carry's business (`peers.exchange.gradients`,
-`peers.exchange.parameters`); this file has the rounds, the threads, the bound, and how a worker begins, joins,
-helps others to join, and ends. The main thread copies out and sums up; encoding, publishing, reading and decoding
-run beside it.
+What leaves and how it enters is the business of the rule (`peers.exchange.gradients`, `peers.exchange.parameters`);
+this file has the rounds, the bound, and how a worker begins, joins, helps others to join, and ends. The main thread
+copies out and sums up; encoding, publishing, reading and decoding run beside it (`peers.session.session`).
 
 With slack 0 every worker applies exactly the rounds up to t, summed in worker order, and the run is
 bit-reproducible.
@@ -24,28 +23,25 @@ from typing import Any
 import numpy as np
 
 from peers.bus.door import Bus
-from peers.bus.redis.refusals import total
-from peers.errors import MessageError, StalledError
+from peers.errors import MessageError
 from peers.exchange.auto import AutoParts
+from peers.exchange.factory import make_rule
 from peers.exchange.gate import make_gate
 from peers.exchange.inbox import Inbox
-from peers.exchange.joining import Giver, ask
-from peers.exchange.rule import Leaving
-from peers.exchange.rules import Rules, make_rule
+from peers.exchange.joining import Giver, Standing, ask, with_rule, without_rule
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.exchange.outbox import Outbox
+from peers.exchange.queued import queued_s
+from peers.exchange.rule import Leaving, Owner
 from peers.exchange.window import Accumulator
-from peers.session.processes import queued_s
-from peers.session.reader import PeerReader
-from peers.session.rendezvous import Start
-from peers.session.sender import SenderThread
+from peers.session.meet import Start
+from peers.session.session import Session
 from peers.session.transfer import State
-from peers.session.waiting import failed
 from peers.types import Cursor, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
-from peers.wire.message import Layout, encode_fields, encode_vector
-
-# Vectors of the carry travel beside the caller's own to a joiner.
-RULE_PREFIX = "rule."
+from peers.wire.encode import encode_vector
 
 Load = Callable[[State, dict[str, Any]], None]
 
@@ -56,38 +52,45 @@ class Exchange:
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
         layout: what all workers agree on; with more than one number of parts these are found by themselves.
-        initial: the vector with which everyone begins, float32 (size,); only a carry of parameters looks at it.
-        rules: what is carried, bound, reduction and patience.
-        say: called with one line for a person.
+        initial: the vector with which everyone begins, float32 (size,); only the rule of parameters looks at it.
+        options: rule, bound, reduction and patience.
+        log: called with one line for a person.
 
     Attributes:
         gate: where the main thread waits.
-        wait_s: seconds that it has waited for the peers.
         exchange_s: seconds of its own work on the exchange: copy out, sum up, copy in.
     """
 
-    def __init__(self, bus: Bus, layout: Layout, initial: np.ndarray, rules: Rules, log: Callable[[str], None]):
-        self._bus, self._layout, self._rules, self._log = bus, layout, rules, log
+    def __init__(
+        self, bus: Bus, layout: ExchangeLayout, initial: np.ndarray, options: Options, log: Callable[[str], None]
+    ):
+        self._bus, self._layout, self._options, self._log = bus, layout, options, log
         self._peers = tuple(sorted(peer for group in bus.servers for peer in group))
         self._schedule = layout.schedule
-        self.gate = make_gate(rules, self._peers, layout, log)
-        self._auto = AutoParts(rules.slack) if layout.parts else None
+        self.gate = make_gate(options, self._peers, layout, log)
+        self._auto = AutoParts(options.slack) if layout.parts else None
         self._buffers = BufferPool(2 * len(self._peers) + 4)
-        self._rule = make_rule(rules, bus.worker, layout, initial, self._buffers, log)
+        self._rule = make_rule(options, bus.worker, layout, initial, self._buffers, log)
         self._accumulator = Accumulator()
         refuse = self._rule.screen.note_refused
         self._inbox = Inbox(bus.worker, layout, self._accumulator, self.gate, self._auto, self._buffers, refuse)
-        # One thread, which keeps what is published in order; the pumps decode what they read.
-        self._sender = SenderThread(lambda error: self.gate.fail(failed(error, "publishing")))
-        self._readers: list[PeerReader] = []
-        self._giver = Giver(bus, layout, self._sender, self._inbox, self.gate, rules.lease_s)
+        lease_s, stall_s, finish_s = options.lease_s, options.stall_timeout_s, options.finish_timeout_s
+        self._session = Session(bus, layout, self._inbox, self.gate, lease_s, stall_s, finish_s, log)
+        self._giver = Giver(bus, self._session, self._inbox, self.gate, lease_s)
         # Our newest round; and the one whose values the caller has lent, until they have been published.
         self._round = self._lent = 0
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
-        self.wait_s = self.exchange_s = self._computed_s = 0.0
-        self._left_at, self._staleness = time.monotonic(), []
-        bus.configure(*rules.outbox(layout))
+        self.exchange_s = self._computed_s = 0.0
+        self._left_at = time.monotonic()
+        self._staleness: list[int] = []
+        outbox = Outbox(options, layout)
+        bus.configure(outbox.entries, outbox.payload_bytes, outbox.least_entries)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the main thread has waited for the peers."""
+        return self._session.wait_s
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -109,9 +112,9 @@ class Exchange:
         self._round = round
         is_joining = start.kind == "join"
         self._rule.begin(round)
-        self._publish_hello(is_joining, start.kind == "replay")
+        self._session.hello(round, is_joining, start.kind == "replay")
         if is_joining:
-            self._join(start, sizes, load)
+            self._join(start, sizes or {}, load)
         elif start.kind == "together" or not self._taken:
             self._taken = {peer: Cursor(incarnation, round, 0) for peer, incarnation in start.incarnations.items()}
         for peer, cursor in self._taken.items():
@@ -121,62 +124,46 @@ class Exchange:
         known = {peer: cursor.incarnation for peer, cursor in self._taken.items()}
         if start.kind == "replay":
             self._inbox.replay({peer: self._bus.newest(peer, incarnation) for peer, incarnation in known.items()})
-        for server in range(len(self._bus.servers)):
-            reader = PeerReader(self._bus, server, self._inbox, self.gate, self._rules.lease_s, known, self._log)
-            self._readers.append(reader)
-            reader.start()
+        self._session.read(known)
         if is_joining:
-            self._publish_hello(False, False)
+            self._session.hello(self._round, is_joining=False)
         return self._round
 
-    def _publish_hello(self, joining: bool, replaying: bool) -> None:
-        self._publish_fields("hello", self._round, {"is_joining": joining, "is_replaying": replaying})
-
-    def _join(self, start: Start, sizes: dict[str, int], load: Load) -> None:
+    def _join(self, start: Start, sizes: dict[str, int], load: Load | None) -> None:
         """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
+        assert start.helper is not None and load is not None, "a join has a helper and somewhere to put its state"
         helper, incarnation = start.helper, start.incarnations[start.helper]
         self._log(f"the others are training; asking worker {helper} for its state")
-        sizes = sizes | {RULE_PREFIX + name: size for name, size in self._rule.shared_sizes().items()}
-        patience_s = self._rules.lease_s + 5
-        vectors, meta = ask(self._bus, self._layout, self._sender, self.gate, (helper, incarnation), sizes, patience_s)
+        sizes = with_rule(sizes, self._rule.shared_sizes())
+        vectors, meta = ask(self._bus, self._session, self.gate.check, (helper, incarnation), sizes)
         try:
-            self._round, applied = int(meta["round"]), int(meta["applied"])
-            # What the helper had not applied, of itself too, is read and applied here.
-            self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in meta["cursors"].items()}
-            self._taken.pop(self._bus.worker, None)
-            self._taken[helper] = Cursor(incarnation, applied, int(meta["sequence"]))
-            if meta["stop_at"] is not None:
-                self.gate.stop(int(meta["stop_at"]))
-            self._load_parts(meta["parts"])
-            shared_vectors = {
-                name[len(RULE_PREFIX) :]: vectors.pop(name) for name in list(vectors) if name.startswith(RULE_PREFIX)
-            }
-            self._rule.load_shared(shared_vectors, meta["rule"], helper, self._round, applied)
-            load(vectors, meta["values"])
+            found = Standing.from_plain(meta, helper, incarnation, self._bus.worker)
+            self._round, self._taken = found.round, found.cursors
+            if found.stop_at is not None:
+                self.gate.stop(found.stop_at)
+            self._load_parts(found.parts)
+            own, shared = without_rule(vectors)
+            self._rule.load_shared(shared, found.rule, helper, found.round, found.applied)
+            load(own, found.values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageError("malformed", f"the state of worker {helper}: {error}") from None
         self._log(f"took the state of worker {helper} at round {self._round}")
 
-    def serve(self, make_state: Callable[[], tuple[State, dict]]) -> None:
+    def serve(self, make_state: Callable[[], tuple[State, dict[str, Any]]]) -> None:
         """Between two steps: give our state to the peers that have asked for it, and await them from now on.
 
         Args:
             make_state: returns float32 vectors by name, which are ours to keep, and a small map of values.
         """
 
-        def make(peer: int) -> tuple[State, dict]:
+        def make(peer: int) -> tuple[State, dict[str, Any]]:
             vectors, values = make_state()
-            shared_vectors, small = self._rule.shared()
+            shared, small = self._rule.shared()
             members = self.gate.members()
-            return vectors | {RULE_PREFIX + name: vector for name, vector in shared_vectors.items()}, {
-                "round": self._round,
-                "applied": self._rule.applied(self._round),
-                "values": values,
-                "rule": small,
-                "stop_at": self.gate.stop_at,
-                "cursors": {str(p): c.to_plain() for p, c in self._taken.items() if p in members and p != peer},
-                "parts": self._parts_plain(),
-            }
+            cursors = {p: cursor for p, cursor in self._taken.items() if p in members and p != peer}
+            applied = self._rule.applied(self._round)
+            standing = Standing(self._round, applied, values, small, self.gate.stop_at, cursors, self._parts_plain())
+            return with_rule(vectors, shared), standing.to_plain()
 
         self._giver.serve(self._round, make)
 
@@ -187,7 +174,7 @@ class Exchange:
 
         Args:
             values: float32 (size,): the gradient, or the parameters after this worker's own step. Changed in place.
-            is_cut: asked once the bound is passed; True waits for every member to be at this very round, so
+            is_sync_point: asked once the bound is passed; True waits for every member to be at this very round, so
                 that a checkpoint taken now has nothing in flight.
         """
         began, waited_s = time.monotonic(), self.wait_s
@@ -197,7 +184,7 @@ class Exchange:
         self._offer(round, values)
         values = self._collect(*self._await(round, is_sync_point), values)
         if self._auto is not None:
-            self._decide_parts(round)
+            self._decide_parts(self._auto, round)
         self._left_at = time.monotonic()
         self.exchange_s += self._left_at - began - (self.wait_s - waited_s)
         return values
@@ -208,33 +195,32 @@ class Exchange:
         if self._auto is not None:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.proposal)}
             self._auto.note(self._bus.worker, round, self._auto.proposal)
-        self._lent = round if leaving.is_lent else 0
-        self._sender.submit(lambda: self._publish_part(leaving, extras), self._rules.stall_timeout_s)
+        self._lent = round if leaving.owner is Owner.CALLER else 0
+        self._session.submit(lambda: self._publish_part(leaving, extras), self._options.stall_timeout_s)
 
     def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
         entries = self._rule.encode(leaving, extras)
         self.gate.touch()
-        self._giver.note(leaving.round, self._rules.keep_rounds)
+        self._giver.note(leaving.round, self._options.keep_rounds)
         self._bus.publish(entries)
-        if leaving.is_lent:
+        if leaving.owner is Owner.CALLER:
             self._lent = 0
-        elif not self._rule.keeps_leaving:
+        elif leaving.owner is Owner.POOL:
             self._buffers.give(leaving.values)
         self.gate.touch()
 
     def _await(self, round: int, is_sync_point: Callable[[], bool]) -> tuple[int, int]:
         """Wait under the bound; returns the round through which to collect and how many share a mean."""
-        started = time.monotonic()
-        sharers = self.gate.wait(round)
-        is_synchronous = self._rules.slack is not None and is_sync_point()
-        if is_synchronous:
-            sharers = self.gate.wait(round, slack=0)
-        through = self._rule.through(round, is_synchronous)
-        self.gate.until(
-            lambda: not self._lent and self._rule.is_ready(through),
-            lambda: f"our own round {self._round} to be published",
-        )
-        self.wait_s += time.monotonic() - started
+        with self._session.waiting():
+            sharers = self.gate.wait(round)
+            is_synchronous = self._options.slack is not None and is_sync_point()
+            if is_synchronous:
+                sharers = self.gate.wait(round, slack=0)
+            through = self._rule.through(round, is_synchronous)
+            self.gate.until(
+                lambda: not self._lent and self._rule.is_ready(through),
+                lambda: f"our own round {self._round} to be published",
+            )
         return through, len(sharers)
 
     def _collect(self, through: int, sharers: int, values: np.ndarray) -> np.ndarray:
@@ -248,11 +234,11 @@ class Exchange:
             self._buffers.give(item.values)
         return values
 
-    def _decide_parts(self, step: int) -> None:
+    def _decide_parts(self, auto: AutoParts, step: int) -> None:
         """Measure the step that ends here, and change the number of parts where all workers do."""
         busy_s = self._bus.read_busy_s, self._bus.publish_busy_s
-        self._auto.measure(self._schedule, self._computed_s, queued_s(), *busy_s, time.monotonic())
-        if (schedule := self._auto.decide(self._schedule, step)) is not self._schedule:
+        auto.measure(self._schedule, self._computed_s, queued_s(), *busy_s, time.monotonic())
+        if (schedule := auto.decide(self._schedule, step)) is not self._schedule:
             self._log(f"parts {self._schedule.parts} -> {schedule.parts} after step {step}")
             self._reschedule(schedule)
 
@@ -276,18 +262,17 @@ class Exchange:
         if not values.size:
             return values
         copy, round, whole = values.copy(), self._round, Slice(0, values.size)
-        self._sender.submit(lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
-        started = time.monotonic()
-        states = self.gate.wait_states(round)
-        self.wait_s += time.monotonic() - started
+        self._session.submit(lambda: self._bus.publish(encode_vector(self._layout, "state", round, whole, copy)))
+        with self._session.waiting():
+            states = self.gate.wait_states(round)
         states[self._bus.worker] = copy
         return sum(states[worker] for worker in sorted(states)) / np.float32(len(states))
 
     def ask_to_stop(self, step: int) -> None:
         """All workers stop together after the first step that everyone can still reach."""
-        at = step + 1 + (self._rules.slack or 0)
+        at = step + 1 + (self._options.slack or 0)
         self.gate.stop(at)
-        self._publish_fields("stop", at, {})
+        self._session.publish("stop", at, {})
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -305,17 +290,9 @@ class Exchange:
         """
         self._flush(values)
         last = self._round
-        self._publish_fields("goodbye", last, {})
-        try:
-            self.gate.until(
-                lambda: not self.gate.unfinished(last),
-                lambda: f"workers {self.gate.unfinished(last)} to finish",
-                self._rules.finish_timeout_s,
-            )
-        except StalledError as error:
-            self._log(f"{error}; ending without what is left of them")
-            self._inbox.count("unfinished", len(self.gate.unfinished(last)))
-        self._sender.drain(self._rules.finish_timeout_s, self._log)
+        missing = self._session.finish(last, lambda: self.gate.unfinished(last))
+        if missing:
+            self._inbox.count("unfinished", missing)
         has_any = self._accumulator.has_any()
         values = self._collect(self._rule.through(last, True), len(self.gate.sharers(last)), values)
         return values if self._rule.has_rest() or has_any else None
@@ -327,10 +304,9 @@ class Exchange:
             is_resumable: all stop together and go on from here, so the window stays as it is; otherwise what
                 is left in it is sent, because the peers go on without us.
         """
-        if not is_resumable and self._rules.exchange == "gradients":
+        if not is_resumable and self._options.exchange == "gradients":
             self._flush(np.zeros(self._schedule.size, np.float32))
-        self._publish_fields("goodbye", self._round, {})
-        self._sender.drain(self._rules.finish_timeout_s, self._log)
+        self._session.leave(self._round)
 
     def _flush(self, values: np.ndarray) -> None:
         """Publish every part that may still have something."""
@@ -339,29 +315,19 @@ class Exchange:
             self._offer(self._round, values)
 
     def close(self) -> None:
-        """Stop the pumps and the pool; the bus is the caller's to close."""
-        for reader in self._readers:
-            reader.stop()
-        for reader in self._readers:
-            reader.close()
-        self._sender.close()
-
-    def _publish_fields(self, kind: str, round: int, fields: dict[str, Any]) -> None:
-        entries = encode_fields(self._layout, kind, round, fields)
-        self._sender.submit(lambda: self._bus.publish(entries))
+        """Stop the threads; the bus is the caller's to close."""
+        self._session.close()
 
     # --- what others want to know -------------------------------------------------------------
 
-    def state(self) -> tuple[State, dict]:
+    def state(self) -> tuple[State, dict[str, Any]]:
         """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
-        if not self._sender.drain(self._rules.stall_timeout_s, self._log):
-            raise StalledError("the exchange has not published everything in time")
-        self.gate.check()
+        self._session.drain()
         arrays, values = self._rule.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
         return arrays, {"followed": followed, "rule": values, "parts": self._parts_plain()}
 
-    def load_state(self, arrays: State, values: dict) -> None:
+    def load_state(self, arrays: State, values: dict[str, Any]) -> None:
         """The inverse of `state`; before `start`."""
         self._load_parts(values["parts"])
         self._rule.load_state(arrays, values["rule"])
@@ -370,16 +336,10 @@ class Exchange:
     def stats(self) -> dict[str, Any]:
         """Since the last call: staleness in steps; now: parts; since the start: bytes, seconds, what was dropped."""
         staleness, self._staleness = self._staleness, []
-        return {
-            "sent_bytes": self._bus.sent_bytes,
-            "received_bytes": self._bus.received_bytes,
+        found = self._session.stats(len(self.gate.members()), self._rule.screen, self._inbox.dropped())
+        return found | {
             "staleness_mean": sum(staleness) / len(staleness) if staleness else 0.0,
             "staleness_max": max(staleness, default=0),
-            "live_peers": len(self.gate.members()),
             "parts": self._schedule.parts,
-            "dropped": total(self._inbox.dropped(), self._rule.counts, self._bus.refused()),
-            **self._rule.screen.stats(),
-            "retries": self._bus.retries,
-            "wait_s": self.wait_s,
             "exchange_s": self.exchange_s,
         }

@@ -17,9 +17,9 @@ import numpy as np
 
 from peers.errors import LeaseExpiredError
 from peers.exchange.clock import SspClock
-from peers.exchange.rules import Rules
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
 from peers.session.waiting import Waiting
-from peers.wire.message import Layout
 
 
 class ClockGate(Waiting):
@@ -187,7 +187,15 @@ class ClockGate(Waiting):
             return self._clock.contributors(round)
 
 
-def make_gate(rules: Rules, peers: tuple[int, ...], layout: Layout, log: Callable[[str], None]) -> ClockGate:
-    """Where one worker waits for its peers; see `peers.exchange.exchange.Exchange` for the arguments."""
-    clock = SspClock(peers, rules.slack)
-    return ClockGate(clock, rules.stall_timeout_s, log, rules.furthest_lead(layout), rules.min_peers)
+def make_gate(
+    options: Options, peers: tuple[int, ...], layout: ExchangeLayout, log: Callable[[str], None]
+) -> ClockGate:
+    """The gate of one worker; see `peers.exchange.exchange.Exchange` for the arguments."""
+    clock = SspClock(peers, options.slack)
+    return ClockGate(clock, options.stall_timeout_s, log, furthest_lead(options, layout), options.min_peers)
+
+
+def furthest_lead(options: Options, layout: ExchangeLayout) -> int | None:
+    """How many rounds a peer that awaits us can be ahead: the bound, and what it sends after its last step."""
+    most_parts = max(layout.parts, default=layout.schedule.parts)
+    return None if options.slack is None else options.slack + 2 + most_parts

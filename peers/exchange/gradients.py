@@ -26,14 +26,16 @@ from typing import Any
 import numpy as np
 
 from peers.codecs.feedback import ErrorFeedback
-from peers.exchange.rule import Leaving, Outgoing, Published, State
-from peers.exchange.window import Contribution, GradientWindow
-from peers.types import Buffer, Slice
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.rule import Leaving, Outgoing, Owner, State
+from peers.exchange.window import GradientWindow
+from peers.types import Buffer, Received, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, norm, squares
-from peers.vectors.screen import Screen, Term
-from peers.wire.message import MAX_ROUND, Layout, Write, encode_vector, read_back, squares_of
+from peers.vectors.screen import Screen
+from peers.wire.encode import Write, encode_vector, read_back, squares_of
+from peers.wire.header import MAX_ROUND
 
 BLOCK_VALUES = 64 * 1024
 
@@ -56,7 +58,7 @@ class GradientRule:
     def __init__(
         self,
         worker: int,
-        layout: Layout,
+        layout: ExchangeLayout,
         size: int,
         lag: int | None,
         is_mean: bool,
@@ -69,7 +71,6 @@ class GradientRule:
         self.counts: Counter[str] = self.screen.counts
         self._reduce = reduce
         self._measures_own = self.screen.is_gating and not is_published
-        self.keeps_leaving = is_published and layout.codec.is_exact
         self._worker, self._layout = worker, layout
         self._lag, self._is_mean, self._is_published = lag, is_mean, is_published
         self._outgoing = Outgoing()
@@ -90,9 +91,11 @@ class GradientRule:
     def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
         is_lent = self._lag == 0 and part.size == values.size and not self._window.is_dirty
-        # All of it leaves before the others' come in, so it need not be copied.
-        leaving = values if is_lent else self._window.pass_through(part, values)
-        return Leaving(round, part, leaving, {}, is_lent=is_lent)
+        if is_lent:
+            # All of it leaves before the others' come in, so it need not be copied.
+            return Leaving(round, part, values, {}, owner=Owner.CALLER)
+        owner = Owner.RULE if self._is_published and self._layout.codec.is_exact else Owner.POOL
+        return Leaving(round, part, self._window.pass_through(part, values), {}, owner=owner)
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         write = None if self._layout.codec.is_exact else self._lossy.encode
@@ -105,12 +108,13 @@ class GradientRule:
         if self._is_published:
             codec, read = self._layout.codec, leaving.values
             if codec.is_exact:
-                read = read.copy() if leaving.is_lent else read
+                read = read if leaving.owner is Owner.RULE else read.copy()
                 total = squares_of(read, codec)
             else:
                 entries = list(entries)
                 read, total = read_back(entries, codec, leaving.part.size)
-            self._outgoing.add(leaving.round, Published(leaving.part, read, extras, squares=total))
+            own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=extras, squares=total)
+            self._outgoing.add(own)
         return entries
 
     def _encode_measured(
@@ -141,7 +145,7 @@ class GradientRule:
             return self._outgoing.newest >= min(through, self._newest)
         return not self._measures_own or self._lag is None or self._measured >= self._newest - self._lag
 
-    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Received], sharers: int) -> np.ndarray:
         if self._is_published:
             return self._collect_alike(through, values, items)
         self._note_own()
@@ -164,7 +168,7 @@ class GradientRule:
             _, part, own_norm = self._norms.popleft()
             self.screen.note_own(part, own_norm)
 
-    def _collect_alike(self, through: int, values: np.ndarray, items: list[Contribution]) -> np.ndarray:
+    def _collect_alike(self, through: int, values: np.ndarray, items: list[Received]) -> np.ndarray:
         """Round by round what everyone published, ourselves included, in worker order."""
         mine = self._outgoing.take(through)
         values[:] = 0
@@ -173,10 +177,7 @@ class GradientRule:
         for round in rounds:
             terms = [item for item in items if item.round == round]
             if round in mine:
-                own = mine[round]
-                terms.append(
-                    Contribution(self._worker, "", round, own.part, own.values, 0, own.extras, squares=own.squares)
-                )
+                terms.append(mine[round])
             terms = self._usable(sorted(terms, key=lambda term: term.sender))
             if self._reduce is not None:
                 for part in dict.fromkeys(term.slice for term in terms):
@@ -189,13 +190,14 @@ class GradientRule:
         self._applied = max(self._applied, through)
         return values
 
-    def _usable(self, items: list[Contribution]) -> list[Contribution]:
+    def _usable(self, items: list[Received]) -> list[Received]:
         """Those of the items that the judge lets pass, in the same order."""
         accepted: dict[tuple[int, Slice], set[int]] = {}
         for key in dict.fromkeys((item.round, item.slice) for item in items):
             alike = [item for item in items if (item.round, item.slice) == key]
-            terms = [Term(item.sender, item.incarnation, norm(item.values, item.squares)) for item in alike]
-            accepted[key] = self.screen.usable(key[1], terms)
+            for item in alike:
+                item.norm = norm(item.values, item.squares)
+            accepted[key] = self.screen.usable(key[1], alike)
         return [item for item in items if item.sender in accepted[item.round, item.slice]]
 
     def reschedule(self, schedule: Schedule) -> None:
@@ -240,7 +242,7 @@ class GradientRule:
         self.screen.load_state(self._schedule, arrays, values.get("offences", []))
 
 
-def sum_in_order(worker: int, own: np.ndarray, items: list[Contribution], divisor: int) -> None:
+def sum_in_order(worker: int, own: np.ndarray, items: list[Received], divisor: int) -> None:
     """own = (own + all the others) / divisor, added in worker order; the items' values are used as scratch.
 
     In blocks that stay in the processor's cache, so that memory is read and written once.

@@ -1,9 +1,8 @@
-"""From entries to contributions and clocks: one peer's entries in, in order; nothing lost unseen.
+"""From received messages to contributions and clocks: one peer's messages in, in order; nothing lost unseen.
 
-A round of a peer counts once: what it says again after a restart (`replayed`) is not applied a
-second time; what does not fit (`malformed`, `checksum`, ...) and rounds that were gone before they
-were read (`overrun`) are counted by reason. A contribution is in the accumulator before its clock is
-noted, so whoever passes the gate has it.
+A round of a peer counts once: a round that it publishes again after a restart (`replayed`) is not applied a second
+time, and rounds that were gone before they were read (`overrun`) are counted. A contribution is in the accumulator
+before its clock is noted, so whoever passes the gate has it.
 """
 
 from __future__ import annotations
@@ -11,39 +10,38 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from peers.errors import MessageError
 from peers.exchange.auto import AutoParts
 from peers.exchange.gate import ClockGate
-from peers.exchange.window import Accumulator, Contribution
-from peers.types import Cursor, Entry, Message
+from peers.exchange.window import Accumulator
+from peers.session.decode import Decoder
+from peers.types import Cursor, Entry, Received
 from peers.vectors.buffers import BufferPool
-from peers.wire.assembler import Assembler
-from peers.wire.message import Layout, is_sound
+from peers.wire.layout import Layout
 
 MAX_TOKEN = 64
 
 
 @dataclass
 class _Sender:
-    incarnation: str = ""
-    newest: int | None = None  # The newest round received.
-    admitted: str = ""  # The life that one of us has given its state to.
-    assemblers: dict[bool, Assembler] = field(default_factory=dict)
+    """What we know of a peer: the newest round received, and the incarnation that one of us has given its state to."""
+
+    newest: int | None = None
+    admitted: str = ""
 
 
 class Inbox:
-    """Where a worker's mail is opened. `feed` runs on the pool, in order per sender.
+    """The messages of the peers of an exchange. `feed` runs on the reader threads, in order per sender.
 
     Args:
         worker: our number.
         layout: what every message must fit.
         accumulator: takes the contributions.
-        gate: takes clocks, membership, states and stop wishes.
-        wishes: takes what the peers say of the number of parts; None where that is fixed.
-        spares: where the arrays of messages come from.
-        refused: called with sender and incarnation for a message that its sender should not have sent.
+        gate: takes clocks, membership, states and the step to stop at.
+        proposals: takes the numbers of parts that the peers propose; None where the number is fixed.
+        buffers: where the arrays of messages come from.
+        refused: called with sender and incarnation for an entry that its sender should not have sent.
     """
 
     def __init__(
@@ -56,11 +54,9 @@ class Inbox:
         buffers: BufferPool | None = None,
         refused: Callable[[int, str], None] = lambda sender, incarnation: None,
     ):
-        self._refused = refused
-        self._buffers = buffers
+        self._decoder = Decoder(layout, self._take, self.count, refused, buffers)
         self._worker = worker
         self._parts = proposals
-        self._layout = layout
         self._accumulator = accumulator
         self._gate = gate
         self._lock = threading.Lock()
@@ -87,8 +83,9 @@ class Inbox:
 
     def expect_after(self, sender: int, cursor: Cursor) -> None:
         """What the cursor covers is known already; the rounds after it come next."""
+        self._decoder.begin(sender, cursor.incarnation)
         with self._lock:
-            self._senders[sender] = _Sender(cursor.incarnation, cursor.round)
+            self._senders[sender] = _Sender(cursor.round)
 
     def replay(self, newest: dict[int, int]) -> None:
         """Tell the gate when everything up to these entries of the peers' outboxes has been read."""
@@ -108,59 +105,32 @@ class Inbox:
             self._senders.setdefault(sender, _Sender()).admitted = incarnation
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; never raises for what a peer can send.
-
-        Args:
-            may_come_again: it can be read once more.
-
-        Returns:
-            False if it changed on its way and should come again; nothing of it has been taken or counted then.
-        """
-        with self._lock:
-            sender = self._senders.setdefault(entry.sender, _Sender())
-            if sender.incarnation != entry.incarnation:
-                sender.incarnation, sender.assemblers = entry.incarnation, {}
-            assembler = sender.assemblers.get(entry.is_direct)
-            if assembler is None or not entry.is_contiguous:
-                assembler = sender.assemblers[entry.is_direct] = Assembler(self._layout, self._buffers)
-        try:
-            message = assembler.feed(entry)
-        except MessageError as error:
-            has_changed = not is_sound(entry)
-            if has_changed and may_come_again:
-                return False
-            self.count(error.reason)
-            # What changed on its way, or was trimmed before we came to read it, is not the sender's fault.
-            if not has_changed and error.reason != "incomplete":
-                self._refused(entry.sender, entry.incarnation)
-            return True
-        if message is not None:
-            try:
-                self._dispatch(sender, entry, message)
-            except (KeyError, TypeError, ValueError, OverflowError):
-                self.count("malformed")
-                self._refused(entry.sender, entry.incarnation)
+        """Take one entry; as `peers.session.decode.Decoder.feed`."""
+        if not self._decoder.feed(entry, may_come_again):
+            return False
         if self._unread:
             self._note_read(entry)
         return True
 
-    def _dispatch(self, sender: _Sender, entry: Entry, message: Message) -> None:
-        peer, fields = entry.sender, message.fields
-        match message.kind:
+    def _take(self, received: Received) -> None:
+        with self._lock:
+            sender = self._senders.setdefault(received.sender, _Sender())
+        peer, fields = received.sender, received.fields
+        match received.kind:
             case "part":
-                self._take_part(sender, entry, message)
+                self._take_part(sender, received)
             case "state":
-                self._gate.put_state(peer, message.round, message.values)
+                self._gate.put_state(peer, received.round, received.values)
             case "hello":
                 if fields["is_joining"]:
                     # Its old clock must hold nobody up while it asks one of us for a state. That one's `admit`
                     # may have been read first: different senders have no order between them.
-                    if sender.admitted != entry.incarnation:
+                    if sender.admitted != received.incarnation:
                         self._gate.drop(peer, "it was started again and asks for a state")
                 elif not fields["is_replaying"]:
                     with self._lock:
-                        sender.newest = message.round
-                    self._gate.admit(peer, message.round)
+                        sender.newest = received.round
+                    self._gate.admit(peer, received.round)
             case "goodbye":
                 self._gate.leave(peer)
             case "want":
@@ -168,37 +138,26 @@ class Inbox:
                 if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
                     raise ValueError("token")
                 with self._lock:
-                    self._proposals[peer] = (entry.incarnation, token)
+                    self._proposals[peer] = (received.incarnation, token)
             case "admit":
                 other, incarnation = int(fields["worker"]), str(fields["incarnation"])
                 if other != self._worker:
-                    self._gate.admit(other, message.round)
+                    self._gate.admit(other, received.round)
                     self.note_admitted(other, incarnation)
             case "stop":
-                self._gate.stop(message.round)
+                self._gate.stop(received.round)
 
-    def _take_part(self, sender: _Sender, entry: Entry, message: Message) -> None:
+    def _take_part(self, sender: _Sender, received: Received) -> None:
         with self._lock:
             # Without a cursor the peer is followed from wherever its stream still begins.
-            newest = message.round - 1 if sender.newest is None else sender.newest
-            sender.newest = max(newest, message.round)
-        if message.round <= newest:
+            newest = received.round - 1 if sender.newest is None else sender.newest
+            sender.newest = max(newest, received.round)
+        if received.round <= newest:
             self.count("replayed")
             return
-        if message.round > newest + 1:
-            self.count("overrun", message.round - newest - 1)
-        contribution = Contribution(
-            entry.sender,
-            entry.incarnation,
-            message.round,
-            message.slice,
-            message.values,
-            message.last_sequence,
-            message.extras,
-            message.is_whole,
-            message.squares,
-        )
-        self._accumulator.add(contribution)
-        if self._parts is not None and "w" in message.extras:
-            self._parts.note(entry.sender, message.round, message.extras["w"])
-        self._gate.note(entry.sender, message.round)
+        if received.round > newest + 1:
+            self.count("overrun", received.round - newest - 1)
+        self._accumulator.add(received)
+        if self._parts is not None and "w" in received.extras:
+            self._parts.note(received.sender, received.round, received.extras["w"])
+        self._gate.note(received.sender, received.round)

@@ -1,9 +1,9 @@
 """How a worker joins a run that is going on: it asks one helper, and stands where the helper stands.
 
-The joiner says `want` to the helper. Between two steps the helper copies its state, says `admit` to
-everyone (from its next round on the joiner is awaited), and writes the state for the joiner to read. The
-state has cursors into every peer's stream, the helper's own included, so that what the helper had not
-applied is read and applied by the joiner itself: nothing is lost and nothing is applied twice.
+The joiner sends `want` to the helper. Between two steps the helper copies its state, publishes `admit` (from its next
+round on the joiner is awaited), and writes the state for the joiner to read. The state has cursors into every peer's
+stream, the helper's own included, so that the joiner itself reads and applies what the helper had not applied:
+nothing is lost and nothing is applied twice.
 """
 
 from __future__ import annotations
@@ -11,47 +11,113 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from peers.bus.door import Bus
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.session import transfer
-from peers.session.sender import SenderThread
+from peers.session.session import Session
 from peers.session.transfer import State
-from peers.wire.message import Layout, encode_fields
+from peers.types import Cursor
+
+# The rule's vectors travel beside the caller's own.
+RULE_PREFIX = "rule."
+# How much longer than a lease a joiner waits for the state.
+PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a helper stands when it gives its state.
+
+    Attributes:
+        round: its newest round.
+        applied: the newest round up to which it has applied contributions.
+        values: the caller's small values.
+        rule: the rule's small values.
+        stop_at: the step after which the run stops; None for the end.
+        cursors: how far each peer's stream has been applied.
+        parts: the schedule in force, where it may change.
+    """
+
+    round: int
+    applied: int
+    values: dict[str, Any]
+    rule: dict[str, Any]
+    stop_at: int | None
+    cursors: dict[int, Cursor]
+    parts: dict[str, Any]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For the wire."""
+        return {
+            "round": self.round,
+            "applied": self.applied,
+            "values": self.values,
+            "rule": self.rule,
+            "stop_at": self.stop_at,
+            "cursors": {str(peer): cursor.to_plain() for peer, cursor in self.cursors.items()},
+            "parts": self.parts,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any], helper: int, incarnation: str, me: int) -> Standing:
+        """Where worker `me` stands with the state of a helper in this incarnation.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: it is no standing.
+        """
+        round, applied = int(plain["round"]), int(plain["applied"])
+        cursors = {int(peer): Cursor.from_plain(cursor) for peer, cursor in plain["cursors"].items()}
+        # The joiner reads and applies itself what the helper had not applied, of the helper too.
+        cursors.pop(me, None)
+        cursors[helper] = Cursor(incarnation, applied, int(plain["sequence"]))
+        stop_at = None if plain["stop_at"] is None else int(plain["stop_at"])
+        return cls(round, applied, plain["values"], plain["rule"], stop_at, cursors, plain["parts"])
+
+
+def with_rule(own: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
+    """The caller's vectors, or their sizes, and the rule's in one map by name."""
+    return own | {RULE_PREFIX + name: vector for name, vector in rule.items()}
+
+
+def without_rule(both: State) -> tuple[State, State]:
+    """The inverse of `with_rule`."""
+    rule = {name[len(RULE_PREFIX) :]: vector for name, vector in both.items() if name.startswith(RULE_PREFIX)}
+    return {name: vector for name, vector in both.items() if not name.startswith(RULE_PREFIX)}, rule
 
 
 def ask(
-    bus: Bus,
-    layout: Layout,
-    pool: SenderThread,
-    gate: ClockGate,
-    helper: tuple[int, str],
-    sizes: dict[str, int],
-    timeout_s: float,
+    bus: Bus, session: Session, check: Callable[[], None], helper: tuple[int, str], sizes: dict[str, int]
 ) -> tuple[State, dict[str, Any]]:
-    """A helper's vectors by name, and what it says of them. `helper` is a worker and its incarnation.
+    """A helper's vectors by name, and the small map that goes with them.
+
+    Args:
+        check: raises the first failure of any thread.
+        helper: a worker and its incarnation.
+        sizes: number of values of each vector, by name.
 
     Raises:
         StalledError, BusError, MessageError: it did not come, or is damaged.
     """
     token = os.urandom(8).hex()
-    want = encode_fields(layout, "want", 0, {"token": token})
-    pool.submit(lambda: bus.send(helper[0], want))
-    return transfer.take(bus, *helper, token, sizes, timeout_s, gate.check)
+    session.send(helper[0], "want", 0, {"token": token})
+    return transfer.take(bus, *helper, token, sizes, session.lease_s + PATIENCE_S, check)
 
 
 class Giver:
     """Gives our state to peers that ask for it, and takes it away when they have had time to read it.
 
     Args:
-        bus, layout, pool, inbox, gate: of the exchange.
+        bus, session, inbox, gate: of the exchange.
         lease_s: how long a lease lasts; a state stays for two.
     """
 
-    def __init__(self, bus: Bus, layout: Layout, pool: SenderThread, inbox: Inbox, gate: ClockGate, lease_s: float):
-        self._bus, self._layout, self._sender = bus, layout, pool
+    def __init__(self, bus: Bus, session: Session, inbox: Inbox, gate: ClockGate, lease_s: float):
+        self._bus, self._session = bus, session
         self._inbox, self._gate, self._lease_s = inbox, gate, lease_s
         # Until when they stay, and their fields.
         self._given: list[tuple[float, list[str]]] = []
@@ -59,7 +125,7 @@ class Giver:
         self._before: dict[int, int] = {}
 
     def note(self, round: int, keep_rounds: int) -> None:
-        """On the pool: a round is about to be published."""
+        """On the sender thread: a round is about to be published."""
         self._before[round] = self._bus.sequence
         self._before.pop(round - keep_rounds, None)
 
@@ -72,18 +138,17 @@ class Giver:
         """
         while self._given and time.monotonic() >= self._given[0][0]:
             _, names = self._given.pop(0)
-            self._sender.submit(lambda names=names: self._bus.delete_state(names))
+            self._session.submit(partial(self._bus.delete_state, names))
         for peer, (incarnation, token) in self._inbox.take_proposals().items():
             vectors, meta = make(peer)
-            admit = encode_fields(self._layout, "admit", round, {"worker": peer, "incarnation": incarnation})
             # From our next round on everyone awaits the peer: the others read `admit` before that round.
-            self._sender.submit(lambda entries=admit: self._bus.publish(entries))
+            self._session.publish("admit", round, {"worker": peer, "incarnation": incarnation})
             self._inbox.note_admitted(peer, incarnation)
             self._gate.admit(peer, round)
-            self._sender.submit(lambda v=vectors, m=meta, t=token: self._give(v, m, t))
+            self._session.submit(partial(self._give, vectors, meta, token))
 
     def _give(self, vectors: State, meta: dict[str, Any], token: str) -> None:
-        """On the pool, right after `admit`: the joiner reads our stream from what it has not applied."""
+        """On the sender thread, right after `admit`: the joiner reads our stream from what it has not applied."""
         sequence = self._before.get(meta["applied"] + 1, self._bus.sequence)
         fields = transfer.fields_of(vectors, {**meta, "sequence": sequence}, token)
         self._given.append((time.monotonic() + 2 * self._lease_s, list(fields)))

@@ -45,14 +45,14 @@ import numpy as np
 
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS
-from peers.exchange.rule import Leaving, Outgoing, Published, State
-from peers.exchange.window import Contribution
-from peers.types import Buffer, Slice
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.rule import Leaving, Outgoing, Owner, State
+from peers.types import Buffer, Received, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
-from peers.vectors.screen import Screen, Term
-from peers.wire.message import Layout, encode_vector, read_back
+from peers.vectors.screen import Screen
+from peers.wire.encode import encode_vector, read_back
 
 # Sums of what is shorter are finite.
 HUGE = 1e37
@@ -76,7 +76,7 @@ class ParameterRule:
     def __init__(
         self,
         worker: int,
-        layout: Layout,
+        layout: ExchangeLayout,
         initial: np.ndarray,
         lag: int | None,
         backlog: int = 64,
@@ -89,8 +89,8 @@ class ParameterRule:
         self.screen = screen or Screen(worker)
         self.counts: Counter[str] = self.screen.counts
         self._reduce, self._measures_norms = reduce, measures_norms
-        # What an exact codec writes is what the others read.
-        self.keeps_leaving = layout.codec.is_exact
+        # An exact codec writes what the others read; without a bound the rule changes it while it is being sent.
+        self._owner = Owner.RULE if layout.codec.is_exact and lag is not None else Owner.POOL
         self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
         # What was last agreed. With an exact codec nothing is encoded against it, but lengths are taken from it.
@@ -121,17 +121,17 @@ class ParameterRule:
         leaving = self._buffers.take(part.size)
         if self._reference is None:
             leaving[:] = here
-            return Leaving(round, part, leaving, {}, is_whole=self._is_flushing)
+            return Leaving(round, part, leaving, {}, self._is_flushing, self._owner)
         is_whole = self._is_flushing or any(_overlap(part, broken) for broken in self._broken)
         if is_whole:
             self._broken = {broken for broken in self._broken if not _overlap(part, broken)}
             leaving[:] = here
-            return Leaving(round, part, leaving, {}, is_whole=True)
+            return Leaving(round, part, leaving, {}, True, self._owner)
         # Here and not in the pool: the reference is the main thread's.
         reference = self._reference[part.start : part.stop]
         base = float(checksum(memoryview(reference).cast("B")))
         np.subtract(here, reference, out=leaving)
-        return Leaving(round, part, leaving, {"b": base})
+        return Leaving(round, part, leaving, {"b": base}, False, self._owner)
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
@@ -145,13 +145,15 @@ class ParameterRule:
             extras=leaving.extras | extras,
         )
         read, total = leaving.values, None
-        if codec.is_exact and (self._lag is None or not self.keeps_leaving):
-            # They may be changed here, or be given back, while they are being sent.
+        if codec.is_exact and leaving.owner is not Owner.RULE:
+            # The array goes back to the pool when it has been published.
             read = leaving.values.copy()
         elif not codec.is_exact:
             entries = list(entries)
             read, total = read_back(entries, codec, leaving.part.size)
-        self._outgoing.add(leaving.round, Published(leaving.part, read, leaving.extras, leaving.is_whole, total))
+        own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=leaving.extras)
+        own.is_whole, own.squares = leaving.is_whole, total
+        self._outgoing.add(own)
         return entries
 
     def through(self, round: int, is_synchronous: bool) -> int:
@@ -163,7 +165,7 @@ class ParameterRule:
     def is_ready(self, through: int) -> bool:
         return self._outgoing.newest >= min(through, self._newest)
 
-    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Received], sharers: int) -> np.ndarray:
         if self._lag is None and not self._is_flushing:
             self._apply_singly(values, items, sharers)
             return values
@@ -173,27 +175,24 @@ class ParameterRule:
         self._applied = max(self._applied, through)
         return values
 
-    def _apply(self, round: int, values: np.ndarray, mine: Published | None, items: list[Contribution]) -> None:
+    def _apply(self, round: int, values: np.ndarray, mine: Received | None, items: list[Received]) -> None:
         self._away.pop(round, None)
         found = {item.sender: item for item in items}
         if mine is not None:
             found[self._worker] = mine
         elif self._origin is not None and round <= self._origin[1]:
             # We were that worker then; what it published is what our weights had.
-            same = next((item for item in items if item.sender == self._origin[0]), None)
-            mine = same and Published(same.slice, same.values, same.extras, same.is_whole, same.squares)
+            mine = next((item for item in items if item.sender == self._origin[0]), None)
         if mine is None:
             self.counts["late"] += len(items)
             return
-        part = mine.part
+        part = mine.slice
         fitting = {}
         for worker, one in sorted(found.items()):
-            if isinstance(one, Contribution) and one.slice != part:
+            if one.slice != part:
                 self.counts["misaligned"] += 1
                 continue
-            is_other = (
-                not one.is_whole and isinstance(one, Contribution) and one.extras.get("b") != mine.extras.get("b")
-            )
+            is_other = not one.is_whole and one.extras.get("b") != mine.extras.get("b")
             if self._reference is not None and is_other and not mine.is_whole and round > self._made_whole.get(part, 0):
                 self.counts["diverged"] += 1
                 self._broken.add(part)
@@ -231,19 +230,18 @@ class ParameterRule:
             here[:], own = reference, np.float32(0)
         self._correct(round, part, here, average - own, average)
 
-    def _usable(self, part: Slice, found: dict[int, Any]) -> tuple[list[Any], float]:
-        """What the judge lets pass of what a round's workers published, in worker order; and the greatest length."""
-        terms = []
-        for worker, one in found.items():
+    def _usable(self, part: Slice, found: dict[int, Received]) -> tuple[list[Received], float]:
+        """The contributions of a round that the screen lets pass, in worker order; and the greatest norm."""
+        terms = list(found.values())
+        for one in terms:
             is_difference = self._reference is not None and not one.is_whole
             if is_difference or self._agreed is None:
-                magnitude = norm(one.values, one.squares)
+                one.norm = norm(one.values, one.squares)
             else:
-                magnitude = distance(one.values, self._agreed[part.start : part.stop])
-            terms.append(Term(worker, getattr(one, "incarnation", ""), magnitude))
+                one.norm = distance(one.values, self._agreed[part.start : part.stop])
         accepted = self.screen.usable(part, terms, is_gated=self._agreed is not None)
-        longest = max((term.norm for term in terms if term.sender in accepted), default=0.0)
-        return [one for worker, one in found.items() if worker in accepted], longest
+        usable = [one for one in terms if one.sender in accepted]
+        return usable, max((one.norm for one in usable), default=0.0)
 
     def _average(self, terms: list[np.ndarray], part: Slice) -> np.ndarray | None:
         """Of weights."""
@@ -286,14 +284,14 @@ class ParameterRule:
             if move is not None:
                 self._shifts[later][1][its] += move[mine]
 
-    def _apply_singly(self, values: np.ndarray, items: list[Contribution], sharers: int) -> None:
+    def _apply_singly(self, values: np.ndarray, items: list[Received], sharers: int) -> None:
         for item in items:
             mine = self._outgoing.get(item.round)
-            if mine is None or mine.part != item.slice:
+            if mine is None or mine.slice != item.slice:
                 self.counts["late" if mine is None else "misaligned"] += 1
                 continue
-            term = Term(item.sender, item.incarnation, distance(item.values, mine.values))
-            if not self.screen.usable(item.slice, [term]):
+            item.norm = distance(item.values, mine.values)
+            if not self.screen.usable(item.slice, [item]):
                 continue
             here = values[item.slice.start : item.slice.stop]
             change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
@@ -301,7 +299,7 @@ class ParameterRule:
             for later in range(item.round + 1, self._newest + 1):
                 # What was published since lacks this correction, as below the bound.
                 other = self._outgoing.get(later)
-                if other is not None and other.part == item.slice:
+                if other is not None and other.slice == item.slice:
                     np.add(other.values, change, out=other.values)
 
     def reschedule(self, schedule: Schedule) -> None:

@@ -1,11 +1,15 @@
-"""What is carried: the door between an exchange and the rule by which values leave and enter.
+"""An exchange rule: the door between an exchange and what leaves and enters in a round.
 
-`gradients` and `parameters` are the two rules. A carry knows vectors, slices and codecs; it knows no bus
-and starts no thread, but `encode` is called from the pool, in the order of the rounds.
+`gradients` and `parameters` are the two rules. A rule knows vectors, slices and codecs; it knows no bus and starts no
+thread, but `encode` is called from the sender thread, in the order of the rounds.
+
+Each array has one owner (`Owner`): a vector that leaves says whose it is until its round has been published, and a
+received message owns its values.
 """
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -14,12 +18,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from peers.exchange.window import Contribution
-from peers.types import Buffer, Slice
+from peers.types import Buffer, Received, Slice
 from peers.vectors.partition import Schedule
 from peers.vectors.screen import Screen
 
 State = dict[str, np.ndarray]
+
+
+class Owner(enum.Enum):
+    """Whose the array of a leaving vector is, and what becomes of it when its round has been published."""
+
+    # It goes back to the buffer pool.
+    POOL = "pool"
+    # The rule still reads it, and lets go of it when the round has been applied.
+    RULE = "rule"
+    # It is the caller's own, who may not change it before that.
+    CALLER = "caller"
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Leaving:
 
     Attributes:
         is_whole: they stand for themselves where others are differences.
-        is_lent: they are the caller's, who may not change them before they have been published.
+        owner: whose the array is.
     """
 
     round: int
@@ -36,24 +50,13 @@ class Leaving:
     values: np.ndarray
     extras: dict[str, float]
     is_whole: bool = False
-    is_lent: bool = False
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the others read of ours in a round: float32 (part.size,) and its squares, as they decode it."""
-
-    part: Slice
-    values: np.ndarray
-    extras: dict[str, float]
-    is_whole: bool = False
-    squares: float | None = None
+    owner: Owner = Owner.POOL
 
 
 class Outgoing:
-    """What of ours has been encoded and not been applied by ourselves.
+    """Our own rounds that have been encoded and not been applied by ourselves, as the others read them.
 
-    Thread-safe: the pool adds, the main thread takes.
+    Thread-safe: the sender thread adds, the main thread takes.
 
     Args:
         backlog: how many rounds are remembered at most.
@@ -61,22 +64,22 @@ class Outgoing:
 
     def __init__(self, backlog: int | None = None):
         self._lock = threading.Lock()
-        self._published: dict[int, Published] = {}
+        self._published: dict[int, Received] = {}
         self._backlog = backlog
         self.newest = 0
 
-    def add(self, round: int, published: Published) -> None:
+    def add(self, published: Received) -> None:
         with self._lock:
-            self._published[round] = published
-            self.newest = round
+            self._published[published.round] = published
+            self.newest = published.round
             if self._backlog is not None:
-                self._published.pop(round - self._backlog, None)
+                self._published.pop(published.round - self._backlog, None)
 
-    def get(self, round: int) -> Published | None:
+    def get(self, round: int) -> Received | None:
         with self._lock:
             return self._published.get(round)
 
-    def take(self, through: int) -> dict[int, Published]:
+    def take(self, through: int) -> dict[int, Received]:
         """Remove and return the rounds up to one."""
         with self._lock:
             due = [round for round in self._published if round <= through]
@@ -88,11 +91,9 @@ class ExchangeRule(Protocol):
 
     Attributes:
         counts: what was not applied as it should have been, by reason.
-        keeps_leaving: whether it looks at what left after that has been published.
-        judge: says whose contributions are used; its counts are the carry's.
+        screen: says whose contributions are used; its counts are the rule's.
     """
 
-    keeps_leaving: bool
     screen: Screen
     counts: Counter[str]
 
@@ -103,7 +104,7 @@ class ExchangeRule(Protocol):
         """Copy out what leaves in a round; `values` is float32 (size,)."""
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        """As entries, with small numbers of the exchange's own for the header. Called from the pool."""
+        """As entries, with small numbers of the exchange's own for the header. Called from the sender thread."""
 
     def through(self, round: int, is_synchronous: bool) -> int:
         """The newest round that is to be applied in this one."""
@@ -111,7 +112,7 @@ class ExchangeRule(Protocol):
     def is_ready(self, through: int) -> bool:
         """Whether all of our own that applying those rounds needs has been encoded."""
 
-    def collect(self, through: int, values: np.ndarray, items: list[Contribution], sharers: int) -> np.ndarray:
+    def collect(self, through: int, values: np.ndarray, items: list[Received], sharers: int) -> np.ndarray:
         """Apply what came.
 
         Args:

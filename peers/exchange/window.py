@@ -13,11 +13,10 @@ bit by bit.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from peers.types import Slice
+from peers.types import Received, Slice
 from peers.vectors.buffers import BufferPool
 
 
@@ -26,7 +25,7 @@ class GradientWindow:
 
     Args:
         size: number of values in the vector.
-        spares: where what leaves is written.
+        buffers: where what leaves is written.
 
     Attributes:
         is_dirty: whether anything may have gathered; with one part everything leaves at once.
@@ -70,39 +69,22 @@ class GradientWindow:
         self.is_dirty = bool(values.any())
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What one sender published for one round; `values` are the taker's to change. See `Message` for the rest.
-
-    `squares` is None where nobody has added them up.
-    """
-
-    sender: int
-    incarnation: str
-    round: int
-    slice: Slice
-    values: np.ndarray
-    last_sequence: int
-    extras: dict[str, float] = field(default_factory=dict)
-    is_whole: bool = False
-    squares: float | None = None
-
-
 class Accumulator:
     """Contributions of the peers that have not been applied yet. Thread-safe."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[Contribution] = []
+        self._waiting: list[Received] = []
 
-    def add(self, contribution: Contribution) -> None:
+    def add(self, contribution: Received) -> None:
         with self._lock:
             self._waiting.append(contribution)
 
-    def take(self, through: int) -> list[Contribution]:
+    def take(self, through: int) -> list[Received]:
         """Remove and return what came up to round `through`, in worker and round order."""
         with self._lock:
-            taken, kept = [], []
+            taken: list[Received] = []
+            kept: list[Received] = []
             for item in self._waiting:
                 (taken if item.round <= through else kept).append(item)
             self._waiting = kept

@@ -1,6 +1,6 @@
-"""What the peers have said, kept by kind and sender until the main thread asks for it, and who is alive.
+"""The received messages of a mode with rounds, kept by kind and sender until the main thread asks for them.
 
-The pumps call `feed`, `admit` and `drop`; the main thread waits here. Of each kind and sender the newest few
+The reader threads call `feed`, `admit` and `drop`; the main thread waits here. Of each kind and sender the newest few
 messages are kept, so memory is bounded whatever a peer sends. A message of a round that was closed already is
 late: counted, and dropped.
 """
@@ -10,55 +10,39 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-from peers.errors import MessageError
 from peers.rounds.deadline import Deadline
+from peers.session.decode import Decoder
 from peers.session.waiting import Waiting
-from peers.types import Entry, Message
-from peers.wire.assembler import Assembler
-from peers.wire.message import RoundLayout, is_sound
+from peers.types import Entry, Received
+from peers.wire.layout import Layout
 
 KEPT = 4
 # Rounds whose beginning is remembered, to tell how late an answer is.
 REMEMBERED = 16
 
 
-class Received(NamedTuple):
-    """A message, in which life its sender said it, and when it came (seconds, monotonic)."""
-
-    message: Message
-    incarnation: str
-    at_s: float
-
-
 class MessageStore(Waiting):
-    """Where a worker's mail of a mode with rounds is opened and kept.
+    """The messages of the peers, and who of them is there.
 
     Args:
         layout: what every message must fit.
-        stall_timeout_s, say, now: as of `Waiting`.
+        stall_timeout_s, log, now: as of `Waiting`.
 
     Attributes:
-        refused: called with sender and incarnation for a message that its sender should not have sent.
+        refused: called with sender and incarnation for an entry that its sender should not have sent.
     """
 
     def __init__(
         self,
-        layout: RoundLayout,
+        layout: Layout,
         stall_timeout_s: float,
         log: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ):
         super().__init__(stall_timeout_s, log, now)
         self.refused: Callable[[int, str], None] = lambda sender, incarnation: None
-        self._layout = layout
-        self._incarnations: dict[int, str] = {}
-        self._assemblers: dict[tuple[int, bool], Assembler] = {}
-        # Streams of which the beginning is gone: what is cut off there is no fault.
-        self._torn: set[tuple[int, bool]] = set()
-        # Streams of whose newest message a part has changed on its way.
-        self._damaged: set[tuple[int, bool]] = set()
+        self._decoder = Decoder(layout, self._take, self.count, self._refuse)
         self._kept: dict[tuple[str, int], deque[Received]] = {}
         self._closed: dict[str, int] = {}
         self._live: set[int] = set()
@@ -67,71 +51,43 @@ class MessageStore(Waiting):
         self._left: dict[int, int] = {}
         self._counts: Counter[str] = Counter()
 
-    # --- called by the pumps ------------------------------------------------------------------
+    # --- called by the reader threads ------------------------------------------------------------------
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; as `peers.exchange.inbox.Inbox.feed`."""
-        stream = entry.sender, entry.is_direct
-        if self._incarnations.get(entry.sender) != entry.incarnation:
-            self.begin_incarnation(entry.sender, entry.incarnation)
-        if stream not in self._assemblers or not entry.is_contiguous:
-            self._assemblers[stream] = Assembler(self._layout)
-            if not entry.is_contiguous:
-                self._torn.add(stream)
-        try:
-            message = self._assemblers[stream].feed(entry)
-        except MessageError as error:
-            has_changed = not is_sound(entry)
-            if has_changed and may_come_again:
-                return False
-            if has_changed:
-                self._damaged.add(stream)
-            if error.reason != "incomplete" or stream not in self._torn:
-                self.count(error.reason)
-                # What follows of a message of which a part was damaged is no fault of the sender's either.
-                if not has_changed and (error.reason != "incomplete" or stream not in self._damaged):
-                    self.refused(entry.sender, entry.incarnation)
-            return True
-        if message is None:
-            return True
-        self._torn.discard(stream)
-        self._damaged.discard(stream)
-        try:
-            self._take(entry, message)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            self.count("malformed")
-            self.refused(entry.sender, entry.incarnation)
-        return True
+        """Take one entry; as `peers.session.decode.Decoder.feed`."""
+        return self._decoder.feed(entry, may_come_again)
 
     def begin_incarnation(self, sender: int, incarnation: str) -> None:
-        """What this peer says from now on it says in this life."""
-        with self._changed:
-            self._incarnations[sender] = incarnation
-            for is_direct in (False, True):
-                self._assemblers.pop((sender, is_direct), None)
-                # A stream that we follow late has lost its beginning.
-                self._torn.add((sender, is_direct))
+        """From now on the entries of this peer are of this incarnation."""
+        self._decoder.begin(sender, incarnation)
 
-    def _take(self, entry: Entry, message: Message) -> None:
-        sender = entry.sender
+    def _refuse(self, sender: int, incarnation: str) -> None:
+        self.refused(sender, incarnation)
+
+    def _take(self, received: Received) -> None:
+        sender = received.sender
         with self._changed:
-            if message.kind == "hello":
-                (self._catching_up.add if message.fields["is_joining"] else self._catching_up.discard)(sender)
+            if received.kind == "hello":
+                if received.fields["is_joining"]:
+                    self._catching_up.add(sender)
+                else:
+                    self._catching_up.discard(sender)
                 self._admit(sender)
-            elif message.kind == "goodbye":
-                self._left[sender] = message.round
+            elif received.kind == "goodbye":
+                self._left[sender] = received.round
                 self._live.discard(sender)
                 self._log(f"worker {sender} has said goodbye")
-            elif message.round <= self._closed.get(message.kind, -1):
+            elif received.round <= self._closed.get(received.kind, -1):
                 self._counts["late"] += 1
-                self._note_late(message.kind, message.round)
+                self._note_late(received.kind, received.round)
             else:
-                kept = self._kept.setdefault((message.kind, sender), deque(maxlen=KEPT))
-                kept.append(Received(message, entry.incarnation, self._now()))
+                kept = self._kept.setdefault((received.kind, sender), deque(maxlen=KEPT))
+                received.at_s = self._now()
+                kept.append(received)
             self._changed.notify_all()
 
     def _note_late(self, kind: str, round: int) -> None:
-        """For who measures how long answers take."""
+        """A message of a round that is closed has come; for a store that measures how long answers take."""
 
     def _admit(self, peer: int) -> None:
         if peer not in self._live:
@@ -188,13 +144,11 @@ class MessageStore(Waiting):
 
     def incarnation(self, peer: int) -> str | None:
         """The newest incarnation of a peer that we have heard of; None before we have."""
-        with self._changed:
-            return self._incarnations.get(peer)
+        return self._decoder.incarnations().get(peer)
 
     def incarnations(self) -> dict[int, str]:
         """The newest incarnation of each peer."""
-        with self._changed:
-            return dict(self._incarnations)
+        return self._decoder.incarnations()
 
     def reached(self, round: int) -> frozenset[int]:
         """The peers that are there, and those that said goodbye after this round or a later one."""
@@ -210,7 +164,7 @@ class MessageStore(Waiting):
         """The newest message of a kind from a sender, or the one of a round."""
         with self._changed:
             kept = self._kept.get((kind, sender), ())
-            return next((x for x in reversed(kept) if round is None or x.message.round == round), None)
+            return next((x for x in reversed(kept) if round is None or x.round == round), None)
 
     def kept(self, kind: str) -> dict[int, list[Received]]:
         """Everything that is kept of a kind, by sender, oldest first."""
@@ -223,7 +177,7 @@ class MessageStore(Waiting):
             self._closed[kind] = max(round, self._closed.get(kind, -1))
             for (name, _), kept in self._kept.items():
                 if name == kind:
-                    late = [received for received in kept if received.message.round <= round]
+                    late = [received for received in kept if received.round <= round]
                     for received in late:
                         kept.remove(received)
 
@@ -235,10 +189,17 @@ class MessageStore(Waiting):
 
 
 class TimedMessageStore(MessageStore):
-    """A mailbox that knows since when a kind and round are awaited, so that late answers count for the deadline."""
+    """A message store that knows since when a round is awaited, so that late answers count for the deadline."""
 
-    def __init__(self, deadline: Deadline, *rest: Any):
-        super().__init__(*rest)
+    def __init__(
+        self,
+        deadline: Deadline,
+        layout: Layout,
+        stall_timeout_s: float,
+        log: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(layout, stall_timeout_s, log, now)
         self._deadline = deadline
         self._since: dict[tuple[str, int], float] = {}
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -25,29 +24,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from peers.bus.door import Bus
-from peers.bus.redis.refusals import total
-from peers.codecs.exact import CODECS, Codec
+from peers.codecs.base import Codec
+from peers.codecs.exact import CODECS
 from peers.errors import BusError, MessageError, StalledError
 from peers.rounds.deadline import Deadline
+from peers.rounds.layout import ANNOUNCEMENTS, RoundLayout
 from peers.rounds.leadership import Leadership
-from peers.rounds.messages import Received, TimedMessageStore
+from peers.rounds.messages import TimedMessageStore
 from peers.session import transfer
-from peers.session.reader import PeerReader
-from peers.session.rendezvous import Start
-from peers.session.sender import SenderThread
-from peers.session.waiting import failed
-from peers.types import Message, Slice
+from peers.session.meet import Start
+from peers.session.session import Session, names
+from peers.types import Buffer, Received, Slice
 from peers.vectors.reduce import norm
-from peers.vectors.screen import Screen, Term
-from peers.wire.message import RoundLayout, encode_fields, encode_vector
+from peers.vectors.screen import Screen
+from peers.wire.encode import encode_fields, encode_vector
 
 Answer = TypeVar("Answer")
 
 # Vectors that may wait in a stream for a slow reader, and small messages beside them.
 KEPT_VECTORS = 3
 KEPT_FIELDS = 64
-# What a leader says carries its term.
-ANNOUNCEMENTS = ("round_start", "round_end")
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Gathered:
     """
 
     answers: dict[int, np.ndarray]
-    messages: dict[int, Message]
+    messages: dict[int, Received]
     missing: tuple[int, ...]
     is_void: bool
 
@@ -77,13 +73,12 @@ class Rounds:
         deadline: of the gathers.
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the
             end of the others is awaited.
-        say: called with one line for a person.
+        log: called with one line for a person.
         min_peers: with fewer peers that are there, or have finished, this worker does not lead.
-        judge: whose answers are used; its memory is its own, and begins anew with another leader.
+        screen: whose answers are used; its memory is its own, and begins anew with another leader.
 
     Attributes:
-        mail: where the main thread waits.
-        wait_s: seconds that it has waited for the peers.
+        messages: where the main thread waits.
     """
 
     def __init__(
@@ -99,17 +94,21 @@ class Rounds:
         min_peers: int = 0,
         screen: Screen | None = None,
     ):
-        self._screen = screen or Screen(bus.worker, log=log)
         self._bus, self._layout, self._log = bus, layout, log
-        self._lease_s, self._stall_timeout_s, self._finish_timeout_s = lease_s, stall_timeout_s, finish_timeout_s
+        self._screen = screen or Screen(bus.worker, log=log)
         self.leadership, self.deadline = leadership, deadline
         self.messages = TimedMessageStore(deadline, layout, stall_timeout_s, log)
         self.messages.refused = self._screen.note_refused
-        self._sender = SenderThread(lambda error: self.messages.fail(failed(error, "publishing")))
-        self._readers: list[PeerReader] = []
+        self._session = Session(
+            bus, layout, self.messages, self.messages, lease_s, stall_timeout_s, finish_timeout_s, log
+        )
         self._is_caught_up, self._min_peers = True, min_peers
-        self.wait_s = 0.0
         bus.configure(kept_entries(layout), layout.largest_payload_bytes())
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the main thread has waited for the peers."""
+        return self._session.wait_s
 
     # --- beginning and end --------------------------------------------------------------------
 
@@ -120,47 +119,25 @@ class Rounds:
             self._bus.follow(peer, incarnation)
             self.messages.begin_incarnation(peer, incarnation)
             self.messages.admit(peer)
-        self._hello(round)
-        for server in range(len(self._bus.servers)):
-            reader = PeerReader(
-                self._bus, server, self.messages, self.messages, self._lease_s, start.incarnations, self._log
-            )
-            self._readers.append(reader)
-            reader.start()
-
-    def _hello(self, round: int) -> None:
-        self.publish("hello", round, {"is_joining": not self._is_caught_up, "is_replaying": False})
+        self._session.hello(round, is_joining=not self._is_caught_up)
+        self._session.read(start.incarnations)
 
     def note_caught_up(self, round: int) -> None:
         """We have what it takes to lead, should it come to that."""
         self._is_caught_up = True
-        self._hello(round)
+        self._session.hello(round, is_joining=False)
 
     def finish(self, round: int) -> None:
         """Say goodbye after a round, and wait until everybody has: what we have put is readable until then."""
-        self.publish("goodbye", round, {})
-        try:
-            self.until(
-                lambda: not self.messages.live(),
-                lambda: f"workers {_names(self.messages.live())} to finish",
-                self._finish_timeout_s,
-            )
-        except StalledError as error:
-            self._log(f"{error}; ending without them")
-        self._sender.drain(self._finish_timeout_s, self._log)
+        self._session.finish(round, self.messages.live)
 
     def leave(self, round: int) -> None:
         """Say goodbye after a round, in the middle of the run."""
-        self.publish("goodbye", round, {})
-        self._sender.drain(self._finish_timeout_s, self._log)
+        self._session.leave(round)
 
     def close(self) -> None:
-        """Stop the pumps and the publishing; the bus is the caller's to close."""
-        for reader in self._readers:
-            reader.stop()
-        for reader in self._readers:
-            reader.close()
-        self._sender.close()
+        """Stop the threads; the bus is the caller's to close."""
+        self._session.close()
 
     # --- speaking -----------------------------------------------------------------------------
 
@@ -177,7 +154,7 @@ class Rounds:
             content: a vector is ours to read until `drain` or the end of the run: give a copy of what changes.
             extras: small numbers that go with a vector.
         """
-        self._sender.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
+        self._session.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
 
     def send(
         self,
@@ -188,9 +165,11 @@ class Rounds:
         extras: dict[str, float] | None = None,
     ) -> None:
         """Say something to one peer. Arguments as of `publish`."""
-        self._sender.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
+        self._session.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
 
-    def _entries(self, kind: str, round: int, content: dict[str, Any] | np.ndarray, extras: dict[str, float] | None):
+    def _entries(
+        self, kind: str, round: int, content: dict[str, Any] | np.ndarray, extras: dict[str, float] | None
+    ) -> Iterable[tuple[bytes, Buffer]]:
         if isinstance(content, dict):
             return encode_fields(self._layout, kind, round, content)
         return encode_vector(self._layout, kind, round, Slice(0, content.size), content, extras=extras)
@@ -199,14 +178,14 @@ class Rounds:
         """Make vectors readable under a name, which is used once; what is published after this may point to it."""
 
         def give() -> None:
-            transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._lease_s)
+            transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._session.lease_s)
 
-        self._sender.submit(give)
+        self._session.submit(give)
 
     def forget(self, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]) -> None:
         """Take away what was put under a name; arguments as it was put."""
-        names = transfer.field_names(sizes, name, codec)
-        self._sender.submit(lambda: self._bus.delete_state(names))
+        fields = transfer.field_names(sizes, name, codec)
+        self._session.submit(lambda: self._bus.delete_state(fields))
 
     def fetch(
         self, peer: int, incarnation: str, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]
@@ -240,7 +219,7 @@ class Rounds:
                 done.append((None, error))
             self.messages.touch()
 
-        self._sender.submit(act)
+        self._session.submit(act)
         self.until(lambda: bool(done), lambda: what)
         answer, error = done[0]
         if error is not None:
@@ -253,19 +232,13 @@ class Rounds:
         Raises:
             StalledError: it was not, for the stall timeout.
         """
-        if not self._sender.drain(self._stall_timeout_s, self._log):
-            raise StalledError(f"what was said has not been published within {self._stall_timeout_s:g} s")
-        self.messages.check()
+        self._session.drain()
 
     # --- listening ----------------------------------------------------------------------------
 
     def until(self, is_done: Callable[[], Any], describe: Callable[[], str], timeout_s: float | None = None) -> None:
         """Wait; the time counts as waiting. Raises as `Waiting.until`."""
-        began = time.monotonic()
-        try:
-            self.messages.until(is_done, describe, timeout_s)
-        finally:
-            self.wait_s += time.monotonic() - began
+        self._session.until(is_done, describe, timeout_s)
 
     def open(self, kind: str, round: int) -> None:
         """From now on answers of this kind and round are awaited: their time counts from here."""
@@ -280,7 +253,7 @@ class Rounds:
         timeout_s: float,
         is_off: Callable[[], bool] = lambda: False,
         own: np.ndarray | None = None,
-        read: Callable[[Message], np.ndarray] = lambda message: message.values,
+        read: Callable[[Received], np.ndarray] = lambda received: received.values,
         measure: Callable[[np.ndarray], float] = norm,
         incarnations: Mapping[int, str] = MappingProxyType({}),
     ) -> Gathered:
@@ -296,14 +269,15 @@ class Rounds:
             is_off: ends the wait when it becomes true.
             own: our own answer, if we have one.
             read: the vector that a message stands for; a ValueError says that it stands for none.
-            length: what is compared of the vectors; not finite where they are not.
-            lives: in which each was asked, where that is known; who has begun another since will not answer.
+            measure: what is compared of the vectors; not finite where they are not.
+            incarnations: in which each was asked, where that is known; a worker that has begun another since will not
+                answer.
         """
 
         def found() -> dict[int, Received]:
             # A leader that was started again finds what was said to its former life, perhaps about the same round.
             term, kept = self.leadership.term, {x: self.messages.received(kind, x, round) for x in sorted(senders)}
-            return {x: y for x, y in kept.items() if y and y.message.extras.get("term", term) == term}
+            return {x: y for x, y in kept.items() if y and y.extras.get("term", term) == term}
 
         def missing() -> list[int]:
             # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
@@ -318,34 +292,31 @@ class Rounds:
         try:
             self.until(
                 lambda: is_off() or not missing(),
-                lambda: f"the {kind} {round} of workers {_names(missing())}",
+                lambda: f"the {kind} {round} of workers {names(missing())}",
                 timeout_s,
             )
         except StalledError:
-            self._log(f"round {round}: no {kind} from workers {_names(missing())} within {timeout_s:.1f} s")
+            self._log(f"round {round}: no {kind} from workers {names(missing())} within {timeout_s:.1f} s")
         kept = found()
         self.messages.close_round(kind, round)
         for received in kept.values():
             self.messages.note_answer(kind, round, received.at_s)
         gone = tuple(sender for sender in sorted(senders) if sender not in kept)
-        messages = {sender: received.message for sender, received in kept.items()}
         answers = {} if own is None else {self._bus.worker: own}
-        for sender, message in messages.items():
+        for sender, received in kept.items():
             with contextlib.suppress(ValueError):
-                answers[sender] = read(message)
-        incarnations = {sender: received.incarnation for sender, received in kept.items()} | {self._bus.worker: ""}
-        asked = sorted({*messages, *answers})
-        terms = [
-            Term(worker, incarnations[worker], measure(answers[worker]) if worker in answers else math.nan)
-            for worker in asked
-        ]
+                answers[sender] = read(received)
+        asked = sorted({*kept, *answers})
+        terms = [kept.get(worker) or Received(kind, worker, "", round) for worker in asked]
+        for term in terms:
+            term.norm = measure(answers[term.sender]) if term.sender in answers else math.nan
         accepted = self._screen.usable(Slice(0, self._layout.kinds[kind][0]), terms)
-        for worker, _, found in terms:
-            if worker not in accepted and not self._screen.is_banned(worker):
-                why = "far longer than usual" if math.isfinite(found) else "not finite"
-                self._log(f"round {round}: the {kind} of worker {worker} is {why}; left out")
+        for term in terms:
+            if term.sender not in accepted and not self._screen.is_banned(term.sender):
+                why = "far longer than usual" if math.isfinite(term.norm) else "not finite"
+                self._log(f"round {round}: the {kind} of worker {term.sender} is {why}; left out")
         answers = {worker: answers[worker] for worker in asked if worker in accepted}
-        return Gathered(answers, messages, gone, len(answers) < quorum)
+        return Gathered(answers, kept, gone, len(answers) < quorum)
 
     # --- who leads ----------------------------------------------------------------------------
 
@@ -362,7 +333,7 @@ class Rounds:
         """Of what leaders have announced and what is in force, the newest, and who said it."""
         self.leader()
         found = [
-            (term_of(received), received.message.round, received.message.kind == "round_end", sender, received)
+            (term_of(received), received.round, received.kind == "round_end", sender, received)
             for kind in ANNOUNCEMENTS
             for sender, kept in self.messages.kept(kind).items()
             for received in kept
@@ -379,17 +350,8 @@ class Rounds:
 
     def stats(self) -> dict[str, Any]:
         """Since the start: bytes, seconds, what was not used; now: who is there."""
-        return {
-            "sent_bytes": self._bus.sent_bytes,
-            "received_bytes": self._bus.received_bytes,
-            "staleness_mean": 0.0,
-            "staleness_max": 0,
-            "live_peers": len(self.messages.live()),
-            "dropped": total(self.messages.counts(), self._screen.counts, self._bus.refused()),
-            **self._screen.stats(),
-            "retries": self._bus.retries,
-            "wait_s": self.wait_s,
-        }
+        found = self._session.stats(len(self.messages.live()), self._screen, self.messages.counts())
+        return found | {"staleness_mean": 0.0, "staleness_max": 0}
 
 
 def kept_entries(layout: RoundLayout) -> int:
@@ -399,9 +361,5 @@ def kept_entries(layout: RoundLayout) -> int:
 
 def term_of(received: Received) -> int:
     """The term in which a leader says something; -1, which no leader has, where it does not say."""
-    term = received.message.fields.get("term")
+    term = received.fields.get("term")
     return term if isinstance(term, int) and 0 <= term < 2**48 else -1
-
-
-def _names(workers: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(workers))) or "nobody"

@@ -1,4 +1,4 @@
-"""What the system knows: which process on which host wrote a lease, whether it lives, how long our thread queued."""
+"""Which process on which host wrote a lease, and whether it lives."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ def process_birth(pid: int) -> str:
         return "gone" if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
         return ""
-
-
-def queued_s() -> float:
-    """Seconds since its start in which this thread could have run and had no processor; 0 where nobody counts them.
-
-    Source: Linux, Documentation/scheduler/sched-stats.rst, the second number of a task's schedstat.
-    """
-    try:
-        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def this_host() -> str:

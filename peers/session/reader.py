@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from peers.bus.door import Bus
 from peers.errors import BusError, PeersError
+from peers.session.lease import heartbeat_s
 from peers.session.listener import Listener, Members
-from peers.session.rendezvous import heartbeat_s
 from peers.session.waiting import failed
 from peers.types import Entry, Lease
 

@@ -18,7 +18,8 @@ from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS, Codec
 from peers.errors import MessageError, StalledError
 from peers.types import Buffer, Slice
-from peers.wire.message import chunks, decode_fields
+from peers.wire.fields import decode_fields
+from peers.wire.layout import chunks
 
 POLL_S = 0.05
 

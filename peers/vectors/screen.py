@@ -18,24 +18,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from peers.types import Slice
+from peers.types import Received, Slice
 from peers.vectors.partition import Schedule
 
 WINDOW = 64
 KNOWN = 8
-
-
-class Term(NamedTuple):
-    """What is judged of a contribution: who sent it, in which life (empty: ours, or not known), and its norm."""
-
-    sender: int
-    incarnation: str
-    norm: float
 
 
 class Screen:
@@ -77,11 +69,11 @@ class Screen:
     def is_gating(self) -> bool:
         return self._factor > 0
 
-    def usable(self, part: Slice, terms: list[Term], is_gated: bool = True) -> set[int]:
-        """The senders whose term for a part may be used.
+    def usable(self, part: Slice, terms: Sequence[Received], is_gated: bool = True) -> set[int]:
+        """The senders whose contribution to a part may be used.
 
         Args:
-            terms: at most one of a sender, in worker order.
+            terms: at most one of a sender, in worker order; their norms have been measured.
             is_gated: whether the norms are such as the gate compares; else they only have to be finite.
         """
         self._take_refused()

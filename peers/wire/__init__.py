@@ -1,1 +1,1 @@
-"""The wire: kinds of messages, headers, layouts, encoding and assembling; pure."""
+"""The wire, pure: headers, layouts, encoding and assembling. Patterns and modes hand in their kinds of messages."""

@@ -9,26 +9,14 @@ import math
 
 import msgspec
 
-from peers.codecs.exact import Codec
+from peers.codecs.base import Codec
 from peers.errors import MessageError
-from peers.types import Entry, Message, Slice
+from peers.types import Entry, Received, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.reduce import squares
-from peers.wire.message import (
-    FIELD_KINDS,
-    MAX_HEADER_BYTES,
-    MAX_ROUND,
-    VECTOR_KINDS,
-    VERSION,
-    Header,
-    Layout,
-    RoundLayout,
-    chunks,
-    decode_fields,
-    decode_header,
-    is_sound,
-    is_whole,
-)
+from peers.wire.fields import decode_fields
+from peers.wire.header import MAX_HEADER_BYTES, MAX_ROUND, VERSION, Header, decode_header, is_sound, is_whole
+from peers.wire.layout import Layout, chunks
 
 
 class Assembler:
@@ -36,50 +24,58 @@ class Assembler:
 
     Args:
         layout: what this worker expects of everyone.
-        spares: where the arrays of messages come from.
+        buffers: where the arrays of messages come from.
     """
 
-    def __init__(self, layout: Layout | RoundLayout, buffers: BufferPool | None = None):
-        self._layout = layout
+    def __init__(self, layout: Layout, buffers: BufferPool | None = None):
+        self._layout, self._kinds = layout, layout.carried
         self._buffers = buffers or BufferPool()
-        self._partial: Message | None = None
+        self._partial: Received | None = None
         self._pieces: list[Slice] = []
-        self._codec: Codec = layout.codec
+        self._codec: Codec | None = None
         self._next = 0
 
-    def feed(self, entry: Entry) -> Message | None:
+    def feed(self, entry: Entry) -> Received | None:
         """One entry; returns the message that it completes, if it does.
 
         Raises:
             MessageError: the entry does not fit; an unfinished message is given up, unless what did not fit is an
-                entry that changed on its way, which may come again.
+                entry that changed on its way (`is_damage`), which may come again.
         """
         try:
             return self._feed(entry)
-        except MessageError:
-            if is_sound(entry):
+        except MessageError as error:
+            error.is_damage = not is_sound(entry)
+            if not error.is_damage:
                 self._partial = None
             raise
 
-    def _feed(self, entry: Entry) -> Message | None:
+    def _feed(self, entry: Entry) -> Received | None:
         header = self._checked(entry)
-        if header.k in FIELD_KINDS:
+        if header.k in self._kinds.maps:
             self._partial = None
             fields = decode_fields(entry.payload)
-            return Message(header.k, header.r, Slice(0, 0), None, fields, entry.sequence)
+            return Received(
+                header.k, entry.sender, entry.incarnation, header.r, fields=fields, last_sequence=entry.sequence
+            )
         if header.i == 0:
-            self._begin(header)
-        partial = self._partial
-        if partial is None or (partial.kind, partial.round) != (header.k, header.r) or header.i != self._next:
+            self._begin(entry, header)
+        partial, codec = self._partial, self._codec
+        if (
+            partial is None
+            or codec is None
+            or (partial.kind, partial.round) != (header.k, header.r)
+            or header.i != self._next
+        ):
             raise MessageError("incomplete", f"chunk {header.i} of {header.k} {header.r} without those before it")
-        piece, whole, codec = self._pieces[header.i], partial.slice, self._codec
+        piece, whole = self._pieces[header.i], partial.slice
         if len(entry.payload) != codec.encoded_bytes(piece.size):
             expected = codec.encoded_bytes(piece.size)
             raise MessageError("malformed", f"{len(entry.payload)} bytes where {codec.name} needs {expected}")
         chunk = partial.values[piece.start - whole.start : piece.stop - whole.start]
         codec.decode(entry.payload, chunk)
-        if header.k == "part":
-            # Whoever applies it asks for its length: here it is in the processor's cache, and the main thread computes.
+        if partial.squares is not None:
+            # The rules ask for its norm: here it is in the processor's cache, and the main thread computes.
             partial.squares = squares(chunk, partial.squares)
         self._next += 1
         if self._next < len(self._pieces):
@@ -99,7 +95,7 @@ class Assembler:
             raise MessageError("version", f"protocol {header.v}, this is {VERSION}")
         if header.f != self._layout.fingerprint:
             raise MessageError("fingerprint", f"worker {entry.sender} trains something else")
-        if header.k not in VECTOR_KINDS and header.k not in FIELD_KINDS:
+        if header.k not in self._kinds.vectors and header.k not in self._kinds.maps:
             raise MessageError("kind", f"unknown kind {header.k[:32]!r}")
         if not 0 <= header.r < MAX_ROUND:
             raise MessageError("malformed", f"round {header.r}")
@@ -107,20 +103,26 @@ class Assembler:
             raise MessageError("checksum", f"{header.k} {header.r} chunk {header.i}")
         return header
 
-    def _begin(self, header: Header) -> None:
-        if header.k == "part" and header.r < 1:
-            raise MessageError("malformed", "parts begin with round 1")
-        whole = Slice(header.a, header.b)
-        codec = next((codec for codec in self._layout.codecs(header.k) if codec.name == header.c), None)
+    def _begin(self, entry: Entry, header: Header) -> None:
+        whole, usual = Slice(header.a, header.b), self._kinds.vectors[header.k]
+        codec = next((codec for codec in usual if codec.name == header.c), None)
         # The layout has checked the slice before anything of its size is computed or allocated.
         pieces = list(chunks(whole, codec)) if codec and self._layout.allows(header.k, header.r, whole) else []
-        if not pieces or header.n != len(pieces):
+        if codec is None or not pieces or header.n != len(pieces):
             came = f"{header.c[:32]} [{header.a}, {header.b}) in {header.n}"
             raise MessageError("layout", f"{header.k} {header.r} is {came}, which does not fit here")
         if not all(math.isfinite(value) for value in header.x.values()):
             raise MessageError("malformed", "a header with a number that is none")
         self._pieces, self._codec, self._next = pieces, codec, 0
-        values = self._buffers.take(whole.size)
-        # Raw instead of the usual codec says that the values stand for themselves.
-        stands_alone = codec.name != self._layout.codec.name
-        self._partial = Message(header.k, header.r, whole, values, extras=header.x, is_whole=stands_alone)
+        self._partial = Received(
+            header.k,
+            entry.sender,
+            entry.incarnation,
+            header.r,
+            whole,
+            self._buffers.take(whole.size),
+            extras=header.x,
+            # Another codec than the usual one says that the values stand for themselves.
+            is_whole=codec.name != usual[0].name,
+            squares=0.0 if header.k in self._kinds.measured else None,
+        )

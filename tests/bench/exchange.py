@@ -44,14 +44,14 @@ from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.client import split_socket
 from peers.codecs.exact import NAMES, RAW_BYTES, build
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules, make_rule
-from peers.exchange.window import Contribution
-from peers.session.rendezvous import Rendezvous
+from peers.exchange.factory import make_rule
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.session.meet import Rendezvous
 from peers.types import Entry, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.wire.assembler import Assembler
-from peers.wire.message import Layout
 from tests.bench.rivals import BareSocket, Gloo, Rival, ZeroMq
 from tests.bench.table import finish, show
 from tests.servers import free_port, redis_server
@@ -63,8 +63,8 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 RIVALS = ("bare socket", "gloo all_gather", "gloo all_reduce", "zeromq pickle")
 
 
-def _layout(codec: str, values: int) -> Layout:
-    return Layout(Schedule(values, 1), build(codec, cast=torch_cast), 0, b"benchmrk")
+def _layout(codec: str, values: int) -> ExchangeLayout:
+    return ExchangeLayout(Schedule(values, 1), build(codec, cast=torch_cast), 0, b"benchmrk")
 
 
 def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
@@ -72,7 +72,7 @@ def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
     layout, everything, buffers = _layout(codec, values), Slice(0, values), BufferPool()
     random, found = np.random.default_rng(0), []
     gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
-    rule, theirs = (make_rule(Rules(slack=0), rank, layout, np.zeros(values, np.float32), buffers) for rank in (0, 1))
+    rule, theirs = (make_rule(Options(slack=0), rank, layout, np.zeros(values, np.float32), buffers) for rank in (0, 1))
     said = [(header, bytes(payload)) for header, payload in theirs.encode(theirs.offer(1, everything, other), {})]
     assembler = Assembler(layout, buffers)
     for round in range(1, rounds + 1):
@@ -81,8 +81,8 @@ def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
             pass
         for number, (header, payload) in enumerate(said, 1):
             message = assembler.feed(Entry(1, "incarnation", number, True, header, payload))
-        item = Contribution(1, "incarnation", round, everything, message.values, len(said), squares=message.squares)
-        rule.collect(round, gradient, [item], 1)
+        message.round = round
+        rule.collect(round, gradient, [message], 1)
         found.append(time.process_time() - began)
         buffers.give(message.values)
     return statistics.median(found)
@@ -96,7 +96,7 @@ class Degan:
         self._gradient = np.random.default_rng(rank).standard_normal(values, np.float32) * np.float32(1e-3)
         self._bus = RedisBus(run, rank, urls, f"life-{rank}", [1 - rank], **secure)
         layout = _layout(codec, values)
-        rules = Rules(slack=0, keep_rounds=KEEP_ROUNDS)
+        rules = Options(slack=0, keep_rounds=KEEP_ROUNDS)
         self._rendezvous = Rendezvous(self._bus, {"codec": codec}, rules.lease_s, 30.0, _silent, _silent)
         self._rendezvous.claim([])
         start = self._rendezvous.meet([], {})

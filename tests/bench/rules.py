@@ -20,12 +20,13 @@ import numpy as np
 
 from degan.learners.casts import torch_cast
 from peers.codecs.exact import build
-from peers.exchange.rules import Rules, make_rule
-from peers.exchange.window import Contribution
+from peers.exchange.factory import make_rule
+from peers.exchange.layout import ExchangeLayout
+from peers.exchange.options import Options
+from peers.types import Received
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import RULES, squares
-from peers.wire.message import Layout
 from tests.bench.table import finish, show
 
 VALUES = 4_240_320  # DEGAN's model.
@@ -39,9 +40,9 @@ class Worker:
 
     def __init__(self, kind: str, codec: str, values: int, parts: int, workers: int):
         rule, gate = KINDS[kind]
-        self._layout = Layout(Schedule(values, parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True)
+        self._layout = ExchangeLayout(Schedule(values, parts), build(codec, cast=torch_cast), 0, b"benchmrk", (), True)
         self._mine, self._buffers, self._round = np.zeros(values, np.float32), BufferPool(workers + 4), 0
-        rules = Rules(slack=0, exchange="parameters", reduce=rule, norm_gate=gate)
+        rules = Options(slack=0, exchange="parameters", reduce=rule, norm_gate=gate)
         peers = tuple(range(1, workers))
         self._rule = make_rule(rules, 0, self._layout, self._mine, self._buffers)
         random, largest = np.random.default_rng(0), self._layout.largest.size
@@ -61,8 +62,10 @@ class Worker:
             values = self._buffers.take(part.size)
             values[:] = change[: part.size]
             items.append(
-                Contribution(
-                    peer, "a", self._round, part, values, self._round, dict(leaving.extras), squares=squares(values)
+                Received(
+                    *("part", peer, "a", self._round, part, values),
+                    extras=dict(leaving.extras),
+                    squares=squares(values),
                 )
             )
         began = time.process_time()

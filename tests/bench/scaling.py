@@ -66,14 +66,14 @@ def worker(options: argparse.Namespace) -> None:
     """Exchange a vector, and write down what the counted rounds cost."""
     from peers.bus.redis.bus import RedisBus
     from peers.exchange.exchange import Exchange
-    from peers.exchange.rules import Rules
-    from peers.session.rendezvous import Rendezvous
+    from peers.exchange.options import Options
+    from peers.session.meet import Rendezvous
     from peers.vectors.graph import complete
     from tests.fleets import make_layout
 
     count, size = len(options.urls), options.values
     layout = make_layout(size, options.parts, options.codec)
-    rules = Rules(slack=options.slack, keep_rounds=2 * options.slack + 3 + options.parts, lease_s=60.0)
+    rules = Options(slack=options.slack, keep_rounds=2 * options.slack + 3 + options.parts, lease_s=60.0)
     peers = complete(options.worker, count)
     bus = RedisBus("scaling", options.worker, options.urls, os.urandom(6).hex(), peers, DEADLINE_S, DEADLINE_S)
     failures: list[BaseException] = []
@@ -104,7 +104,7 @@ def worker(options: argparse.Namespace) -> None:
             "has_torch": "torch" in sys.modules,
         }
         exchange.finish(np.zeros_like(gradient))
-        meeting.leaving()
+        meeting.lease.leaving()
         temporary = Path(f"{options.out}.tmp")
         temporary.write_text(json.dumps(found))
         temporary.rename(options.out)

@@ -130,10 +130,10 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
     """Train by the mean of all workers' gradients, until killed."""
     import torch
     import torch.distributed as dist
-    from degan.worker.setup import Setup
 
     import config
     from degan.runs.journal import Journal
+    from degan.worker.setup import Setup
 
     settings = config.load(file)
     setup = Setup.build(settings, rank)

@@ -18,11 +18,14 @@ from peers.chaos.attacks import NAMES
 from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
+from peers.exchange.layout import ExchangeLayout
 from peers.exchange.window import Accumulator
-from peers.session.rendezvous import Rendezvous
+from peers.rounds.layout import RoundLayout
+from peers.session.meet import Rendezvous
 from peers.types import Entry
 from peers.vectors.graph import complete
-from peers.wire.message import Layout, RoundLayout, decode_fields, encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
+from peers.wire.fields import decode_fields
 from tests.chaos.fleet import Fleet
 from tests.chaos.trial import Scenario, Trial
 from tests.chaos.worker_faults import SYNC
@@ -69,7 +72,7 @@ class Target:
     """An inbox that is fed; what it takes is let go of."""
 
     def __init__(self):
-        self.layout: Layout = make_layout(SIZE, parts=1)
+        self.layout: ExchangeLayout = make_layout(SIZE, parts=1)
         self._accumulator = Accumulator()
         gate = ClockGate(SspClock((1,), 2), 10.0)
         self.inbox = Inbox(0, self.layout, self._accumulator, gate)

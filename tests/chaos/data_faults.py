@@ -10,7 +10,7 @@ import numpy as np
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus
 from peers.errors import SetupError
-from peers.session.rendezvous import Rendezvous
+from peers.session.meet import Rendezvous
 from peers.vectors.graph import complete
 from tests.chaos.byzantine_faults import agreed_of
 from tests.chaos.fleet import Fleet

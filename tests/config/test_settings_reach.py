@@ -201,7 +201,7 @@ WIRE = (
 EXCHANGED = (
     Row("peers", sees("Rendezvous.may_replay"), True),
     Row("bus.lease_s", sees("Giver.lease_s")),
-    Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Rules.stall_timeout_s")),
+    Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Options.stall_timeout_s")),
     Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SerialPool.submit", "timeout_s"), True),
     Row("bus.min_peers", sees("ClockGate.min_peers")),
 )
@@ -246,7 +246,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         *(*PLAIN, *WIRE, *EXCHANGED),
         Row(
             "mode[partial_exchange].parts",
-            lambda w: {schedule.parts for schedule in w.calls.all("Layout", "schedule")},
+            lambda w: {schedule.parts for schedule in w.calls.all("ExchangeLayout", "schedule")},
             {3},
         ),
         Row("mode[partial_exchange].slack", sees("GradientRule.lag"), 1),
@@ -255,20 +255,24 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         ),
         Row("mode[partial_exchange].slack", sees("ClockGate.lead"), 1 + 2 + 3),
         Row(
-            "mode[partial_exchange].codec", lambda w: {codec.name for codec in w.calls.all("Layout", "codec")}, {"topk"}
+            "mode[partial_exchange].codec",
+            lambda w: {codec.name for codec in w.calls.all("ExchangeLayout", "codec")},
+            {"topk"},
         ),
         # A quarter of a hundred values, six bytes each.
         Row(
-            "mode[partial_exchange].topk_fraction", lambda w: w.calls.all("Layout", "codec")[0].encoded_bytes(100), 150
+            "mode[partial_exchange].topk_fraction",
+            lambda w: w.calls.all("ExchangeLayout", "codec")[0].encoded_bytes(100),
+            150,
         ),
         Row("mode[partial_exchange].exchange", is_called("GradientRule", "ParameterRule"), [True, False]),
         Row("mode[partial_exchange].own", sees("GradientRule.is_published"), True),
         Row("mode[partial_exchange].own", sees("Screen.is_alike"), True),
         Row("mode[partial_exchange].reduce", sees("GradientRule.is_mean"), False),
         # 8 rounds are needed, 2 more for a checkpoint; of these as many as fit. A part sends 81 of its values.
-        Row("bus.replay_bytes", sees("Rules.keep_rounds"), 4500 // (81 * 6)),
+        Row("bus.replay_bytes", sees("Options.keep_rounds"), 4500 // (81 * 6)),
         *(
-            Row(f"run.{name}_every", sees("Rules.sync_periods"), (2, 5, 3))
+            Row(f"run.{name}_every", sees("Options.sync_periods"), (2, 5, 3))
             for name in ("checkpoint", "evaluate", "snapshot")
         ),
         # Beside sixteen small messages.
@@ -286,7 +290,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
             ),
             True,
         ),
-        Row("bus.replay_bytes", sees("Rules.keep_rounds", "ParameterRule.backlog"), 2 * 2 + 3 + 4 + 2),
+        Row("bus.replay_bytes", sees("Options.keep_rounds", "ParameterRule.backlog"), 2 * 2 + 3 + 4 + 2),
     ),
     ("partial_exchange", "unbounded"): (
         Row("mode[partial_exchange].slack", sees("ParameterRule.lag")),

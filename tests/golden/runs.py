@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from degan.worker.setup import Setup
-
 import config
 from degan.artifacts.checkpoints import Checkpoints
 from degan.modes.federated import Federated
@@ -13,6 +11,7 @@ from degan.modes.local import Local
 from degan.modes.multi_discriminator import MultiDiscriminator
 from degan.modes.partial_exchange import PartialExchange
 from degan.worker.loop import Loop
+from degan.worker.setup import Setup
 from degan.worker.signals import Signals
 from tests.fleets import in_threads, memory_buses
 from tests.golden.weights import as_vectors

@@ -56,15 +56,15 @@ MUTANTS = (
     Mutant(
         "a round that a cursor covers is applied once more",
         INBOX,
-        "        if message.round <= newest:\n",
-        "        if message.round < newest:\n",
+        "        if received.round <= newest:\n",
+        "        if received.round < newest:\n",
         "tests/peers/session/test_threads.py::test_after_a_cursor_what_it_covers_is_replayed_and_what_is_missing_is_counted",
     ),
     Mutant(
         "the clock is noted before the contribution",
         INBOX,
-        "        self._accumulator.add(contribution)\n",
-        "        self._gate.note(entry.sender, message.round)\n        self._accumulator.add(contribution)\n",
+        "        self._accumulator.add(received)\n",
+        "        self._gate.note(received.sender, received.round)\n        self._accumulator.add(received)\n",
         f"{JOINTS}::test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there",
     ),
     Mutant(
@@ -98,8 +98,8 @@ MUTANTS = (
     Mutant(
         "who goes while a checkpoint waits shares its mean",
         EXCHANGE,
-        "            sharers = self.gate.wait(round, slack=0)\n",
-        "            self.gate.wait(round, slack=0)\n",
+        "                sharers = self.gate.wait(round, slack=0)\n",
+        "                self.gate.wait(round, slack=0)\n",
         f"{LIVES}::test_who_goes_while_a_checkpoint_waits_for_it_shares_nothing",
     ),
     Mutant(

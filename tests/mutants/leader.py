@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "an answer to an earlier term counts",
         "peers/rounds/rounds.py",
-        'y.message.extras.get("term", term) == term}',
-        'y.message.extras.get("term", term) <= term}',
+        'y.extras.get("term", term) == term}',
+        'y.extras.get("term", term) <= term}',
         "tests/peers/rounds/test_gathers.py::test_an_answer_that_names_another_term_is_none",
     ),
     Mutant(
@@ -100,9 +100,10 @@ MUTANTS = (
     ),
     Mutant(
         "a new life finishes a message of the one before",
-        "peers/rounds/messages.py",
-        "                self._assemblers.pop((sender, is_direct), None)\n",
-        "",
+        "peers/session/decode.py",
+        "self._streams[sender, is_direct] = _Stream(",
+        "self._streams.setdefault((sender, is_direct), _Stream(Assembler(self._layout, self._buffers)))\n"
+        "                _Stream(",
         "tests/peers/rounds/test_messages.py::test_a_new_life_finishes_no_message_of_the_one_before",
     ),
     # --- MD-GAN ---

@@ -36,16 +36,16 @@ MUTANTS = (
     Mutant("hostile is dropped on the way", PARTIAL, "        byzantine=mode.byzantine,\n", "", ROBUST),
     Mutant(
         "a full Redis takes what a replay needs for what all need",
-        "peers/exchange/rules.py",
-        "layout.largest_payload_bytes(), self._entries(layout, least)",
-        "layout.largest_payload_bytes(), self._entries(layout, self.keep_rounds)",
+        "peers/exchange/outbox.py",
+        "self._entries(options.keep_rounds), self._entries(least)",
+        "self._entries(options.keep_rounds), self._entries(options.keep_rounds)",
         "tests/peers/exchange/test_rules.py::test_how_many_entries_an_outbox_keeps",
     ),
     Mutant(
         "a peer that is as far ahead as the bound allows is taken for one that has lost us",
-        "peers/exchange/rules.py",
-        "self.slack + 2 + most_parts",
-        "self.slack + most_parts",
+        "peers/exchange/gate.py",
+        "options.slack + 2 + most_parts",
+        "options.slack + most_parts",
         "tests/peers/exchange/test_rules.py::test_how_far_a_peer_may_be_ahead",
     ),
     Mutant(

@@ -70,14 +70,14 @@ MUTANTS = (
     ),
     Mutant(
         "states travel in the codec of the parts",
-        "peers/wire/message.py",
-        '        if kind == "state":\n            return (raw,)\n',
-        '        if kind == "state":\n            return (self.codec,)\n',
+        "peers/exchange/layout.py",
+        'Kinds({"part": part, "state": (raw,)}, EXCHANGE_MAPS',
+        'Kinds({"part": part, "state": (self.codec,)}, EXCHANGE_MAPS',
         f"{LAYOUTS}test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves",
     ),
     Mutant(
         "each chunk has the small numbers of the first",
-        "peers/wire/message.py",
+        "peers/wire/encode.py",
         "x=extras if extras and index == 0 else {},",
         "x=extras or {},",
         f"{GOLDEN}test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras",
@@ -119,7 +119,7 @@ MUTANTS = (
     ),
     Mutant(
         "who joins takes the state of the one that is furthest behind",
-        "peers/session/rendezvous.py",
+        "peers/session/meet.py",
         "helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         "helper = min(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         f"{LEASES}test_the_helper_is_whoever_is_furthest",

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from peers.errors import MessageError
-from peers.rounds.messages import Received
 from peers.rounds.rounds import term_of
-from peers.types import Message
+from peers.types import Received
 
 MAX_COUNT = 2**48  # Of samples, rounds and terms.
 MAX_CLASSES = 2**16
@@ -37,7 +36,7 @@ def plain_peer_info(peer_info: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def mean_losses(messages: dict[int, Message]) -> dict[str, float]:
+def mean_losses(messages: dict[int, Received]) -> dict[str, float]:
     """Of a leader that does not train itself: the mean over those that answered."""
     rows = [message.extras for message in messages.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
-from peers.rounds.messages import Received
 from peers.rounds.rounds import Rounds
-from peers.session.rendezvous import Rendezvous, Start
+from peers.session.meet import Rendezvous, Start
+from peers.types import Received
 
 # What may go wrong with a model that somebody has announced: we are left out of one round.
 MISSED = (StalledError, BusError, MessageError)
@@ -61,7 +61,7 @@ def join(
             newest = rounds.newest()
             # The oldest announcement that is kept is read first. Who is in a round has read that of the one before.
             if newest and newest[1] is not tried:
-                is_new = newest[1].message.round >= start.furthest - 1 or time.monotonic() >= until_s
+                is_new = newest[1].round >= start.furthest - 1 or time.monotonic() >= until_s
                 found[:] = [newest] if is_new else []
             return bool(found) or (rounds.leader() is None if may_lead else is_left_alone())
 
@@ -71,7 +71,7 @@ def join(
             tried = received
             try:
                 catch_up(sender, received)
-                return received.message.round, received
+                return received.round, received
             except MISSED as error:
                 log(f"{error}; waiting for the next round")
         elif may_lead:

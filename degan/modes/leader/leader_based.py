@@ -34,14 +34,13 @@ from peers.bus.door import Bus
 from peers.codecs.exact import Codec
 from peers.errors import LeaseExpiredError
 from peers.rounds.deadline import Deadline
+from peers.rounds.layout import RoundLayout
 from peers.rounds.leadership import Leadership
-from peers.rounds.messages import Received
 from peers.rounds.rounds import Gathered, Rounds, term_of
-from peers.session.rendezvous import Rendezvous, Start
-from peers.types import Message
+from peers.session.meet import Rendezvous, Start
+from peers.types import Received
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Screen
-from peers.wire.message import RoundLayout
 
 # How many rounds who follows may have seen of a leader that died and its successor has not.
 AHEAD = 3
@@ -60,6 +59,8 @@ class LeaderBased(abc.ABC):
 
     # At a cut all workers hold the same model: one of them shows it.
     is_shared = True
+    # The small maps that travel beside those of all rounds.
+    maps = frozenset({"stop"})
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class LeaderBased(abc.ABC):
         self._settings, self._pair, self._bus, self._log = settings, pair, bus, log
         mode, lease_s = settings.mode, settings.bus.lease_s
         agreed = agreement(settings, pair, facts)
-        self._layout = RoundLayout(fingerprint(agreed), kinds)
+        self._layout = RoundLayout(fingerprint(agreed), kinds, self.maps)
         self._me = bus.worker
         self._rounds = Rounds(
             bus,
@@ -137,8 +138,8 @@ class LeaderBased(abc.ABC):
         )
         self._joined_at = self._step
         self._rounds.note_caught_up(self._step)
-        self._rendezvous.joined(self._step)
-        if received and self._step in (settings.run.steps, received.message.fields.get("stop_at")):
+        self._rendezvous.lease.joined(self._step)
+        if received and self._step in (settings.run.steps, received.fields.get("stop_at")):
             # No other round comes: what holds after this one is what we end with.
             self._note_announced(received)
             self.synchronise(self._step)
@@ -148,7 +149,7 @@ class LeaderBased(abc.ABC):
     def _enter(self, step: int, next_batch: Callable[[], torch.Tensor]) -> None:
         """At the beginning of a step."""
         self._step, self._next_batch = step, next_batch
-        self._rendezvous.progress(step)
+        self._rendezvous.lease.progress(step)
 
     def _await_start(self, step: int) -> tuple[int, Received] | None:
         """Wait until something is announced of this round or a later one; None if it is us who leads."""
@@ -163,7 +164,7 @@ class LeaderBased(abc.ABC):
 
     def _at_least(self, step: int) -> tuple[int, Received] | None:
         newest = self._rounds.newest()
-        return newest if newest and newest[1].message.round >= step else None
+        return newest if newest and newest[1].round >= step else None
 
     def _await(self, wanted: Callable[[], tuple[int, Received] | None], what: str) -> tuple[int, Received] | None:
         """Wait for an announcement. What was announced counts even when who said it has left since."""
@@ -190,16 +191,16 @@ class LeaderBased(abc.ABC):
     def _check_line(self) -> None:
         """Whether who leads is about where we are. Raises LapsedError if we have led on where nobody could hear it."""
         newest = self._rounds.newest()
-        if newest and newest[0] != self._me and newest[1].message.round + AHEAD < self._step:
+        if newest and newest[0] != self._me and newest[1].round + AHEAD < self._step:
             # It would be asked in every round until the others are where it is, and keep each to its deadline.
             raise LeaseExpiredError(
-                f"worker {newest[0]} leads at round {newest[1].message.round}, and this one has gone on to "
+                f"worker {newest[0]} leads at round {newest[1].round}, and this one has gone on to "
                 f"round {self._step} by itself"
             )
 
     def _note_announced(self, received: Received) -> None:
         """Take over what a leader says of the whole run, so that we could go on in its place."""
-        fields = received.message.fields
+        fields = received.fields
         if isinstance(fields.get("stop_at"), int):
             self._stop_at = fields["stop_at"]
         if isinstance(fields.get("void"), int):
@@ -207,7 +208,7 @@ class LeaderBased(abc.ABC):
         deadline_s = fields.get("deadline_s")
         if isinstance(deadline_s, int | float) and math.isfinite(deadline_s):
             self._rounds.deadline.suggest(deadline_s)
-        self._rendezvous.follow_term(self._rounds.leadership.term)
+        self._rendezvous.lease.follow_term(self._rounds.leadership.term)
 
     def _announcement(self, step: int) -> dict[str, Any]:
         """What we say of the whole run when we lead; we do from here on."""
@@ -216,7 +217,7 @@ class LeaderBased(abc.ABC):
         self._leader, self._term = self._me, term
         if term != before:
             self._log(f"this worker leads from round {step} on (term {term})")
-            self._rendezvous.follow_term(term)
+            self._rendezvous.lease.follow_term(term)
         if self._stop_at is None and (self._wants_stop or self._rounds.messages.kept("stop")):
             self._stop_at = step
         return {"term": term, "stop_at": self._stop_at, "void": self._void_rounds}
@@ -263,7 +264,7 @@ class LeaderBased(abc.ABC):
         own: np.ndarray | None,
         until_s: float,
         answer_bytes: int,
-        read: Callable[[Message], np.ndarray] = lambda message: message.values,
+        read: Callable[[Received], np.ndarray] = lambda received: received.values,
         measure: Callable[[np.ndarray], float] = norm,
     ) -> Gathered | None:
         """As the leader: the answers of a round, void ones counted; None if somebody else leads by now.
@@ -301,11 +302,11 @@ class LeaderBased(abc.ABC):
                 self._rounds.drain()
                 return True
             sender, received = found
-            if received.message.round > step:
+            if received.round > step:
                 self._log(f"too late for the model of round {step}; nothing is saved or shown of it")
                 return False
             self._note_leader(sender, received)
-            if received.message.kind == "round_start":
+            if received.kind == "round_start":
                 self._log(f"worker {sender} leads round {step} once more, in term {self._term}")
                 self._follow(sender, received)
                 continue
@@ -323,22 +324,22 @@ class LeaderBased(abc.ABC):
             (sender, received)
             for sender, kept in self._rounds.messages.kept("round_end").items()
             for received in kept
-            if received.message.round == step and received is not tried and self._rounds.is_in_force(sender, received)
+            if received.round == step and received is not tried and self._rounds.is_in_force(sender, received)
         ]
         if ends:
-            return max(ends, key=lambda end: end[1].message.fields.get("term", 0))
+            return max(ends, key=lambda end: end[1].fields.get("term", 0))
         # A leader that was started again has not got what we sent to its former life.
         newest = self._at_least(step)
-        return newest if newest and (newest[1].message.round > step or term_of(newest[1]) > self._term) else None
+        return newest if newest and (newest[1].round > step or term_of(newest[1]) > self._term) else None
 
     # --- the end ------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        self._rendezvous.leaving()
+        self._rendezvous.lease.leaving()
         self._rounds.finish(self._step)
 
     def leave(self, is_together: bool) -> None:
-        self._rendezvous.leaving()
+        self._rendezvous.lease.leaving()
         if is_together:
             self._rounds.finish(self._step)
         else:

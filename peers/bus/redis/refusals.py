@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 
 class Refusals:
@@ -48,11 +48,3 @@ _WHY = {
     "replayed": "is one that was said before, put in another place by someone else",
     "malformed": "is none that a worker writes",
 }
-
-
-def total(*counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by reason, added up."""
-    found: Counter[str] = Counter()
-    for one in counts:
-        found.update(one)
-    return dict(found)

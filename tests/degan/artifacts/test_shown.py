@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from degan.worker.setup import Setup
 from PIL import Image
 from torch import nn
 
@@ -19,6 +18,7 @@ from degan.learners.gan_pair import GanPair, spawn_seed
 from degan.metrics.evaluate import Metric
 from degan.modes.local import Local
 from degan.worker.loop import Loop
+from degan.worker.setup import Setup
 from degan.worker.signals import Signals
 from tests.degan.learners.test_step import experiment, new_pair, reals
 from tests.plain_gan import LATENT, copy_weights, dcgan, mlp, seed_of

@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from degan.worker.setup import Setup, pick_device, shards_json
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -17,6 +16,7 @@ from config import UsageError
 from degan.data import load
 from degan.metrics import classifier
 from degan.worker import prepare
+from degan.worker.setup import Setup, pick_device, shards_json
 
 WORKERS = 3
 # A third of the 1,437 training digits, so that a batch is an epoch.

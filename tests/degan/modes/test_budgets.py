@@ -11,7 +11,7 @@ from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import batches_of
 from degan.modes.needs import Needs, entry_bytes, float_bytes, leader_outbox_bytes, leaders_of
 from peers.codecs.exact import build
-from peers.wire.message import RoundLayout
+from peers.rounds.layout import RoundLayout
 from tests.leaves import plain
 
 # G is 2 -> 3 -> 3 -> 16, D 16 -> 3 -> 3 -> 1; a perceptron has no running statistics.

@@ -12,11 +12,11 @@ from degan.modes.leader.join import join
 from peers.codecs.exact import CODECS
 from peers.errors import LeaseExpiredError, MessageError
 from peers.rounds.deadline import Deadline
+from peers.rounds.layout import RoundLayout
 from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from peers.types import Lease
-from peers.wire.message import RoundLayout
 from tests.fleets import memory_buses
 
 SIZE = 8
@@ -94,7 +94,7 @@ def test_what_was_announced_in_an_older_term_than_the_leases_say_is_not_gone_on_
     later.start()
 
     def catch_up(sender, received):
-        tried.append(received.message.round)
+        tried.append(received.round)
 
     assert join(second, Leases(), start, 0, 99, 1000.0, False, catch_up, lambda line: None)[0] == 8
     assert tried == [8] and second.leadership.term == 4
@@ -115,7 +115,7 @@ def test_what_cannot_be_fetched_is_tried_with_the_next_round(pair):
     tried = []
 
     def catch_up(sender, received):
-        tried.append(received.message.round)
+        tried.append(received.round)
         if len(tried) == 1:
             announce(first, [8])
             raise MessageError("malformed", "nothing there")

@@ -49,7 +49,7 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
         def newest_of_the_last():
             # Else it might look when only an earlier round has been read.
             found = newest()
-            return found if found and found[1].message.round == last else None
+            return found if found and found[1].round == last else None
 
         mode._rounds.newest = newest_of_the_last
         mode._catch_up = lambda *peer_info: (catch_up(*peer_info), joining.set())

@@ -17,7 +17,7 @@ from degan.modes.multi_discriminator import MultiDiscriminator
 from peers.errors import BusError
 from peers.rounds.rounds import Gathered
 from peers.types import Entry
-from peers.wire.message import encode_fields
+from peers.wire.encode import encode_fields
 from tests import multi_discriminators
 from tests.degan.modes.test_federated_by_hand import FAST, ByHand, assert_like, by_size
 from tests.degan.modes.test_federated_by_hand import peer_info as uneven
@@ -328,8 +328,8 @@ def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_
     mode._attack = lambda change: change * (float("nan") if mode._step == 1 else 1.0)
     leases = [[] for _ in fleet.modes]
     for each, said in zip(fleet.modes, leases, strict=True):
-        update = each._rendezvous._update
-        each._rendezvous._update = lambda *words, said=said, own=update, **named: (
+        update = each._rendezvous.lease.show
+        each._rendezvous.lease.show = lambda *words, said=said, own=update, **named: (
             said.append(named),
             own(*words, **named),
         )

@@ -323,7 +323,7 @@ def test_a_worker_that_is_behind_goes_on_with_the_newest_round(buses):
     def change(mode):
         def feedback(fake, own=mode._pair.feedback):
             if mode._me == 2 and mode._step == 2:
-                wait_for(lambda: mode._rounds.newest()[1].message.round >= 4, "the leader to go on")
+                wait_for(lambda: mode._rounds.newest()[1].round >= 4, "the leader to go on")
             return own(fake)
 
         mode._pair.feedback = feedback

@@ -12,7 +12,7 @@ from degan.learners.gan_pair import GanPair
 from degan.modes import partial_exchange
 from degan.modes.partial_exchange import PartialExchange
 from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from tests.degan.modes.test_partial_exchange_mode import RATES, SHAPE, close, experiment
 from tests.fleets import memory_buses
 
@@ -28,6 +28,10 @@ class Meeting:
     def meet(self, checkpoints, followed):
         self.calls.append(("meet", checkpoints, followed))
         return self.start
+
+    @property
+    def lease(self):
+        return self
 
     def __getattr__(self, name):
         return lambda *args: self.calls.append((name, *args))

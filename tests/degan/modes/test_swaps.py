@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peers.types import Entry, Slice
-from peers.wire.message import encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import close, memory_buses
 from tests.multi_discriminators import Fleet, experiment
 

@@ -15,7 +15,7 @@ from degan.worker import doctor
 from launch import servers as launch_servers
 from launch.__main__ import main as launch_main
 from launch.plan import Commands
-from peers.session.rendezvous import this_host
+from peers.session.processes import this_host
 from tests import servers
 from tests.checkups import listener, rows, silence
 from tests.workers import Worker, experiment

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from degan.worker.setup import Setup
 
 import config
 from degan.artifacts.checkpoints import Checkpoint, Checkpoints
 from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
 from degan.worker import doctor
+from degan.worker.setup import Setup
 from peers.doctor.checkup import Visit
 from peers.doctor.findings import FAIL, OK, WARN, Finding
 from tests.leaves import plain

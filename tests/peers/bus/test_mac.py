@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.mac import KEY_BYTES, MAC_BYTES, MARK, REMEMBERED, Macs, Watch
 from peers.errors import DisagreementError, MessageError
-from peers.session.rendezvous import Rendezvous
+from peers.session.meet import Rendezvous
 from tests.fleets import in_threads
 from tests.peers.bus.test_bus import lease, read
 

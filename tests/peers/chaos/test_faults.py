@@ -153,7 +153,7 @@ def test_what_holds_and_what_waits_for_a_saving():
 def entries(round: int, count: int):
     from peers.codecs.exact import RAW_BYTES
     from peers.types import Slice
-    from peers.wire.message import encode_vector
+    from peers.wire.encode import encode_vector
 
     size = count * RAW_BYTES // 4
     layout = make_layout(size)

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from peers.doctor.findings import FAIL, OK, WARN
-from peers.session.rendezvous import is_dead, process_birth, this_host
+from peers.session.processes import is_dead, process_birth, this_host
 from tests import servers
 from tests.checkups import BEAT_S, LEASE_S, findings, http, lease, listener, nonsense, only_pong, silence
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from peers.exchange.auto import CHOICES, EARLY_STEPS, EVERY_STEPS, FIRST, REST_STEPS, AutoParts
-from peers.session.processes import queued_s
+from peers.exchange.queued import queued_s
 from peers.vectors.partition import Schedule
 from tests.fleets import in_threads
 

@@ -7,13 +7,13 @@ import pytest
 
 from peers.chaos import attacks
 from peers.errors import SetupError
-from peers.exchange.rules import Rules, make_rule
-from peers.exchange.window import Contribution
+from peers.exchange.factory import make_rule
+from peers.exchange.options import Options
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import BufferPool
 from tests.attackers import SIZE, learn
-from tests.fleets import make_layout
+from tests.fleets import contribution, make_layout
 
 HONEST = slice(0, -1)
 
@@ -134,15 +134,15 @@ def test_a_clean_run_is_the_same_with_the_gate_bit_by_bit(exchange, codec, parts
 def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
     """Nobody is alike here; the long one is left out all the same."""
     for slack, own in ((0, "immediate"), (None, "immediate")):
-        rules = Rules(slack=slack, exchange="gradients", own=own)
+        rules = Options(slack=slack, exchange="gradients", own=own)
         rule = make_rule(rules, 0, make_layout(4), np.zeros(4, np.float32), BufferPool())
         everything = Slice(0, 4)
         for round in range(1, 12):
             ours = np.full(4, 1, np.float32)
             list(rule.encode(rule.offer(round, everything, ours), {}))
             items = [
-                Contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
-                Contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
+                contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
+                contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
             ]
             found = rule.collect(round, ours, items, 2)
             expected = 2.0 if round < 10 else 1.5
@@ -154,7 +154,7 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
 def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
     """How far the thread that publishes is decides nothing, so a run repeats: it is awaited up to that round."""
     layout, everything = make_layout(4), Slice(0, 4)
-    rules = Rules(slack=slack, exchange="gradients", own="immediate")
+    rules = Options(slack=slack, exchange="gradients", own="immediate")
     rule = make_rule(rules, 0, layout, np.zeros(4, np.float32), BufferPool())
     for round in range(1, 8):
         leaving = rule.offer(round, everything, np.full(4, round, np.float32))
@@ -187,7 +187,7 @@ def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
 def test_who_joins_decides_as_the_others(kind, codec, reduction):
     """A carry, and one that takes over its state in the middle, apply the same messages: the same weights."""
     layout = make_layout(SIZE, 2, codec, may_be_whole=kind == "parameters")
-    rules = Rules(slack=0, exchange=kind, own="delayed", reduce=reduction, offences=4)
+    rules = Options(slack=0, exchange=kind, own="delayed", reduce=reduction, offences=4)
     first = np.zeros(SIZE, np.float32)
     random = np.random.default_rng(3)
 
@@ -214,12 +214,12 @@ def test_who_joins_decides_as_the_others(kind, codec, reduction):
         shift = values[0][part.start : part.stop] if kind == "parameters" and codec == "raw" else np.float32(0)
         for worker, rule in carries.items():
             items = [
-                Contribution(other, "a", round, part, some + shift, round, dict(base))
+                contribution(other, "a", round, part, some + shift, round, dict(base))
                 for other, some in zip(others, sent, strict=True)
             ]
             for peer in carries.keys() - {worker}:
                 mine = published[peer][1]
-                items.append(Contribution(peer, "a", round, part, mine.values.copy(), round, dict(mine.extras)))
+                items.append(contribution(peer, "a", round, part, mine.values.copy(), round, dict(mine.extras)))
             items.sort(key=lambda item: item.sender)
             found = rule.collect(round, published[worker][0], items, len(items))
             if kind == "parameters":

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from peers.codecs.exact import CODECS
-from peers.exchange.rules import Rules
+from peers.exchange.options import Options
 from peers.vectors.partition import Schedule
 from tests.fleets import Fleet, integers, make_layout, memory_buses, redis_buses
 
@@ -39,7 +39,7 @@ def watch_ages(exchange, ages):
 def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="immediate"):
     """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
     workers = len(buses)
-    fleet = Fleet(buses, make_layout(size, parts, codec), size, Rules(slack=slack, own=own, reduce="sum", **PATIENT))
+    fleet = Fleet(buses, make_layout(size, parts, codec), size, Options(slack=slack, own=own, reduce="sum", **PATIENT))
     produced = np.zeros((workers, size), dtype=np.float64)
     delivered = np.zeros((workers, size), dtype=np.float64)
 
@@ -111,7 +111,7 @@ def test_what_is_published_is_applied_alike_by_all(parts, slack, codec):
         memory_buses(3),
         make_layout(40, parts, codec),
         40,
-        Rules(slack=slack, own="delayed", **PATIENT),
+        Options(slack=slack, own="delayed", **PATIENT),
     )
 
     def job(worker, exchange):
@@ -133,7 +133,7 @@ def agree(buses, size, steps, delays, parts=1, slack=0, codec="raw"):
     """Run a fleet that carries parameters; returns each worker's at the end, and their mean had nobody spoken."""
     workers, layout = len(buses), make_layout(size, parts, codec, may_be_whole=True)
     initial = np.random.default_rng(9).standard_normal(size).astype(np.float32)
-    fleet = Fleet(buses, layout, size, Rules(slack=slack, exchange="parameters", **PATIENT), initial)
+    fleet = Fleet(buses, layout, size, Options(slack=slack, exchange="parameters", **PATIENT), initial)
     alone = np.tile(initial.astype(np.float64), (workers, 1))
 
     def job(worker, exchange):
@@ -221,7 +221,7 @@ def test_chunked_messages_on_redis(redis_url):
 def test_slack_zero_is_the_average_in_worker_order_bit_for_bit(workers):
     size, steps = 300, 10
     layout = make_layout(size)
-    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=0, reduce="mean", lease_s=20))
+    fleet = Fleet(memory_buses(workers), layout, size, Options(slack=0, reduce="mean", lease_s=20))
     gradients = np.random.default_rng(0).standard_normal((steps, workers, size)).astype(np.float32)
 
     def job(worker, exchange):
@@ -239,7 +239,7 @@ def test_slack_zero_is_the_average_in_worker_order_bit_for_bit(workers):
 
 def test_a_slow_worker_is_never_led_by_more_than_the_bound():
     slack, steps = 2, 30
-    fleet = Fleet(memory_buses(3), make_layout(10, 2), 10, Rules(slack=slack, lease_s=20))
+    fleet = Fleet(memory_buses(3), make_layout(10, 2), 10, Options(slack=slack, lease_s=20))
     at = [0, 0, 0]
     worst = []
 
@@ -258,7 +258,7 @@ def test_a_slow_worker_is_never_led_by_more_than_the_bound():
 
 
 def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
-    rules = Rules(slack=0, reduce="mean", lease_s=3.0)
+    rules = Options(slack=0, reduce="mean", lease_s=3.0)
     fleet = Fleet(memory_buses(3), make_layout(10), 10, rules)
     met = threading.Barrier(3)
 
@@ -266,7 +266,7 @@ def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
         exchange.exchange(np.full(10, 1.0, dtype=np.float32))
         met.wait(20)
         if worker == 2:
-            fleet.rendezvous[2]._closing.set()  # No heartbeat any more, as after kill -9.
+            fleet.rendezvous[2].lease._closing.set()  # No heartbeat any more, as after kill -9.
             return None
         started = time.monotonic()
         combined = exchange.exchange(np.full(10, float(worker + 1), dtype=np.float32))
@@ -281,7 +281,7 @@ def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
 
 def test_states_are_averaged_over_the_members():
     layout = make_layout(10, state_size=3)
-    fleet = Fleet(memory_buses(3), layout, 10, Rules(slack=1, sync_periods=(1,), lease_s=20))
+    fleet = Fleet(memory_buses(3), layout, 10, Options(slack=1, sync_periods=(1,), lease_s=20))
 
     def job(worker, exchange):
         exchange.exchange(np.zeros(10, dtype=np.float32))
@@ -292,7 +292,7 @@ def test_states_are_averaged_over_the_members():
 
 
 def test_all_stop_after_the_same_step():
-    fleet = Fleet(memory_buses(3), make_layout(10), 10, Rules(slack=2, lease_s=20))
+    fleet = Fleet(memory_buses(3), make_layout(10), 10, Options(slack=2, lease_s=20))
 
     def job(worker, exchange):
         for step in range(1, 200):
@@ -332,7 +332,7 @@ def test_what_differs_is_corrected_once_however_late(codec, parts, slack):
     workers, size = 3, 24
     layout = make_layout(size, parts, codec, may_be_whole=True)
     first = np.zeros(size, dtype=np.float32)
-    fleet = Fleet(memory_buses(workers), layout, size, Rules(slack=slack, exchange="parameters", **PATIENT), first)
+    fleet = Fleet(memory_buses(workers), layout, size, Options(slack=slack, exchange="parameters", **PATIENT), first)
     apart = np.random.default_rng(1).standard_normal((workers, size)).astype(np.float32)
 
     def job(worker, exchange):

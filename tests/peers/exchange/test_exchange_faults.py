@@ -8,11 +8,11 @@ import pytest
 from peers.errors import MessageError, StalledError
 from peers.exchange.inbox import Inbox
 from peers.exchange.parameters import ParameterRule
-from peers.exchange.window import Accumulator, Contribution
-from peers.session.rendezvous import Start
+from peers.exchange.window import Accumulator
+from peers.session.meet import Start
 from peers.types import Entry, Slice
-from peers.wire.message import encode_fields, encode_vector
-from tests.fleets import make_layout
+from peers.wire.encode import encode_fields, encode_vector
+from tests.fleets import contribution, make_layout
 from tests.lockstep import Lockstep, close, rules
 
 SIZE = 10
@@ -60,7 +60,7 @@ def test_weights_are_measured_by_how_far_they_have_moved(monkeypatch, codec):
 
 
 def item(round, values, part=WHOLE):
-    return Contribution(1, "a", round, part, values, 1)
+    return contribution(1, "a", round, part, values, 1)
 
 
 def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
@@ -115,7 +115,7 @@ def test_at_the_end_who_does_not_finish_is_awaited_so_long_and_counted(monkeypat
 
     first.gate.until = until
     left = first.finish(ZEROS.copy())
-    assert waited == [("workers [2] to finish", 7.0)]
+    assert waited == [("workers 2 to finish", 7.0)]
     close(left, 5 * ONES)
     assert first.stats()["dropped"] == {"unfinished": 1}
     assert any("ending without what is left of them" in line for line in fleet.lines)

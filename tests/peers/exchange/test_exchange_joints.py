@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 import config
-from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, rules_of
+from degan.modes.partial_exchange import keep_rounds, layout_of, least_rounds, options_of
+from peers.exchange.factory import make_rule
+from peers.exchange.gate import furthest_lead
 from peers.exchange.inbox import Inbox
-from peers.exchange.rules import make_rule
+from peers.exchange.outbox import Outbox
 from peers.exchange.window import Accumulator
 from peers.types import Cursor, Entry, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
-from peers.wire.message import encode_vector
+from peers.wire.encode import encode_vector
 from tests.fleets import integers, make_layout
 from tests.lockstep import Lockstep, rules
 
@@ -130,10 +132,10 @@ def test_how_many_rounds_are_kept(settings, round_bytes, least, kept):
 
 def test_what_an_outbox_needs_to_know_comes_from_the_settings():
     found = experiment(2, 4, run={"checkpoint_every": 10, "evaluate_every": 7, "snapshot_every": 3})
-    settings = rules_of(found, layout_of(found, Pair()))
+    settings = options_of(found, layout_of(found, Pair()))
     assert (settings.least_rounds, settings.keep_rounds, settings.sync_periods) == (11, 21, (10, 7, 3))
     found = experiment(2, 4, run={"checkpoint_every": 0, "evaluate_every": 7, "snapshot_every": 0})
-    assert rules_of(found, layout_of(found, Pair())).sync_periods == (7,)
+    assert options_of(found, layout_of(found, Pair())).sync_periods == (7,)
 
 
 def test_what_travels_comes_from_the_settings():
@@ -183,7 +185,7 @@ def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(
     """A worker publishes up to its bound and hears nothing; the other goes on up to its own, and even finishes."""
     found = experiment(slack, parts, updates, exchange=exchange, codec=codec, bus={"replay_bytes": 0})
     layout = layout_of(found, Pair())
-    settings = rules_of(found, layout)
+    settings = options_of(found, layout)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, replace(settings, norm_gate=0.0))
     ahead, behind = fleet.exchanges
     never_wait(ahead)
@@ -214,15 +216,16 @@ def test_what_the_outbox_of_a_run_holds():
     layout = make_layout(SIZE, 2, state_size=3)
     settings = rules(keep_rounds=20, sync_periods=(5, 10))
     # 20 // 5 + 2 and 20 // 10 + 2 states.
-    assert settings.state_entries(layout) == 6 + 4
-    assert settings.outbox_entries(layout) == 20 + 10 + 16
+    outbox = Outbox(settings, layout)
+    assert (outbox.state_entries, outbox.entries, outbox.least_entries) == (6 + 4, 20 + 10 + 16, 46)
     least = replace(settings, least_rounds=10)
-    assert least.outbox(layout) == (46, layout.largest_payload_bytes(), 10 + (10 // 5 + 2) + (10 // 10 + 2) + 16)
-    assert settings.outbox(layout)[2] == 46
+    outbox = Outbox(least, layout)
+    assert (outbox.entries, outbox.least_entries) == (46, 10 + (10 // 5 + 2) + (10 // 10 + 2) + 16)
+    assert outbox.payload_bytes == layout.largest_payload_bytes()
     auto = make_layout(SIZE, "auto", state_size=3)
-    assert settings.outbox_entries(auto) == 20 + 64 + 10 + 16
-    assert settings.furthest_lead(layout) == 2 + 2 + 2
-    assert settings.furthest_lead(auto) == 2 + 2 + 64 and rules(slack=None).furthest_lead(auto) is None
+    assert Outbox(settings, auto).entries == 20 + 64 + 10 + 16
+    assert furthest_lead(settings, layout) == 2 + 2 + 2
+    assert furthest_lead(settings, auto) == 2 + 2 + 64 and furthest_lead(rules(slack=None), auto) is None
 
 
 # --- parts that change --------------------------------------------------------------------------
@@ -313,6 +316,7 @@ def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatc
     clock = Clock()
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=4))
     monkeypatch.setattr("peers.exchange.exchange.time", clock)
+    monkeypatch.setattr("peers.session.session.time", clock)
     exchange, measured = fleet.exchanges[0], []
     exchange._left_at = clock.now_s
     exchange.gate.wait = clock.after(exchange.gate.wait, 5.0)

@@ -8,7 +8,7 @@ import pytest
 from peers.errors import LeaseExpiredError
 from peers.exchange.gate import make_gate
 from peers.types import Cursor, Entry
-from peers.wire.message import encode_fields
+from peers.wire.encode import encode_fields
 from tests.fleets import in_threads, make_layout
 from tests.lockstep import Lockstep, rules
 
@@ -57,7 +57,7 @@ def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypa
     fleet.buses[0].follow(1, fleet.buses[1].incarnation)
     fleet.exchanges[0].serve(lambda: ({}, {}))
     assert fleet.exchanges[0].gate.members() == (1,)
-    fleet.exchanges[1]._publish_hello(True, False)
+    fleet.exchanges[1]._session.hello(0, is_joining=True)
     assert fleet.exchanges[0].gate.members() == (1,)
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from peers.errors import StalledError
-from peers.exchange.rule import Outgoing, Published
-from peers.exchange.rules import make_rule
-from peers.session.rendezvous import Start
+from peers.exchange.factory import make_rule
+from peers.exchange.rule import Outgoing
+from peers.session.meet import Start
 from peers.types import Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
-from tests.fleets import in_threads, integers, make_layout
+from tests.fleets import contribution, in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
 
 SIZE = 10
@@ -27,8 +27,8 @@ def put_off(exchange):
             jobs.pop(0)()
         return True
 
-    exchange._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
-    exchange._sender.drain = drain
+    exchange._session._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
+    exchange._session._sender.drain = drain
     return jobs
 
 
@@ -42,8 +42,8 @@ def test_what_is_saved_is_what_is_left_when_everything_has_been_published(monkey
     arrays, _ = exchange.state()
     # Of ten values one travels, the largest.
     np.testing.assert_array_equal(arrays["kept"], [*range(1, SIZE), 0])
-    exchange._sender.drain = lambda timeout_s, log=None: False
-    with pytest.raises(StalledError, match="has not published everything in time"):
+    exchange._session._sender.drain = lambda timeout_s, log=None: False
+    with pytest.raises(StalledError, match="has not taken everything within"):
         exchange.state()
 
 
@@ -165,7 +165,7 @@ def test_who_has_said_its_last_round_is_awaited_no_more(monkeypatch):
 def test_of_what_is_remembered_without_a_bound_the_oldest_goes():
     outgoing = Outgoing(3)
     for round in range(1, 6):
-        outgoing.add(round, Published(Slice(0, 1), np.zeros(1, np.float32), {}))
+        outgoing.add(contribution(0, "", round, Slice(0, 1), np.zeros(1, np.float32)))
     assert [round for round in range(1, 6) if outgoing.get(round)] == [3, 4, 5]
 
 

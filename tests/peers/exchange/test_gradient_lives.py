@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from peers.exchange.gradients import BLOCK_VALUES, GradientRule, sum_in_order
-from peers.exchange.window import Contribution
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from peers.types import Slice
-from tests.fleets import in_threads, integers, make_layout
+from tests.fleets import contribution, in_threads, integers, make_layout
 from tests.lockstep import Lockstep, close, rules
 
 SIZE = 10
@@ -185,7 +184,7 @@ def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
     whole = Slice(0, BLOCK_VALUES + 5)
     for worker in {0, count // 2, count - 1}:
         own = vectors[worker].copy()
-        others = [Contribution(w, "", 1, whole, vectors[w].copy(), 0) for w in range(count) if w != worker]
+        others = [contribution(w, "", 1, whole, vectors[w].copy(), 0) for w in range(count) if w != worker]
         sum_in_order(worker, own, others[::-1], count)
         np.testing.assert_array_equal(own, expected)
 
@@ -215,7 +214,7 @@ def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(
     fleet = Lockstep(monkeypatch, 1, layout, SIZE, rules(**settings))
     (exchange,) = fleet.exchanges
     jobs = []
-    exchange._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
+    exchange._session._sender.submit = lambda job, timeout_s=0.0: jobs.append(job)
 
     def until(is_done, describe, timeout_s=None):
         if not is_done():

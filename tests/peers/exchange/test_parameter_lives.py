@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from peers.exchange.parameters import ParameterRule
-from peers.exchange.window import Contribution
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from peers.types import Slice
-from tests.fleets import in_threads, make_layout
+from tests.fleets import contribution, in_threads, make_layout
 from tests.lockstep import Lockstep, close, int8, rules
 from tests.peers.exchange.test_parameter_rule import SIZE, ByHand
 
@@ -150,7 +149,7 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
     list(rule.encode(rule.offer(1, whole, np.ones(SIZE, np.float32)), {}))
     entries = rule.encode(rule.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
     mine = np.full(SIZE, 5, np.float32)
-    rule.collect(2, mine, [Contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
+    rule.collect(2, mine, [contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
     close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
     ((_, payload),) = entries
     close(np.frombuffer(payload, "<f4"), np.full(SIZE, 5))

@@ -1,4 +1,4 @@
-"""How much an outbox keeps, how far a peer may be ahead, and which carry the rules ask for; every figure by hand."""
+"""How much an outbox keeps, how far a peer may be ahead, and which rule the options ask for; every figure by hand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 
 import config
 from degan.modes.partial_exchange import keep_rounds, least_rounds
-from peers.exchange import rules
-from peers.exchange.gate import make_gate
-from peers.exchange.rules import Rules, make_rule
+from peers.exchange import factory
+from peers.exchange.factory import make_rule
+from peers.exchange.gate import furthest_lead, make_gate
+from peers.exchange.options import Options
+from peers.exchange.outbox import Outbox
 from peers.vectors import reduce as robust
 from peers.vectors.buffers import BufferPool
 from peers.vectors.screen import Screen
@@ -86,11 +88,11 @@ def test_a_checkpoint_is_saved_with_every_snapshot_unless_something_else_is_said
 
 def test_how_far_a_peer_may_be_ahead():
     one = make_layout(10, 3)
-    assert Rules(slack=None).furthest_lead(one) is None
+    assert furthest_lead(Options(slack=None), one) is None
     # The bound, one step on each side of it, and a part a step after the last one.
-    assert [Rules(slack=slack).furthest_lead(one) for slack in (0, 4)] == [5, 9]
+    assert [furthest_lead(Options(slack=slack), one) for slack in (0, 4)] == [5, 9]
     # Of the numbers of parts that there may be the largest.
-    assert Rules(slack=1).furthest_lead(make_layout(10, "auto")) == 1 + 2 + max(make_layout(10, "auto").parts)
+    assert furthest_lead(Options(slack=1), make_layout(10, "auto")) == 1 + 2 + max(make_layout(10, "auto").parts)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +108,19 @@ def test_how_far_a_peer_may_be_ahead():
 )
 def test_how_many_entries_an_outbox_keeps(parts, state_size, periods, expected):
     layout = make_layout(10, parts, state_size=state_size)
-    made = Rules(keep_rounds=20, least_rounds=7, sync_periods=periods)
-    assert made.outbox(layout) == (expected[0], layout.largest_payload_bytes(), expected[1])
-    assert made.outbox_entries(layout) == expected[0]
-    assert made.state_entries(layout) == expected[0] - 20 - 16
+    made = Options(keep_rounds=20, least_rounds=7, sync_periods=periods)
+    outbox = Outbox(made, layout)
+    assert (outbox.entries, outbox.least_entries) == expected
+    assert outbox.payload_bytes == layout.largest_payload_bytes()
+    assert outbox.state_entries == expected[0] - 20 - 16
     # Where nothing is said all of them are needed.
-    alike = Rules(keep_rounds=20, sync_periods=periods)
-    assert alike.outbox(layout) == (expected[0], layout.largest_payload_bytes(), expected[0])
+    alike = Outbox(Options(keep_rounds=20, sync_periods=periods), layout)
+    assert (alike.entries, alike.least_entries) == (expected[0], expected[0])
 
 
 def test_an_outbox_has_room_for_a_round_of_many_parts():
     layout = make_layout(10, "auto")
-    assert Rules(keep_rounds=20).outbox_entries(layout) == 20 + max(layout.parts) + 16
+    assert Outbox(Options(keep_rounds=20), layout).entries == 20 + max(layout.parts) + 16
 
 
 def test_a_round_of_several_entries_takes_the_room_of_several():
@@ -125,30 +128,30 @@ def test_a_round_of_several_entries_takes_the_room_of_several():
     layout = make_layout(size, 1, state_size=300_000)
     # Raw entries have 262,144 values at most.
     assert (layout.entries_per_round(), layout.entries_per_state()) == (3, 2)
-    assert Rules(keep_rounds=20, sync_periods=(4,)).outbox_entries(layout) == 20 * 3 + 7 * 2 + 16
-    assert Rules().outbox(layout)[1] == 4 * 262_144
+    assert Outbox(Options(keep_rounds=20, sync_periods=(4,)), layout).entries == 20 * 3 + 7 * 2 + 16
+    assert Outbox(Options(), layout).payload_bytes == 4 * 262_144
 
 
 # --- what is made of them ----------------------------------------------------------------------
 
 
 class Made:
-    """In place of a carry: what it was made with."""
+    """In place of a rule: what it was made with."""
 
     def __init__(self, *arguments: Any, **named: Any):
         self.arguments, self.named = arguments, named
 
 
 def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
-    """Which carry the rules ask for, and with what."""
+    """Which rule the rules ask for, and with what."""
     kinds = {}
     for name in ("ParameterRule", "GradientRule"):
         kinds[name] = type(name, (Made,), {})
-        monkeypatch.setattr(rules, name, kinds[name])
+        monkeypatch.setattr(factory, name, kinds[name])
     layout = make_layout(10)
     initial, buffers, lines = np.zeros(10, np.float32), BufferPool(), []
     rule = make_rule(
-        Rules(keep_rounds=33, norm_gate=6.0, offences=4, **some), 1, layout, initial, buffers, lines.append
+        Options(keep_rounds=33, norm_gate=6.0, offences=4, **some), 1, layout, initial, buffers, lines.append
     )
     screen: Screen = rule.named["screen"]
     screen._log("heard")
@@ -166,7 +169,7 @@ def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("reduce", ["mean", "median", "clipped_mean", "trimmed_mean", "centered_clip"])
 @pytest.mark.parametrize("slack", [None, 3])
-def test_the_carry_of_parameters(monkeypatch, reduce, slack):
+def test_the_rule_of_parameters(monkeypatch, reduce, slack):
     name, found = made_by(monkeypatch, exchange="parameters", slack=slack, reduce=reduce, byzantine=2, own="immediate")
     assert name == "ParameterRule" and found["arguments"][2].size == 10
     assert found["arguments"][3:5] == (slack, 33)
@@ -177,7 +180,7 @@ def test_the_carry_of_parameters(monkeypatch, reduce, slack):
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "median", "clipped_mean", "trimmed_mean", "centered_clip"])
 @pytest.mark.parametrize(("own", "slack"), [("immediate", None), ("immediate", 3), ("delayed", 3)])
-def test_the_carry_of_gradients(monkeypatch, reduce, own, slack):
+def test_the_rule_of_gradients(monkeypatch, reduce, own, slack):
     some = {"own": own, "slack": slack, "reduce": reduce, "byzantine": 2}
     name, found = made_by(monkeypatch, exchange="gradients", **some)
     assert name == "GradientRule" and found["arguments"][2] == 10
@@ -201,7 +204,7 @@ def check_rule(found: robust.Reduce, name: str) -> None:
 
 
 def test_the_gate_that_the_rules_ask_for():
-    made = Rules(slack=2, stall_timeout_s=19.0, min_peers=1)
+    made = Options(slack=2, stall_timeout_s=19.0, min_peers=1)
     gate = make_gate(made, (0, 2), make_layout(10, 3), lambda line: None)
     gate.admit(0, 0)
     gate.note(0, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peers.types import Entry, Slice
-from peers.wire.message import encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests import federations, multi_discriminators
 from tests.fleets import close, in_threads, memory_buses
 

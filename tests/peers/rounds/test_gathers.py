@@ -11,12 +11,13 @@ import pytest
 from peers.codecs.exact import CODECS, Raw
 from peers.errors import MessageError, PeersError, StalledError
 from peers.rounds.deadline import Deadline
+from peers.rounds.layout import RoundLayout
 from peers.rounds.leadership import Leadership
 from peers.rounds.rounds import Rounds, kept_entries, term_of
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from peers.types import Entry, Lease, Slice
 from peers.vectors.screen import Screen
-from peers.wire.message import RoundLayout, encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses
 
 SIZE = 4
@@ -236,7 +237,7 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
 
     def newest():
         sender, received = third.newest()
-        return sender, received.message.kind, received.message.round, term_of(received)
+        return sender, received.kind, received.round, term_of(received)
 
     assert newest() == (0, "round_start", 5, 1)
     first.publish("round_end", 5, {"term": 1})
@@ -254,7 +255,7 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
     wait(
         second, lambda: second.messages.kept("round_start").get(2) and len(second.messages.kept("round_start")[0]) == 4
     )
-    assert second.newest()[1].message.round == 2 and second.leader() == 0
+    assert second.newest()[1].round == 2 and second.leader() == 0
     second.publish("round_end", 3, {"term": 3})
     wait(third, lambda: newest() == (1, "round_end", 3, 3))
     for odd in (-1, 2**48, "7", None, 2.5):
@@ -314,7 +315,7 @@ def test_who_leaves_or_finishes_has_published_what_it_said(make):
 
 def test_what_goes_wrong_in_publishing_is_raised_by_the_next_wait(make):
     first, _ = make(2)
-    first._sender.submit(lambda: 1 / 0)
+    first._session._sender.submit(lambda: 1 / 0)
     with pytest.raises(PeersError, match="publishing: ZeroDivisionError"):
         first.drain()
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from peers.codecs.exact import CODECS, RAW_BYTES
 from peers.errors import StalledError
 from peers.rounds.deadline import ENOUGH, Deadline
+from peers.rounds.layout import RoundLayout
 from peers.rounds.leadership import Leadership
 from peers.rounds.messages import KEPT, MessageStore
 from peers.rounds.rounds import Rounds
-from peers.session.rendezvous import Start
+from peers.session.meet import Start
 from peers.session.transfer import encoded_bytes
 from peers.types import Entry, Lease, Slice
-from peers.wire.message import RoundLayout, encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
@@ -134,7 +135,7 @@ def test_who_has_heard_everything_follows_the_same_leader(leaders, data):
 
 
 def layout(codec="raw", fingerprint=b"testtest"):
-    return RoundLayout(fingerprint, {"result": (SIZE, CODECS[codec])})
+    return RoundLayout(fingerprint, {"result": (SIZE, CODECS[codec])}, frozenset({"stop"}))
 
 
 class Sender:
@@ -170,8 +171,8 @@ def test_only_the_newest_messages_of_a_kind_and_sender_are_kept():
     sender = Sender(box)
     for round in range(1, 20):
         sender.log(fields("round_start", round, term=1))
-    assert [received.message.round for received in box.kept("round_start")[1]] == list(range(20 - KEPT, 20))
-    assert box.received("round_start", 1).message.round == 19
+    assert [received.round for received in box.kept("round_start")[1]] == list(range(20 - KEPT, 20))
+    assert box.received("round_start", 1).round == 19
     assert box.received("round_start", 1, 3) is None and box.received("round_start", 2) is None
 
 
@@ -207,7 +208,8 @@ def test_membership_follows_what_is_said_and_what_the_pumps_see():
 
 
 def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
-    box = message_store()
+    box, offenders = message_store(), []
+    box.refused = lambda sender, incarnation: offenders.append((sender, incarnation))
     other = RoundLayout(b"otherrun", {"result": (SIZE, CODECS["raw"])})
     one = Sender(box)
     one.log(encode_fields(other, "round_start", 1, {}))
@@ -217,11 +219,12 @@ def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
     late = Sender(box, 2)
     late.log(list(vector(5))[1:], skip=7)
     late.log(vector(6))
-    assert box.counts() == {"fingerprint": 1, "malformed": 1}
-    assert box.received("result", 2).message.round == 6
+    # It is counted, and no offence of its sender.
+    assert box.counts() == {"fingerprint": 1, "malformed": 1, "incomplete": 1} and (2, "a") not in offenders
+    assert box.received("result", 2).round == 6
     # But in the middle of a stream it is one.
     late.log(list(vector(7))[1:])
-    assert box.counts()["incomplete"] == 1
+    assert box.counts()["incomplete"] == 2 and (2, "a") in offenders
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
@@ -270,7 +273,7 @@ def test_answers_are_gathered_by_sender(make_rounds):
         rounds = others[worker - 1]
         rounds.until(lambda: rounds.newest(), lambda: "the round")
         sender, received = rounds.newest()
-        assert sender == 0 and received.message.fields["cohort"] == [1, 2, 3]
+        assert sender == 0 and received.fields["cohort"] == [1, 2, 3]
         rounds.send(0, "result", 1, values[worker], {"d_loss": 0.25 * worker})
 
     def lead():
@@ -351,7 +354,7 @@ def test_the_newest_announcement_is_of_the_highest_term(make_rounds):
         rounds.until(lambda r=rounds: r.messages.received("round_start", 1), lambda: "the second claim")
     third.until(lambda: third.messages.received("round_start", 0), lambda: "the first claim")
     sender, received = third.newest()
-    assert (sender, received.message.round) == (1, 8)
+    assert (sender, received.round) == (1, 8)
     assert third.leader() == first.leader() == 1
 
 
@@ -364,9 +367,9 @@ def test_finish_waits_for_everybody(make_rounds):
 
 def test_what_cannot_be_published_is_not_taken_for_published(make_rounds):
     first, _ = make_rounds(2)
-    first._stall_timeout_s = 0.2
+    first._session.stall_timeout_s = 0.2
     held = threading.Event()
-    first._sender.submit(lambda: held.wait(20))
-    with pytest.raises(StalledError, match="not been published"):
+    first._session._sender.submit(lambda: held.wait(20))
+    with pytest.raises(StalledError, match="has not taken everything within"):
         first.drain()
     held.set()

@@ -19,10 +19,10 @@ from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
 from peers.errors import BusError, DisagreementError, MessageError, StalledError
-from peers.session import rendezvous, transfer
-from peers.session.rendezvous import Rendezvous
+from peers.session import meet, processes, transfer
+from peers.session.meet import Rendezvous
 from peers.types import Lease
-from peers.wire.message import decode_fields
+from peers.wire.fields import decode_fields
 from tests.peers.bus.test_bus import lease
 
 MOST_BYTES = 16e6
@@ -76,7 +76,7 @@ def test_a_map_is_a_map_or_refused(blob):
 LEASE = {
     "worker": 1,
     "incarnation": "a1",
-    "host": rendezvous.this_host(),
+    "host": processes.this_host(),
     "pid": 1,
     "birth": "",
     "seen": {0: "a0"},
@@ -94,7 +94,7 @@ def test_a_lease_is_one_that_can_be_used_or_none(blob, has_mac):
         assert guard_key == Keys("fuzz").lease(1)
     found = guard.open_lease(1, blob)
     if found is not None:
-        assert found.worker == 1 and rendezvous.is_dead(found) in (False, True)
+        assert found.worker == 1 and processes.is_dead(found) in (False, True)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Lease) == found
 
 
@@ -132,7 +132,7 @@ def test_a_hello_agrees_or_does_not(blob):
     peer = hub.bus(1, (0,), next(incarnations))
     peer.put_state({"hello": blob}, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rendezvous, "SEEN_S", 0.0)
+        patch.setattr(meet, "SEEN_S", 0.0)
         try:
             found = meeting._check(1, lease(peer))
         except DisagreementError as error:

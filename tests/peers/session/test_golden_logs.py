@@ -13,10 +13,10 @@ from peers.bus.redis.client import Reader
 from peers.bus.redis.keys import Keys
 from peers.bus.redis.resp import Busy
 from peers.exchange.exchange import Exchange
-from peers.exchange.rules import Rules
-from peers.session.rendezvous import Rendezvous, Start
+from peers.exchange.options import Options
+from peers.session.meet import Rendezvous, Start
 from peers.types import Lease, Slice
-from peers.wire.message import encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests import multi_discriminators as md
 from tests.degan.modes import test_federated as federated
 from tests.fleets import make_layout, memory_buses
@@ -72,7 +72,7 @@ def test_gradients_in_two_parts():
         if step == 2:
             exchange.ask_to_stop(2)
 
-    rules = Rules(slack=1, exchange="gradients")
+    rules = Options(slack=1, exchange="gradients")
     assert alone(make_layout(5, 2, state_size=2), rules, np.zeros(5, np.float32), 3, live) == [
         HELLO,
         ("part", 1, (0, 2), "raw", None, [1, 1]),
@@ -92,7 +92,7 @@ def test_parameters_travel_as_differences_to_what_was_agreed_and_at_the_end_whol
     agreed = [initial.copy(), initial.copy()]
     agreed[1][:2] = [2, 3]
     bases = [float(crc32(a[part].tobytes())) for a, part in zip(agreed, (slice(0, 2), slice(2, 4)), strict=True)]
-    rules, layout = Rules(slack=0, exchange="parameters"), make_layout(4, 2, "float16", may_be_whole=True)
+    rules, layout = Options(slack=0, exchange="parameters"), make_layout(4, 2, "float16", may_be_whole=True)
     assert alone(layout, rules, initial, 2) == [
         HELLO,
         ("part", 1, (0, 2), "float16", {"b": bases[0]}, [1, 1]),
@@ -105,7 +105,7 @@ def test_parameters_travel_as_differences_to_what_was_agreed_and_at_the_end_whol
 
 def test_an_exact_codec_sends_the_parameters_themselves():
     initial = np.array([1, 2, 3, 4], np.float32)
-    assert alone(make_layout(4), Rules(slack=0, exchange="parameters"), initial, 2) == [
+    assert alone(make_layout(4), Options(slack=0, exchange="parameters"), initial, 2) == [
         HELLO,
         ("part", 1, (0, 4), "raw", None, [2, 3, 4, 5]),
         ("part", 2, (0, 4), "raw", None, [4, 5, 6, 7]),
@@ -115,7 +115,7 @@ def test_an_exact_codec_sends_the_parameters_themselves():
 
 
 def test_with_parts_that_find_themselves_each_part_says_how_many_are_in_force_and_wished_for():
-    found = alone(make_layout(16, "auto"), Rules(slack=0), np.zeros(16, np.float32), 1)
+    found = alone(make_layout(16, "auto"), Options(slack=0), np.zeros(16, np.float32), 1)
     assert found[1] == ("part", 1, (0, 2), "raw", {"p": 8.0, "w": 8.0}, [1, 1])
 
 
@@ -131,7 +131,7 @@ def test_a_helper_says_admit_and_gives_its_state():
     layout, hub = make_layout(4), MemoryHub()
     helper, one, two = (hub.bus(w, tuple({0, 1, 2} - {w}), f"life-{w}") for w in range(3))
     exchange = Exchange(
-        helper, layout, np.zeros(4, np.float32), Rules(slack=0, exchange="gradients"), lambda line: None
+        helper, layout, np.zeros(4, np.float32), Options(slack=0, exchange="gradients"), lambda line: None
     )
     for bus in (one, two):
         # Without a lease it would be dropped at the reader's first look.
@@ -187,7 +187,7 @@ def test_a_helper_says_admit_and_gives_its_state():
 def test_who_joins_says_so_and_asks_its_helper():
     layout, hub = make_layout(4), MemoryHub()
     helper, joiner = (hub.bus(w, (1 - w,), f"life-{w}") for w in range(2))
-    exchange = Exchange(joiner, layout, np.zeros(4, np.float32), Rules(slack=0), lambda line: None)
+    exchange = Exchange(joiner, layout, np.zeros(4, np.float32), Options(slack=0), lambda line: None)
     helper.follow(1, "life-1")
     taken = {}
 

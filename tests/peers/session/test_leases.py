@@ -10,9 +10,9 @@ import pytest
 
 from peers.bus.memory import MemoryHub
 from peers.errors import BusError, DisagreementError, LeaseExpiredError
-from peers.session import rendezvous
+from peers.session import meet
+from peers.session.meet import Rendezvous, heartbeat_s
 from peers.session.processes import this_host
-from peers.session.rendezvous import Rendezvous, heartbeat_s
 from peers.types import Lease
 from peers.vectors.graph import complete
 from tests.fleets import in_threads
@@ -65,7 +65,7 @@ def town():
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(rendezvous, "SEEN_S", 0.0)
+    monkeypatch.setattr(meet, "SEEN_S", 0.0)
 
 
 def said(lease):
@@ -103,13 +103,13 @@ def test_who_joins_asks_the_furthest_and_of_equals_the_first(town):
     assert start.incarnations == {1: "p1", 2: "p2"}
     assert start.peer_infos == {1: {"samples": 1}, 2: {"samples": 2}}
     assert said(town.lease())[:3] == ("joining", 0, 0)
-    joining.joined(55)
+    joining.lease.joined(55)
     assert said(town.lease())[:3] == ("training", 55, 55)
-    joining.progress(57)
-    joining.follow_term(9)
-    joining._renew()
+    joining.lease.progress(57)
+    joining.lease.follow_term(9)
+    joining.lease._renew()
     assert said(town.lease())[:3] == ("training", 57, 55) and town.lease().term == 9
-    joining.leaving()
+    joining.lease.leaving()
     assert said(town.lease())[:3] == ("leaving", 57, 55)
 
 
@@ -257,10 +257,10 @@ def test_each_renewal_counts_a_beat_and_lasts_a_whole_lease(town):
     now = [100.0]
     town.hub.clock = lambda: now[0]
     meeting = town.worker(lease_s=20.0)
-    meeting._bus.claim(meeting._lease, 20.0, lambda old: True)
+    meeting._bus.claim(meeting.lease._lease, 20.0, lambda old: True)
     for beat in (1, 2, 3):
         now[0] += 7.0
-        meeting._renew()
+        meeting.lease._renew()
         lease, until_s = town.hub.leases[0]
         assert (lease.beat, until_s) == (beat, now[0] + 20.0)
 
@@ -272,7 +272,7 @@ def test_a_redis_that_lost_its_keys_gets_the_lease_and_the_hello_again(town):
     with town.hub.changed:
         town.hub.leases.clear()
         town.hub.states.clear()
-    meeting._renew()
+    meeting.lease._renew()
     assert town.lease().incarnation == "life0" and town.hub.states[0, "life0"]["hello"] == hello
     assert town.failures == []
 
@@ -289,17 +289,17 @@ def test_an_outage_is_said_once_and_does_not_end_a_life(town):
 
     meeting._bus.renew = away
     for _ in range(3):
-        meeting._renew()
+        meeting.lease._renew()
     assert town.lines == ["cannot renew the lease: refused; trying again"] and town.failures == []
     # For longer than it lasts: the others have dropped us by now, so it may not be written anew.
-    meeting._renewed_at -= 20.1
-    meeting._renew()
+    meeting.lease._renewed_at -= 20.1
+    meeting.lease._renew()
     assert asked == [True, True, True, False]
     meeting._bus.renew = renew
-    meeting._renew()
+    meeting.lease._renew()
     assert town.failures == [], "nobody has let it end meanwhile"
     meeting._bus.renew = away
-    meeting._renew()
+    meeting.lease._renew()
     assert len(town.lines) == 2 and asked[-1] is True
 
 
@@ -310,9 +310,9 @@ def test_who_has_lapsed_or_was_replaced_hears_it_and_beats_no_more(town):
     ):
         meeting = town.worker()
         meeting._bus.renew = lambda *_, state=state: state
-        meeting._renew()
+        meeting.lease._renew()
         (error,) = town.failures
-        assert type(error) is kind and text in str(error) and meeting._closing.is_set()
+        assert type(error) is kind and text in str(error) and meeting.lease._closing.is_set()
         with pytest.raises(kind):
             meeting.meet([], {})
         town.failures.clear()

@@ -12,8 +12,8 @@ import pytest
 
 from peers.bus.memory import MemoryHub
 from peers.errors import AbsentError, DisagreementError, DuplicateError, LeaseExpiredError
+from peers.session.meet import Rendezvous
 from peers.session.processes import is_dead, process_birth, this_host
-from peers.session.rendezvous import Rendezvous
 from peers.types import Lease
 from peers.vectors.graph import complete
 from tests.fleets import in_threads
@@ -136,7 +136,7 @@ def start_training(town, number, seen, step=50):
     """A worker in the middle of a run."""
     meeting = town.worker(number, incarnation="old")
     meeting.claim([])
-    meeting._update(phase="training", step=step, seen=seen)
+    meeting.lease.show(phase="training", step=step, seen=seen)
     return meeting
 
 
@@ -157,14 +157,14 @@ def test_where_the_peers_are_is_asked_anew_when_nobody_leads(town):
     joining = town.worker(2)
     start = come(joining)
     assert start.furthest == 51
-    running.progress(60)
-    running.follow_term(4)
-    other.progress(58)
+    running.lease.progress(60)
+    running.lease.follow_term(4)
+    other.lease.progress(58)
     assert joining.furthest(start) == (60, 4)
     # Who is gone is not awaited.
     running.close()
-    other.progress(70)
-    other.follow_term(5)
+    other.lease.progress(70)
+    other.lease.follow_term(5)
     assert joining.furthest(start) == (70, 5)
 
 
@@ -192,7 +192,7 @@ def test_who_had_said_goodbye_does_not_replay(town):
 
 
 def test_who_comes_when_the_run_is_ending_is_told(town):
-    start_training(town, 0, {1: "ghost1"})._update(phase="leaving")
+    start_training(town, 0, {1: "ghost1"}).lease.show(phase="leaving")
     with pytest.raises(AbsentError, match="worker 1 came too late: worker 0 is ending the run"):
         come(town.worker(1, timeout_s=0.3))
 
@@ -213,7 +213,7 @@ def test_a_worker_that_was_away_for_longer_than_its_lease_has_lapsed(town):
     meeting.claim([])
     with town.hub.changed:
         # As after a freeze: the lease is gone, and nothing was renewed for longer than it lasts.
-        meeting._renewed_at -= 10.0
+        meeting.lease._renewed_at -= 10.0
         town.hub.leases.clear()
     assert failed.wait(10)
     assert isinstance(failures[0], LeaseExpiredError)
@@ -236,7 +236,7 @@ def test_a_worker_whose_number_is_taken_over_stops(town):
     meeting = town.worker(0, lease_s=1.0)
     meeting.claim([])
     thief = town.hub.bus(0, (1,), "thief")
-    thief.claim(msgspec.structs.replace(meeting._lease, incarnation="thief"), 60, lambda old: True)
+    thief.claim(msgspec.structs.replace(meeting.lease._lease, incarnation="thief"), 60, lambda old: True)
     assert failed.wait(10)
     assert "someone else has taken over worker 0" in town.lines[-1]
 

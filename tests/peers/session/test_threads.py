@@ -11,11 +11,11 @@ from peers.errors import LeaseExpiredError, PeersError, StalledError
 from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
-from peers.exchange.window import Accumulator, Contribution, GradientWindow
+from peers.exchange.window import Accumulator, GradientWindow
 from peers.session.sender import SenderThread
 from peers.types import Cursor, Entry, Slice
-from peers.wire.message import encode_fields, encode_vector
-from tests.fleets import in_threads, make_layout
+from peers.wire.encode import encode_fields, encode_vector
+from tests.fleets import contribution, in_threads, make_layout
 
 
 def fail_on(error):
@@ -168,14 +168,14 @@ def test_a_state_is_not_awaited_from_who_was_admitted_with_its_round():
     assert sorted(gate.wait_states(4)) == [2]
 
 
-def contribution(sender, round, start=0, stop=4):
-    return Contribution(sender, "a", round, Slice(start, stop), np.ones(stop - start, dtype=np.float32), round)
+def ones(sender, round, start=0, stop=4):
+    return contribution(sender, "a", round, Slice(start, stop), np.ones(stop - start, dtype=np.float32), round)
 
 
 def test_nothing_from_the_future_is_taken():
     accumulator = Accumulator()
     for sender, round in ((2, 1), (1, 2), (1, 1), (2, 3)):
-        accumulator.add(contribution(sender, round))
+        accumulator.add(ones(sender, round))
     taken = accumulator.take(2)
     assert [(item.sender, item.round) for item in taken] == [(1, 1), (1, 2), (2, 1)]
     assert accumulator.take(2) == [] and accumulator.has_any()
@@ -188,7 +188,7 @@ def test_takes_and_adds_from_many_threads_lose_and_double_nothing():
 
     def add(sender):
         for round in range(500):
-            accumulator.add(contribution(sender, round))
+            accumulator.add(ones(sender, round))
 
     def take():
         while len(taken) < 1500:

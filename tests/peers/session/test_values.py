@@ -9,8 +9,9 @@ import pytest
 
 from peers.bus.redis import refusals
 from peers.errors import PeersError, StalledError
-from peers.session import processes
+from peers.exchange import queued
 from peers.session import sender as pool
+from peers.session import session
 from peers.session.waiting import Waiting, failed
 from peers.types import Cursor, Slice
 from peers.vectors.graph import complete
@@ -128,8 +129,8 @@ def test_refusals_are_counted_each_and_said_once_for_sender_and_reason():
 
 def test_counts_add_up_by_reason():
     one, other = {"mac": 2, "late": 1}, Counter(mac=3, gated=4)
-    assert refusals.total(one, other, {}) == {"mac": 5, "late": 1, "gated": 4}
-    assert refusals.total() == {} and one == {"mac": 2, "late": 1}
+    assert session.total(one, other, {}) == {"mac": 5, "late": 1, "gated": 4}
+    assert session.total() == {} and one == {"mac": 2, "late": 1}
 
 
 def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypatch):
@@ -154,10 +155,10 @@ def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypat
         said.append(path)
         return File("7000000000 2500000000 99\n")
 
-    monkeypatch.setattr(processes, "open", read, raising=False)
-    assert processes.queued_s() == 2.5 and said == ["/proc/thread-self/schedstat"]
-    monkeypatch.setattr(processes, "open", lambda path, encoding: File(""), raising=False)
-    assert processes.queued_s() == 0.0
+    monkeypatch.setattr(queued, "open", read, raising=False)
+    assert queued.queued_s() == 2.5 and said == ["/proc/thread-self/schedstat"]
+    monkeypatch.setattr(queued, "open", lambda path, encoding: File(""), raising=False)
+    assert queued.queued_s() == 0.0
 
 
 # --- a pool ----------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from peers.types import Slice
 from peers.vectors import reduce as robust
 from peers.vectors.partition import Schedule
-from peers.vectors.screen import KNOWN, WINDOW, Screen, Term
+from peers.vectors.screen import KNOWN, WINDOW, Screen
+from tests.fleets import term
 
 NAN, INF = float("nan"), float("inf")
 
@@ -162,7 +163,7 @@ PART, OTHER = Slice(0, 8), Slice(8, 16)
 
 
 def terms(*norms, incarnation="a"):
-    return [Term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
+    return [term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
 
 
 def knowing(norms, factor=2.0, **more):
@@ -243,11 +244,11 @@ def test_what_a_muted_one_says_is_no_measure():
 def test_where_they_come_one_by_one_the_newest_of_each_counts_until_it_is_muted():
     screen = knowing([1.0] * 8, most_offences=2, is_alike=False)
     screen.note_own(PART, 30.0)
-    assert screen.usable(PART, [Term(1, "a", 30.0)]) == {1}
+    assert screen.usable(PART, [term(1, "a", 30.0)]) == {1}
     # The others of worker 2 say 30 and 30; of another part nobody has said anything.
-    assert screen.usable(PART, [Term(2, "a", 60.0)]) == {2}
+    assert screen.usable(PART, [term(2, "a", 60.0)]) == {2}
     for _ in range(2):
-        assert screen.usable(PART, [Term(2, "a", INF)]) == set()
+        assert screen.usable(PART, [term(2, "a", INF)]) == set()
     assert screen.is_banned(2) and set(screen._newest[PART]) == {1, 9}
 
 
@@ -272,8 +273,8 @@ def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life()
     parts = [Slice(0, 2), Slice(2, 4), Slice(4, 6), Slice(6, 8)]
     for number, part in enumerate(parts, 1):
         for length in range(number):
-            screen.usable(part, [Term(3, "b", 10.0 * number + length)])
-    screen.usable(parts[0], [Term(5, "c", NAN), Term(9, "", NAN)])
+            screen.usable(part, [term(3, "b", 10.0 * number + length)])
+    screen.usable(parts[0], [term(5, "c", NAN), term(9, "", NAN)])
     arrays, offences = screen.state(schedule, (1, 2, 8))
     assert screen.sizes(schedule, (1, 2, 8)) == {"norms": 64 * 8}
     found = arrays["norms"].reshape(8, 64)
@@ -288,9 +289,9 @@ def test_a_state_has_the_lengths_part_by_part_and_who_was_struck_in_which_life()
     np.testing.assert_array_equal(again["norms"], arrays["norms"])
     assert same == offences
     # A new life of the one that was struck begins anew; the same life does not.
-    other.usable(parts[0], [Term(5, "c", 1.0)])
+    other.usable(parts[0], [term(5, "c", 1.0)])
     assert other.stats()["offences"] == {"5": 1, "9": 1}
-    other.usable(parts[0], [Term(5, "d", 1.0)])
+    other.usable(parts[0], [term(5, "d", 1.0)])
     assert other.stats()["offences"] == {"9": 1}
 
 

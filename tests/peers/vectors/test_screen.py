@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from peers.types import Slice
 from peers.vectors.partition import Schedule
-from peers.vectors.screen import KNOWN, WINDOW, Screen, Term
+from peers.vectors.screen import KNOWN, WINDOW, Screen
+from tests.fleets import term
 
 PART = Slice(0, 8)
 
 
 def terms(*norms, incarnation="a"):
-    return [Term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
+    return [term(worker, incarnation, norm) for worker, norm in enumerate(norms)]
 
 
 def warm(screen, workers=3, rounds=WINDOW, norm=1.0):
@@ -70,9 +71,9 @@ def test_our_own_norms_are_a_measure_for_what_comes_one_by_one():
     screen = Screen(0, factor=10, is_alike=False)
     for _ in range(KNOWN):
         screen.note_own(PART, 1.0)
-    assert screen.usable(PART, [Term(1, "a", 50.0)]) == set()
+    assert screen.usable(PART, [term(1, "a", 50.0)]) == set()
     screen.note_own(PART, 40.0)
-    assert screen.usable(PART, [Term(1, "a", 50.0)]) == {1}
+    assert screen.usable(PART, [term(1, "a", 50.0)]) == {1}
 
 
 def test_what_is_not_finite_is_left_out_with_the_gate_off_too():
@@ -113,7 +114,7 @@ def test_refused_messages_are_strikes_and_zero_never_mutes():
 
 def test_our_own_strikes_stay_behind_in_another_life():
     screen = Screen(0, most_offences=1)
-    screen.usable(PART, [Term(0, "", math.nan), Term(1, "a", math.nan)])
+    screen.usable(PART, [term(0, "", math.nan), term(1, "a", math.nan)])
     schedule = Schedule(16, 2)
     arrays, offences = screen.state(schedule, ())
     again, other = Screen(0, most_offences=1), Screen(2, most_offences=1)

@@ -20,9 +20,10 @@ from peers.exchange.clock import SspClock
 from peers.exchange.gate import ClockGate
 from peers.exchange.inbox import Inbox
 from peers.exchange.window import Accumulator
+from peers.rounds.layout import RoundLayout
 from peers.rounds.messages import MessageStore
 from peers.types import Entry, Slice
-from peers.wire.message import RoundLayout, encode_vector
+from peers.wire.encode import encode_vector
 from tests.byzantine import Corpus
 from tests.fleets import make_layout
 
@@ -70,7 +71,7 @@ class LeaderBased:
         self.feed, self.counts = self.message_store.feed, self.message_store.counts
 
     def check(self, rounds):
-        assert self.message_store.received("result", 1).message.round == rounds
+        assert self.message_store.received("result", 1).round == rounds
         assert self.message_store.received("result", 2) is None and not self.message_store.live()
 
 

@@ -20,8 +20,10 @@ import redis
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.keys import Keys
 from peers.codecs.exact import CODECS
+from peers.rounds.layout import RoundLayout
 from peers.types import Lease, Slice
-from peers.wire.message import VERSION, RoundLayout, encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
+from peers.wire.header import VERSION
 from tests.fleets import make_layout
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[2] / "golden" / "wire.json").read_text(encoding="utf-8"))

@@ -7,9 +7,10 @@ import pytest
 
 from peers.codecs.exact import CODECS
 from peers.errors import MessageError
+from peers.rounds.layout import RoundLayout
 from peers.types import Entry, Slice
 from peers.wire.assembler import Assembler
-from peers.wire.message import RoundLayout, encode_fields, encode_vector
+from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import make_layout
 
 LEAST = 4096
@@ -47,7 +48,9 @@ def test_of_rounds_each_kind_has_one_size_and_one_codec():
         for whole in ((0, 6), (0, 9), (0, 0), (1, 7)):
             expected = kind in layout.kinds and whole == (0, size)
             assert layout.allows(kind, 1, Slice(*whole)) == expected
-    codecs = {kind: [codec.name for codec in layout.codecs(kind)] for kind in ("batch", "result", "swap")}
+    codecs = {
+        kind: [codec.name for codec in layout.carried.vectors.get(kind, ())] for kind in ("batch", "result", "swap")
+    }
     assert codecs == {"batch": ["raw"], "result": ["int8"], "swap": []}
 
 
@@ -56,8 +59,8 @@ def test_of_rounds_each_kind_has_one_size_and_one_codec():
 def test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves(codec, may_be_whole):
     layout = make_layout(2000, codec=codec, state_size=3, may_be_whole=may_be_whole)
     usual = [codec] if codec == "raw" or not may_be_whole else [codec, "raw"]
-    assert [one.name for one in layout.codecs("part")] == usual
-    assert [one.name for one in layout.codecs("state")] == ["raw"]
+    assert [one.name for one in layout.carried.vectors["part"]] == usual
+    assert [one.name for one in layout.carried.vectors["state"]] == ["raw"]
     values = np.array([1 / 3, 2 / 3, 1e-9], np.float32)
     ((head, payload),) = encode_vector(layout, "state", 1, Slice(0, 3), values)
     message = Assembler(layout).feed(Entry(1, "a", 1, True, head, payload))

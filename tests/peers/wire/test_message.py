@@ -14,7 +14,8 @@ from peers.errors import MessageError
 from peers.types import Entry, Slice
 from peers.vectors.partition import balanced
 from peers.wire.assembler import Assembler
-from peers.wire.message import decode_fields, encode_fields, encode_vector, read_back, squares_of
+from peers.wire.encode import encode_fields, encode_vector, read_back, squares_of
+from peers.wire.fields import decode_fields
 from tests.fleets import make_layout
 
 
@@ -84,7 +85,7 @@ def mutate(entry, **changes):
     [
         ({"v": 1}, "version"),
         ({"k": "nonsense"}, "kind"),
-        ({"r": 0}, "malformed"),
+        ({"r": 0}, "layout"),
         ({"r": -1}, "malformed"),
         ({"r": 2**60}, "malformed"),
         ({"i": 1}, "incomplete"),

@@ -1,0 +1,111 @@
+"""A peer's entries to received messages, for every pattern, and the judgement of those that do not fit.
+
+An entry that changed on its way is asked for again, once. An entry that does not fit is counted by reason. It is an
+offence of its sender, but for two cases: the entry is damaged, or it belongs to a message whose beginning was lost on
+the way to us (the stream was trimmed or we follow it late: torn) or was damaged.
+
+What always holds: `take` is called once for each message that came whole and fits, in the order of its sender, and
+nothing that a peer can send raises.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peers.errors import MessageError
+from peers.types import Entry, Received
+from peers.vectors.buffers import BufferPool
+from peers.wire.assembler import Assembler
+from peers.wire.layout import Layout
+
+
+@dataclass
+class _Stream:
+    """One stream of one incarnation of a sender.
+
+    Attributes:
+        is_torn: the beginning of its next message may be missing.
+        is_damaged: an entry of its next message changed on its way.
+    """
+
+    assembler: Assembler
+    is_torn: bool = True
+    is_damaged: bool = False
+
+
+class Decoder:
+    """Decodes the entries of all peers. `feed` may run on several threads, in order per sender.
+
+    Args:
+        layout: what every message must fit.
+        take: called with each whole message; a KeyError, TypeError, ValueError or OverflowError says that its content
+            makes no sense.
+        count: called with the reason for each entry that is not used.
+        refuse: called with sender and incarnation for an entry that its sender should not have sent.
+        buffers: where the arrays of messages come from.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        take: Callable[[Received], None],
+        count: Callable[[str], None],
+        refuse: Callable[[int, str], None],
+        buffers: BufferPool | None = None,
+    ):
+        self._layout, self._take, self._count, self._refuse = layout, take, count, refuse
+        self._buffers = buffers or BufferPool()
+        self._lock = threading.Lock()
+        self._incarnations: dict[int, str] = {}
+        self._streams: dict[tuple[int, bool], _Stream] = {}
+
+    def begin(self, sender: int, incarnation: str) -> None:
+        """From now on the sender's entries are of this incarnation; unfinished messages are given up."""
+        with self._lock:
+            self._incarnations[sender] = incarnation
+            for is_direct in (False, True):
+                self._streams[sender, is_direct] = _Stream(Assembler(self._layout, self._buffers))
+
+    def incarnations(self) -> dict[int, str]:
+        """The newest incarnation of each sender that we have heard of."""
+        with self._lock:
+            return dict(self._incarnations)
+
+    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
+        """Take one entry; never raises for what a peer can send.
+
+        Args:
+            may_come_again: it can be read once more.
+
+        Returns:
+            False if it changed on its way and should come again; nothing of it has been taken or counted then.
+        """
+        if self._incarnations.get(entry.sender) != entry.incarnation:
+            self.begin(entry.sender, entry.incarnation)
+        stream = self._streams[entry.sender, entry.is_direct]
+        if not entry.is_contiguous:
+            stream.assembler, stream.is_torn = Assembler(self._layout, self._buffers), True
+        try:
+            received = stream.assembler.feed(entry)
+        except MessageError as error:
+            if error.is_damage and may_come_again:
+                return False
+            self._note_error(stream, entry, error)
+            return True
+        if received is not None:
+            stream.is_torn = stream.is_damaged = False
+            try:
+                self._take(received)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                self._count("malformed")
+                self._refuse(entry.sender, entry.incarnation)
+        return True
+
+    def _note_error(self, stream: _Stream, entry: Entry, error: MessageError) -> None:
+        self._count(error.reason)
+        stream.is_damaged = stream.is_damaged or error.is_damage
+        is_our_loss = error.reason == "incomplete" and (stream.is_torn or stream.is_damaged)
+        if not error.is_damage and not is_our_loss:
+            self._refuse(entry.sender, entry.incarnation)
