@@ -202,7 +202,7 @@ EXCHANGED = (
     Row("peers", sees("Rendezvous.may_replay"), True),
     Row("bus.lease_s", sees("Giver.lease_s")),
     Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Options.stall_timeout_s")),
-    Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SerialPool.submit", "timeout_s"), True),
+    Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SenderThread.submit", "timeout_s"), True),
     Row("bus.min_peers", sees("ClockGate.min_peers")),
 )
 LEADERS = (
