@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from config.settings import Experiment
-from degan.learners.gan_pair import GanPair
+from degan.data.base import Batch
+from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.needs import Needs
 
 Arrays = dict[str, np.ndarray]
@@ -39,11 +39,11 @@ class Mode(Protocol):
             load: see `Load`.
         """
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
 
         Args:
-            next_batch: gives the next samples of this worker's shard.
+            next_batch: gives the next samples of this worker's shard, with their labels.
             is_cut: something is saved or shown after this step.
         """
 
@@ -78,7 +78,7 @@ class Mode(Protocol):
 def build(
     settings: Experiment,
     worker: int,
-    pair: GanPair,
+    learner: Trainable | Adversarial,
     facts: dict[str, Any],
     peer_info: dict[str, Any],
     log: Callable[[str], None],
@@ -87,7 +87,7 @@ def build(
     """The mode that the settings name.
 
     Args:
-        settings, worker, pair: what is trained, and who we are.
+        settings, worker, learner: what is trained, and who we are.
         facts: what must be the same for all workers and is no setting (the classes of the data).
         about: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
         say: called with one line for a person.
@@ -100,33 +100,33 @@ def build(
         case "local":
             from degan.modes.local import Local
 
-            return Local(settings, worker, pair, log)
+            return Local(settings, worker, learner, log)
         case "partial_exchange":
             from degan.modes.connect import open_bus
             from degan.modes.partial_exchange import PartialExchange
 
-            return PartialExchange(settings, pair, open_bus(settings, worker, log, may_take_over), facts, log)
+            return PartialExchange(settings, learner, open_bus(settings, worker, log, may_take_over), facts, log)
         case "federated":
             from degan.modes.connect import open_bus
             from degan.modes.federated import Federated
 
-            return Federated(settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
+            return Federated(settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
         case "multi_discriminator":
             from degan.modes.connect import open_bus
             from degan.modes.multi_discriminator import MultiDiscriminator
 
             return MultiDiscriminator(
-                settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
+                settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
             )
         case name:
             raise ValueError(f"unknown mode {name!r}")
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def needs(settings: Experiment, learner: Trainable | Adversarial) -> Needs:
     """What a worker of the mode that the settings name asks of its node and of the wire."""
     match settings.mode.__struct_config__.tag:
         case "local":
-            return Needs(vector_bytes=4 * pair.size)
+            return Needs(vector_bytes=4 * learner.size)
         case "partial_exchange":
             from degan.modes.partial_exchange import needs as found
         case "federated":
@@ -135,4 +135,4 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
             from degan.modes.multi_discriminator import needs as found
         case name:
             raise ValueError(f"unknown mode {name!r}")
-    return found(settings, pair)
+    return found(settings, learner)

@@ -130,17 +130,17 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
     """Train by the mean of all workers' gradients, until killed."""
     import torch
     import torch.distributed as dist
-    from degan.worker.setup import Setup
 
     import config
     from degan.runs.journal import Journal
+    from degan.worker.setup import Setup
 
     settings = config.load(file)
     setup = Setup.build(settings, rank)
     os.environ["GLOO_SOCKET_IFNAME"] = DEVICE
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=settings.workers)
     (run / f"w{rank}").mkdir(parents=True)
-    journal, pair, trained_s = Journal(run, rank), setup.pair, 0.0
+    journal, pair, trained_s = Journal(run, rank), setup.learner, 0.0
     whole = (0, pair.size)
     for step in range(1, settings.run.steps + 1):
         began = time.monotonic()
