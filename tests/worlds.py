@@ -27,12 +27,13 @@ from degan.data.base import ImageSource
 from degan.data.shard import Shard
 from degan.federation import cohorts
 from degan.learners import losses
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
 from degan.modes import connect as wire
 from degan.modes import federated, local, multi_discriminator, partial_exchange
 from degan.modes.swaps import Swaps
+from degan.seeds import spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import setup
 from degan.worker.signals import Signals
@@ -79,7 +80,7 @@ CLASSES_WATCHED = (
 METHODS_WATCHED = (
     *(
         (GanPair, "gradients"),
-        (GanPair, "load_model"),
+        (GanPair, "load"),
         (GanPair, "average"),
         (GanPair, "reset_optimisers"),
         (GanPair, "make_fakes"),
@@ -118,7 +119,7 @@ class Calls:
             self.replace(function, self._noted(function, function.__name__))
 
     def _method(self, kind: type, name: str, key: str) -> None:
-        self._patch.setattr(kind, name, self._noted(vars(kind)[name], key))
+        self._patch.setattr(kind, name, self._noted(inspect.getattr_static(kind, name), key))
 
     def _noted(self, function: Callable, key: str, instead: Callable | None = None) -> Callable:
         signature = inspect.signature(function)

@@ -69,6 +69,13 @@ class Metric:
     weights_sha256: str | None = None
 
 
+def score(metrics: Sequence[Metric]) -> float | None:
+    """What the best checkpoint is chosen by, the lowest is the best; None where nothing of the kind was measured."""
+    found = [m.value for m in metrics if m.name.startswith("fid") and not m.name.endswith("floor")]
+    found += [1 - m.value for m in metrics if m.name == "accuracy"]
+    return found[-1] if found else None
+
+
 @dataclass(frozen=True)
 class Features:
     """What a network saw in n samples: values float32 `(n, d)`; labels int64 `(n,)`, none from Inception."""

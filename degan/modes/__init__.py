@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
-from config.settings.experiment import Experiment
-from degan.learners.gan_pair import GanPair
+from config.settings import Experiment
+from degan.data.base import Batch
+from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.needs import Needs
 
 Arrays = dict[str, np.ndarray]
@@ -41,11 +41,11 @@ class Mode(Protocol):
             load: see `Load`.
         """
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
 
         Args:
-            next_batch: gives the next samples of this worker's shard.
+            next_batch: gives the next samples of this worker's shard, with their labels.
             is_cut: something is saved or shown after this step.
         """
 
@@ -77,11 +77,19 @@ class Mode(Protocol):
         """Give back whatever is held; called however the run ends."""
 
 
-class Context(NamedTuple):
-    """What a mode is built from.
+def build(
+    settings: Experiment,
+    worker: int,
+    learner: Trainable | Adversarial,
+    facts: dict[str, Any],
+    peer_info: dict[str, Any],
+    log: Callable[[str], None],
+    may_take_over: bool = False,
+) -> Mode:
+    """The mode that the settings name.
 
-    Attributes:
-        settings, worker, pair: what is trained, and who we are.
+    Args:
+        settings, worker, learner: what is trained, and who we are.
         facts: what must be the same for all workers and is no setting (the classes of the data).
         peer_info: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
         log: called with one line for a person.
@@ -108,9 +116,43 @@ def build(context: Context) -> Mode:
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
     """
-    return module_of(context.settings).build(context)
+    match settings.mode.__struct_config__.tag:
+        case "local":
+            from degan.modes.local import Local
+
+            return Local(settings, worker, learner, log)
+        case "partial_exchange":
+            from degan.modes.connect import open_bus
+            from degan.modes.partial_exchange import PartialExchange
+
+            return PartialExchange(settings, learner, open_bus(settings, worker, log, may_take_over), facts, log)
+        case "federated":
+            from degan.modes.connect import open_bus
+            from degan.modes.federated import Federated
+
+            return Federated(settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
+        case "multi_discriminator":
+            from degan.modes.connect import open_bus
+            from degan.modes.multi_discriminator import MultiDiscriminator
+
+            return MultiDiscriminator(
+                settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
+            )
+        case name:
+            raise ValueError(f"unknown mode {name!r}")
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def needs(settings: Experiment, learner: Trainable | Adversarial) -> Needs:
     """What a worker of the mode that the settings name asks of its node and of the wire."""
-    return module_of(settings).needs(settings, pair)
+    match settings.mode.__struct_config__.tag:
+        case "local":
+            return Needs(vector_bytes=4 * learner.size)
+        case "partial_exchange":
+            from degan.modes.partial_exchange import needs as found
+        case "federated":
+            from degan.modes.federated import needs as found
+        case "multi_discriminator":
+            from degan.modes.multi_discriminator import needs as found
+        case name:
+            raise ValueError(f"unknown mode {name!r}")
+    return found(settings, learner)

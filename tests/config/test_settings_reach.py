@@ -20,6 +20,7 @@ from tests.probes import (
     D,
     G,
     fingerprints,
+    has_moments,
     is_called,
     kinds,
     local_steps,
@@ -309,7 +310,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].weighting", sees("weights.weighting")),
         Row("mode[federated].scheme", sees("weights.scheme")),
         Row("mode[federated].sign", sees("weights.sign")),
-        Row("mode[federated].optimiser_state", sees("GanPair.load_model.has_moments"), True),
+        Row("mode[federated].optimiser_state", has_moments, {True}),
         # 0.6 of the four that train are two.
         Row("mode[federated].quorum", sees("Rounds.gather.quorum"), 2),
         Row("mode[federated].codec", kinds("result"), (3 * (G + D), "bfloat16")),

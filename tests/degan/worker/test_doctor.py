@@ -251,4 +251,4 @@ def test_every_experiment_that_comes_along_can_be_checked():
     for path in sorted(Path(config.reader.EXPERIMENTS).glob("*.yaml")):
         settings = config.load(path)
         if settings.data.name in doctor.CHANNELS and settings.data.name != "folder":
-            assert doctor._pair(settings, None).size > 0
+            assert doctor._learner(settings, None).size > 0

@@ -282,7 +282,7 @@ for _name in (*LOADS, *OWN, "apply"):
     ],
 )
 def test_where_what_came_is_applied(mode, held):
-    assert set(LOADS) == {"load_parameters", "load_model", "generator_gradient", "load_network"}
+    assert set(LOADS) == {"load_parameters", "load", "generator_gradient"}
     assert all(hasattr(GanPair, name) for name in LOADS)
     for name in (*LOADS, "apply"):
         pair = AnyPair()
