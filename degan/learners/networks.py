@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config.settings import Optimiser
+from config.settings.models import Optimiser
 from degan.learners.flat import Flat, count, to_numpy
 from degan.learners.names import AVERAGE, BUFFERS, MOMENTS, network_of
 from degan.learners.protocols import Counters, Section, Vectors

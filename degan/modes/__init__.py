@@ -1,7 +1,7 @@
 """The training modes by name. One file an algorithm; no mode imports another.
 
 To add a mode: its settings in `config/settings/modes`, a line in that folder's `Mode`, and a module of the same name
-here with a class that has the methods of `Mode`, and the functions `build(context)` and `needs(settings, pair)`.
+here with a class that has the methods of `Mode`, and the functions `build(context)` and `needs(settings, learner)`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.needs import Needs
@@ -77,18 +77,10 @@ class Mode(Protocol):
         """Give back whatever is held; called however the run ends."""
 
 
-def build(
-    settings: Experiment,
-    worker: int,
-    learner: Trainable | Adversarial,
-    facts: dict[str, Any],
-    peer_info: dict[str, Any],
-    log: Callable[[str], None],
-    may_take_over: bool = False,
-) -> Mode:
-    """The mode that the settings name.
+class Context(NamedTuple):
+    """What a mode is built from.
 
-    Args:
+    Attributes:
         settings, worker, learner: what is trained, and who we are.
         facts: what must be the same for all workers and is no setting (the classes of the data).
         peer_info: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
@@ -98,7 +90,7 @@ def build(
 
     settings: Experiment
     worker: int
-    pair: GanPair
+    learner: Trainable | Adversarial
     facts: dict[str, Any]
     peer_info: dict[str, Any]
     log: Callable[[str], None]
@@ -116,43 +108,9 @@ def build(context: Context) -> Mode:
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
     """
-    match settings.mode.__struct_config__.tag:
-        case "local":
-            from degan.modes.local import Local
-
-            return Local(settings, worker, learner, log)
-        case "partial_exchange":
-            from degan.modes.connect import open_bus
-            from degan.modes.partial_exchange import PartialExchange
-
-            return PartialExchange(settings, learner, open_bus(settings, worker, log, may_take_over), facts, log)
-        case "federated":
-            from degan.modes.connect import open_bus
-            from degan.modes.federated import Federated
-
-            return Federated(settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
-        case "multi_discriminator":
-            from degan.modes.connect import open_bus
-            from degan.modes.multi_discriminator import MultiDiscriminator
-
-            return MultiDiscriminator(
-                settings, learner, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
-            )
-        case name:
-            raise ValueError(f"unknown mode {name!r}")
+    return module_of(context.settings).build(context)
 
 
 def needs(settings: Experiment, learner: Trainable | Adversarial) -> Needs:
     """What a worker of the mode that the settings name asks of its node and of the wire."""
-    match settings.mode.__struct_config__.tag:
-        case "local":
-            return Needs(vector_bytes=4 * learner.size)
-        case "partial_exchange":
-            from degan.modes.partial_exchange import needs as found
-        case "federated":
-            from degan.modes.federated import needs as found
-        case "multi_discriminator":
-            from degan.modes.multi_discriminator import needs as found
-        case name:
-            raise ValueError(f"unknown mode {name!r}")
-    return found(settings, learner)
+    return module_of(settings).needs(settings, learner)

@@ -12,7 +12,7 @@ import msgpack
 
 import config
 from config.security import read_secrets
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.learners.protocols import Learner
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus

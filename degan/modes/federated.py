@@ -31,13 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.federation import cohorts
 from degan.learners import names
 from degan.learners.casts import torch_cast
 from degan.learners.chain import attack, chain
 from degan.learners.protocols import Trainable
+from degan.modes import Context
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
@@ -298,7 +300,7 @@ class Federated(LeaderBased):
         return {"model": list(self._version), "steps": self._steps_taken}
 
     def _load_end(self, sender: int, received: Received) -> None:
-        self._fetch(sender, received.incarnation, received.message)
+        self._fetch(sender, received)
         average: dict[str, np.ndarray] = {}
         if self._average_names:
             name = _name(self._version, "s")
@@ -339,7 +341,13 @@ def kinds_of(settings: Experiment, learner: Trainable) -> dict[str, tuple[int, C
     """The vectors that travel: number of values and codec by kind."""
     has_moments = settings.mode.optimiser_state == "average"
     size = names.size_of(learner.sizes, names.of_model(learner.sizes, has_moments))
-    return {"result": (size, build(settings.mode.codec, cast=torch_cast))}
+    return {"result": (size, build_codec(settings.mode.codec, cast=torch_cast))}
+
+
+def build(context: Context) -> Federated:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return Federated(context.settings, context.learner, bus, context.facts, context.peer_info, context.log)
 
 
 def needs(settings: Experiment, learner: Trainable) -> Needs:

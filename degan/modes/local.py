@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.learners.guard import NonFiniteGuard
 from degan.learners.protocols import Trainable
+from degan.modes import Context
+from degan.modes.needs import Needs
 
 
 class Local:
@@ -86,9 +88,9 @@ class Local:
 
 def build(context: Context) -> Local:
     """The mode of one worker."""
-    return Local(context.settings, context.worker, context.pair, context.log)
+    return Local(context.settings, context.worker, context.learner, context.log)
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def needs(settings: Experiment, learner: Trainable) -> Needs:
     """What a worker asks of its node: nothing, it has none."""
-    return Needs(vector_bytes=4 * pair.size)
+    return Needs(vector_bytes=4 * learner.size)

@@ -37,14 +37,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.learners import names, scaling
 from degan.learners.casts import torch_cast
 from degan.learners.chain import attack, chain
 from degan.learners.flat import to_numpy
 from degan.learners.protocols import Adversarial
-from degan.modes import swaps
+from degan.modes import Context, swaps
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
@@ -340,10 +341,16 @@ def kinds_of(settings: Experiment, learner: Adversarial) -> dict[str, tuple[int,
     """The vectors that travel: number of values and codec by kind."""
     mode, size = settings.mode, settings.data.batch_size * math.prod(learner.sample_shape)
     return {
-        "batch": (batches_of(settings) * size, build(mode.codec, cast=torch_cast)),
-        "feedback": (size, build(mode.feedback_codec, cast=torch_cast)),
-        "swap": (swaps.size(learner, settings), build("raw")),
+        "batch": (batches_of(settings) * size, build_codec(mode.codec, cast=torch_cast)),
+        "feedback": (size, build_codec(mode.feedback_codec, cast=torch_cast)),
+        "swap": (swaps.size(learner, settings), build_codec("raw")),
     }
+
+
+def build(context: Context) -> MultiDiscriminator:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return MultiDiscriminator(context.settings, context.learner, bus, context.facts, context.peer_info, context.log)
 
 
 def needs(settings: Experiment, learner: Adversarial) -> Needs:

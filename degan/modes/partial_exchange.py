@@ -35,13 +35,14 @@ from typing import Any
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.learners.casts import torch_cast
 from degan.learners.chain import attack, chain
 from degan.learners.guard import NonFiniteGuard
 from degan.learners.protocols import Counters, Trainable, Vectors
-from degan.modes.connect import agreement, attack_on, fingerprint
+from degan.modes import Context
+from degan.modes.connect import agreement, attack_on, fingerprint, open_bus
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from peers.bus.door import Bus
 from peers.codecs.exact import CODECS
@@ -84,13 +85,13 @@ def keep_rounds(settings: Experiment, round_bytes: int) -> int:
     return max(needed, min(replay, budget_bytes // max(1, round_bytes)))
 
 
-def layout_of(settings: Experiment, learner: Trainable, fingerprint: bytes = bytes(8)) -> Layout:
+def layout_of(settings: Experiment, learner: Trainable, fingerprint: bytes = bytes(8)) -> ExchangeLayout:
     """What travels, and in which slices; the same on every worker."""
     mode = settings.mode
     is_auto = mode.parts == "auto"
-    return Layout(
+    return ExchangeLayout(
         schedule=Schedule(learner.size, FIRST if is_auto else mode.parts),
-        codec=build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
+        codec=build_codec(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
         state_size=learner.statistics().size,
         fingerprint=fingerprint,
         parts=CHOICES if is_auto else (),
@@ -120,13 +121,20 @@ def options_of(settings: Experiment, layout: ExchangeLayout) -> Options:
     )
 
 
+def build(context: Context) -> PartialExchange:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return PartialExchange(context.settings, context.learner, bus, context.facts, context.log)
+
+
 def needs(settings: Experiment, learner: Trainable) -> Needs:
     """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
     layout = layout_of(settings, learner)
-    rules = rules_of(settings, layout)
+    options = options_of(settings, layout)
     initial = np.zeros(learner.size, dtype=np.float32)
-    shared_vectors = make_rule(rules, 0, layout, initial, BufferPool()).shared_sizes()
-    states = rules.state_entries(layout)
+    shared_vectors = make_rule(options, 0, layout, initial, BufferPool()).shared_sizes()
+    outbox = Outbox(options, layout)
+    states = outbox.state_entries
     part_bytes = entry_bytes(layout.largest.size, layout.codec)
     statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
     outbox_bytes = outbox.entries * part_bytes + states * max(0, statistics_bytes - part_bytes)
@@ -163,11 +171,11 @@ class PartialExchange:
         self._exchanges_parameters = mode.exchange == "parameters"
         self._agreed = agreement(settings, learner, facts)
         self._layout = layout_of(settings, learner, fingerprint(self._agreed))
-        self._rules = rules_of(settings, self._layout)
+        self._options = options_of(settings, self._layout)
         round_bytes = self._layout.codec.encoded_bytes(self._layout.largest.size)
         log(
             f"{learner.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
-            f"the outbox keeps {self._rules.keep_rounds} rounds; {needs(settings, learner)}"
+            f"the outbox keeps {self._options.keep_rounds} rounds; {needs(settings, learner)}"
         )
         self._guard = NonFiniteGuard(learner, log)
         self._attack = attack_on(bus, log)
@@ -188,7 +196,7 @@ class PartialExchange:
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, followed)
         initial = self._learner.parameters(self._whole)
-        self._exchange = Exchange(self._bus, self._layout, initial, self._rules, self._log)
+        self._exchange = Exchange(self._bus, self._layout, initial, self._options, self._log)
         if start.kind == "join":
             try:
                 last = self._exchange.start(start, 0, self._learner.sizes, self._take_over)
@@ -220,7 +228,7 @@ class PartialExchange:
         advance = self._step_parameters if self._exchanges_parameters else self._step_gradient
         found = advance(next_batch(), lambda: self._is_sync_point(step, is_sync_point))
         self._exchange.serve(self._learner.state)
-        self._rendezvous.progress(step)
+        self._rendezvous.lease.progress(step)
         return found
 
     def _step_gradient(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:

@@ -111,7 +111,8 @@ def _live(
     signals.install()
     lock = _lock_folder(folder, number)
     try:
-        mode = modes.build(settings, number, setup.learner, setup.facts, setup.peer_info, log, may_take_over)
+        context = modes.Context(settings, number, setup.learner, setup.facts, setup.peer_info, log, may_take_over)
+        mode = modes.build(context)
         Loop(setup, mode, out, checkpoints, steps, signals, log, *hooks[:1]).run()
         return 0
     except SetupError as error:

@@ -16,7 +16,8 @@ import torch
 
 import config
 from config import UsageError
-from config.settings import Experiment, Own
+from config.settings.data import Own
+from config.settings.experiment import Experiment
 from degan.artifacts import learner_state
 from degan.artifacts.checkpoints import Checkpoint
 from degan.data.shard import Shard

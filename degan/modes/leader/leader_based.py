@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Batch
 from degan.federation import cohorts
 from degan.learners.guard import NonFiniteGuard
@@ -75,7 +75,7 @@ class LeaderBased(abc.ABC):
         self._settings, self._learner, self._bus, self._log = settings, learner, bus, log
         mode, lease_s = settings.mode, settings.bus.lease_s
         agreed = agreement(settings, learner, facts)
-        self._layout = RoundLayout(fingerprint(agreed), kinds)
+        self._layout = RoundLayout(fingerprint(agreed), kinds, self.maps)
         self._me = bus.worker
         self._rounds = Rounds(
             bus,

@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 
-from config.settings import Bus as BusSettings
+from config.settings.bus import Bus as BusSettings
 from degan.learners.gan_pair import GanPair
 from degan.modes.federated import Federated
 from degan.modes.leader import leader_based

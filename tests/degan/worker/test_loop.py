@@ -152,7 +152,10 @@ def test_what_is_switched_off_is_never_done(live):
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
     # The end is always saved, and the only cut.
     assert one.checkpoints.steps() == [10] and "score" not in values_of(one, 10)
-    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == ["step 10 cut", "settle 10"]
+    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == [
+        "step 10 cut",
+        "synchronise 10",
+    ]
     assert not one.setup.learner.asked
 
 
