@@ -84,11 +84,11 @@ class Cursor:
     round: int
     sequence: int
 
-    def to_plain(self) -> list:
+    def to_plain(self) -> list[Any]:
         return [self.incarnation, self.round, self.sequence]
 
     @classmethod
-    def from_plain(cls, plain: list) -> Cursor:
+    def from_plain(cls, plain: list[Any]) -> Cursor:
         """The inverse of `to_plain`.
 
         Raises:

@@ -8,8 +8,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from peers.doctor.checkup import Visit, look
+from peers.doctor.checkup import look
 from peers.doctor.findings import Finding
+from peers.doctor.node import Visit
 from peers.types import Lease
 
 LEASE_S, BEAT_S = 20.0, 5.0

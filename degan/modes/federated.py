@@ -50,6 +50,7 @@ from peers.codecs.exact import Codec
 from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
 from peers.rounds.layout import RoundLayout
+from peers.rounds.versions import Piece, Versions
 from peers.session.transfer import encoded_bytes
 from peers.types import Received
 from peers.vectors import reduce as robust
@@ -81,8 +82,6 @@ class Federated(LeaderBased):
         self._model = self._rounded(self._model_of(learner))
         self._version = (0, 0)
         self._steps_taken = 0
-        # What we have put under our state key: versions, and whether everybody may still fetch one.
-        self._held: list[tuple[tuple[int, int], bool]] = []
         self._sampled: cohorts.BalancedState | None = None
         self._weak = stragglers(settings)
         self._me = bus.worker
@@ -90,8 +89,8 @@ class Federated(LeaderBased):
         sizes = {MODEL: self._model.size, SMOOTH: names.size_of(learner.sizes, self._average_names)}
         self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
         self._smooth_bytes = 4 * sizes[SMOOTH]
-        self._smooth_sizes = {SMOOTH: sizes[SMOOTH]}
-        super().__init__(settings, learner, bus, facts, peer_info, kinds, log)
+        super().__init__(settings, pair, bus, facts, peer_info, kinds, log)
+        self._versions: Versions[tuple[int, int]] = Versions(self._rounds, newest=1)
         steps = self._local_steps()
         log(
             f"a model of {sizes[MODEL]:,} values travels as {self._model_bytes / 1e6:,.2f} MB; "
@@ -174,7 +173,7 @@ class Federated(LeaderBased):
             return losses
         if not gathered.is_void:
             self._adopt(self._mean(gathered.answers), (self._rounds.leadership.term, step))
-        self._forget_old()
+        self._versions.forget()
         return losses or mean_losses(gathered.messages)
 
     def _choose(self, live: list[int], step: int) -> list[int]:
@@ -245,23 +244,14 @@ class Federated(LeaderBased):
 
     def _put_model(self, is_sync_point: bool) -> None:
         """Put the global model under our state key, if it is not there; at a cut the moving average too."""
-        if self._version not in [version for version, _ in self._held]:
-            self._rounds.put(_name(self._version), {MODEL: self._model}, {}, self._codec)
-            self._predicted["sent"] += self._model_bytes
-            self._held.append((self._version, False))
+        version, versions = self._version, self._versions
+        if version not in versions:
+            model = Piece(_name(version), {MODEL: self._model}, codec=self._codec)
+            self._predicted["sent"] += versions.put(version, model)
         if is_sync_point:
-            if self._average_names:
-                smooth = names.joined(self._learner.state(self._average_names)[0])
-                self._rounds.put(_name(self._version, "s"), {SMOOTH: smooth}, {})
-                self._predicted["sent"] += self._smooth_bytes
-            self._held = [(version, version == self._version) for version, _ in self._held]
-
-    def _forget_old(self) -> None:
-        """A round is closed: nobody needs older models any more, but that of the newest cut."""
-        for version, is_sync_point in self._held[:-1]:
-            if not is_sync_point:
-                self._held.remove((version, is_sync_point))
-                self._rounds.forget(_name(version), {MODEL: self._model.size}, self._codec)
+            smooth = Piece(_name(version, "s"), {SMOOTH: self._pair.smooth()})
+            self._predicted["sent"] += versions.put(version, smooth)
+            versions.keep(version)
 
     def _fetch(self, sender: int, received: Received) -> None:
         """Hold the model that an announcement speaks of. Raises one of `MISSED`."""
@@ -291,12 +281,9 @@ class Federated(LeaderBased):
     # --- what all modes with a leader give ----------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
-        before = [version for version, is_sync_point in self._held if is_sync_point and version != self._version]
-        self._hold_model()
+        self._pair.load_model(self._model, self._has_moments)
         self._put_model(is_sync_point=True)
-        for version in before if self._average_names else ():
-            self._rounds.forget(_name(version, "s"), self._smooth_sizes)
-        self._forget_old()
+        self._versions.forget()
         return {"model": list(self._version), "steps": self._steps_taken}
 
     def _load_end(self, sender: int, received: Received) -> None:

@@ -29,8 +29,9 @@ import config
 from config import UsageError
 from peers.bus.redis.client import address, split_socket
 from peers.bus.redis.tls import Access
-from peers.doctor.checkup import Visit, look
+from peers.doctor.checkup import look
 from peers.doctor.findings import FAIL, OK, WARN, Finding, mib, printable
+from peers.doctor.node import Visit
 from peers.session.lease import heartbeat_s
 from peers.session.processes import is_dead
 

@@ -14,7 +14,7 @@ TO_ALL = -1
 
 
 class _Stream:
-    def __init__(self):
+    def __init__(self) -> None:
         self.entries: deque[tuple[int, bytes, bytes]] = deque()
         self.last = 0
 

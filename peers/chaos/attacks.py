@@ -80,4 +80,5 @@ class Attack:
 
     def _small_enough(self, values: np.ndarray) -> np.ndarray:
         self._seen.append(values.copy())
-        return np.mean(self._seen, axis=0) - np.float32(Z) * np.std(self._seen, axis=0)
+        small: np.ndarray = np.mean(self._seen, axis=0) - np.float32(Z) * np.std(self._seen, axis=0)
+        return small

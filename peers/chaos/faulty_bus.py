@@ -66,7 +66,7 @@ class FaultyBus:
 
 
 def _round(header: bytes) -> int:
-    return msgpack.unpackb(header)["r"]
+    return int(msgpack.unpackb(header)["r"])
 
 
 def inject(fault: Fault) -> None:

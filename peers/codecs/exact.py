@@ -70,7 +70,7 @@ class Raw(Codec):
     def encode(self, values: np.ndarray) -> Buffer:
         return as_bytes(np.ascontiguousarray(values, dtype="<f4"))
 
-    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray) -> Buffer:
+    def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.add(values, kept)
         kept[:] = 0

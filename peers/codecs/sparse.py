@@ -96,7 +96,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     is_sent = sizes > least
     equal = np.flatnonzero(sizes == least)
     is_sent[equal[: count - np.count_nonzero(is_sent)]] = True
-    return positions[is_sent]
+    sent: np.ndarray = positions[is_sent]
+    return sent
 
 
 def likely_bound(sizes: np.ndarray, count: int) -> np.uint32:
@@ -105,4 +106,5 @@ def likely_bound(sizes: np.ndarray, count: int) -> np.uint32:
     sample = sizes[::STRIDE]
     expected = count / STRIDE
     rank = min(sample.size, math.ceil(expected + 4 * math.sqrt(expected)) + 1)
-    return np.partition(sample, sample.size - rank)[sample.size - rank]
+    bound: np.uint32 = np.partition(sample, sample.size - rank)[sample.size - rank]
+    return bound

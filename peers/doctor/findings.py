@@ -98,9 +98,10 @@ def unreachable(error: BaseException, url: str, address: str) -> Finding:
 
 def _causes(error: BaseException) -> list[BaseException]:
     found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return found
 
 
@@ -332,8 +333,14 @@ class Incarnation(NamedTuple):
     is_dead: bool
 
 
-def running(incarnations: Sequence[Incarnation]) -> list[Finding]:
-    """Whether a run of this name is going on, and what dead ones have left: a line each."""
+def running(incarnations: Sequence[Incarnation], strangers: Mapping[int, str]) -> list[Finding]:
+    """Whether a run of this name is going on, and what dead ones have left: a line each.
+
+    Args:
+        strangers: workers whose lease does not bear the run's MAC, and why.
+    """
+    if strangers:
+        return [Finding("run", FAIL, f"worker {worker}: {why}") for worker, why in sorted(strangers.items())]
     if not incarnations:
         return [Finding("run", OK, "nobody holds a lease: no run of this name is going on here")]
     found = []

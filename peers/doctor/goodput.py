@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from peers.codecs.base import CHUNK_BYTES
@@ -48,7 +49,7 @@ def read_rate(ask: Ask, keys: list[str]) -> float | None:
     def entries() -> Iterator[int]:
         for key in keys:
             after = "-"
-            while found := ask(lambda client, k=key, a=after: client.xrange(k, min=a, count=wanted[0])):
+            while found := ask(partial(_entries, key=key, after=after, count=wanted[0])):
                 after = "(" + found[-1][0].decode()
                 yield sum(len(value) for _, fields in found for value in fields.values())
 
@@ -59,6 +60,10 @@ def read_rate(ask: Ask, keys: list[str]) -> float | None:
         return next(source, 0)
 
     return _rate(read)
+
+
+def _entries(client: Any, key: str, after: str, count: int) -> Any:
+    return client.xrange(key, min=after, count=count)
 
 
 def _rate(move: Callable[[int], int]) -> float | None:

@@ -266,7 +266,8 @@ class Exchange:
         with self._session.waiting():
             states = self.gate.wait_states(round)
         states[self._bus.worker] = copy
-        return sum(states[worker] for worker in sorted(states)) / np.float32(len(states))
+        total: Any = sum(states[worker] for worker in sorted(states))
+        return np.asarray(total / np.float32(len(states)), np.float32)
 
     def ask_to_stop(self, step: int) -> None:
         """All workers stop together after the first step that everyone can still reach."""

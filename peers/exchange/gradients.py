@@ -102,7 +102,7 @@ class GradientRule:
         extras = leaving.extras | extras
         if self._measures_own:
             return self._encode_measured(leaving, write, extras)
-        entries = encode_vector(
+        entries: Iterable[tuple[bytes, Buffer]] = encode_vector(
             self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
         )
         if self._is_published:
@@ -111,8 +111,8 @@ class GradientRule:
                 read = read if leaving.owner is Owner.RULE else read.copy()
                 total = squares_of(read, codec)
             else:
-                entries = list(entries)
-                read, total = read_back(entries, codec, leaving.part.size)
+                entries = made = list(entries)
+                read, total = read_back(made, codec, leaving.part.size)
             own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=extras, squares=total)
             self._outgoing.add(own)
         return entries
@@ -247,8 +247,8 @@ def sum_in_order(worker: int, own: np.ndarray, items: list[Received], divisor: i
 
     In blocks that stay in the processor's cache, so that memory is read and written once.
     """
-    vectors = [(item.sender, item.values) for item in items] + [(worker, own)]
-    vectors = [vector for _, vector in sorted(vectors, key=lambda pair: pair[0])]
+    by_worker = [(item.sender, item.values) for item in items] + [(worker, own)]
+    vectors = [vector for _, vector in sorted(by_worker, key=lambda pair: pair[0])]
     # Exact where it is a power of two, and then faster.
     share = np.float32(1 / divisor) if divisor & (divisor - 1) == 0 else None
     for start in range(0, own.size, BLOCK_VALUES):

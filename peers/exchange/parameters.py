@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from peers.codecs.base import as_bytes
 from peers.codecs.checksum import checksum
 from peers.codecs.exact import CODECS
 from peers.exchange.layout import ExchangeLayout
@@ -129,13 +130,13 @@ class ParameterRule:
             return Leaving(round, part, leaving, {}, True, self._owner)
         # Here and not in the pool: the reference is the main thread's.
         reference = self._reference[part.start : part.stop]
-        base = float(checksum(memoryview(reference).cast("B")))
+        base = float(checksum(as_bytes(reference)))
         np.subtract(here, reference, out=leaving)
         return Leaving(round, part, leaving, {"b": base}, False, self._owner)
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
         codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
-        entries = encode_vector(
+        entries: Iterable[tuple[bytes, Buffer]] = encode_vector(
             self._layout,
             "part",
             leaving.round,
@@ -149,8 +150,8 @@ class ParameterRule:
             # The array goes back to the pool when it has been published.
             read = leaving.values.copy()
         elif not codec.is_exact:
-            entries = list(entries)
-            read, total = read_back(entries, codec, leaving.part.size)
+            entries = made = list(entries)
+            read, total = read_back(made, codec, leaving.part.size)
         own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=leaving.extras)
         own.is_whole, own.squares = leaving.is_whole, total
         self._outgoing.add(own)
@@ -247,7 +248,7 @@ class ParameterRule:
         """Of weights."""
         if not terms:
             return None
-        if not self._measures_norms:
+        if not self._measures_norms or self._agreed is None:
             return self._reduce(terms)
         last = self._agreed[part.start : part.stop]
         return last + self._reduce([term - last for term in terms])
@@ -266,7 +267,7 @@ class ParameterRule:
             if move is not None:
                 move -= shift[1]
         here += change
-        if move is not None:
+        if move is not None and self._reference is not None:
             self._reference[part.start : part.stop] += move
         for later in range(round + 1, self._newest + 1):
             other = self._away.get(later)

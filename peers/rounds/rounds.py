@@ -26,7 +26,7 @@ import numpy as np
 from peers.bus.door import Bus
 from peers.codecs.base import Codec
 from peers.codecs.exact import CODECS
-from peers.errors import BusError, MessageError, StalledError
+from peers.errors import BusError, MessageError, PeersError, StalledError
 from peers.rounds.deadline import Deadline
 from peers.rounds.layout import ANNOUNCEMENTS, RoundLayout
 from peers.rounds.leadership import Leadership
@@ -210,21 +210,21 @@ class Rounds:
         Raises:
             StalledError, BusError, MessageError: as the action does.
         """
-        done: list[Any] = []
+        answers: list[Answer] = []
+        errors: list[PeersError] = []
 
         def act() -> None:
             try:
-                done.append((action(), None))
+                answers.append(action())
             except (StalledError, BusError, MessageError) as error:
-                done.append((None, error))
+                errors.append(error)
             self.messages.touch()
 
         self._session.submit(act)
-        self.until(lambda: bool(done), lambda: what)
-        answer, error = done[0]
-        if error is not None:
-            raise error
-        return answer
+        self.until(lambda: bool(answers or errors), lambda: what)
+        if errors:
+            raise errors[0]
+        return answers[0]
 
     def drain(self) -> None:
         """Wait until everything that was said has been published.

@@ -14,8 +14,9 @@ import msgpack
 import numpy as np
 
 from peers.bus.door import Bus
+from peers.codecs.base import Codec
 from peers.codecs.checksum import checksum
-from peers.codecs.exact import CODECS, Codec
+from peers.codecs.exact import CODECS
 from peers.errors import MessageError, StalledError
 from peers.types import Buffer, Slice
 from peers.wire.fields import decode_fields
@@ -104,17 +105,17 @@ def take(
         raise MessageError("layout", f"the state of worker {giver} has other vectors than this worker")
     arrays = {}
     for array, (_, expected) in sums.items():
-        found, so_far = np.empty(sizes[array], dtype=np.float32), 0
-        for index, piece in enumerate(_pieces(found.size, codec)):
+        values, so_far = np.empty(sizes[array], dtype=np.float32), 0
+        for index, piece in enumerate(_pieces(values.size, codec)):
             key = f"{token}:{array}:{index}"
             chunk = bus.get_state(giver, incarnation, [key]).get(key, b"")
             if len(chunk) != codec.encoded_bytes(piece.size):
                 raise MessageError("malformed", f"the state {array} of worker {giver} is not whole")
-            codec.decode(chunk, found[piece.start : piece.stop])
+            codec.decode(chunk, values[piece.start : piece.stop])
             so_far = checksum(chunk, so_far)
         if so_far != expected:
             raise MessageError("checksum", f"the state {array} of worker {giver} is damaged")
-        arrays[array] = found
+        arrays[array] = values
     return arrays, meta
 
 

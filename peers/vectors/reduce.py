@@ -192,7 +192,8 @@ def is_finite(values: np.ndarray) -> bool:
 
 def _minus(values: np.ndarray, other: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
-        return values - other
+        found: np.ndarray = values - other
+    return found
 
 
 def _cut(vectors: list[np.ndarray], norms: list[float], most: float) -> list[np.ndarray]:

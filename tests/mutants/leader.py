@@ -64,9 +64,9 @@ MUTANTS = (
     ),
     Mutant(
         "the model of the newest cut is taken away with the others",
-        FEDERATED,
-        "            if not is_sync_point:\n                self._held.remove",
-        "            if True:\n                self._held.remove",
+        "peers/rounds/versions.py",
+        "            if kept.version != self._synchronised:\n",
+        "            if True:\n",
         f"{PARTS}states_are_kept_as_long_as_somebody_may_fetch_them",
     ),
     # --- what both modes do ---

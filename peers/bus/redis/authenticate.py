@@ -7,6 +7,7 @@ anything of ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -52,7 +53,7 @@ class Authenticator:
         value, macs = _encode_lease(lease), self.macs(self._keys.lease(lease.worker))
         return value if macs is None else macs.with_mac("", value)
 
-    def open_lease(self, worker: int, value: bytes | None) -> Lease | None:
+    def open_lease(self, worker: int, value: Any) -> Lease | None:
         """A lease as somebody has written it; what is none, or does not bear our seal, counts as none."""
         macs = self.macs(self._keys.lease(worker))
         inner = value if macs is None or value is None else macs.opened("", value)
@@ -74,7 +75,7 @@ class Authenticator:
             return macs.with_mac(name, value)
         return bytes(value) if isinstance(value, bytearray) else value
 
-    def open_fields(self, peer: int, key: str, fields: dict[str, bytes]) -> dict[str, bytes]:
+    def open_fields(self, peer: int, key: str, fields: dict[str, Any]) -> dict[str, bytes]:
         """Fields of a peer's state.
 
         Raises:

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import redis
 
@@ -32,6 +33,8 @@ LAST_INCARNATION_S = 60
 
 # What a Redis without room says: of memory, or of disk for what it has to keep.
 FULL = ("OOM", "MISCONF")
+
+Answer = TypeVar("Answer")
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
 
@@ -175,7 +178,7 @@ class RedisBus:
 
     def _deliver(self, key: str, batch: Batch, is_last: bool) -> None:
         """Send what has not been sent on this connection; at last await the answers. Raises LapsedError."""
-        answers: list = []
+        answers: list[Any] = []
         with self._publish_busy:
             try:
                 if self._appender is None:
@@ -229,7 +232,7 @@ class RedisBus:
         self._max_entries = least
         self._log(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
 
-    def _insist(self, action: Callable, what: str):
+    def _insist(self, action: Callable[[], Answer], what: str) -> Answer:
         """Try again with jittered back-off while our own node is away or full, up to the patience."""
         began, delay_s = time.monotonic(), 0.05
         while True:
@@ -289,20 +292,28 @@ class RedisBus:
             return old
 
         # Watched, so that of two that start at once only one gets the number.
-        old = self._insist(lambda: self._own.transaction(take, key, value_from_callable=True), "claim its number")
+        def claim() -> Lease | None:
+            # redis-py's annotation has no room for what the callable returns.
+            transaction: Any = self._own.transaction
+            old: Lease | None = transaction(take, key, value_from_callable=True)
+            return old
+
+        old = self._insist(claim, "claim its number")
         self._insist(lambda: self._let_go_of_last_incarnation(ttl_s), "claim its number")
         return old
 
     def _let_go_of_last_incarnation(self, ttl_s: float) -> None:
         """Whoever replays or joins reads the lives that hold a lease, which the last one does not any more."""
         keys, me, key = self._keys, self.worker, self._keys.incarnation(self.worker)
-        last = (self._own.get(key) or b"").decode(errors="replace")
+        value: Any = self._own.get(key) or b""
+        last = value.decode(errors="replace")
         pipeline = self._own.pipeline(transaction=False)
         if last not in ("", self.incarnation):
             direct = [keys.direct(me, last, peer) for peer in self._reader_of]
             for name in (keys.state(me, last), keys.out(me, last), *direct):
                 pipeline.expire(name, max(LAST_INCARNATION_S, int(2 * ttl_s)))
-        pipeline.set(key, self.incarnation, ex=KEEP_S).execute()
+        pipeline.set(key, self.incarnation, ex=KEEP_S)
+        pipeline.execute()
 
     def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         key = self._keys.lease(self.worker)
@@ -371,8 +382,8 @@ class RedisBus:
             values = self._reader_of[peer].client.hmget(key, list(names))
         except redis.RedisError as error:
             raise BusError(f"cannot read the state of worker {peer}: {error}") from None
-        found = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        found = self._authenticator.open_fields(peer, key, found)
+        there = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        found = self._authenticator.open_fields(peer, key, there)
         with self._lock:
             self._state_bytes += sum(map(len, found.values()))
         return found

@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -119,10 +120,12 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
         redis.RedisError: there is no connection to be had.
     """
     made = client.connection_pool.make_connection()
-    made.connect()
+    made.connect()  # type: ignore[no-untyped-call]
     # From here on the socket is ours: the client's connection would close it with itself.
-    socket, made._sock = made._sock, None
-    return Connection(TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket, buffer_bytes, busy)
+    socket: Any = vars(made)["_sock"]
+    vars(made)["_sock"] = None
+    link: Any = TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket
+    return Connection(link, buffer_bytes, busy)
 
 
 _BUFFERS = (bytes, memoryview)
@@ -135,7 +138,7 @@ def _text(value: Buffer) -> bytes:
     return bytes(value)
 
 
-def number_of(item_id: bytes) -> int:
+def number_of(item_id: Any) -> int:
     """The first part of a stream id, which is the sender's sequence number."""
     return int(item_id.partition(b"-")[0])
 
@@ -207,7 +210,8 @@ class Reader:
     def holds(self, key: str, after: int) -> bool:
         """Whether everything after entry number `after` of a stream can still be read."""
         try:
-            first, last = self.client.xrange(key, count=1), self.newest(key)
+            first: Any = self.client.xrange(key, count=1)
+            last = self.newest(key)
         except (redis.RedisError, BusError):
             return False
         return bool(first) and (last == after or number_of(first[0][0]) <= after + 1 <= last)
@@ -237,9 +241,10 @@ class Reader:
                 if self._asked is not None and self._asked is not streams:
                     # Others are followed by now, and what is on its way is of those before.
                     self._hang_up()
-                if self._asked is None:
-                    self._ask(streams, timeout_ms, entry_bytes)
-                answer = self._link.read()
+                link = self._link
+                if self._asked is None or link is None:
+                    link = self._ask(streams, timeout_ms, entry_bytes)
+                answer = link.read()
                 self._asked = None
                 if isinstance(answer, ReplyError):
                     raise redis.ResponseError(str(answer))
@@ -281,8 +286,8 @@ class Reader:
                     stream.after = entry.sequence - 1
                     stream.move(b"%d-0" % stream.after)
 
-    def _ask(self, streams: dict[bytes, _Stream], timeout_ms: int, entry_bytes: int) -> None:
-        """Send XREAD for what comes after the cursors."""
+    def _ask(self, streams: dict[bytes, _Stream], timeout_ms: int, entry_bytes: int) -> Connection:
+        """Send XREAD for what comes after the cursors; returns the link on which the answer comes."""
         if self._link is None:
             # Room for an answer, of entries of a size that the configuration knows.
             room = max(64 * 1024, min(2 * REPLY_BYTES, 8 * entry_bytes), entry_bytes + 64 * 1024)
@@ -296,8 +301,9 @@ class Reader:
             self._question = what, b"*%d\r\n" % (len(words) + len(streams)) + bulks(*words)
         self._link.log(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
         self._asked = streams
+        return self._link
 
-    def _take(self, stream: _Stream, key: bytes, items: list) -> tuple[_Stream, list[Entry], int, Buffer]:
+    def _take(self, stream: _Stream, key: bytes, items: list[Any]) -> tuple[_Stream, list[Entry], int, Buffer]:
         """A stream's entries, but for those that are refused; and where its cursor moves behind all of them.
 
         Raises:
@@ -381,7 +387,7 @@ class Batch:
         answers: what Redis says where all goes well.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pieces: list[Buffer] = []
         self.answers: list[bytes] = []
         self.sent = self.waiting_bytes = 0

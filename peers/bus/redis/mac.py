@@ -78,7 +78,7 @@ class Macs:
 class Watch:
     """Checks the entries that one reader reads, and knows those again that it has checked before."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: OrderedDict[bytes, tuple[Macs, int]] = OrderedDict()
 
     def refusal(self, macs: Macs, number: int, header: Buffer, payload: Buffer, mac: Buffer) -> str | None:

@@ -93,7 +93,7 @@ def command(*arguments: Buffer) -> bytes:
 
 def bulks(*arguments: Buffer) -> bytes:
     """Arguments of a command."""
-    return b"".join(b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments)
+    return b"".join(b"$%d\r\n%b\r\n" % (len(argument), bytes(argument)) for argument in arguments)
 
 
 class Replies:
@@ -168,7 +168,7 @@ class Replies:
             return ReplyError(rest.decode(errors="replace"))
         raise ProtocolError(f"no RESP2: {line[:32]!r}")
 
-    def _items(self, size: int, depth: int) -> list:
+    def _items(self, size: int, depth: int) -> list[Any]:
         self._count(ITEM_BYTES * size)
         return [self._entry(depth) or self._value(depth - 1) for _ in range(size)]
 
@@ -191,7 +191,7 @@ class Replies:
     # What degan reads most is recognised by its form: line by line the head of an entry takes longer than the
     # checksum of its payload. What has another form, or is not here whole, is left to `_value`.
 
-    def _answer(self) -> list | None:
+    def _answer(self) -> list[Any] | None:
         """The answer to XREAD, if one stream has news; else nothing has been read."""
         found = _ANSWER.match(self._buffer, self._at, self._end)
         # A stream in a list, and its name and its entries.
@@ -202,7 +202,7 @@ class Replies:
         self._at = found.end()
         return [[found[2], self._items(int(found[3]), MAX_DEPTH - 2)]]
 
-    def _entry(self, depth: int) -> list | None:
+    def _entry(self, depth: int) -> list[Any] | None:
         """An item of an array, if it is an entry; else nothing has been read."""
         if self._at == self._end:
             self._fill(1)

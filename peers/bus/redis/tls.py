@@ -68,10 +68,10 @@ class TlsConnection(redis.Connection):
 
     def __init__(self, *, context: ssl.SSLContext, **options: Any):
         self._context = context
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
 
     def _connect(self) -> ssl.SSLSocket:
-        plain = super()._connect()
+        plain: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
         try:
             return self._context.wrap_socket(plain, server_hostname=self.host)
         except TimeoutError:

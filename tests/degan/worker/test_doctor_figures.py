@@ -15,8 +15,8 @@ from degan.learners.gan_pair import GanPair
 from degan.modes.needs import Needs
 from degan.worker import doctor
 from degan.worker.setup import Setup
-from peers.doctor.checkup import Visit
 from peers.doctor.findings import FAIL, OK, WARN, Finding
+from peers.doctor.node import Visit
 from tests.leaves import plain
 
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}

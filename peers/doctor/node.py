@@ -1,0 +1,136 @@
+"""One node that has answered: asked one question after the other, and never again once it has stopped answering."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import redis
+
+from peers.bus.redis.keys import Keys
+from peers.bus.redis.tls import Access
+from peers.doctor.findings import Incarnation
+from peers.errors import UnseenError
+from peers.types import Lease
+
+PROBE_S = 60
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one node is looked at for.
+
+    Attributes:
+        url: as in the settings; `?socket=PATH` counts where the node is our own.
+        run: name of the run.
+        workers: whose node it is.
+        is_own: it is this host's.
+        needed_bytes: payload that the run may keep there.
+        step_bytes: what one peer reads from there in a step.
+        lease_s, beat_s: how long a lease lasts, and how often it is renewed.
+        is_dead: whether the process that wrote a lease is certainly gone.
+        access: what is shown to the node, and whom we trust.
+        run_key: with which the run's leases are sealed; None for no seals.
+    """
+
+    url: str
+    run: str
+    workers: tuple[int, ...]
+    is_own: bool
+    needed_bytes: int
+    step_bytes: int
+    lease_s: float
+    beat_s: float
+    is_dead: Callable[[Lease], bool]
+    access: Access = Access()
+    run_key: bytes | None = None
+
+
+class Node:
+    """What is asked of one server, and what later questions need of earlier answers.
+
+    Args:
+        client: connected to it.
+        visit: what it is looked at for.
+
+    Attributes:
+        keys: names of the run's keys.
+        probes: by type the keys that are written to see whether that is allowed.
+        refused: by command, why it is refused; once `facts.writing` has tried.
+        user: who we are there; once `facts.access` has asked.
+        incarnations: the leases that were found; once `facts.running` has looked.
+        own_bytes: of all keys of the run, as far as they can be seen; once `facts.left_over` has looked.
+    """
+
+    def __init__(self, client: redis.Redis, visit: Visit):
+        self._client, self.visit = client, visit
+        self.keys = Keys(visit.run)
+        self.gone = ""
+        self.refused: dict[str, str] = {}
+        self.user = "default"
+        self.incarnations: list[Incarnation] = []
+        self.own_bytes = 0
+        token = os.urandom(6).hex()
+        self.probes = {kind: self.keys.probe(visit.workers[0], token, kind) for kind in ("string", "stream", "hash")}
+
+    def ask(self, question: Callable[[redis.Redis], Answer]) -> Answer:
+        """One question. Raises UnseenError."""
+        self.check()
+        try:
+            return question(self._client)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self.gone = f"it stopped answering: {error}"
+            raise UnseenError(self.gone) from None
+        except redis.RedisError as error:
+            # A pipeline's errors begin with the whole command.
+            why = str(error).rpartition("of pipeline caused error: ")[2]
+            raise UnseenError(why or type(error).__name__) from None
+
+    def check(self) -> None:
+        """Raise UnseenError if the server has stopped answering."""
+        if self.gone:
+            raise UnseenError(self.gone)
+
+    def may(self, question: Callable[[redis.Redis], Any]) -> bool:
+        """Whether a question is answered."""
+        try:
+            self.ask(question)
+            return True
+        except UnseenError:
+            return False
+
+    def command(self, *words: str) -> Any:
+        """The answer to a command that redis-py has no method for. Raises UnseenError."""
+        return self.ask(lambda client: client.execute_command(*words))  # type: ignore[no-untyped-call]
+
+    def config(self, name: str) -> str:
+        """One setting of the server. Raises UnseenError."""
+        return text(self.ask(lambda client: client.config_get(name))[name])
+
+    def info(self, section: str) -> dict[str, Any]:
+        """One section of INFO. Raises UnseenError."""
+        return self.ask(lambda client: client.info(section))
+
+    def forget(self) -> None:
+        """Take the probes away."""
+        for key in self.probes.values():
+            self.may(partial(_delete, key=key))
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """With what we have connected."""
+        return self._client.connection_pool.connection_kwargs
+
+
+def _delete(client: redis.Redis, key: str) -> None:
+    client.delete(key)
+
+
+def text(value: Any) -> str:
+    """What a server calls something."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
