@@ -30,7 +30,7 @@ PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download",
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with 2e-4 a number and aliases refused."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
@@ -123,7 +123,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     return build(data)
 
 
-def build(data: dict) -> Experiment:
+def build(data: dict[str, Any]) -> Experiment:
     """Plain values to an `Experiment`.
 
     Raises:
@@ -160,8 +160,9 @@ def _flatten(data: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(data: dict, keys: list[str], value: Any) -> None:
-    block, kind = data, Experiment
+def _override(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    block: dict[str, Any] = data
+    kind: Any = Experiment
     for depth, key in enumerate(keys[:-1]):
         inner = block.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -177,7 +178,7 @@ def _override(data: dict, keys: list[str], value: Any) -> None:
     block[last] = value
 
 
-def _structs(kind: Any) -> list[type]:
+def _structs(kind: Any) -> list[type[msgspec.Struct]]:
     if kind is None:
         return []
     if get_origin(kind) is not None:
@@ -185,12 +186,11 @@ def _structs(kind: Any) -> list[type]:
     return [kind] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
 
 
-def _tagged(kind: Any) -> tuple[str, dict[str, type]] | None:
+def _tagged(kind: Any) -> tuple[str, dict[str, type[msgspec.Struct]]] | None:
     """The tag field and the structs by tag, where `kind` is a tagged union."""
-    structs = [struct for struct in _structs(kind) if struct.__struct_config__.tag is not None]
-    if not structs:
-        return None
-    return structs[0].__struct_config__.tag_field, {struct.__struct_config__.tag: struct for struct in structs}
+    by_tag = {str(s.__struct_config__.tag): s for s in _structs(kind) if s.__struct_config__.tag is not None}
+    fields = {str(s.__struct_config__.tag_field) for s in by_tag.values()}
+    return (fields.pop(), by_tag) if by_tag else None
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from config.errors import SettingsError
 from config.settings.base import Natural, Positive, Seconds, Settings, Weight
 
 
-class Bus(Settings):
+class Bus(Settings, frozen=True):
     """How the workers hold together. Times in seconds, sizes in bytes.
 
     Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
@@ -44,7 +44,7 @@ class Bus(Settings):
             )
 
 
-class Security(Settings):
+class Security(Settings, frozen=True):
     """Where this worker's certificates and keys lie (`config.security`); `{worker}` in it stands for its number."""
 
     folder: str | None = None

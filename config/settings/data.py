@@ -13,30 +13,30 @@ from config.errors import SettingsError
 from config.settings.base import Natural, Positive, Rate, Settings
 
 
-class Iid(Settings, tag_field="kind", tag="iid"):
+class Iid(Settings, frozen=True, tag_field="kind", tag="iid"):
     """Each worker a random n-th of the data."""
 
 
-class Classes(Settings, tag_field="kind", tag="classes"):
+class Classes(Settings, frozen=True, tag_field="kind", tag="classes"):
     """Worker w holds the classes of `groups[w mod len(groups)]`; workers of one group share it out."""
 
     groups: list[list[Natural]]
 
 
-class Dirichlet(Settings, tag_field="kind", tag="dirichlet"):
+class Dirichlet(Settings, frozen=True, tag_field="kind", tag="dirichlet"):
     """Per class, the workers' proportions are drawn from Dir(alpha); small alpha is very uneven."""
 
     alpha: Rate = 0.5
     min_samples: Positive = 10
 
 
-class Shards(Settings, tag_field="kind", tag="shards"):
+class Shards(Settings, frozen=True, tag_field="kind", tag="shards"):
     """Sorted by label and cut into `per_worker` x n contiguous cuts; each worker draws `per_worker`."""
 
     per_worker: Positive = 2
 
 
-class Fegan(Settings, tag_field="kind", tag="fegan"):
+class Fegan(Settings, frozen=True, tag_field="kind", tag="fegan"):
     """FeGAN's: worker 0 holds all classes, worker r of n only int(ramp r / n) + 1, in unlike numbers.
 
     Without a value `magic_num`, the most that a worker wants of a class, is half of the mean class.
@@ -47,17 +47,17 @@ class Fegan(Settings, tag_field="kind", tag="fegan"):
     min_samples: Positive = 10
 
 
-class Mixed(Settings, tag_field="kind", tag="mixed"):
+class Mixed(Settings, frozen=True, tag_field="kind", tag="mixed"):
     """The fraction `even` is dealt out evenly at random, the rest in contiguous cuts in label order."""
 
     even: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
 
 
-class Own(Settings, tag_field="kind", tag="own"):
+class Own(Settings, frozen=True, tag_field="kind", tag="own"):
     """Nothing is cut: all that a worker finds at its `root` is its shard. For hosts that each hold their own data."""
 
 
-class Data(Settings):
+class Data(Settings, frozen=True):
     """What the workers train on. Everything but `root` and `download` must agree between workers."""
 
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]

@@ -22,7 +22,7 @@ from config.settings.modes.partial_exchange import PartialExchange
 from config.settings.run import Run
 
 
-class Experiment(Settings, kw_only=True):
+class Experiment(Settings, frozen=True, kw_only=True):
     """One experiment file. `peers` lists each worker's Redis in worker order, or counts local workers."""
 
     name: Name

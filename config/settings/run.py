@@ -9,7 +9,7 @@ import msgspec
 from config.settings.base import Natural, Positive, Settings
 
 
-class Run(Settings):
+class Run(Settings, frozen=True):
     """How long, and how often something is written. 0 switches a periodic thing off."""
 
     steps: Positive = 2000

@@ -89,7 +89,8 @@ class Federated(LeaderBased):
         sizes = {MODEL: self._model.size, SMOOTH: names.size_of(learner.sizes, self._average_names)}
         self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
         self._smooth_bytes = 4 * sizes[SMOOTH]
-        super().__init__(settings, pair, bus, facts, peer_info, kinds, log)
+        self._smooth_sizes = {SMOOTH: sizes[SMOOTH]}
+        super().__init__(settings, learner, bus, facts, peer_info, kinds, log)
         self._versions: Versions[tuple[int, int]] = Versions(self._rounds, newest=1)
         steps = self._local_steps()
         log(
@@ -249,8 +250,9 @@ class Federated(LeaderBased):
             model = Piece(_name(version), {MODEL: self._model}, codec=self._codec)
             self._predicted["sent"] += versions.put(version, model)
         if is_sync_point:
-            smooth = Piece(_name(version, "s"), {SMOOTH: self._pair.smooth()})
-            self._predicted["sent"] += versions.put(version, smooth)
+            if self._average_names:
+                smooth = names.joined(self._learner.state(self._average_names)[0])
+                self._predicted["sent"] += versions.put(version, Piece(_name(version, "s"), {SMOOTH: smooth}))
             versions.keep(version)
 
     def _fetch(self, sender: int, received: Received) -> None:
@@ -281,7 +283,7 @@ class Federated(LeaderBased):
     # --- what all modes with a leader give ----------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
-        self._pair.load_model(self._model, self._has_moments)
+        self._hold_model()
         self._put_model(is_sync_point=True)
         self._versions.forget()
         return {"model": list(self._version), "steps": self._steps_taken}

@@ -100,13 +100,19 @@ class MultiDiscriminator(LeaderBased):
         # The state that G was last put as, or fetched; and the term in which we have begun to lead.
         self._version: Version | None = None
         self._leads_since: int | None = None
-        self._sizes = {NETWORK: pair.network(NETWORK, False).size, SMOOTH: pair.smooth().size}
-        self._more = {MOMENTS: pair.network(NETWORK).size - self._sizes[NETWORK]}
-        kinds = kinds_of(settings, pair)
+        self._of_discriminator, self._of_generator = learner.sections("alternating")
+        self._sizes = {
+            NETWORK: names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK, has_moments=False)),
+            SMOOTH: names.size_of(learner.sizes, names.of_average(learner.sizes)),
+        }
+        self._more = {
+            MOMENTS: names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK)) - self._sizes[NETWORK]
+        }
+        kinds = kinds_of(settings, learner)
         self._bytes = {kind: encoded_bytes(*kinds[kind]) for kind in kinds}
-        super().__init__(settings, pair, bus, facts, {"samples": peer_info["samples"]}, kinds, log)
+        super().__init__(settings, learner, bus, facts, {"samples": peer_info["samples"]}, kinds, log)
         self._versions: Versions[Version] = Versions(self._rounds, newest=KEPT_STATES)
-        self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, log)
+        self._swaps = swaps.Swaps(settings, learner, self._rounds, bus.worker, self._predicted, log)
         down, up, swapped = (self._bytes[kind] / 1e6 for kind in kinds)
         log(
             f"a round's {self._batches} x {self._shape[0]} fakes travel as {down:,.3f} MB to each worker, a feedback "
@@ -254,11 +260,15 @@ class MultiDiscriminator(LeaderBased):
         """Put G as it is after a round under our state key; what nobody can be fetching any more is taken away."""
         version = self._rounds.leadership.term, step, self._me
         if version != self._version:
-            values, border = self._pair.network(NETWORK), self._sizes[NETWORK]
-            vectors = {NETWORK: values[:border], SMOOTH: self._pair.smooth()}
-            network = Piece(_name("g", version), vectors, {"counters": self._pair.network_counters(NETWORK)})
-            moments = Piece(_name("o", version), {MOMENTS: values[border:]})
-            self._predicted["sent"] += self._versions.put(version, network, moments)
+            network, counters = self._learner.state(names.of_network(self._learner.sizes, NETWORK))
+            average, more = self._learner.state(names.of_average(self._learner.sizes))
+            values, border = names.joined(network), self._sizes[NETWORK]
+            vectors = {NETWORK: values[:border], SMOOTH: names.joined(average)}
+            self._predicted["sent"] += self._versions.put(
+                version,
+                Piece(_name("g", version), vectors, {"counters": counters | more}),
+                Piece(_name("o", version), {MOMENTS: values[border:]}),
+            )
             self._version = version
         if is_sync_point:
             self._versions.keep(version)

@@ -25,7 +25,7 @@ from config.settings.base import Positive, Settings
 from config.settings.modes.base import Rest, Updates
 
 
-class Toy(Settings, tag_field="name", tag="toy"):
+class Toy(Settings, frozen=True, tag_field="name", tag="toy"):
     """Adds `number` to every weight."""
 
     number: Positive = 3

@@ -10,14 +10,14 @@ from config.settings.modes.base import Rest, Robust, check_trim
 from config.settings.modes.leader import Deadline, Leaders, Share, check_leaders
 
 
-class Stragglers(Settings):
+class Stragglers(Settings, frozen=True):
     """FeGAN's weak workers: a fraction of all, drawn by the seed, take fewer local steps."""
 
     fraction: Fraction = 0.0
     local_steps: Positive | Literal["half"] = "half"
 
 
-class Federated(Settings, tag_field="name", tag="federated"):
+class Federated(Settings, frozen=True, tag_field="name", tag="federated"):
     """FL-GAN and FeGAN: in each round a cohort trains the leader's model, which becomes their weighted mean.
 
     A step of `run` is a round. `cohort` is a number of workers; without it, it is `fraction` of the live ones.

@@ -14,7 +14,7 @@ Leaders = Positive | list[Natural] | None
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
-class Deadline(Settings):
+class Deadline(Settings, frozen=True):
     """How long the answers of a round are awaited: from what recent rounds took, within these bounds."""
 
     floor_s: Seconds = 10.0

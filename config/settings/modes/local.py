@@ -6,7 +6,7 @@ from config.settings.base import Settings
 from config.settings.modes.base import Rest, Updates
 
 
-class Local(Settings, tag_field="name", tag="local"):
+class Local(Settings, frozen=True, tag_field="name", tag="local"):
     """No exchange: each worker trains alone on its shard."""
 
     updates: Updates = "simultaneous"

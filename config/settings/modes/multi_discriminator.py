@@ -10,7 +10,7 @@ from config.settings.modes.base import Rest, Robust, check_trim
 from config.settings.modes.leader import Deadline, Leaders, Share, check_leaders
 
 
-class MultiDiscriminator(Settings, tag_field="name", tag="multi_discriminator"):
+class MultiDiscriminator(Settings, frozen=True, tag_field="name", tag="multi_discriminator"):
     """MD-GAN: one generator at the leader, a discriminator at each worker; a step of `run` is a generator update.
 
     `swap_every` is in epochs of the workers' mean shard, each counted as (samples / batch_size) rounds; 0 for never;

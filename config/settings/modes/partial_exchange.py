@@ -11,7 +11,7 @@ from config.settings.base import Natural, Settings
 from config.settings.modes.base import Rest, Updates, check_trim
 
 
-class PartialExchange(Settings, tag_field="name", tag="partial_exchange"):
+class PartialExchange(Settings, frozen=True, tag_field="name", tag="partial_exchange"):
     """DEGAN and Ako: one of `parts` slices of the gathered gradient, or of the weights, is published in each step."""
 
     parts: Annotated[int, msgspec.Meta(ge=1, le=1024)] | Literal["auto"] = 4
