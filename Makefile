@@ -12,7 +12,7 @@ TESTS_AT_ONCE ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
 	@echo "make test    all tests but the slow ones"
-	@echo "make check   formatting, lint, import contracts, make docs, and make test"
+	@echo "make check   formatting, lint, types, import contracts, make docs, and make test"
 	@echo "make docs    the documentation as a site in build/site, strict"
 	@echo "make slow    the tests that take minutes"
 	@echo "make mutants realistic bugs, put into copies of the code one by one, each of which a test must see (about 5 minutes)"
@@ -44,6 +44,8 @@ check: $(VENV)/ready
 	@echo "== formatting and lint"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@echo "== types"
+	$(BIN)/mypy
 	@echo "== import contracts"
 	$(BIN)/lint-imports
 	$(MAKE) docs
@@ -83,5 +85,5 @@ soak: $(VENV)/ready
 	$(BIN)/python -m tests.chaos.soak --minutes 60 --workers 4 --seed 7
 
 clean:
-	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,8 +32,8 @@ from peers.exchange.joining import Giver, Standing, ask, with_rule, without_rule
 from peers.exchange.layout import ExchangeLayout
 from peers.exchange.options import Options
 from peers.exchange.outbox import Outbox
+from peers.exchange.publisher import Publisher
 from peers.exchange.queued import queued_s
-from peers.exchange.rule import Leaving, Owner
 from peers.exchange.window import Accumulator
 from peers.session.meet import Start
 from peers.session.session import Session
@@ -77,8 +77,10 @@ class Exchange:
         lease_s, stall_s, finish_s = options.lease_s, options.stall_timeout_s, options.finish_timeout_s
         self._session = Session(bus, layout, self._inbox, self.gate, lease_s, stall_s, finish_s, log)
         self._giver = Giver(bus, self._session, self._inbox, self.gate, lease_s)
-        # Our newest round; and the one whose values the caller has lent, until they have been published.
-        self._round = self._lent = 0
+        self._publisher = Publisher(
+            bus, self._session, self.gate, self._giver, self._rule.encoder, self._buffers, options
+        )
+        self._round = 0
         # What has been applied of every peer.
         self._taken: dict[int, Cursor] = {}
         self.exchange_s = self._computed_s = 0.0
@@ -195,19 +197,7 @@ class Exchange:
         if self._auto is not None:
             extras = {"p": float(self._schedule.parts), "w": float(self._auto.proposal)}
             self._auto.note(self._bus.worker, round, self._auto.proposal)
-        self._lent = round if leaving.owner is Owner.CALLER else 0
-        self._session.submit(lambda: self._publish_part(leaving, extras), self._options.stall_timeout_s)
-
-    def _publish_part(self, leaving: Leaving, extras: dict[str, float]) -> None:
-        entries = self._rule.encode(leaving, extras)
-        self.gate.touch()
-        self._giver.note(leaving.round, self._options.keep_rounds)
-        self._bus.publish(entries)
-        if leaving.owner is Owner.CALLER:
-            self._lent = 0
-        elif leaving.owner is Owner.POOL:
-            self._buffers.give(leaving.values)
-        self.gate.touch()
+        self._publisher.submit(leaving, extras)
 
     def _await(self, round: int, is_sync_point: Callable[[], bool]) -> tuple[int, int]:
         """Wait under the bound; returns the round through which to collect and how many share a mean."""
@@ -218,7 +208,7 @@ class Exchange:
                 sharers = self.gate.wait(round, slack=0)
             through = self._rule.through(round, is_synchronous)
             self.gate.until(
-                lambda: not self._lent and self._rule.is_ready(through),
+                lambda: not self._publisher.has_lent and self._rule.is_ready(through),
                 lambda: f"our own round {self._round} to be published",
             )
         return through, len(sharers)

@@ -19,22 +19,20 @@ Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN 
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from peers.codecs.feedback import ErrorFeedback
+from peers.exchange.encoder import GradientEncoder
 from peers.exchange.layout import ExchangeLayout
-from peers.exchange.rule import Leaving, Outgoing, Owner, State
+from peers.exchange.rule import Leaving, Owner, State
 from peers.exchange.window import GradientWindow
-from peers.types import Buffer, Received, Slice
+from peers.types import Received, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
-from peers.vectors.reduce import Reduce, norm, squares
+from peers.vectors.reduce import Reduce, norm
 from peers.vectors.screen import Screen
-from peers.wire.encode import Write, encode_vector, read_back, squares_of
 from peers.wire.header import MAX_ROUND
 
 BLOCK_VALUES = 64 * 1024
@@ -73,20 +71,17 @@ class GradientRule:
         self._measures_own = self.screen.is_gating and not is_published
         self._worker, self._layout = worker, layout
         self._lag, self._is_mean, self._is_published = lag, is_mean, is_published
-        self._outgoing = Outgoing()
+        self.encoder = GradientEncoder(worker, layout, size, is_published, self._measures_own)
+        self._outgoing, self._lossy = self.encoder.outgoing, self.encoder.lossy
         self._has_applied = False
         self._buffers = buffers
         self._window = GradientWindow(size, buffers)
-        self._lossy = ErrorFeedback(layout.codec, size)
         self._schedule = layout.schedule
-        # The lengths of what left, by round and part: measured while it is encoded, noted as late as the bound allows,
-        # so that how far the encoding is decides nothing.
-        self._norms: deque[tuple[int, Slice, float]] = deque()
-        self._newest = self._applied = self._measured = 0
+        self._newest = self._applied = 0
 
     def begin(self, round: int) -> None:
-        self._newest = self._applied = self._measured = self._outgoing.newest = round
-        self._norms.clear()
+        self._newest = self._applied = round
+        self.encoder.begin(round)
 
     def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         self._newest = round
@@ -97,43 +92,6 @@ class GradientRule:
         owner = Owner.RULE if self._is_published and self._layout.codec.is_exact else Owner.POOL
         return Leaving(round, part, self._window.pass_through(part, values), {}, owner=owner)
 
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        write = None if self._layout.codec.is_exact else self._lossy.encode
-        extras = leaving.extras | extras
-        if self._measures_own:
-            return self._encode_measured(leaving, write, extras)
-        entries: Iterable[tuple[bytes, Buffer]] = encode_vector(
-            self._layout, "part", leaving.round, leaving.part, leaving.values, write=write, extras=extras
-        )
-        if self._is_published:
-            codec, read = self._layout.codec, leaving.values
-            if codec.is_exact:
-                read = read if leaving.owner is Owner.RULE else read.copy()
-                total = squares_of(read, codec)
-            else:
-                entries = made = list(entries)
-                read, total = read_back(made, codec, leaving.part.size)
-            own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=extras, squares=total)
-            self._outgoing.add(own)
-        return entries
-
-    def _encode_measured(
-        self, leaving: Leaving, write: Write | None, extras: dict[str, float]
-    ) -> Iterator[tuple[bytes, Buffer]]:
-        """The entries; after the last of them the length is known as well."""
-        total = 0.0
-
-        def look(chunk: np.ndarray) -> None:
-            nonlocal total
-            total = squares(chunk, total)
-
-        values = leaving.values
-        yield from encode_vector(
-            self._layout, "part", leaving.round, leaving.part, values, write=write, extras=extras, look=look
-        )
-        self._norms.append((leaving.round, leaving.part, norm(values, total)))
-        self._measured = leaving.round
-
     def through(self, round: int, is_synchronous: bool) -> int:
         # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
         if self._lag is None:
@@ -143,7 +101,7 @@ class GradientRule:
     def is_ready(self, through: int) -> bool:
         if self._is_published:
             return self._outgoing.newest >= min(through, self._newest)
-        return not self._measures_own or self._lag is None or self._measured >= self._newest - self._lag
+        return not self._measures_own or self._lag is None or self.encoder.measured >= self._newest - self._lag
 
     def collect(self, through: int, values: np.ndarray, items: list[Received], sharers: int) -> np.ndarray:
         if self._is_published:
@@ -164,8 +122,10 @@ class GradientRule:
         return values
 
     def _note_own(self) -> None:
-        while self._norms and (self._lag is None or self._norms[0][0] <= self._newest - self._lag):
-            _, part, own_norm = self._norms.popleft()
+        # Measured while it is encoded, noted as late as the bound allows: how far the encoding is decides nothing.
+        norms = self.encoder.norms
+        while norms and (self._lag is None or norms[0][0] <= self._newest - self._lag):
+            _, part, own_norm = norms.popleft()
             self.screen.note_own(part, own_norm)
 
     def _collect_alike(self, through: int, values: np.ndarray, items: list[Received]) -> np.ndarray:

@@ -31,7 +31,7 @@ class _Sender:
     admitted: str = ""
 
 
-class Inbox:
+class Inbox(Decoder):
     """The messages of the peers of an exchange. `feed` runs on the reader threads, in order per sender.
 
     Args:
@@ -54,7 +54,7 @@ class Inbox:
         buffers: BufferPool | None = None,
         refused: Callable[[int, str], None] = lambda sender, incarnation: None,
     ):
-        self._decoder = Decoder(layout, self._take, self.count, refused, buffers)
+        super().__init__(layout, refused, buffers)
         self._worker = worker
         self._parts = proposals
         self._accumulator = accumulator
@@ -83,7 +83,7 @@ class Inbox:
 
     def expect_after(self, sender: int, cursor: Cursor) -> None:
         """What the cursor covers is known already; the rounds after it come next."""
-        self._decoder.begin(sender, cursor.incarnation)
+        self.begin_incarnation(sender, cursor.incarnation)
         with self._lock:
             self._senders[sender] = _Sender(cursor.round)
 
@@ -93,7 +93,9 @@ class Inbox:
             self._unread = {peer: number for peer, number in newest.items() if number}
             self._gate.is_replaying = bool(self._unread)
 
-    def _note_read(self, entry: Entry) -> None:
+    def note_read(self, entry: Entry) -> None:
+        if not self._unread:
+            return
         if not entry.is_direct and entry.sequence >= self._unread.get(entry.sender, entry.sequence + 1):
             with self._lock:
                 self._unread.pop(entry.sender, None)
@@ -104,15 +106,7 @@ class Inbox:
         with self._lock:
             self._senders.setdefault(sender, _Sender()).admitted = incarnation
 
-    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; as `peers.session.decode.Decoder.feed`."""
-        if not self._decoder.feed(entry, may_come_again):
-            return False
-        if self._unread:
-            self._note_read(entry)
-        return True
-
-    def _take(self, received: Received) -> None:
+    def accept(self, received: Received) -> None:
         with self._lock:
             sender = self._senders.setdefault(received.sender, _Sender())
         peer, fields = received.sender, received.fields

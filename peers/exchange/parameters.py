@@ -38,22 +38,20 @@ Karimireddy et al., ICML 2019 (compressed differences with what was dropped kept
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from peers.codecs.base import as_bytes
 from peers.codecs.checksum import checksum
-from peers.codecs.exact import CODECS
+from peers.exchange.encoder import ParameterEncoder
 from peers.exchange.layout import ExchangeLayout
-from peers.exchange.rule import Leaving, Outgoing, Owner, State
-from peers.types import Buffer, Received, Slice
+from peers.exchange.rule import Leaving, Owner, State
+from peers.types import Received, Slice
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
 from peers.vectors.screen import Screen
-from peers.wire.encode import encode_vector, read_back
 
 # Sums of what is shorter are finite.
 HUGE = 1e37
@@ -98,7 +96,8 @@ class ParameterRule:
         is_wanted = lag is not None and (not layout.codec.is_exact or self.screen.is_gating or measures_norms)
         self._agreed = initial.astype(np.float32, copy=True) if is_wanted else None
         self._reference = None if layout.codec.is_exact else self._agreed
-        self._outgoing = Outgoing(backlog if lag is None else None)
+        self.encoder = ParameterEncoder(worker, layout, backlog if lag is None else None)
+        self._outgoing = self.encoder.outgoing
         self._newest = self._applied = 0
         # Per round that has been published and not applied: our corrections of its slice since, and the reference's.
         self._shifts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -133,29 +132,6 @@ class ParameterRule:
         base = float(checksum(as_bytes(reference)))
         np.subtract(here, reference, out=leaving)
         return Leaving(round, part, leaving, {"b": base}, False, self._owner)
-
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
-        entries: Iterable[tuple[bytes, Buffer]] = encode_vector(
-            self._layout,
-            "part",
-            leaving.round,
-            leaving.part,
-            leaving.values,
-            codec=codec,
-            extras=leaving.extras | extras,
-        )
-        read, total = leaving.values, None
-        if codec.is_exact and leaving.owner is not Owner.RULE:
-            # The array goes back to the pool when it has been published.
-            read = leaving.values.copy()
-        elif not codec.is_exact:
-            entries = made = list(entries)
-            read, total = read_back(made, codec, leaving.part.size)
-        own = Received("part", self._worker, "", leaving.round, leaving.part, read, extras=leaving.extras)
-        own.is_whole, own.squares = leaving.is_whole, total
-        self._outgoing.add(own)
-        return entries
 
     def through(self, round: int, is_synchronous: bool) -> int:
         if self._lag is None:

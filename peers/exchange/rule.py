@@ -1,7 +1,7 @@
 """An exchange rule: the door between an exchange and what leaves and enters in a round.
 
 `gradients` and `parameters` are the two rules. A rule knows vectors, slices and codecs; it knows no bus and starts no
-thread, but `encode` is called from the sender thread, in the order of the rounds.
+thread. The sender thread has a half of its own, the encoder.
 
 Each array has one owner (`Owner`): a vector that leaves says whose it is until its round has been published, and a
 received message owns its values.
@@ -86,8 +86,15 @@ class Outgoing:
             return {round: self._published.pop(round) for round in due}
 
 
+class Encoder(Protocol):
+    """The sender thread's half of a rule."""
+
+    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
+        """As entries, with small numbers of the exchange's own for the header; called in the order of the rounds."""
+
+
 class ExchangeRule(Protocol):
-    """One rule.
+    """One rule; everything but its encoder is the main thread's.
 
     Attributes:
         counts: what was not applied as it should have been, by reason.
@@ -97,14 +104,15 @@ class ExchangeRule(Protocol):
     screen: Screen
     counts: Counter[str]
 
+    @property
+    def encoder(self) -> Encoder:
+        """The sender thread's half."""
+
     def begin(self, round: int) -> None:
         """A line of training begins, or goes on from a checkpoint, after this round."""
 
     def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
         """Copy out what leaves in a round; `values` is float32 (size,)."""
-
-    def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        """As entries, with small numbers of the exchange's own for the header. Called from the sender thread."""
 
     def through(self, round: int, is_synchronous: bool) -> int:
         """The newest round that is to be applied in this one."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from peers.rounds.deadline import Deadline
 from peers.session.decode import Decoder
 from peers.session.waiting import Waiting
-from peers.types import Entry, Received
+from peers.types import Received
 from peers.wire.layout import Layout
 
 KEPT = 4
@@ -22,7 +22,7 @@ KEPT = 4
 REMEMBERED = 16
 
 
-class MessageStore(Waiting):
+class MessageStore(Waiting, Decoder):
     """The messages of the peers, and who of them is there.
 
     Args:
@@ -40,9 +40,8 @@ class MessageStore(Waiting):
         log: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ):
-        super().__init__(stall_timeout_s, log, now)
-        self.refused: Callable[[int, str], None] = lambda sender, incarnation: None
-        self._decoder = Decoder(layout, self._take, self.count, self._refuse)
+        Waiting.__init__(self, stall_timeout_s, log, now)
+        Decoder.__init__(self, layout, lambda sender, incarnation: None)
         self._kept: dict[tuple[str, int], deque[Received]] = {}
         self._closed: dict[str, int] = {}
         self._live: set[int] = set()
@@ -53,18 +52,7 @@ class MessageStore(Waiting):
 
     # --- called by the reader threads ------------------------------------------------------------------
 
-    def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; as `peers.session.decode.Decoder.feed`."""
-        return self._decoder.feed(entry, may_come_again)
-
-    def begin_incarnation(self, sender: int, incarnation: str) -> None:
-        """From now on the entries of this peer are of this incarnation."""
-        self._decoder.begin(sender, incarnation)
-
-    def _refuse(self, sender: int, incarnation: str) -> None:
-        self.refused(sender, incarnation)
-
-    def _take(self, received: Received) -> None:
+    def accept(self, received: Received) -> None:
         sender = received.sender
         with self._changed:
             if received.kind == "hello":
@@ -126,9 +114,9 @@ class MessageStore(Waiting):
         with self._changed:
             return peer in self._live
 
-    def count(self, reason: str) -> None:
+    def count(self, reason: str, how_many: int = 1) -> None:
         with self._changed:
-            self._counts[reason] += 1
+            self._counts[reason] += how_many
 
     # --- called by the main thread ------------------------------------------------------------
 
@@ -144,11 +132,7 @@ class MessageStore(Waiting):
 
     def incarnation(self, peer: int) -> str | None:
         """The newest incarnation of a peer that we have heard of; None before we have."""
-        return self._decoder.incarnations().get(peer)
-
-    def incarnations(self) -> dict[int, str]:
-        """The newest incarnation of each peer."""
-        return self._decoder.incarnations()
+        return self.incarnations().get(peer)
 
     def reached(self, round: int) -> frozenset[int]:
         """The peers that are there, and those that said goodbye after this round or a later one."""

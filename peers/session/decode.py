@@ -4,12 +4,13 @@ An entry that changed on its way is asked for again, once. An entry that does no
 offence of its sender, but for two cases: the entry is damaged, or it belongs to a message whose beginning was lost on
 the way to us (the stream was trimmed or we follow it late: torn) or was damaged.
 
-What always holds: `take` is called once for each message that came whole and fits, in the order of its sender, and
+What always holds: `accept` is called once for each message that came whole and fits, in the order of its sender, and
 nothing that a peer can send raises.
 """
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,42 +36,44 @@ class _Stream:
     is_damaged: bool = False
 
 
-class Decoder:
-    """Decodes the entries of all peers. `feed` may run on several threads, in order per sender.
+class Decoder(abc.ABC):
+    """Decodes the entries of all peers; a pattern takes the messages. `feed` may run on several threads, in order per
+    sender.
 
     Args:
         layout: what every message must fit.
-        take: called with each whole message; a KeyError, TypeError, ValueError or OverflowError says that its content
-            makes no sense.
-        count: called with the reason for each entry that is not used.
-        refuse: called with sender and incarnation for an entry that its sender should not have sent.
+        refused: called with sender and incarnation for an entry that its sender should not have sent.
         buffers: where the arrays of messages come from.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        take: Callable[[Received], None],
-        count: Callable[[str], None],
-        refuse: Callable[[int, str], None],
-        buffers: BufferPool | None = None,
-    ):
-        self._layout, self._take, self._count, self._refuse = layout, take, count, refuse
-        self._buffers = buffers or BufferPool()
-        self._lock = threading.Lock()
+    def __init__(self, layout: Layout, refused: Callable[[int, str], None], buffers: BufferPool | None = None):
+        self.refused = refused
+        self._layout, self._buffers = layout, buffers or BufferPool()
+        self._decoding = threading.Lock()
         self._incarnations: dict[int, str] = {}
         self._streams: dict[tuple[int, bool], _Stream] = {}
 
-    def begin(self, sender: int, incarnation: str) -> None:
+    @abc.abstractmethod
+    def accept(self, received: Received) -> None:
+        """A whole message; a KeyError, TypeError, ValueError or OverflowError says that its content makes no sense."""
+
+    @abc.abstractmethod
+    def count(self, reason: str, how_many: int = 1) -> None:
+        """Count entries that are not used, by reason."""
+
+    def note_read(self, entry: Entry) -> None:  # noqa: B027 (a pattern that needs it overrides it)
+        """An entry has been read, whatever became of it."""
+
+    def begin_incarnation(self, sender: int, incarnation: str) -> None:
         """From now on the sender's entries are of this incarnation; unfinished messages are given up."""
-        with self._lock:
+        with self._decoding:
             self._incarnations[sender] = incarnation
             for is_direct in (False, True):
                 self._streams[sender, is_direct] = _Stream(Assembler(self._layout, self._buffers))
 
     def incarnations(self) -> dict[int, str]:
         """The newest incarnation of each sender that we have heard of."""
-        with self._lock:
+        with self._decoding:
             return dict(self._incarnations)
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
@@ -83,7 +86,7 @@ class Decoder:
             False if it changed on its way and should come again; nothing of it has been taken or counted then.
         """
         if self._incarnations.get(entry.sender) != entry.incarnation:
-            self.begin(entry.sender, entry.incarnation)
+            self.begin_incarnation(entry.sender, entry.incarnation)
         stream = self._streams[entry.sender, entry.is_direct]
         if not entry.is_contiguous:
             stream.assembler, stream.is_torn = Assembler(self._layout, self._buffers), True
@@ -92,20 +95,21 @@ class Decoder:
         except MessageError as error:
             if error.is_damage and may_come_again:
                 return False
+            received = None
             self._note_error(stream, entry, error)
-            return True
         if received is not None:
             stream.is_torn = stream.is_damaged = False
             try:
-                self._take(received)
+                self.accept(received)
             except (KeyError, TypeError, ValueError, OverflowError):
-                self._count("malformed")
-                self._refuse(entry.sender, entry.incarnation)
+                self.count("malformed")
+                self.refused(entry.sender, entry.incarnation)
+        self.note_read(entry)
         return True
 
     def _note_error(self, stream: _Stream, entry: Entry, error: MessageError) -> None:
-        self._count(error.reason)
+        self.count(error.reason)
         stream.is_damaged = stream.is_damaged or error.is_damage
         is_our_loss = error.reason == "incomplete" and (stream.is_torn or stream.is_damaged)
         if not error.is_damage and not is_our_loss:
-            self._refuse(entry.sender, entry.incarnation)
+            self.refused(entry.sender, entry.incarnation)

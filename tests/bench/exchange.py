@@ -73,11 +73,13 @@ def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
     random, found = np.random.default_rng(0), []
     gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
     rule, theirs = (make_rule(Options(slack=0), rank, layout, np.zeros(values, np.float32), buffers) for rank in (0, 1))
-    said = [(header, bytes(payload)) for header, payload in theirs.encode(theirs.offer(1, everything, other), {})]
+    said = [
+        (header, bytes(payload)) for header, payload in theirs.encoder.encode(theirs.offer(1, everything, other), {})
+    ]
     assembler = Assembler(layout, buffers)
     for round in range(1, rounds + 1):
         began = time.process_time()
-        for _ in rule.encode(rule.offer(round, everything, gradient), {}):
+        for _ in rule.encoder.encode(rule.offer(round, everything, gradient), {}):
             pass
         for number, (header, payload) in enumerate(said, 1):
             message = assembler.feed(Entry(1, "incarnation", number, True, header, payload))

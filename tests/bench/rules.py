@@ -55,7 +55,7 @@ class Worker:
         began = time.process_time()
         leaving = self._rule.offer(self._round, part, self._mine)
         spent_s = time.process_time() - began
-        for _ in self._rule.encode(leaving, {}):
+        for _ in self._rule.encoder.encode(leaving, {}):
             pass
         items = []
         for peer, change in self._theirs.items():

@@ -139,7 +139,7 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
         everything = Slice(0, 4)
         for round in range(1, 12):
             ours = np.full(4, 1, np.float32)
-            list(rule.encode(rule.offer(round, everything, ours), {}))
+            list(rule.encoder.encode(rule.offer(round, everything, ours), {}))
             items = [
                 contribution(1, "a", round, everything, np.full(4, 2, np.float32), round),
                 contribution(2, "a", round, everything, np.full(4, 3 if round < 10 else 1e6, np.float32), round),
@@ -160,7 +160,7 @@ def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
         leaving = rule.offer(round, everything, np.full(4, round, np.float32))
         # So far everything up to the round before has been encoded.
         assert rule.is_ready(round) == (slack > 0)
-        list(rule.encode(leaving, {}))
+        list(rule.encoder.encode(leaving, {}))
         assert rule.is_ready(round)
         rule.collect(round, np.zeros(4, np.float32), [], 0)
         norms = rule.screen.state(layout.schedule, ())[0]["norms"]
@@ -207,7 +207,7 @@ def test_who_joins_decides_as_the_others(kind, codec, reduction):
         for worker, rule in carries.items():
             offered = values[worker] + own if kind == "parameters" else own.copy()
             leaving = rule.offer(round, part, offered)
-            list(rule.encode(leaving, {}))
+            list(rule.encoder.encode(leaving, {}))
             mine = rule._outgoing.get(round)
             published[worker] = (offered, mine)
         base = published[0][1].extras

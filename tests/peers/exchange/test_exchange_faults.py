@@ -67,7 +67,7 @@ def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
     rule = ParameterRule(0, make_layout(SIZE), ZEROS, 0)
     rule.begin(5)
     mine = ONES.copy()
-    list(rule.encode(rule.offer(6, WHOLE, mine), {}))
+    list(rule.encoder.encode(rule.offer(6, WHOLE, mine), {}))
     rule.collect(6, mine, [item(3, 9 * ONES), item(6, 9 * ONES[:4], Slice(0, 4))], 1)
     np.testing.assert_array_equal(mine, ONES)
     assert rule.counts == {"late": 1, "misaligned": 1}

@@ -155,7 +155,7 @@ def test_the_largest_part_is_the_largest_wherever_it_lies():
 def test_without_a_bound_as_many_rounds_are_remembered_as_an_outbox_keeps():
     rule = make_rule(rules(slack=None, exchange="parameters", keep_rounds=7), 0, make_layout(SIZE), ZEROS, BufferPool())
     for round in range(1, 20):
-        list(rule.encode(rule.offer(round, Slice(0, SIZE), ZEROS), {}))
+        list(rule.encoder.encode(rule.offer(round, Slice(0, SIZE), ZEROS), {}))
     assert sorted(rule._outgoing._published) == list(range(13, 20))
 
 

@@ -146,8 +146,8 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
     """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
     layout = make_layout(SIZE)
     rule, whole = ParameterRule(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
-    list(rule.encode(rule.offer(1, whole, np.ones(SIZE, np.float32)), {}))
-    entries = rule.encode(rule.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
+    list(rule.encoder.encode(rule.offer(1, whole, np.ones(SIZE, np.float32)), {}))
+    entries = rule.encoder.encode(rule.offer(2, whole, np.full(SIZE, 5, np.float32)), {})
     mine = np.full(SIZE, 5, np.float32)
     rule.collect(2, mine, [contribution(1, "a", 1, whole, np.full(SIZE, 9, np.float32), 1)], 1)
     close(mine, np.full(SIZE, 5 + (9 - 1) / 2))
