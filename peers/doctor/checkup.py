@@ -27,7 +27,7 @@ class Check(NamedTuple):
 
     name: str
     ask: Callable[[Node], tuple[Any, ...]]
-    judge: Callable[..., Finding | list[Finding]]
+    decide: Callable[..., Finding | list[Finding]]
 
 
 # In the order in which a person reads them; later ones need what earlier ones have found.
@@ -59,7 +59,7 @@ def look(visit: Visit) -> list[Finding]:
         if visit.is_own and near != far:
             found.append(_near(near, visit.access))
         node = Node(client, visit)
-        return found + [finding for check in CHECKS for finding in _judged(check, node)]
+        return found + [finding for check in CHECKS for finding in _findings_of(check, node)]
     finally:
         _close(client)
 
@@ -78,9 +78,9 @@ def _close(client: redis.Redis) -> None:
     client.connection_pool.disconnect()
 
 
-def _judged(check: Check, node: Node) -> list[Finding]:
+def _findings_of(check: Check, node: Node) -> list[Finding]:
     try:
-        found = check.judge(*check.ask(node))
+        found = check.decide(*check.ask(node))
     except UnseenError as error:
         return [Finding(check.name, WARN, findings.printable(f"cannot be seen ({error})"))]
     except (KeyError, ValueError, TypeError, IndexError, AttributeError):
