@@ -27,6 +27,13 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 # Settings that may differ from worker to worker; all the others must agree (see `agreed`).
 PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 
+# Settings that one kind of learner does not read: they are no part of what its workers agree on.
+OF_CLASSIFIERS = ("classifier", "optimiser.lr")
+OF_GANS = (
+    *("model", "loss", "regularisation"),
+    *("optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.ema_decay"),
+)
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with 2e-4 a number and aliases refused."""
@@ -141,13 +148,16 @@ def build(data: dict) -> Experiment:
 
 def dump(experiment: Experiment) -> str:
     """The resolved settings as YAML; `load` of it gives the same `Experiment`."""
-    return yaml.dump(msgspec.to_builtins(experiment), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    absent = "model" if experiment.model is None else "classifier"
+    data = {key: value for key, value in msgspec.to_builtins(experiment).items() if key != absent}
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None)
 
 
 def agreed(experiment: Experiment) -> dict[str, Any]:
     """The settings on which all workers must agree: `{"mode.slack": 2, ...}`."""
     flat = _flatten(msgspec.to_builtins(experiment))
-    shared = {key: value for key, value in flat.items() if key not in PRIVATE}
+    unread = OF_CLASSIFIERS if experiment.classifier is None else OF_GANS
+    shared = {key: value for key, value in flat.items() if key not in PRIVATE and not key.startswith(unread)}
     shared["peers (how many)"] = experiment.workers
     return shared
 
@@ -283,6 +293,7 @@ def _check_together(experiment: Experiment) -> None:
             # Without what may be a password; the reason may quote a piece of one that has a slash in it.
             shown, why = re.sub(r"//.*@", "//", url), str(error) if "@" not in url else "its host or port is none"
             raise SettingsError(f"peers[{index}]: {shown!r} is no Redis URL: {why}; write redis://host:6379") from None
+    _check_learner(experiment)
     mode = experiment.mode
     if getattr(mode, "exchange", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
         raise SettingsError(
@@ -316,9 +327,31 @@ def _check_together(experiment: Experiment) -> None:
                 f"data.split.groups: {len(split.groups)} groups for {experiment.workers} workers; "
                 "the data of some groups would be used by nobody"
             )
-    ring, mlp = experiment.data.name == "gaussian-ring", experiment.model.__struct_config__.tag == "mlp"
-    if ring and not mlp:
-        raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")
+    block = "model" if experiment.classifier is None else "classifier"
+    is_mlp = getattr(experiment, block).__struct_config__.tag == "mlp"
+    if experiment.data.name == "gaussian-ring" and not is_mlp:
+        raise SettingsError(f"{block}.name: gaussian-ring has points, not images; use mlp")
+
+
+def _check_learner(experiment: Experiment) -> None:
+    """An experiment is one of a GAN or of a classifier."""
+    if experiment.model is None and experiment.classifier is None:
+        raise SettingsError("model: missing; give a GAN as model or a classifier as classifier")
+    if experiment.classifier is None:
+        return
+    if experiment.model is not None:
+        raise SettingsError("classifier: an experiment trains a GAN or a classifier; take out model or classifier")
+    mode = experiment.mode
+    if isinstance(mode, MultiDiscriminator):
+        raise SettingsError("mode.name: multi_discriminator trains a GAN; give model instead of classifier")
+    if getattr(mode, "updates", "") == "alternating":
+        raise SettingsError("mode.updates: alternating is for a GAN's two networks; a classifier is one")
+    if getattr(mode, "order", "") == "discriminator_first":
+        raise SettingsError("mode.order: discriminator_first is for a GAN's two networks; a classifier is one")
+    for name in ("loss", "regularisation"):
+        (default,) = [field.default for field in msgspec.structs.fields(Experiment) if field.name == name]
+        if getattr(experiment, name) != default:
+            raise SettingsError(f"{name}: belongs to GANs; a classifier learns by cross entropy")
 
 
 def _check_robust(experiment: Experiment) -> None:

@@ -76,7 +76,7 @@ def _subtitle(run: Run) -> str:
     settings = run.experiment
     tags = [
         settings.mode.__struct_config__.tag,
-        settings.model.__struct_config__.tag,
+        (settings.model or settings.classifier).__struct_config__.tag,
         settings.data.name,
         settings.loss,
     ]

@@ -13,6 +13,8 @@ from launch.folder import RunFolder
 from launch.tail import Tail
 
 FID = re.compile(r"fid[0-9]+_classifier")
+# What a classifier knows of the test set.
+ACCURACY = "accuracy"
 FLOOR = re.compile(r"fid[0-9]+_classifier_floor")
 # The live rate is over this many lines of stats.jsonl.
 RECENT = 10
@@ -31,6 +33,8 @@ class Row:
     first_fid: float | None = None
     fid: float | None = None
     floor: float | None = None
+    first_accuracy: float | None = None
+    accuracy: float | None = None
 
     def number(self, key: str) -> float | None:
         """The newest value of `key` in stats.jsonl, where it is a number."""
@@ -87,6 +91,9 @@ class Board:
             if FID.fullmatch(name) and row.worker == number:
                 row.first_fid = value if row.first_fid is None else row.first_fid
                 row.fid = value
+            elif name == ACCURACY and row.worker == number:
+                row.first_accuracy = value if row.first_accuracy is None else row.first_accuracy
+                row.accuracy = value
             # The floor is the data's; one worker's measurement stands in for those that have none.
             elif FLOOR.fullmatch(name) and (row.worker == number or row.floor is None):
                 row.floor = value

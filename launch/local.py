@@ -47,7 +47,7 @@ def run(plan: Plan, voice: Voice, command_line: list[str]) -> int:
                 folder.discard()
                 raise
             board = Board(folder, fleet.workers, plan.experiment.run.steps)
-            columns = table.live(plan.mode)
+            columns = table.live(plan.mode, plan.is_classifier)
             with table.display(board, voice, plan.limits.plain_every_s, columns) as display:
                 ending = Supervisor(fleet, servers, interrupts, voice, plan.limits, display.update).run()
         except Interrupted as interrupted:
@@ -137,7 +137,7 @@ def _conclude(
 ) -> None:
     """The summary, the report, how to go on, and last what went wrong."""
     board.update()
-    voice.log(table.aligned(board.rows, table.final(plan.mode)))
+    voice.log(table.aligned(board.rows, table.final(plan.mode, plan.is_classifier)))
     _report(plan, folder, voice, interrupts)
     if ending.exit_code > 128:
         if any(folder.path.glob("w*/checkpoints/*")):

@@ -64,6 +64,11 @@ class Plan:
         return self.experiment.workers
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether a classifier is trained, and not a GAN."""
+        return self.experiment.classifier is not None
+
+    @property
     def mode(self) -> str:
         """The mode's name."""
         return self.experiment.mode.__struct_config__.tag

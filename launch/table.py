@@ -145,23 +145,43 @@ BYTES = (
 )
 
 
-def live(mode: str) -> tuple[Column, ...]:
+# What a classifier shows in place of a GAN's column of this title.
+OF_CLASSIFIER = {
+    "d_loss": Column("c_loss", lambda row: decimal(row.number("c_loss")), spare=2),
+    "g_loss": Column("accuracy", lambda row: decimal(row.number("accuracy")), spare=1),
+    "FID": Column("test accuracy", lambda row: decimal(row.accuracy, 4)),
+    "FID first": Column("accuracy first", lambda row: decimal(row.first_accuracy, 4)),
+    "FID last": Column("accuracy last", lambda row: decimal(row.accuracy, 4)),
+    "FID floor": None,
+}
+
+
+def live(mode: str, is_classifier: bool = False) -> tuple[Column, ...]:
     """The columns while a run of the mode goes on."""
     match mode:
         case "federated":
-            return (*LED_LIVE, VOID, LATE, *LED_END)
+            columns = (*LED_LIVE, VOID, LATE, *LED_END)
         case "multi_discriminator":
-            return (*LED_LIVE, SWAPS, LATE, *LED_END)
+            columns = (*LED_LIVE, SWAPS, LATE, *LED_END)
         case _:
-            return LIVE
+            columns = LIVE
+    return _of_learner(columns, is_classifier)
 
 
-def final(mode: str) -> tuple[Column, ...]:
+def final(mode: str, is_classifier: bool = False) -> tuple[Column, ...]:
     """The columns of the mode's summary."""
     counted = {"federated": VOID, "multi_discriminator": SWAPS}.get(mode)
-    if counted is None:
-        return FINAL
-    return (WORKER, STATE, STEP, MEAN_RATE, counted, LATE, *BYTES, DROPPED, *FIDS)
+    columns = FINAL
+    if counted is not None:
+        columns = (WORKER, STATE, STEP, MEAN_RATE, counted, LATE, *BYTES, DROPPED, *FIDS)
+    return _of_learner(columns, is_classifier)
+
+
+def _of_learner(columns: tuple[Column, ...], is_classifier: bool) -> tuple[Column, ...]:
+    if not is_classifier:
+        return columns
+    found = (OF_CLASSIFIER.get(column.title, column) for column in columns)
+    return tuple(column for column in found if column is not None)
 
 
 def with_offences(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
