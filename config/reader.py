@@ -26,6 +26,13 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 # Settings that may differ from worker to worker; all the others must agree (see `agreed`).
 PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 
+# Settings that one kind of learner does not read: they are no part of what its workers agree on.
+OF_CLASSIFIERS = ("classifier", "optimiser.lr")
+OF_GANS = (
+    *("model", "loss", "regularisation"),
+    *("optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.ema_decay"),
+)
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with 2e-4 a number and aliases refused."""
@@ -140,13 +147,16 @@ def build(data: dict[str, Any]) -> Experiment:
 
 def dump(experiment: Experiment) -> str:
     """The resolved settings as YAML; `load` of it gives the same `Experiment`."""
-    return yaml.dump(msgspec.to_builtins(experiment), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    absent = "model" if experiment.model is None else "classifier"
+    data = {key: value for key, value in msgspec.to_builtins(experiment).items() if key != absent}
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None)
 
 
 def agreed(experiment: Experiment) -> dict[str, Any]:
     """The settings on which all workers must agree: `{"mode.slack": 2, ...}`."""
     flat = _flatten(msgspec.to_builtins(experiment))
-    shared = {key: value for key, value in flat.items() if key not in PRIVATE}
+    unread = OF_CLASSIFIERS if experiment.classifier is None else OF_GANS
+    shared = {key: value for key, value in flat.items() if key not in PRIVATE and not key.startswith(unread)}
     shared["peers (how many)"] = experiment.workers
     return shared
 

@@ -38,7 +38,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     import config
     from degan.artifacts.saved import Saved
-    from degan.metrics.evaluate import Evaluator
+    from degan.metrics.accuracy import evaluator_of
 
     run = Path(arguments.run)
     overrides = list(arguments.set)
@@ -46,12 +46,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         overrides.append(f"run.evaluate_samples={arguments.samples}")
     first = Saved.load(run, arguments.worker)
     settings = config.load(run / "experiment.yaml", overrides)
-    evaluator = Evaluator(settings, arguments.inception)
+    evaluator = evaluator_of(settings, arguments.inception)
     workers = [arguments.worker] if arguments.worker is not None else _with_checkpoints(run, settings.workers)
     for worker in workers:
         saved = first if worker == first.worker else Saved.load(run, worker)
         random = torch.Generator().manual_seed(arguments.seed)
-        for metric in evaluator.evaluate(lambda count, saved=saved, random=random: saved.sample(count, random)):
+        for metric in saved.measure(evaluator.evaluate, random):
             line = {"worker": worker, "step": saved.step, "metric": metric.name, "value": metric.value}
             if metric.weights_sha256:
                 line["weights_sha256"] = metric.weights_sha256
@@ -59,7 +59,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                 print(json.dumps(line))
             else:
                 sums = f"  weights sha256 {metric.weights_sha256}" if metric.weights_sha256 else ""
-                print(f"w{worker}  step {saved.step:>6}  {metric.name:<28} {metric.value:>10.4g}{sums}")
+                by_class = metric.value if isinstance(metric.value, list) else [metric.value]
+                shown = " ".join(f"{value:>10.4g}" for value in by_class)
+                print(f"w{worker}  step {saved.step:>6}  {metric.name:<28} {shown}{sums}")
 
 
 def _with_checkpoints(run: Path, workers: int) -> list[int]:

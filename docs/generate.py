@@ -212,7 +212,7 @@ def default(path: str, field: Field) -> str:
         return "required"
     found = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     if structs_of(field.type):
-        return f"`{type_info(type(found)).tag}`"
+        return "" if found is None else f"`{type_info(type(found)).tag}`"
     value = msgspec.to_builtins(found)
     return f"`{json.dumps(today(path, value)).strip(chr(34))}`"
 

@@ -13,9 +13,11 @@ import msgspec
 from config.settings.experiment import Experiment
 
 # The key that picks the struct of a block.
-TAGS = {"mode": "name", "model": "name", "data.split": "kind"}
+TAGS = {"mode": "name", "model": "name", "classifier": "name", "data.split": "kind"}
 # With as many workers as the ranges of leaders and cohorts are tried with.
 SMALLEST = {"name": "small", "peers": 4, "data": {"name": "digits"}, "model": {"name": "mlp"}}
+# They are in an experiment of a classifier, in place of a GAN's model.
+OF_CLASSIFIERS = ("classifier", "optimiser.lr")
 
 
 class Leaf(NamedTuple):
@@ -65,6 +67,8 @@ def plain(path: str, *value: Any, **more: Any) -> dict[str, Any]:
         more: blocks that are to be there besides; those of `SMALLEST` are by themselves.
     """
     data: dict[str, Any] = SMALLEST | more
+    if path.startswith(OF_CLASSIFIERS):
+        data = {key: block for key, block in data.items() if key != "model"} | {"classifier": {"name": "mlp"}}
     block, key = data, ""
     *blocks, last = path.split(".")
     for word in blocks:

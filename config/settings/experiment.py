@@ -16,7 +16,17 @@ from config.errors import SettingsError
 from config.settings.base import Name, Natural, Positive, Seconds, Settings
 from config.settings.bus import Bus, Security
 from config.settings.data import Data
-from config.settings.models import Dcgan, Degan, Lsgan, Mlp, Optimiser, Regularisation
+from config.settings.models import (
+    Dcgan,
+    Degan,
+    GnLenet,
+    Lsgan,
+    Mlp,
+    MlpClassifier,
+    Optimiser,
+    Regularisation,
+    Resnet,
+)
 from config.settings.modes import Mode
 from config.settings.modes.partial_exchange import PartialExchange
 from config.settings.run import Run
@@ -31,7 +41,8 @@ class Experiment(Settings, frozen=True, kw_only=True):
     connect_timeout_s: Seconds = 30.0
     device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)\Z")] = "auto"
     data: Data
-    model: Lsgan | Dcgan | Mlp | Degan
+    model: Lsgan | Dcgan | Mlp | Degan | None = None
+    classifier: GnLenet | Resnet | MlpClassifier | None = None
     loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein_gp"] = "non_saturating"
     regularisation: Regularisation = Regularisation()
     optimiser: Optimiser = Optimiser()
@@ -39,6 +50,17 @@ class Experiment(Settings, frozen=True, kw_only=True):
     bus: Bus = Bus()
     security: Security = Security()
     run: Run = Run()
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the samples, where they are images."""
+        return self._network.image_size
+
+    @property
+    def _network(self) -> Lsgan | Dcgan | Mlp | Degan | GnLenet | Resnet | MlpClassifier:
+        found = self.classifier if self.model is None else self.model
+        assert found is not None, "check has seen that there is one"
+        return found
 
     @property
     def workers(self) -> int:
@@ -60,9 +82,24 @@ class Experiment(Settings, frozen=True, kw_only=True):
         self._check_peers()
         self.bus.check(self.workers)
         self.data.check(self.workers)
-        if self.data.name == "gaussian-ring" and not isinstance(self.model, Mlp):
-            raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")
+        self._check_learner()
+        if self.data.name == "gaussian-ring" and not isinstance(self._network, Mlp | MlpClassifier):
+            block = "model" if self.classifier is None else "classifier"
+            raise SettingsError(f"{block}.name: gaussian-ring has points, not images; use mlp")
         self.mode.check(self)
+
+    def _check_learner(self) -> None:
+        """An experiment is one of a GAN or of a classifier."""
+        if self.model is None and self.classifier is None:
+            raise SettingsError("model: missing; give a GAN as model or a classifier as classifier")
+        if self.classifier is None:
+            return
+        if self.model is not None:
+            raise SettingsError("classifier: an experiment trains a GAN or a classifier; take out model or classifier")
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Experiment)}
+        for name in ("loss", "regularisation"):
+            if getattr(self, name) != defaults[name]:
+                raise SettingsError(f"{name}: belongs to GANs; a classifier learns by cross entropy")
 
     def _check_peers(self) -> None:
         if not isinstance(self.peers, list):

@@ -1,9 +1,11 @@
-"""A run folder as those see it who come after training: the newest checkpoint's generator, ready to sample."""
+"""A run folder after training: the newest checkpoint's generator, or classifier, ready for use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +13,9 @@ import config
 from config import Experiment, UsageError
 from degan import models
 from degan.artifacts.checkpoints import Checkpoints, read
+from degan.models import classifiers
+
+Metrics = TypeVar("Metrics")
 
 
 @dataclass
@@ -20,14 +25,14 @@ class Saved:
     Attributes:
         settings: of the run.
         worker, step: whose checkpoint, and after which step.
-        generator: the moving average, in evaluation mode, on the CPU.
+        network: the generator's moving average, or the classifier; in evaluation mode, on the CPU.
         sample_shape: of one sample, (C, H, W) or (2,).
     """
 
     settings: Experiment
     worker: int
     step: int
-    generator: torch.nn.Module
+    network: torch.nn.Module
     sample_shape: tuple[int, ...]
 
     @classmethod
@@ -65,16 +70,37 @@ class Saved:
     @classmethod
     def _build(cls, settings: Experiment, worker: int, checkpoint) -> Saved:
         shape = tuple(int(n) for n in checkpoint.values["sample_shape"])
-        generator, _ = models.build(settings.model, shape)
-        own = {n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")}
+        if settings.classifier is None:
+            (network, _), name = models.build(settings.model, shape), "ema."
+        else:
+            classes = int(checkpoint.values["classes"])
+            network, name = classifiers.build(settings.classifier, shape, classes), "classifier."
+        own = {n.removeprefix(name): t for n, t in checkpoint.model.items() if n.startswith(name)}
         try:
-            generator.load_state_dict(own)
+            network.load_state_dict(own)
         except RuntimeError as error:
             raise UsageError(f"the checkpoint does not fit the settings: {' '.join(str(error).split())}") from None
-        return cls(settings, worker, checkpoint.step, generator.eval(), shape)
+        return cls(settings, worker, checkpoint.step, network.eval(), shape)
 
     @torch.no_grad()
     def sample(self, count: int, random: torch.Generator) -> torch.Tensor:
-        """New samples, float32 (count, *sample_shape) in [-1, 1]."""
+        """New samples, float32 (count, *sample_shape) in [-1, 1].
+
+        Raises:
+            UsageError: it is a classifier.
+        """
+        if self.settings.model is None:
+            raise UsageError(f"worker {self.worker} has trained a classifier, which generates nothing")
         latents = torch.randn(count, self.settings.model.latent, generator=random)
-        return torch.cat([self.generator(batch) for batch in latents.split(256)]) if count else latents
+        return torch.cat([self.network(batch) for batch in latents.split(256)]) if count else latents
+
+    @torch.no_grad()
+    def measure(self, evaluate: Callable[[Callable[[Any], torch.Tensor]], Metrics], random: torch.Generator) -> Metrics:
+        """What an evaluator says of the network; as `degan.learners.protocols.Shown.measure`.
+
+        Args:
+            random: of a generator's latents.
+        """
+        if self.settings.model is None:
+            return evaluate(self.network)
+        return evaluate(lambda count: self.sample(count, random))

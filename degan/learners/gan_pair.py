@@ -36,6 +36,8 @@ class GanPair(Networks):
         device: where to compute.
     """
 
+    losses = ("d_loss", "g_loss")
+
     def __init__(self, settings: Experiment, sample_shape: tuple[int, ...], worker: int, device: torch.device):
         self.settings = settings
         with torch.random.fork_rng(devices=[]):

@@ -66,9 +66,11 @@ class Trainable(Learner, Protocol):
 
     Attributes:
         size: the number of values in the vector: all trainable parameters.
+        losses: the names of what a step returns beside its gradient.
     """
 
     size: int
+    losses: tuple[str, ...]
 
     def sections(self, updates: str) -> list[Section]:
         """The local steps of one round, in order, for `simultaneous` or `alternating` updates."""
@@ -113,6 +115,7 @@ class Adversarial(Learner, Protocol):
     """A GAN of which the two networks may be on different workers."""
 
     size: int
+    losses: tuple[str, ...]
 
     def sections(self, updates: str) -> list[Section]:
         """With `alternating`: the discriminator's section, then the generator's."""

@@ -58,13 +58,13 @@ class Metric:
 
     Attributes:
         name: with the sample count in it.
-        value: NaN where it depends on samples that are not finite (a diverged generator).
+        value: NaN where it depends on samples that are not finite (a diverged generator); a list by class.
         seconds: what it took, with the pass over the samples that metrics of one network share.
         weights_sha256: of the Inception weights file, where it was used.
     """
 
     name: str
-    value: float
+    value: float | list[float]
     seconds: float
     weights_sha256: str | None = None
 
@@ -236,7 +236,7 @@ class Evaluator:
     @cached_property
     def _standards(self) -> dict[FeatureNetwork, Evidence]:
         """The test set and the training samples, through each network."""
-        data, size = self._settings.data, self._settings.model.image_size
+        data, size = self._settings.data, self._settings.image_size
         test = load(data, size, "test")
         if len(test) < 2:
             raise DataError(f"the metrics cannot compare with {len(test)} test sample of {data.name}; add some")

@@ -175,7 +175,7 @@ class Federated(LeaderBased):
         if not gathered.is_void:
             self._adopt(self._mean(gathered.answers), (self._rounds.leadership.term, step))
         self._versions.forget()
-        return losses or mean_losses(gathered.messages)
+        return losses or mean_losses(gathered.messages, self._learner.losses)
 
     def _choose(self, live: list[int], step: int) -> list[int]:
         wanted = self._mode.cohort or cohorts.cohort_size(self._mode.fraction, max(1, len(live)))

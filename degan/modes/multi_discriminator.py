@@ -218,7 +218,7 @@ class MultiDiscriminator(LeaderBased):
                 self._put_state(step)
         answered = gathered.messages if gathered else {}
         self._swaps.wait(step, lambda sender: sender in answered)
-        return losses or mean_losses(answered)
+        return losses or mean_losses(answered, self._learner.losses)
 
     def _update(self, workers: list[int], fakes: list[torch.Tensor], answers: dict[int, np.ndarray]) -> None:
         """One step of G: of each batch that somebody has judged the sum of the answers, over all answers."""

@@ -17,5 +17,7 @@ def _subtitle(run: Run) -> str:
     settings = run.experiment
     if settings is None:
         return many(len(run.workers), "worker")
-    facts = [run.mode, settings.model.__struct_config__.tag, settings.data.name, settings.loss]
+    network = settings.model or settings.classifier
+    facts = [run.mode, network.__struct_config__.tag, settings.data.name]
+    facts += [settings.loss] if settings.model else ["cross entropy"]
     return " · ".join([*facts, many(settings.workers, "worker"), f"seed {settings.seed}"])

@@ -48,7 +48,9 @@ class Journal:
     def stats(self, line: dict[str, Any]) -> None:
         self._write(self._stats, line)
 
-    def metric(self, step: int, images: int, name: str, value: float, seconds: float, **more: Any) -> None:
+    def metric(
+        self, step: int, images: int, name: str, value: float | list[float], seconds: float, **more: Any
+    ) -> None:
         line = {"step": step, "worker": self._worker, "images": images, "metric": name, "value": value}
         self._write(self._metrics, {**line, "seconds": seconds, **more})
 
@@ -73,6 +75,8 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 def _finite(value: Any) -> Any:
     """JSON has no NaN; a number that is none becomes null."""
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

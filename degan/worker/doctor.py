@@ -41,6 +41,8 @@ MOST_AT_ONCE = 32
 VECTORS = 10
 # Of images, where the data is not there to ask; of a folder the most that it may have.
 CHANNELS = {"digits": 1, "mnist": 1, "fashion-mnist": 1, "cifar10": 3, "folder": 3}
+# Of a data set that is not here yet.
+CLASSES = 10
 
 
 class Section(NamedTuple):
@@ -200,7 +202,7 @@ def _data(settings: config.Experiment) -> tuple[Any, Finding]:
 
     is_there = False
     try:
-        prepare(msgspec.structs.replace(settings.data, download=False), settings.model.image_size)
+        prepare(msgspec.structs.replace(settings.data, download=False), settings.image_size)
         is_there = True
         source = check_data(settings)
     except UsageError as error:
@@ -234,11 +236,12 @@ def _learner(settings: config.Experiment, source: Any):
     """The networks that a worker trains, on the CPU."""
     import torch
 
-    from degan.learners.gan_pair import GanPair
+    from degan.learners import build
 
-    side = settings.model.image_size
+    side = settings.image_size
     guessed = (2,) if settings.data.name == "gaussian-ring" else (CHANNELS[settings.data.name], side, side)
-    return GanPair(settings, guessed if source is None else source.sample_shape, 0, torch.device("cpu"))
+    shape, classes = (guessed, CLASSES) if source is None else (source.sample_shape, len(source.classes))
+    return build.build(settings, shape, classes, 0, torch.device("cpu"))
 
 
 def _checkpoint_bytes(learner: Any) -> int:

@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
         from degan.data.sources import prepare
         from degan.metrics import classifier
 
-        prepare(settings.data, settings.model.image_size)
+        prepare(settings.data, settings.image_size)
         source = check_data(settings)
-        if settings.run.evaluate_every:
+        if settings.run.evaluate_every and settings.classifier is None:
             classifier.obtain(source)
     except UsageError as error:
         print(f"degan: {error}", file=sys.stderr)
@@ -42,12 +42,16 @@ def check_data(settings: config.Experiment):
     from degan.data.shard import Shard
     from degan.data.sources import load
     from degan.data.splits import split
+    from degan.models import classifiers
 
-    source = load(settings.data, settings.model.image_size, "train")
+    source = load(settings.data, settings.image_size, "train")
     parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
     for worker, indices in enumerate(parts):
         Shard(source, indices, settings.seed, worker, settings.data.batch_size)
-    models.build(settings.model, source.sample_shape)
+    if settings.classifier is None:
+        models.build(settings.model, source.sample_shape)
+    else:
+        classifiers.build(settings.classifier, source.sample_shape, len(source.classes))
     return source
 
 

@@ -23,8 +23,9 @@ from degan.artifacts.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
 from degan.data.splits import class_counts, split
-from degan.learners.gan_pair import GanPair
+from degan.learners import build
 from degan.learners.protocols import Adversarial, Shown, Trainable
+from degan.metrics.accuracy import AccuracyEvaluator, evaluator_of
 from degan.metrics.evaluate import Evaluator
 from degan.seeds import spawn_seed
 
@@ -59,7 +60,7 @@ class Setup:
     worker: int
     shard: Shard
     learner: Trainable | Adversarial | Shown
-    evaluator: Evaluator
+    evaluator: Evaluator | AccuracyEvaluator
     classes: tuple[str, ...]
     counts: list[list[int]]
     facts: dict[str, Any]
@@ -73,11 +74,11 @@ class Setup:
             UsageError: the data is not there, the shard is too small, the device is absent.
         """
         device = pick_device(settings.device)
-        prepare(settings.data, settings.model.image_size)
-        source = load(settings.data, settings.model.image_size, "train")
+        prepare(settings.data, settings.image_size)
+        source = load(settings.data, settings.image_size, "train")
         parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
         shard = Shard(source, parts[worker], settings.seed, worker, settings.data.batch_size)
-        learner = GanPair(settings, source.sample_shape, worker, device)
+        learner = build.build(settings, source.sample_shape, len(source.classes), worker, device)
         # Dropout draws from torch's global generator.
         torch.manual_seed(spawn_seed(settings.seed, "global", worker))
 
@@ -103,7 +104,7 @@ class Setup:
             worker=worker,
             shard=shard,
             learner=learner,
-            evaluator=Evaluator(settings, inception, device=device, train=source),
+            evaluator=evaluator_of(settings, inception, device, source),
             classes=tuple(source.classes),
             counts=counts,
             facts=facts,
@@ -127,6 +128,7 @@ class Setup:
             "data": self.shard.state(),
             "mode": mode_values,
             "sample_shape": list(self.learner.sample_shape),
+            **({} if self.settings.classifier is None else {"classes": len(self.classes)}),
             **values,
         }
         return Checkpoint(

@@ -49,12 +49,12 @@ class Toy(Local):
     """A mode without peers: all but its step is as where each trains alone."""
 
     def __init__(self, context: Context):
-        super().__init__(context.settings, context.worker, context.pair, context.log)
+        super().__init__(context.settings, context.worker, context.learner, context.log)
         self._context = context
 
     def step(self, step, next_batch, is_sync_point):
-        pair = self._context.pair
-        pair.parameters((0, pair.size))[:] += self._context.settings.mode.number
+        learner = self._context.learner
+        learner.parameters((0, learner.size))[:] += self._context.settings.mode.number
         return {"toy_loss": float(step)}
 
 
@@ -62,8 +62,8 @@ def build(context: Context) -> Toy:
     return Toy(context)
 
 
-def needs(settings, pair) -> Needs:
-    return Needs(vector_bytes=4 * pair.size)
+def needs(settings, learner) -> Needs:
+    return Needs(vector_bytes=4 * learner.size)
 '''
 
 

@@ -26,7 +26,7 @@ PRIVATE = {"peers", "connect_timeout_s", "device", "data.root", "data.download",
 # What a run that is resumed may have otherwise: how long, how often, and how patiently.
 MAY_CHANGE = ("run.", "bus.")
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}
-PAIR = SimpleNamespace(size=77, sample_shape=(1, 8, 8))
+PAIR = SimpleNamespace(facts={"model (number of values)": 77, "model (sample shape)": [1, 8, 8]})
 
 
 def other(path: str) -> object:

@@ -102,10 +102,18 @@ TABLE = {
     "model[mlp].image_size": whole(28, 4, 256),
     "model[degan].latent": whole(100, *WIDTH),
     "model[degan].image_size": Row(28, (28,), (27, 29, 32, "28", None)),
+    "classifier[gn_lenet].image_size": whole(28, 8, 256),
+    "classifier[resnet].depth": Row(8, (8, 14, 20, 32, 44, 56), (7, 9, 26, 62, "8", 8.5, None)),
+    "classifier[resnet].width": whole(16, 8, 1024).but((), (12,)),
+    "classifier[resnet].norm": words("group", "group", "batch"),
+    "classifier[resnet].image_size": whole(32, 8, 256),
+    "classifier[mlp].hidden": whole(256, *WIDTH),
+    "classifier[mlp].image_size": whole(28, 4, 256),
     "loss": words("non_saturating", "non_saturating", "least_squares", "hinge", "wasserstein_gp"),
     "regularisation.r1_gamma": real(0.0, *WEIGHT),
     "regularisation.gradient_penalty": real(10.0, *WEIGHT),
     "optimiser.algorithm": words("adam", "adam", "sgd"),
+    "optimiser.lr": real(1e-3, *RATE),
     "optimiser.generator_lr": real(2e-4, *RATE),
     "optimiser.discriminator_lr": real(2e-4, *RATE),
     "optimiser.betas": Row(
@@ -183,6 +191,7 @@ TABLE = {
 KINDS = {
     "mode": ("local", "partial_exchange", "federated", "multi_discriminator"),
     "model": ("lsgan", "dcgan", "mlp", "degan"),
+    "classifier": ("gn_lenet", "resnet", "mlp"),
     "data.split": ("iid", "classes", "dirichlet", "shards", "fegan", "mixed", "own"),
 }
 # Which of them is there where a file does not say.

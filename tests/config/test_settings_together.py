@@ -292,3 +292,59 @@ def test_a_file_of_the_largest_size_is_read(tmp_path):
     path.write_text(text + "#" * (MAX_FILE_BYTES - len(text) + 1))
     with pytest.raises(SettingsError, match=f"larger than {MAX_FILE_BYTES} bytes"):
         config.load(path)
+
+
+# --- a GAN or a classifier ----------------------------------------------------------------------
+
+
+def classified(**more):
+    return config.build(
+        {"name": "small", "peers": 2, "data": {"name": "digits"}, "classifier": {"name": "mlp"}, **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"model": {"name": "mlp"}}, "classifier: an experiment trains a GAN or a classifier; take out model or"),
+        ({"classifier": None}, "model: missing; give a GAN as model or a classifier as classifier"),
+        ({"mode": {"name": "multi_discriminator"}}, "mode.name: multi_discriminator trains a GAN; give model"),
+        (
+            {"mode": {"name": "local", "updates": "alternating"}},
+            "mode.updates: alternating is for a GAN's two networks",
+        ),
+        ({"mode": {"name": "partial_exchange", "updates": "alternating"}}, "mode.updates: alternating is for a GAN's"),
+        (
+            {"mode": {"name": "federated", "order": "discriminator_first"}},
+            "mode.order: discriminator_first is for a GAN",
+        ),
+        ({"loss": "hinge"}, "loss: belongs to GANs; a classifier learns by cross entropy"),
+        ({"regularisation": {"r1_gamma": 1.0}}, "regularisation: belongs to GANs; a classifier learns by cross"),
+        (
+            {"data": {"name": "gaussian-ring"}, "classifier": {"name": "resnet"}},
+            "classifier.name: gaussian-ring has points, not images; use mlp",
+        ),
+    ],
+)
+def test_what_a_classifier_cannot_be_trained_with(more, line):
+    with pytest.raises(SettingsError) as caught:
+        classified(**more)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["local", "partial_exchange", "federated"])
+def test_a_classifier_is_trained_in_every_mode_that_exchanges_vectors(name):
+    found = classified(mode={"name": name})
+    assert found.model is None and found.image_size == 28
+    text = config.dump(found)
+    assert "model:" not in text and config.build(config.parse(text)) == found
+    agreed = config.agreed(found)
+    assert agreed["classifier.name"] == "mlp" and agreed["optimiser.lr"] == 1e-3
+    assert not any(key.startswith(("model", "loss", "regularisation")) for key in agreed)
+    assert not {"optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.ema_decay"} & agreed.keys()
+
+
+def test_a_gan_agrees_on_what_it_did_before_there_were_classifiers():
+    found = config.load("smoke")
+    assert found.classifier is None and "classifier" not in config.dump(found)
+    assert not {"classifier", "optimiser.lr"} & config.agreed(found).keys()

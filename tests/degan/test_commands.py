@@ -233,3 +233,38 @@ def test_help_is_there_without_torch(words):
     )
     assert ended.returncode == 0 and "usage:" in ended.stdout
     assert not any(line.split("|")[-1].strip() == "torch" for line in ended.stderr.splitlines())
+
+
+# --- a classifier -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    """A run of a classifier, of two steps."""
+    folder = tmp_path_factory.mktemp("classified")
+    file = folder / "experiment.yaml"
+    file.write_text(
+        "{name: classified, data: {name: digits}, classifier: {name: mlp, image_size: 8}, mode: {name: local}, "
+        "run: {steps: 2, evaluate_every: 2}}"
+    )
+    life = Worker([0, "--config", file, "--out", folder / "run"], folder / "log")
+    assert life.end() == 0, life.text
+    return folder / "run"
+
+
+def test_a_classifier_is_measured_with_the_metrics_of_its_run(classified, call):
+    kept = [json.loads(line) for line in (classified / "metrics.jsonl").read_text().splitlines()]
+    code, out, err = call(evaluate, classified, "--json")
+    assert (code, err) == (0, "")
+    found = {line["metric"]: line["value"] for line in map(json.loads, out.splitlines())}
+    assert found == {line["metric"]: line["value"] for line in kept if line["step"] == 2}
+    assert list(found) == ["accuracy", "loss", "accuracy_by_class"] and len(found["accuracy_by_class"]) == 10
+    code, out, _ = call(evaluate, classified)
+    assert code == 0 and [len(line.split()) for line in out.splitlines()] == [5, 5, 14]
+    values = json.loads((classified / "w0/checkpoints/000002/manifest.json").read_text())["values"]
+    assert values["score"] == 1 - found["accuracy"] and values["classes"] == 10
+
+
+def test_a_classifier_generates_nothing(classified, call, tmp_path):
+    code, _, err = call(generate, classified, "--out", tmp_path / "x.png")
+    assert code == 2 and err == "degan.generate: worker 0 has trained a classifier, which generates nothing\n"

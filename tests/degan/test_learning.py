@@ -49,3 +49,19 @@ def test_even_and_odd_digits_of_mnist(tmp_path):
         assert value < fid[200][worker] / 3
     assert set(together["coverage_classes"][2000].values()) == {10}
     assert max(alone["coverage_classes"][2000].values()) < 10
+
+
+@pytest.mark.skipif("DEGAN_TEST_DATA" not in os.environ, reason="DEGAN_TEST_DATA names no folder with MNIST")
+def test_classifiers_of_even_and_of_odd_digits_know_all_of_them_together(tmp_path):
+    root = f"data.root={os.environ['DEGAN_TEST_DATA']}"
+    together = train(tmp_path / "together", "mnist-classifier", root)["accuracy"]
+    alone = train(tmp_path / "alone", "mnist-classifier", root, "mode.name=local")["accuracy"]
+    last = max(together)
+    assert len(together[last]) == 4 and min(together[last].values()) > 0.97
+    assert max(alone[last].values()) < 0.55
+
+
+@pytest.mark.skipif("DEGAN_TEST_DATA" not in os.environ, reason="DEGAN_TEST_DATA names no folder with MNIST")
+def test_federated_averaging_learns_the_digits_of_eight_uneven_shards(tmp_path):
+    found = train(tmp_path / "fedavg", "mnist-fedavg", f"data.root={os.environ['DEGAN_TEST_DATA']}")["accuracy"]
+    assert min(found[max(found)].values()) > 0.96

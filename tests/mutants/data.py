@@ -91,11 +91,11 @@ MUTANTS = (
     Mutant(
         "generate shows the raw generator",
         SAVED,
-        'n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")',
-        'n.removeprefix("generator."): t for n, t in checkpoint.model.items() if n.startswith("generator.")',
+        'models.build(settings.model, shape), "ema."',
+        'models.build(settings.model, shape), "generator."',
         GENERATED,
     ),
-    Mutant("generate in training mode", SAVED, "generator.eval(), shape", "generator, shape", GENERATED),
+    Mutant("generate in training mode", SAVED, "network.eval(), shape", "network, shape", GENERATED),
     Mutant("the best checkpoint is the worst", CHECKPOINTS, "return min(scores,", "return max(scores,", GENERATED),
     Mutant(
         "the best of the steps that are lived again stays",

@@ -3,7 +3,8 @@
 from tests.mutants.mutant import Mutant
 
 PAIR, LOSSES, GUARD = "degan/learners/gan_pair.py", "degan/learners/losses.py", "degan/learners/guard.py"
-NETWORKS = "degan/learners/networks.py"
+NETWORKS, CLASSIFIER = "degan/learners/networks.py", "degan/learners/classifier.py"
+CLASSIFIED = "tests/degan/learners/test_classifier.py::test_"
 STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
 AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
 SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
@@ -54,8 +55,8 @@ MUTANTS = (
     Mutant(
         "a saved run shows the generator itself",
         "degan/artifacts/saved.py",
-        'n.removeprefix("ema."): t for n, t in checkpoint.model.items() if n.startswith("ema.")',
-        'n.removeprefix("generator."): t for n, t in checkpoint.model.items() if n.startswith("generator.")',
+        'models.build(settings.model, shape), "ema."',
+        'models.build(settings.model, shape), "generator."',
         "tests/degan/artifacts/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
     ),
     Mutant(
@@ -107,5 +108,62 @@ MUTANTS = (
         "            loss.backward(retain_graph=True)\n        finally:",
         STEP,
         harmless="what is computed stays the same; the graph is freed with the fakes, a line later",
+    ),
+    # --- the classifier ---
+    Mutant(
+        "a classifier forgets to clear its gradient",
+        CLASSIFIER,
+        "        self._flat.clear_gradient()\n",
+        "",
+        f"{CLASSIFIED}training_is_that_of_plain_torch",
+    ),
+    Mutant(
+        "a classifier is measured in its training mode",
+        CLASSIFIER,
+        "self._flat.module.eval()",
+        "self._flat.module.train()",
+        f"{CLASSIFIED}logits_are_of_the_evaluation_mode_and_training_goes_on",
+    ),
+    Mutant(
+        "a classifier does not go on training after it was measured",
+        CLASSIFIER,
+        "            module.train()\n",
+        "            pass\n",
+        f"{CLASSIFIED}logits_are_of_the_evaluation_mode_and_training_goes_on",
+    ),
+    Mutant(
+        "a classifier takes a GAN's rate",
+        CLASSIFIER,
+        "{NETWORK: optimiser.lr}",
+        "{NETWORK: optimiser.generator_lr}",
+        "tests/degan/learners/test_settings_classifier.py::test_what_a_setting_of_a_classifier_does",
+    ),
+    Mutant(
+        "accuracy is the share of what is wrong",
+        "degan/metrics/accuracy.py",
+        "found.argmax(dim=1) == batch.labels",
+        "found.argmax(dim=1) != batch.labels",
+        "tests/degan/metrics/test_accuracy.py::test_the_metrics_by_hand",
+    ),
+    Mutant(
+        "the checkpoint of the lowest accuracy is the best",
+        "degan/metrics/evaluate.py",
+        "1 - m.value for m in metrics",
+        "m.value for m in metrics",
+        "tests/degan/metrics/test_accuracy.py::test_the_best_is_the_lowest_score",
+    ),
+    Mutant(
+        "labels come in the order of the data set",
+        "degan/data/base.py",
+        "self.labels[np.asarray(indices, dtype=np.int64)]",
+        "self.labels[: len(indices)]",
+        "tests/degan/data/test_data.py::test_a_batch_has_the_labels_of_its_samples",
+    ),
+    Mutant(
+        "pieces of a chain are applied from the last to the first",
+        "degan/learners/chain.py",
+        "for piece in pieces:",
+        "for piece in reversed(pieces):",
+        "tests/degan/learners/test_chain.py::test_pieces_are_applied_in_their_order_with_the_same_context",
     ),
 )

@@ -23,6 +23,19 @@ class Rest(Protocol):
     @property
     def optimiser(self) -> Optimiser: ...
 
+    @property
+    def classifier(self) -> object | None: ...
+
+
+def check_updates(updates: Updates, rest: Rest) -> None:
+    """Refuse to take turns with the networks of what has only one.
+
+    Raises:
+        SettingsError: names the key.
+    """
+    if updates == "alternating" and rest.classifier is not None:
+        raise SettingsError("mode.updates: alternating is for a GAN's two networks; a classifier is one")
+
 
 def check_trim(reduce: str, byzantine: Natural, workers: int) -> None:
     """Refuse to trim away half of the workers, or more.

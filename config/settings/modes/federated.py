@@ -48,6 +48,8 @@ class Federated(Settings, frozen=True, tag_field="name", tag="federated"):
         Raises:
             SettingsError: names the key.
         """
+        if self.order == "discriminator_first" and rest.classifier is not None:
+            raise SettingsError("mode.order: discriminator_first is for a GAN's two networks; a classifier is one")
         check_trim(self.reduce, self.byzantine, rest.workers)
         if self.reduce != "mean" and self.optimiser_state == "average":
             raise SettingsError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config.settings.base import Settings
-from config.settings.modes.base import Rest, Updates
+from config.settings.modes.base import Rest, Updates, check_updates
 
 
 class Local(Settings, frozen=True, tag_field="name", tag="local"):
@@ -12,4 +12,5 @@ class Local(Settings, frozen=True, tag_field="name", tag="local"):
     updates: Updates = "simultaneous"
 
     def check(self, rest: Rest) -> None:
-        """Every setting of this mode fits every experiment."""
+        """Refuse what does not fit together. Raises SettingsError: names the key."""
+        check_updates(self.updates, rest)

@@ -37,6 +37,8 @@ class MultiDiscriminator(Settings, frozen=True, tag_field="name", tag="multi_dis
         Raises:
             SettingsError: names the key.
         """
+        if rest.classifier is not None:
+            raise SettingsError("mode.name: multi_discriminator trains a GAN; give model instead of classifier")
         check_trim(self.reduce, self.byzantine, rest.workers)
         check_leaders(self.leaders, self.leader_trains, self.deadline, rest.workers)
         if self.swap_every and rest.workers == 1:

@@ -8,7 +8,7 @@ import msgspec
 
 from config.errors import SettingsError
 from config.settings.base import Natural, Settings
-from config.settings.modes.base import Rest, Updates, check_trim
+from config.settings.modes.base import Rest, Updates, check_trim, check_updates
 
 
 class PartialExchange(Settings, frozen=True, tag_field="name", tag="partial_exchange"):
@@ -31,6 +31,7 @@ class PartialExchange(Settings, frozen=True, tag_field="name", tag="partial_exch
         Raises:
             SettingsError: names the key.
         """
+        check_updates(self.updates, rest)
         if self.exchange == "parameters":
             self._check_parameters()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from peers.errors import MessageError
@@ -36,10 +37,10 @@ def plain_peer_info(peer_info: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def mean_losses(messages: dict[int, Received]) -> dict[str, float]:
-    """Of a leader that does not train itself: the mean over those that answered."""
-    rows = [message.extras for message in messages.values() if {"d_loss", "g_loss"} <= message.extras.keys()]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("d_loss", "g_loss") if rows}
+def mean_losses(messages: dict[int, Received], names: Sequence[str]) -> dict[str, float]:
+    """Of a leader that does not train itself: the mean of the named losses over those that answered with all."""
+    rows = [message.extras for message in messages.values() if set(names) <= message.extras.keys()]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names if rows}
 
 
 def answer_extras(announcement: Received, losses: dict[str, float]) -> dict[str, float]:

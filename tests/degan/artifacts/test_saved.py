@@ -187,14 +187,14 @@ def test_evaluate_hands_on_what_is_set_and_the_weights_file(run, monkeypatch, ca
     made = []
 
     class Watched:
-        def __init__(self, settings, inception):
+        def __init__(self, settings, inception, **others):
             made.append((settings, inception))
 
         def evaluate(self, sample):
             assert sample(3).shape == (3, *SHAPE)
             return []
 
-    monkeypatch.setattr("degan.metrics.evaluate.Evaluator", Watched)
+    monkeypatch.setattr("degan.metrics.accuracy.Evaluator", Watched)
     said(evaluate, capsys, run, "--set", "data.root=elsewhere", "--samples", 65, "--inception", "weights.pth")
     said(evaluate, capsys, run, "--set", "run.evaluate_samples=66")
     (settings, weights), (other, none) = made

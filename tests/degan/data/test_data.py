@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from config.settings.data import Data
 from degan.data import Shard, load, prepare
-from degan.data.base import PointSource
+from degan.data.base import ImageSource, PointSource
 from degan.errors import DataError
 
 RANDOM = np.random.default_rng(5)
@@ -394,3 +394,15 @@ def test_a_position_from_other_settings_is_refused(numbers, size, batch):
     state = Shard(numbers, np.arange(size), 1, 0, batch).state()
     with pytest.raises(DataError, match="worker 0: the checkpoint was made with"):
         Shard(numbers, np.arange(30), 1, 0, 8).load_state(state)
+
+
+def test_a_batch_has_the_labels_of_its_samples():
+    """The shade of each sample says its label."""
+    labels = np.array([3, 0, 2, 1, 2, 0])
+    source = ImageSource(labels.astype(np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 2), np.uint8), labels, "abcd")
+    shard = Shard(source, np.array([5, 3, 0, 4]), seed=2, worker=1, batch_size=2)
+    for _ in range(4):
+        samples, found = shard.next_batch()
+        assert samples.shape == (2, 1, 2, 2) and found.dtype == torch.int64 and found.shape == (2,)
+        shades = torch.round((samples[:, 0, 0, 0] + 1) * 127.5).long()
+        assert torch.equal(shades, found)

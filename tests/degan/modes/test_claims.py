@@ -45,8 +45,10 @@ def test_of_what_a_worker_says_of_itself_only_what_can_be_is_kept():
 
 def test_the_losses_of_those_that_answered_are_averaged_where_they_say_both():
     said = {1: message(d_loss=1.0, g_loss=10.0, term=3.0), 2: message(d_loss=4.0), 4: message(d_loss=2.0, g_loss=40.0)}
-    assert mean_losses(said) == {"d_loss": 1.5, "g_loss": 25.0}
-    assert mean_losses({}) == mean_losses({2: message(d_loss=4.0)}) == {}
+    both = ("d_loss", "g_loss")
+    assert mean_losses(said, both) == {"d_loss": 1.5, "g_loss": 25.0}
+    assert mean_losses({}, both) == mean_losses({2: message(d_loss=4.0)}, both) == {}
+    assert mean_losses(said, ("g_loss",)) == {"g_loss": 25.0} and mean_losses(said, ("c_loss", "accuracy")) == {}
 
 
 def test_an_answer_says_the_losses_that_are_numbers_and_the_term_of_the_announcement():
