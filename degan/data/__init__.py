@@ -6,7 +6,7 @@
     source = load(settings.data, image_size, "train")
     parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
     shard = Shard(source, parts[worker], settings.seed, worker, settings.data.batch_size)
-    batch = shard.next_batch()                     # float32 (batch, *sample_shape) in [-1, 1]
+    samples, labels = shard.next_batch()           # float32 (batch, *sample_shape) in [-1, 1]; int64 (batch,)
 """
 
 from degan.data.base import Source

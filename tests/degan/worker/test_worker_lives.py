@@ -41,7 +41,7 @@ class Incarnations:
         self.setup.append((settings.name, number))
         pair = SimpleNamespace(size=5, device="cpu")
         return SimpleNamespace(
-            settings=settings, worker=number, pair=pair, shard=[0] * 9, facts="facts", peer_info="peer_info"
+            settings=settings, worker=number, learner=pair, shard=[0] * 9, facts="facts", peer_info="peer_info"
         )
 
     def build_mode(self, context) -> Any:
