@@ -7,12 +7,13 @@ export OMP_NUM_THREADS ?= 1
 # More than half of a test's time is waiting, for processes, leases and deadlines: so three at once for each core.
 TESTS_AT_ONCE ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
-.PHONY: help demo test check slow mutants bench quality chaos soak clean
+.PHONY: help demo test check docs slow mutants bench quality chaos soak clean
 
 help:
 	@echo "make demo    a small real run: three workers, pictures, a report (about 5 minutes after the set-up)"
 	@echo "make test    all tests but the slow ones"
-	@echo "make check   formatting, lint, types, import contracts, and make test"
+	@echo "make check   formatting, lint, types, import contracts, make docs, and make test"
+	@echo "make docs    the documentation as a site in build/site, strict"
 	@echo "make slow    the tests that take minutes"
 	@echo "make mutants realistic bugs, put into copies of the code one by one, each of which a test must see (about 5 minutes)"
 	@echo "make bench   the benchmarks, one after the other, with nothing else running (about 20 minutes)"
@@ -26,7 +27,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	@echo "== setting up $(VENV): torch, torchvision, redis and the rest (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,docs]'
 	@touch $@
 
 demo: $(VENV)/ready
@@ -47,7 +48,14 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 	@echo "== import contracts"
 	$(BIN)/lint-imports
+	$(MAKE) docs
 	$(MAKE) test
+
+# Not --quiet: with that no warning is counted, and strict lets every dead link pass.
+docs: $(VENV)/ready
+	@echo "== the documentation, strict: a link to what is not there fails"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "== look at build/site/index.html"
 
 slow: $(VENV)/ready
 	@echo "== the tests that take minutes"
@@ -59,7 +67,7 @@ mutants: $(VENV)/ready
 
 # All of them, also after one that missed a bar; thin_wire needs root, and says so.
 bench: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,docs,bench]'
 	@missed=""; for name in exchange overhead thin_wire scaling rules secure; do \
 		echo "== benchmark $$name"; $(BIN)/python tests/bench/$$name.py || missed="$$missed $$name"; \
 	done; test -z "$$missed" || { echo "== not kept:$$missed"; exit 1; }

@@ -2,6 +2,6 @@
 
 from config.errors import SettingsError, UsageError
 from config.reader import agreed, build, dump, find_experiment, load, parse
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 
 __all__ = ["Experiment", "SettingsError", "UsageError", "agreed", "build", "dump", "find_experiment", "load", "parse"]

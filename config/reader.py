@@ -12,14 +12,13 @@ import functools
 import re
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
 from config.errors import SettingsError, UsageError
 from config.renamed import KEYS, renamed_blocks
-from config.settings import Experiment, Federated, MultiDiscriminator
+from config.settings.experiment import Experiment
 
 MAX_FILE_BYTES = 256 * 1024
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -31,7 +30,7 @@ PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download",
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with 2e-4 a number and aliases refused."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
@@ -124,7 +123,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     return build(data)
 
 
-def build(data: dict) -> Experiment:
+def build(data: dict[str, Any]) -> Experiment:
     """Plain values to an `Experiment`.
 
     Raises:
@@ -135,7 +134,7 @@ def build(data: dict) -> Experiment:
         experiment = msgspec.convert(data, Experiment, strict=True)
     except msgspec.ValidationError as error:
         raise SettingsError(_readable(str(error))) from None
-    _check_together(experiment)
+    experiment.check()
     return experiment
 
 
@@ -161,8 +160,9 @@ def _flatten(data: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(data: dict, keys: list[str], value: Any) -> None:
-    block, kind = data, Experiment
+def _override(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    block: dict[str, Any] = data
+    kind: Any = Experiment
     for depth, key in enumerate(keys[:-1]):
         inner = block.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -178,7 +178,7 @@ def _override(data: dict, keys: list[str], value: Any) -> None:
     block[last] = value
 
 
-def _structs(kind: Any) -> list[type]:
+def _structs(kind: Any) -> list[type[msgspec.Struct]]:
     if kind is None:
         return []
     if get_origin(kind) is not None:
@@ -186,12 +186,11 @@ def _structs(kind: Any) -> list[type]:
     return [kind] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
 
 
-def _tagged(kind: Any) -> tuple[str, dict[str, type]] | None:
+def _tagged(kind: Any) -> tuple[str, dict[str, type[msgspec.Struct]]] | None:
     """The tag field and the structs by tag, where `kind` is a tagged union."""
-    structs = [struct for struct in _structs(kind) if struct.__struct_config__.tag is not None]
-    if not structs:
-        return None
-    return structs[0].__struct_config__.tag_field, {struct.__struct_config__.tag: struct for struct in structs}
+    by_tag = {str(s.__struct_config__.tag): s for s in _structs(kind) if s.__struct_config__.tag is not None}
+    fields = {str(s.__struct_config__.tag_field) for s in by_tag.values()}
+    return (fields.pop(), by_tag) if by_tag else None
 
 
 @functools.cache
@@ -267,128 +266,3 @@ def _readable(message: str) -> str:
     if pattern:
         problem = f"Expected {_PATTERNS.get(path, 'another text')}"
     return f"{path or 'settings'}: {problem[:1].lower()}{problem[1:]}"
-
-
-def _check_together(experiment: Experiment) -> None:
-    """What no single field can check."""
-    urls = experiment.peers if isinstance(experiment.peers, list) else []
-    if isinstance(experiment.peers, list) and not urls:
-        raise SettingsError("peers: empty; list one Redis URL a worker, or give a number for the local launcher")
-    for index, url in enumerate(urls):
-        if not re.match(r"^(redis|rediss|unix)://", url):
-            raise SettingsError(f"peers[{index}]: {url!r} is no Redis URL; write redis://host:6379")
-        try:
-            urlsplit(url).port  # noqa: B018
-        except ValueError as error:
-            # Without what may be a password; the reason may quote a piece of one that has a slash in it.
-            shown, why = re.sub(r"//.*@", "//", url), str(error) if "@" not in url else "its host or port is none"
-            raise SettingsError(f"peers[{index}]: {shown!r} is no Redis URL: {why}; write redis://host:6379") from None
-    mode = experiment.mode
-    if getattr(mode, "exchange", "") == "parameters" and mode.slack is None and mode.codec in ("int8", "topk", "sign"):
-        raise SettingsError(
-            f"mode.codec: {mode.codec} carries differences, and with slack: null the workers agree on nothing that "
-            "they could be differences to; give a slack, or use float16, bfloat16 or raw"
-        )
-    if getattr(mode, "exchange", "") == "parameters" and mode.slack is None and mode.parts == "auto":
-        raise SettingsError(
-            "mode.parts: auto changes the number of parts in a round that all have reached, and with slack: null there "
-            "is none; give mode.slack or mode.parts a number"
-        )
-    if getattr(mode, "exchange", "") == "gradients" and mode.slack is None and mode.own == "delayed":
-        raise SettingsError("mode.own: delayed applies what all have published by the bound; give mode.slack a number")
-    if getattr(mode, "exchange", "") == "gradients" and mode.updates == "alternating":
-        raise SettingsError(
-            "mode.updates: alternating trains the generator against the discriminator that has just been updated, and "
-            "exchange: gradients updates both after the exchange; set mode.exchange: parameters, or "
-            "updates: simultaneous"
-        )
-    if experiment.bus.min_peers >= experiment.workers:
-        least, most = experiment.bus.min_peers, experiment.workers - 1
-        raise SettingsError(f"bus.min_peers: {least}, but a worker of this experiment has only {most} peers")
-    _check_robust(experiment)
-    _check_leader_based(experiment)
-    split = experiment.data.split
-    if getattr(split, "groups", None) is not None:
-        if not split.groups or not all(split.groups):
-            raise SettingsError("data.split.groups: every group needs at least one class")
-        if len(split.groups) > experiment.workers:
-            raise SettingsError(
-                f"data.split.groups: {len(split.groups)} groups for {experiment.workers} workers; "
-                "the data of some groups would be used by nobody"
-            )
-    ring, mlp = experiment.data.name == "gaussian-ring", experiment.model.__struct_config__.tag == "mlp"
-    if ring and not mlp:
-        raise SettingsError("model.name: gaussian-ring has points, not images; use mlp")
-
-
-def _check_robust(experiment: Experiment) -> None:
-    """Rules that bear hostile workers need like things of all workers to choose among."""
-    mode, workers = experiment.mode, experiment.workers
-    if 0 < experiment.bus.norm_gate < 1:
-        raise SettingsError("bus.norm_gate: below 1 it would leave out what is usual; give it 1 or more, or 0 for none")
-    rule = getattr(mode, "reduce", "mean")
-    if rule in ("mean", "sum"):
-        return
-    if rule == "trimmed_mean" and 2 * mode.byzantine >= workers:
-        raise SettingsError(
-            f"mode.byzantine: of {workers} workers fewer than half can be borne, not {mode.byzantine}; "
-            "lower mode.byzantine, or use more workers"
-        )
-    if getattr(mode, "optimiser_state", "") == "average":
-        raise SettingsError(
-            f"mode.reduce: {rule} is for models, and optimiser_state: average sends Adam's moments with them; "
-            "set mode.optimiser_state: keep or reset"
-        )
-    exchange = getattr(mode, "exchange", None)
-    if exchange is not None and mode.slack is None:
-        raise SettingsError(
-            f"mode.reduce: {rule} chooses among what all have published by the bound; give mode.slack a number"
-        )
-    if exchange == "gradients" and mode.own == "immediate":
-        raise SettingsError(
-            f"mode.reduce: {rule} chooses among what all have published, and with own: immediate ours is not among it; "
-            "set mode.own: delayed"
-        )
-
-
-def _check_leader_based(experiment: Experiment) -> None:
-    """The modes with a leader."""
-    mode, workers = experiment.mode, experiment.workers
-    if not isinstance(mode, Federated | MultiDiscriminator):
-        return
-    leaders = mode.leaders
-    if isinstance(leaders, int) and leaders > workers:
-        raise SettingsError(f"mode.leaders: {leaders} leaders, but there are only {workers} workers")
-    if isinstance(leaders, list):
-        strangers = [leader for leader in leaders if leader >= workers]
-        if strangers:
-            raise SettingsError(f"mode.leaders: {strangers[0]} is no worker; there are 0 to {workers - 1}")
-        if not leaders or len(set(leaders)) < len(leaders):
-            raise SettingsError("mode.leaders: name at least one worker, and each only once")
-    if not mode.leader_trains and workers == 1:
-        raise SettingsError("mode.leader_trains: the only worker leads, so nobody would train; use more workers")
-    if mode.deadline.floor_s > mode.deadline.ceiling_s:
-        raise SettingsError("mode.deadline: floor_s is above ceiling_s")
-    if isinstance(mode, Federated):
-        if mode.cohort is not None and mode.cohort > workers - (not mode.leader_trains):
-            those = f"only {workers} workers" + ("" if mode.leader_trains else ", and the leader does not train")
-            raise SettingsError(f"mode.cohort: {mode.cohort} workers a round, but there are {those}")
-        proposal = "weighting: kl" if mode.weighting == "kl" else ""
-        proposal = "sampling: balanced" if mode.sampling == "balanced" else proposal
-        if proposal and not mode.share_histograms:
-            raise SettingsError(
-                f"mode.{proposal} needs to know what classes each worker holds; set mode.share_histograms: true, "
-                "or use sampling: uniform with weighting: size or uniform"
-            )
-        has_moments = mode.optimiser_state == "average" and experiment.optimiser.algorithm == "adam"
-        if has_moments and mode.codec == "float16":
-            raise SettingsError(
-                "mode.codec: float16 makes zeros of Adam's second moments, which optimiser_state: average sends with "
-                "the model, and the next step divides by them; set mode.codec: bfloat16 or raw"
-            )
-        return
-    if mode.swap_every and workers == 1:
-        raise SettingsError("mode.swap_every: one worker has nobody to swap its discriminator with; set it to 0")
-    judges = workers - (not mode.leader_trains)
-    if isinstance(mode.batches, int) and mode.batches > judges:
-        raise SettingsError(f"mode.batches: {mode.batches} batches for {judges} that judge; nobody would look at some")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from config import UsageError
 from degan.reports.compare_data import groups, read
-from degan.reports.compare_page import render
+from degan.reports.compare_page import compare_page
 from degan.reports.compare_tables import as_json, as_markdown
-from degan.reports.html import write_page
+from degan.reports.page import write_page
 
 DEFAULT_OUT = Path("compare.html")
 
@@ -50,7 +50,7 @@ def compare(runs: Sequence[Path], out: Path | None, markdown: bool = False, as_d
     said = [as_markdown(entries, together)] if markdown else []
     said += [as_json(entries, together)] if as_data else []
     if out is not None or not said:
-        write_page(out or DEFAULT_OUT, render(entries, together))
+        write_page(out or DEFAULT_OUT, compare_page(entries, together))
     # What is printed is one thing that a program can read; the page's name only where nothing else is.
     return said or [str(out or DEFAULT_OUT)]
 

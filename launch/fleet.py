@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from config import UsageError
+from degan.runs.folder import STATS
+from degan.runs.lines import Tail
 from launch import processes
 from launch.folder import RunFolder
 from launch.plan import Plan
-from launch.tail import Tail
 
 
 class Worker:
@@ -22,7 +23,7 @@ class Worker:
     def __init__(self, plan: Plan, number: int, folder: Path) -> None:
         self.number, self.folder, self.log = number, folder, folder / "log.txt"
         # Before the start: what an earlier life wrote is not this one's.
-        self.stats = Tail(folder / "stats.jsonl", from_end=True)
+        self.stats = Tail(folder / STATS, from_end=True)
         self.by_hand = shlex.join(plan.worker_command(number, resume=True))
         with open(self.log, "ab") as log:
             self._log_start = log.tell()

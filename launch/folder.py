@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 
 from config import UsageError
-
-SETTINGS = "experiment.yaml"
+from degan.runs.folder import SETTINGS
 
 
 class RunFolder:

@@ -9,6 +9,7 @@ from typing import IO
 
 import config
 from config import UsageError
+from degan.runs.folder import METRICS, STATS
 from launch import environment, processes, table
 from launch.board import Board
 from launch.fleet import Fleet
@@ -47,8 +48,7 @@ def run(plan: Plan, voice: Voice, command_line: list[str]) -> int:
                 folder.discard()
                 raise
             board = Board(folder, fleet.workers, plan.experiment.run.steps)
-            columns = table.live(plan.mode)
-            with table.display(board, voice, plan.limits.plain_every_s, columns) as display:
+            with table.display(board, voice, plan.limits.plain_every_s) as display:
                 ending = Supervisor(fleet, servers, interrupts, voice, plan.limits, display.update).run()
         except Interrupted as interrupted:
             voice.error(f"{interrupted}; no worker was started")
@@ -77,8 +77,8 @@ def _start(
         urls = servers.start(folder, plan.servers, plan.port, interrupts)
         voice.log(f"{plan.program.kind} {servers.version or ''} at {', '.join(servers.addresses)}")
         folder.write(folder.settings.name, config.dump(plan.settings_at(urls)))
-        peer_info = environment.describe(plan.program, servers.version, urls, command_line)
-        folder.write("environment.json", peer_info)
+        about = environment.describe(plan.program, servers.version, urls, command_line)
+        folder.write("environment.json", about)
     except OSError as error:
         raise UsageError(f"cannot write to {folder.path}: {error.strerror or error}") from None
     _prepare(plan, folder, voice, interrupts)
@@ -137,7 +137,7 @@ def _conclude(
 ) -> None:
     """The summary, the report, how to go on, and last what went wrong."""
     board.update()
-    voice.log(table.aligned(board.rows, table.final(plan.mode)))
+    voice.log(table.aligned(board.rows))
     _report(plan, folder, voice, interrupts)
     if ending.exit_code > 128:
         if any(folder.path.glob("w*/checkpoints/*")):
@@ -152,7 +152,7 @@ def _conclude(
 
 
 def _report(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts) -> None:
-    results = [folder.path / "metrics.jsonl", *folder.path.glob("w*/stats.jsonl")]
+    results = [folder.path / METRICS, *folder.path.glob(f"w*/{STATS}")]
     if not any(file.is_file() and file.stat().st_size for file in results):
         return
     before = interrupts.count

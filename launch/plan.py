@@ -10,8 +10,8 @@ from typing import Any
 
 import config
 from config import Experiment, UsageError
+from degan.runs.folder import SETTINGS
 from launch import processes, servers
-from launch.folder import SETTINGS
 
 MISSING = object()
 
@@ -62,11 +62,6 @@ class Plan:
     def workers(self) -> int:
         """How many workers."""
         return self.experiment.workers
-
-    @property
-    def mode(self) -> str:
-        """The mode's name."""
-        return self.experiment.mode.__struct_config__.tag
 
     @property
     def servers(self) -> int:

@@ -1,7 +1,6 @@
 """The run as a table: live on a terminal, plain lines elsewhere, and a summary at the end.
 
-`live` and `final` give the columns that fit a mode: `LIVE` and `FINAL`, or where a step is a round that
-somebody leads, who leads, who answered in time, and the bytes beside what the mode's formula predicts.
+A column shows itself where its key is in the workers' records, so the table knows no mode.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from degan.runs import facts
 from launch.board import Board, Row
 from launch.voice import Voice, to_nowhere
 
@@ -21,12 +21,21 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A title, what a row shows under it, on which side it is aligned, and what a narrow terminal leaves out first."""
+    """A title and what a row shows under it.
+
+    Args:
+        needs: the column is shown where a worker's newest line has this key, or this family of metrics was measured;
+            "" for always.
+        unless: and where no worker's has this one.
+        right: whether it is aligned to the right.
+        spare: what a narrow terminal leaves out first: the highest; 0 is always shown.
+    """
 
     title: str
     show: Callable[[Row], str]
+    needs: str = ""
+    unless: str = ""
     right: bool = True
-    # 0 is always shown; the highest goes first.
     spare: int = 0
 
 
@@ -54,126 +63,117 @@ def size(value_bytes: float | None) -> str:
 
 
 def _step(row: Row) -> str:
-    return f"{whole(row.number('step') or 0)}/{row.total}"
+    return f"{whole(row.record.step or 0)}/{row.total}"
 
 
 def _staleness(row: Row) -> str:
-    mean, most = row.number("staleness_mean"), row.number("staleness_max")
+    mean, most = row.record.newest("staleness_mean"), row.record.newest("staleness_max")
     return UNKNOWN if mean is None else f"{mean:.1f} (max {whole(most)})"
 
 
 def _leader(row: Row) -> str:
-    number = row.number("leader")
+    number = row.record.newest("leader")
     return UNKNOWN if number is None else f"w{whole(number)}"
 
 
 def _answered(row: Row) -> str:
-    """How many of the cohort answered in time, in the newest round: `3/4`; only who leads has counted them."""
-    answered, cohort = row.number("answered"), row.number("cohort")
-    if answered is None or row.number("leader") != row.worker:
+    """How many of the cohort answered in time, in the newest round: `3/4`; only the leader has counted them."""
+    answered, cohort = row.record.newest("answered"), row.record.newest("cohort")
+    if answered is None or row.record.newest("leader") != row.worker:
         return UNKNOWN
     return whole(answered) if cohort is None else f"{whole(answered)}/{whole(cohort)}"
 
 
-def _struck(row: Row) -> str:
-    """Whose contributions this worker could not use and how often, or that it uses them no more: `w2: 3, w7: muted`."""
-    offences, banned = row.stats.get("offences"), row.stats.get("banned")
-    if not isinstance(offences, dict) or not offences:
-        return UNKNOWN
-    gone = {str(worker) for worker in banned} if isinstance(banned, list) else set()
-    return ", ".join(f"w{worker}: {'muted' if worker in gone else count}" for worker, count in offences.items())
+def _offences(row: Row) -> str:
+    """Whose contributions the worker could not use and how often, or that it uses them no more: `w2: 3, w7: banned`."""
+    offences, banned = facts.offences(row.record), facts.banned(row.record)
+    told = [f"w{peer}: {'banned' if peer in banned else count}" for peer, count in offences.items()]
+    return ", ".join(told) or UNKNOWN
+
+
+def _number(title: str, key: str, text: Callable[[float | None], str], spare: int = 0, unless: str = "") -> Column:
+    """The column of one key of the workers' statistics."""
+    return Column(title, lambda row: text(row.record.newest(key)), needs=key, unless=unless, spare=spare)
+
+
+def _metric(title: str, family: str, end: int) -> Column:
+    """The column of a worker's first (`end` 0) or newest (1) value of the metric of a family."""
+
+    def show(row: Row) -> str:
+        name = facts.principal(row.records, families=(family,))
+        return decimal(facts.of_worker(row.records, name, row.worker)[end])
+
+    return Column(title, show, needs=family)
+
+
+def _floor(row: Row) -> str:
+    return decimal(facts.floor(row.records, facts.principal(row.records) or ""))
 
 
 WORKER = Column("worker", lambda row: f"w{row.worker}", right=False)
 STATE = Column("state", lambda row: row.state, right=False)
 STEP = Column("step", _step)
-RATE = Column("steps/s", lambda row: decimal(row.rate))
-MEAN_RATE = Column("steps/s", lambda row: decimal(row.mean_rate))
-FID = Column("FID", lambda row: decimal(row.fid))
-DROPPED = Column("dropped", lambda row: str(row.dropped))
-FIDS = (
-    Column("FID first", lambda row: decimal(row.first_fid)),
-    Column("FID last", lambda row: decimal(row.fid)),
-    Column("FID floor", lambda row: decimal(row.floor)),
+OFFENCES = Column("offences", _offences, needs="offences", right=False, spare=1)
+ROUNDS = (
+    _number("void", "void_rounds", whole, spare=3),
+    _number("swaps", "swaps", whole, spare=3),
+    _number("late", "late", whole, spare=6),
 )
-STRUCK = Column("offences", _struck, right=False, spare=1)
-SENT = Column("sent", lambda row: size(row.number("sent_bytes")), spare=3)
-RECEIVED = Column("received", lambda row: size(row.number("received_bytes")), spare=5)
-
 LIVE = (
     WORKER,
     STATE,
     STEP,
-    RATE,
-    Column("d_loss", lambda row: decimal(row.number("d_loss")), spare=2),
-    Column("g_loss", lambda row: decimal(row.number("g_loss")), spare=1),
-    Column("staleness", _staleness, spare=4),
-    Column("peers", lambda row: whole(row.number("live_peers")), spare=6),
-    SENT,
-    RECEIVED,
-    FID,
+    Column("steps/s", lambda row: decimal(facts.rate(row.record, facts.RECENT))),
+    _number("round", "round", whole, spare=9),
+    # The leader and the answers tell first whether a run with rounds is well.
+    Column("leader", _leader, needs="leader", spare=1),
+    Column("answered", _answered, needs="answered", spare=2),
+    *ROUNDS,
+    _number("loss", "loss", decimal, spare=3),
+    _number("d_loss", "d_loss", decimal, spare=4),
+    _number("g_loss", "g_loss", decimal, spare=3),
+    Column("staleness", _staleness, needs="staleness_mean", unless="leader", spare=6),
+    _number("peers", "live_peers", whole, spare=8),
+    _number("sent", "sent_bytes", size, spare=5),
+    _number("received", "received_bytes", size, spare=7),
+    _metric("FID", "fid", 1),
+    _metric("accuracy", "accuracy", 1),
+    OFFENCES,
 )
-
-FINAL = (WORKER, STATE, STEP, MEAN_RATE, SENT, RECEIVED, DROPPED, *FIDS)
-
-# Where a step is a round that somebody leads. The leader and who answers tell first whether a run is well.
-LED_LIVE = (
+FINAL = (
     WORKER,
     STATE,
     STEP,
-    RATE,
-    Column("round", lambda row: whole(row.number("round")), spare=10),
-    Column("leader", _leader, spare=1),
-    Column("answered", _answered, spare=2),
-)
-LATE = Column("late", lambda row: whole(row.number("late")), spare=5)
-LED_END = (
-    Column("d_loss", lambda row: decimal(row.number("d_loss")), spare=8),
-    Column("g_loss", lambda row: decimal(row.number("g_loss")), spare=7),
-    Column("peers", lambda row: whole(row.number("live_peers")), spare=9),
-    Column("sent", lambda row: size(row.number("sent_bytes")), spare=4),
-    Column("received", lambda row: size(row.number("received_bytes")), spare=6),
-    FID,
-)
-VOID = Column("void", lambda row: whole(row.number("void_rounds")), spare=3)
-SWAPS = Column("swaps", lambda row: whole(row.number("swaps")), spare=3)
-BYTES = (
-    SENT,
-    Column("predicted", lambda row: size(row.number("predicted_sent_bytes"))),
-    RECEIVED,
-    Column("predicted", lambda row: size(row.number("predicted_received_bytes"))),
+    Column("steps/s", lambda row: decimal(facts.rate(row.record))),
+    *ROUNDS,
+    _number("sent", "sent_bytes", size, spare=3),
+    _number("predicted", "predicted_sent_bytes", size),
+    _number("received", "received_bytes", size, spare=5),
+    _number("predicted", "predicted_received_bytes", size),
+    Column("dropped", lambda row: str(facts.dropped(row.record)), needs="dropped"),
+    _metric("FID first", "fid", 0),
+    _metric("FID last", "fid", 1),
+    Column("FID floor", _floor, needs="fid"),
+    _metric("accuracy first", "accuracy", 0),
+    _metric("accuracy last", "accuracy", 1),
+    OFFENCES,
 )
 
 
-def live(mode: str) -> tuple[Column, ...]:
-    """The columns while a run of the mode goes on."""
-    match mode:
-        case "federated":
-            return (*LED_LIVE, VOID, LATE, *LED_END)
-        case "multi_discriminator":
-            return (*LED_LIVE, SWAPS, LATE, *LED_END)
-        case _:
-            return LIVE
-
-
-def final(mode: str) -> tuple[Column, ...]:
-    """The columns of the mode's summary."""
-    counted = {"federated": VOID, "multi_discriminator": SWAPS}.get(mode)
-    if counted is None:
-        return FINAL
-    return (WORKER, STATE, STEP, MEAN_RATE, counted, LATE, *BYTES, DROPPED, *FIDS)
-
-
-def with_offences(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns, and one for strikes where there are any."""
-    return [*columns, *([STRUCK] if any(STRUCK.show(row) != UNKNOWN for row in rows) else [])]
+def shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """The columns whose keys the rows have."""
+    keys = {key for row in rows for line in row.record.lines[-1:] for key in line}
+    keys |= {facts.family(name) for row in rows[:1] for name in facts.measured(row.records, *facts.PRINCIPAL)}
+    # The key is there from the start, and says nothing as long as no worker has an offence.
+    if not any(facts.offences(row.record) for row in rows):
+        keys.discard("offences")
+    return [column for column in columns if (not column.needs or column.needs in keys) and column.unless not in keys]
 
 
 def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
     """One worker as one plain line: `w0 training  step 10/60  steps/s 3.1 ...`; what is unknown is left out."""
-    columns = with_offences([row], columns)
-    shown = [(column.title, column.show(row)) for column in columns if column not in (WORKER, STATE)]
-    known = [f"{title} {text}" for title, text in shown if text != UNKNOWN]
+    cells = [(column.title, column.show(row)) for column in shown([row], columns) if column not in (WORKER, STATE)]
+    known = [f"{title} {text}" for title, text in cells if text != UNKNOWN]
     return "  ".join([f"{WORKER.show(row)} {STATE.show(row)}", *known])
 
 
@@ -191,7 +191,7 @@ def fitting(rows: Sequence[Row], columns: Sequence[Column], width: int) -> list[
 
 def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
     """Rows under their titles, as plain text."""
-    columns = with_offences(rows, columns)
+    columns = shown(rows, columns)
     widths = _widths(rows, columns)
     cells = [[column.title for column in columns], *([column.show(row) for column in columns] for row in rows)]
     lines = []
@@ -206,8 +206,8 @@ def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
 class PlainDisplay:
     """One line a worker when its state changes, and about every `every_s` while it moves."""
 
-    def __init__(self, board: Board, voice: Voice, every_s: float, columns: Sequence[Column] = LIVE) -> None:
-        self._board, self._voice, self._every_s, self._columns = board, voice, every_s, columns
+    def __init__(self, board: Board, voice: Voice, every_s: float) -> None:
+        self._board, self._voice, self._every_s = board, voice, every_s
         self._shown: dict[int, tuple[str, float | None, float]] = {}
 
     def __enter__(self) -> PlainDisplay:
@@ -222,19 +222,19 @@ class PlainDisplay:
         now = time.monotonic()
         for row in self._board.rows:
             state, step, since = self._shown.get(row.worker, ("", None, 0.0))
-            moved = row.number("step") != step and now - since >= self._every_s
+            moved = row.record.step != step and now - since >= self._every_s
             if row.state != state or moved:
-                self._shown[row.worker] = (row.state, row.number("step"), now)
-                self._voice.show(line(row, self._columns))
+                self._shown[row.worker] = (row.state, row.record.step, now)
+                self._voice.show(line(row))
 
 
 class LiveDisplay:
     """The table on a terminal, drawn anew twice a second; what is said meanwhile scrolls above it."""
 
-    def __init__(self, board: Board, columns: Sequence[Column] = LIVE) -> None:
+    def __init__(self, board: Board) -> None:
         from rich.live import Live
 
-        self._board, self._columns, self._drawn = board, columns, 0.0
+        self._board, self._drawn = board, 0.0
         # Drawn by this thread only: a refreshing thread would meet the printing of what is said.
         self._live = Live(auto_refresh=False, transient=True)
 
@@ -265,23 +265,21 @@ class LiveDisplay:
     def _table(self) -> Any:
         from rich.table import Table
 
-        columns = with_offences(self._board.rows, self._columns)
-        columns = fitting(self._board.rows, columns, self._live.console.width)
+        rows = self._board.rows
+        columns = fitting(rows, shown(rows, LIVE), self._live.console.width)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in columns:
             table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
-        for row in self._board.rows:
+        for row in rows:
             table.add_row(*(column.show(row) for column in columns))
         return table
 
 
-def display(
-    board: Board, voice: Voice, plain_every_s: float, columns: Sequence[Column] = LIVE
-) -> LiveDisplay | PlainDisplay:
+def display(board: Board, voice: Voice, plain_every_s: float) -> LiveDisplay | PlainDisplay:
     """The live table where standard output is a terminal, plain lines elsewhere."""
     from rich.console import Console
 
     console = Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal:
-        return LiveDisplay(board, columns)
-    return PlainDisplay(board, voice, plain_every_s, columns)
+        return LiveDisplay(board)
+    return PlainDisplay(board, voice, plain_every_s)

@@ -9,6 +9,7 @@ import config
 from degan.learners.gan_pair import GanPair
 from degan.modes.federated import Federated
 from tests.fleets import close, in_threads
+from tests.learner_views import average_of, model_of, unlabelled
 
 BATCH, SHAPE = 8, (1, 32, 32)
 SAMPLES = 64
@@ -39,7 +40,7 @@ def experiment(workers, model="mlp", optimiser=None, batch=BATCH, more=None, **m
 def stream(worker, batch=BATCH):
     """A worker's endless batches."""
     generator = torch.Generator().manual_seed(100 + worker)
-    return lambda: torch.rand(batch, *SHAPE, generator=generator) * 2 - 1
+    return lambda: unlabelled(torch.rand(batch, *SHAPE, generator=generator) * 2 - 1)
 
 
 def peer_info(worker):
@@ -100,5 +101,5 @@ class Fleet:
 
 def assert_same_model(pairs):
     for pair in pairs[1:]:
-        np.testing.assert_array_equal(pair.model(), pairs[0].model())
-        np.testing.assert_array_equal(pair.smooth(), pairs[0].smooth())
+        np.testing.assert_array_equal(model_of(pair), model_of(pairs[0]))
+        np.testing.assert_array_equal(average_of(pair), average_of(pairs[0]))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 
 # The key that picks the struct of a block.
 TAGS = {"mode": "name", "model": "name", "data.split": "kind"}

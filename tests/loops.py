@@ -17,9 +17,11 @@ from PIL import Image
 import config
 from degan.artifacts import checkpoints
 from degan.artifacts.checkpoints import Checkpoint, Checkpoints
+from degan.data.base import Batch
 from degan.metrics.evaluate import Metric
 from degan.worker import loop
 from degan.worker.signals import Signals
+from tests.learner_views import unlabelled
 
 PERIODS = {"steps": 10, "log_every": 3, "evaluate_every": 4, "snapshot_every": 5, "checkpoint_every": 6}
 
@@ -42,23 +44,33 @@ class StandInShard:
     def __init__(self):
         self.drawn = 0
 
-    def next_batch(self) -> torch.Tensor:
+    def next_batch(self) -> Batch:
         self.drawn += 8
-        return torch.zeros(8, 1)
+        return unlabelled(torch.zeros(8, 1))
 
 
 class StandInPair:
     """Draws images of one shade, by which a picture tells of which moment it is."""
 
-    latent = 3
-
     def __init__(self):
         self.shade = 0
-        self.asked: list[torch.Tensor] = []
+        # How many samples were drawn each time; for a picture or not.
+        self.asked: list[tuple[str, int]] = []
+        self.is_shown = True
 
-    def sample(self, latents: torch.Tensor) -> torch.Tensor:
-        self.asked.append(latents.clone())
-        return torch.full((len(latents), 1, 2, 2), self.shade / 127.5 - 1)
+    def show(self, count: int) -> torch.Tensor | None:
+        self.asked.append(("show", count))
+        return self._samples(count) if self.is_shown else None
+
+    def measure(self, evaluate):
+        def sample(count: int) -> torch.Tensor:
+            self.asked.append(("measure", count))
+            return self._samples(count)
+
+        return evaluate(sample)
+
+    def _samples(self, count: int) -> torch.Tensor:
+        return torch.full((count, 1, 2, 2), self.shade / 127.5 - 1)
 
 
 class StandInMode:
@@ -67,7 +79,7 @@ class StandInMode:
     is_shared = False
 
     def __init__(self, clock: Clock, pair: StandInPair):
-        self._clock, self._pair = clock, pair
+        self._clock, self._learner = clock, pair
         self.calls: list[str] = []
         self.begun: tuple = ()
         # What the beginning waits for is no step's.
@@ -84,28 +96,28 @@ class StandInMode:
         step = newest if self.begins_at is None else self.begins_at
         if step in checkpoints:
             self.calls.append(f"loaded {load(step)}")
-        self._pair.shade = 10 * step
+        self._learner.shade = 10 * step
         return step
 
     def step(self, step, next_batch, is_sync_point) -> dict[str, float]:
         self.calls.append(f"step {step}{' cut' if is_sync_point else ''}")
-        assert next_batch().shape == (8, 1)
+        assert next_batch().samples.shape == (8, 1)
         self._clock.now_s += step / 2
         self.wait_s, self.exchange_s = self.wait_s + step / 4, self.exchange_s + step / 8
         self.sent_bytes += 100
-        self._pair.shade = 10 * step
+        self._learner.shade = 10 * step
         return {} if step in self.silent_steps else {"d_loss": float(step), "g_loss": 10.0 * step}
 
     def synchronise(self, step: int) -> bool:
-        self.calls.append(f"settle {step}")
+        self.calls.append(f"synchronise {step}")
         self._clock.now_s += 100
         self.sent_bytes += 7
-        self._pair.shade += 1
+        self._learner.shade += 1
         return self.has_state
 
     def finish(self) -> None:
         self.calls.append("finish")
-        self._pair.shade += 2
+        self._learner.shade += 2
 
     def leave(self, is_together: bool) -> None:
         self.calls.append(f"leave {'together' if is_together else 'alone'}")
@@ -134,7 +146,7 @@ class StandInSetup:
 
     def __init__(self, settings: config.Experiment, worker: int, clock: Clock):
         self.settings, self.worker, self._clock = settings, worker, clock
-        self.shard, self.pair, self.evaluator = StandInShard(), StandInPair(), self
+        self.shard, self.learner, self.evaluator = StandInShard(), StandInPair(), self
         self.classes, self.counts = ("cat", "dog"), [[3, 4], [5, 6]]
         self.fids: dict[int, float] = {}
 
@@ -153,7 +165,7 @@ class StandInSetup:
 
     def checkpoint(self, step: int, mode_state: tuple, **values) -> Checkpoint:
         self._clock.now_s += 300
-        values = {"drawn": self.shard.drawn, "shade": self.pair.shade, "mode": mode_state[1], **values}
+        values = {"drawn": self.shard.drawn, "shade": self.learner.shade, "mode": mode_state[1], **values}
         tensor = {"w": torch.zeros(1)}
         return Checkpoint(step, tensor, tensor, values, config.agreed(self.settings))
 
@@ -174,7 +186,7 @@ class Live:
         monkeypatch.setattr(loop, "GRID_COLUMNS", 2)
         monkeypatch.setattr(checkpoints, "_sync", lambda path: None)
         self.setup = StandInSetup(self.settings, worker, self.clock)
-        self.mode = StandInMode(self.clock, self.setup.pair)
+        self.mode = StandInMode(self.clock, self.setup.learner)
         self.signals = Signals()
         self.home = folder / f"w{worker}"
         self.home.mkdir(parents=True, exist_ok=True)

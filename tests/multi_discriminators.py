@@ -11,6 +11,7 @@ from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair
 from degan.modes.multi_discriminator import MultiDiscriminator
 from tests.fleets import close, in_threads
+from tests.learner_views import average_of, network_of, tensors_of, unlabelled
 from tests.plain_gans import PlainGan, flat
 
 BATCH = 8
@@ -45,7 +46,7 @@ def reals(settings, seed):
     """Endless batches of a worker's own."""
     generator, shape = torch.Generator().manual_seed(seed), new_pair(settings, 0).sample_shape
     while True:
-        yield torch.rand(settings.data.batch_size, *shape, generator=generator) * 2 - 1
+        yield unlabelled(torch.rand(settings.data.batch_size, *shape, generator=generator) * 2 - 1)
 
 
 class Fleet:
@@ -83,7 +84,7 @@ class Fleet:
             close(self.modes)
 
     def discriminators(self):
-        return [pair.network("discriminator") for pair in self.pairs]
+        return [network_of(pair, "discriminator") for pair in self.pairs]
 
 
 class ByHand:
@@ -116,7 +117,7 @@ class ByHand:
         for place, worker in enumerate(workers):
             gan, count = self.gans[worker], mode.discriminator_steps
             learned, screened = fakes[(place + 1) % mode.batches], fakes[place % mode.batches]
-            batches = [next(self.data[worker]) for _ in range(count)]
+            batches = [next(self.data[worker]).samples for _ in range(count)]
             of_d = sum(gan.learn_d(real, learned) for real in batches if worker != skipping) / count
             before = copy.deepcopy(gan.d.state_dict())
             of_g = gan.g_loss(screened)
@@ -158,7 +159,9 @@ def by_hand(settings, workers, steps, epoch=0):
 
 def assert_like(pair: GanPair, first: PlainGan, own: PlainGan, start: PlainGan, tolerance=1e-3):
     """A worker's networks against the G of the first and the D of its own, relative to what training has moved."""
-    mine = {name: pair.network(name, False) for name in ("generator", "discriminator")} | {"average": pair.smooth()}
+    mine = {name: network_of(pair, name, False) for name in ("generator", "discriminator")} | {
+        "average": average_of(pair)
+    }
     theirs = {"generator": (first.g, start.g), "discriminator": (own.d, start.d), "average": (first.average, start.g)}
     for name, (module, before) in theirs.items():
         moved = float((flat(module) - flat(before)).norm())
@@ -168,7 +171,7 @@ def assert_like(pair: GanPair, first: PlainGan, own: PlainGan, start: PlainGan, 
 
 
 def assert_same(first: GanPair, second: GanPair, prefixes=("generator", "discriminator", "ema")):
-    one, other = first.networks(), second.networks()
+    one, other = tensors_of(first), tensors_of(second)
     for name in one:
         if name.startswith(prefixes):
             assert torch.equal(one[name], other[name]), name

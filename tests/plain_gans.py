@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from degan import models
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair
+from degan.seeds import spawn_seed
+from tests.learner_views import tensors_of
 
 
 class Adam:
@@ -67,7 +69,7 @@ class PlainGan:
         # What the layers begin with does not count, nor what is drawn for it.
         with torch.random.fork_rng(devices=[]):
             self.g, self.d = layers(settings, sample_shape)
-        first = GanPair(settings, sample_shape, worker, torch.device("cpu")).networks()
+        first = tensors_of(GanPair(settings, sample_shape, worker, torch.device("cpu")))
         for name, module in (("generator.", self.g), ("discriminator.", self.d)):
             values = [tensor for key, tensor in first.items() if key.startswith(name)]
             with torch.no_grad():

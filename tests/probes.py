@@ -77,11 +77,17 @@ def local_steps(world: World) -> set[int]:
     taken: dict[int, list[int]] = {}
     for key, call in world.calls.log:
         runs = taken.setdefault(id(call["self"]), [0]) if key.startswith("GanPair.") else []
-        if key == "GanPair.load_model":
+        if key == "GanPair.load":
             runs.append(0)
         elif key == "GanPair.gradients":
             runs[-1] += call["section"][0] > 0 or call["section"] == (0, G + D)
     return {count for runs in taken.values() for count in runs if count}
+
+
+def has_moments(world: World) -> set[bool]:
+    """Whether the models that are loaded come with Adam's moments."""
+    loaded = (vectors for vectors in world.calls.all("GanPair.load", "vectors") if "generator" in vectors)
+    return {"generator.exp_avg" in vectors for vectors in loaded}
 
 
 def states(world: World) -> set[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +43,9 @@ def test_a_module_does_not_load_what_it_must_not_know(module, forbidden):
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_a_file_says_its_idea_first(path):
     text = path.read_text(encoding="utf-8")
@@ -137,20 +138,3 @@ def test_the_readme_names_what_a_person_types():
         "python -m degan.report",
     ):
         assert command in text, command
-
-
-def test_every_setting_is_in_the_readme():
-    from config import settings
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in dir(settings):
-        struct = getattr(settings, name)
-        for field in getattr(struct, "__struct_fields__", ()):
-            assert f"`{field}`" in text or f"{field}:" in text, f"{name}.{field} is not in the README"
-
-
-def test_every_test_that_the_readme_names_is_there():
-    named = re.findall(r"(tests/\w+\.py)::(\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) >= 7, "the promises name their tests"
-    for path, name in named:
-        assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"

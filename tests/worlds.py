@@ -27,11 +27,13 @@ from degan.data.base import ImageSource
 from degan.data.shard import Shard
 from degan.federation import cohorts
 from degan.learners import losses
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair
 from degan.metrics import classifier
 from degan.metrics.evaluate import Evaluator
 from degan.modes import connect as wire
+from degan.modes import federated, local, multi_discriminator, partial_exchange
 from degan.modes.swaps import Swaps
+from degan.seeds import spawn_seed
 from degan.worker import __main__ as worker_main
 from degan.worker import setup
 from degan.worker.signals import Signals
@@ -78,7 +80,7 @@ CLASSES_WATCHED = (
 METHODS_WATCHED = (
     *(
         (GanPair, "gradients"),
-        (GanPair, "load_model"),
+        (GanPair, "load"),
         (GanPair, "average"),
         (GanPair, "reset_optimisers"),
         (GanPair, "make_fakes"),
@@ -92,6 +94,8 @@ METHODS_WATCHED = (
         (MemoryBus, "configure"),
     ),
 )
+# A mode's module is loaded where it is used; in a world it would come with stand-ins, and keep them.
+LOADED_BEFORE = (local, partial_exchange, federated, multi_discriminator)
 FUNCTIONS_WATCHED = (
     *(spawn_seed, splits.split, robust.build, cohorts.uniform, cohorts.balanced, cohorts.cohort_size, cohorts.weights),
     *(losses.discriminator_loss, losses.generator_loss, config.security.read_secrets, wire.fingerprint),
@@ -115,7 +119,7 @@ class Calls:
             self.replace(function, self._noted(function, function.__name__))
 
     def _method(self, kind: type, name: str, key: str) -> None:
-        self._patch.setattr(kind, name, self._noted(vars(kind)[name], key))
+        self._patch.setattr(kind, name, self._noted(inspect.getattr_static(kind, name), key))
 
     def _noted(self, function: Callable, key: str, instead: Callable | None = None) -> Callable:
         signature = inspect.signature(function)

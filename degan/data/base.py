@@ -5,12 +5,25 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 _RESIZE_CHUNK = 2000
+
+
+class Batch(NamedTuple):
+    """What one local step learns from.
+
+    Attributes:
+        samples: float32 (batch, *sample_shape) in [-1, 1].
+        labels: int64 (batch,), each in `range(classes)`.
+    """
+
+    samples: torch.Tensor
+    labels: torch.Tensor
 
 
 class Source(ABC):
@@ -42,6 +55,10 @@ class Source(ABC):
             IndexError: an index is out of range.
             DataError: a sample's file has become unreadable.
         """
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The samples at `indices`, in that order, with their labels. Raises as `take`."""
+        return Batch(self.take(indices), torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)]))
 
     @abstractmethod
     def _hash_content(self, digest) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data.base import Source, to_floats
 from degan.errors import DataError
 

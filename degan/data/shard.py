@@ -7,9 +7,8 @@ stopped one would have taken next.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from degan.data.base import Source
+from degan.data.base import Batch, Source
 from degan.errors import DataError
 
 _PURPOSE = 0x5A4D  # keeps this stream of random numbers apart from others drawn from the same seed
@@ -60,13 +59,13 @@ class Shard:
         """How many samples have been taken in all, those of earlier epochs too."""
         return (self._epoch * self.batches_per_epoch + self._batch) * self._batch_size
 
-    def next_batch(self) -> torch.Tensor:
-        """The next samples: float32 `(batch, *sample_shape)` in [-1, 1]."""
+    def next_batch(self) -> Batch:
+        """The next samples, float32 `(batch, *sample_shape)` in [-1, 1], with their labels, int64 `(batch,)`."""
         if self._batch == self.batches_per_epoch:
             self._epoch, self._batch = self._epoch + 1, 0
             self._order = self._permutation(self._epoch)
         start = self._batch * self._batch_size
-        batch = self._source.take(self._order[start : start + self._batch_size])
+        batch = self._source.batch(self._order[start : start + self._batch_size])
         self._batch += 1
         return batch
 

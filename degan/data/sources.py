@@ -8,7 +8,7 @@
 | folder | any images, in one folder a class | `test` or `val`, else a tenth of each class |
 | gaussian-ring | points around 8 places on a circle | 2,048 of their own |
 
-To add a data set: its name in `config.settings.Data`, a reader `(data, image_size, part) -> Source`
+To add a data set: its name in `config.settings.data.Data`, a reader `(data, image_size, part) -> Source`
 here, and a line in `_READERS`.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data import folder, torchvision_sets
 from degan.data.base import ImageSource, PointSource, Source, resize
 from degan.errors import DataError

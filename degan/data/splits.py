@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from config.settings import Classes, Dirichlet, Fegan, Iid, Mixed, Own, Shards
+from config.settings.data import Classes, Dirichlet, Fegan, Iid, Mixed, Own, Shards
 from degan.errors import DataError
 
 Split = Iid | Classes | Dirichlet | Shards | Fegan | Mixed

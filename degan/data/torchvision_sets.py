@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data.files import locked
 from degan.errors import DataError
 

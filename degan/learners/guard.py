@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from config.errors import UsageError
-from degan.learners.flat import to_numpy
-from degan.learners.gan_pair import GanPair, Section
+from degan.data.base import Batch
+from degan.learners.chain import Context
+from degan.learners.protocols import Adversarial, Section, Trainable
 from peers.vectors.reduce import is_finite, norm
 
 # The square of what is smaller is a float32.
@@ -26,34 +26,52 @@ LOG_EVERY = 100
 
 
 class NonFiniteGuard:
-    """Looks at every gradient of one worker before it is used.
+    """Looks at every update of one worker before it is used; a piece of `degan.learners.chain`.
 
     Args:
-        pair: what is trained.
-        say: called with one line for a person.
+        learner: what is trained; the guard reads and sets back its running statistics.
+        log: called with one line for a person.
 
     Attributes:
         counts: what was skipped, by reason, for `dropped` in stats.jsonl.
     """
 
-    def __init__(self, pair: GanPair, log: Callable[[str], None]):
-        self._pair, self._log = pair, log
+    def __init__(self, learner: Trainable | Adversarial, log: Callable[[str], None]):
+        self._learner, self._log = learner, log
         self.counts: Counter[str] = Counter()
         self._in_a_row = 0
 
-    def gradients(self, section: Section, real: torch.Tensor | None) -> tuple[np.ndarray, dict[str, float], bool]:
-        """As `GanPair.gradients`, and whether it may be used; if not it is zeros, and the pair is as it was before.
+    def __call__(self, update: np.ndarray, context: Context) -> np.ndarray:
+        """The update, or zeros of its shape where it cannot be used; the statistics are then those of the context.
+
+        Raises:
+            UsageError: as `gradients`.
+        """
+        return update if self.passes(update, context) else np.zeros_like(update)
+
+    def gradients(self, section: Section, batch: Batch | None) -> tuple[np.ndarray, dict[str, float], bool]:
+        """As `Trainable.gradients`, and whether it may be used; if not it is zeros, and the learner is as before.
 
         Raises:
             UsageError: for a hundred steps in a row it could not be used: the training has diverged.
         """
-        kept = self.keep()
-        gradient, losses = self._pair.gradients(section, real)
-        is_usable = self.allows(gradient, self.is_sound())
+        context = self.context()
+        gradient, losses = self._learner.gradients(section, batch)
+        is_usable = self.passes(gradient, context)
         if not is_usable:
             gradient[:] = 0
-            self.set_back(kept)
         return gradient, losses, is_usable
+
+    def context(self) -> Context:
+        """The context of the update that is made next: the running statistics as they are now."""
+        return Context(self._learner.statistics())
+
+    def passes(self, update: np.ndarray, context: Context) -> bool:
+        """Whether an update may be used; if not, the statistics are those of the context. Raises as `gradients`."""
+        if self.allows(update, self.is_sound()):
+            return True
+        self._learner.load_statistics(context.statistics)
+        return False
 
     def allows(self, gradient: np.ndarray, is_sound: bool = True) -> bool:
         """Whether a gradient of ours, float32 of any shape, may be used; counted and said if not.
@@ -88,16 +106,7 @@ class NonFiniteGuard:
 
     def is_sound(self) -> bool:
         """Whether the running statistics are finite: activations may overflow where the gradient does not show it."""
-        return all(is_finite(to_numpy(flat.buffers)) for flat in (self._pair.generator, self._pair.discriminator))
-
-    def keep(self) -> list[torch.Tensor]:
-        """Copies of the running statistics, which a forward pass changes."""
-        return [flat.buffers.clone() for flat in (self._pair.generator, self._pair.discriminator)]
-
-    def set_back(self, kept: list[torch.Tensor]) -> None:
-        """The inverse of `keep`."""
-        for flat, buffers in zip((self._pair.generator, self._pair.discriminator), kept, strict=True):
-            flat.buffers.copy_(buffers)
+        return is_finite(self._learner.statistics())
 
 
 def is_usable(gradient: np.ndarray) -> bool:

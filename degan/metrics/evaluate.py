@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.data.base import Source
 from degan.data.sources import load
 from degan.errors import DataError, WeightsError
@@ -67,6 +67,13 @@ class Metric:
     value: float
     seconds: float
     weights_sha256: str | None = None
+
+
+def score(metrics: Sequence[Metric]) -> float | None:
+    """What the best checkpoint is chosen by, the lowest is the best; None where nothing of the kind was measured."""
+    found = [m.value for m in metrics if m.name.startswith("fid") and not m.name.endswith("floor")]
+    found += [1 - m.value for m in metrics if m.name == "accuracy"]
+    return found[-1] if found else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from config import SettingsError
-from config.settings import Dcgan, Degan, Lsgan, Mlp
+from config.settings.models import Dcgan, Degan, Lsgan, Mlp
 from degan.models import dcgan, degan, lsgan, mlp
 
 __all__ = ["build"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from config.settings import Dcgan
+from config.settings.models import Dcgan
 from degan.models.weights import start_normal
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from config.settings import Degan
+from config.settings.models import Degan
 from degan.models.weights import start_normal
 
 

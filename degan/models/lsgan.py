@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from config.settings import Lsgan
+from config.settings.models import Lsgan
 from degan.models.weights import NORMS, start_uniform
 
 

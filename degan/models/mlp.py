@@ -21,7 +21,7 @@ import math
 import torch
 from torch import nn
 
-from config.settings import Mlp
+from config.settings.models import Mlp
 from degan.models.weights import start_uniform
 
 

@@ -1,19 +1,21 @@
 """The training modes by name. One file an algorithm; no mode imports another.
 
-To add a mode: its settings struct in `config/settings.py`, a file here with a class that has the methods
-of `Mode`, and a line in `build`.
+To add a mode: its settings in `config/settings/modes`, a line in that folder's `Mode`, and a module of the same name
+here with a class that has the methods of `Mode`, and the functions `build(context)` and `needs(settings, learner)`.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
-from config.settings import Experiment
-from degan.learners.gan_pair import GanPair
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
+from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.needs import Needs
 
 Arrays = dict[str, np.ndarray]
@@ -39,11 +41,11 @@ class Mode(Protocol):
             load: see `Load`.
         """
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
 
         Args:
-            next_batch: gives the next samples of this worker's shard.
+            next_batch: gives the next samples of this worker's shard, with their labels.
             is_cut: something is saved or shown after this step.
         """
 
@@ -75,64 +77,40 @@ class Mode(Protocol):
         """Give back whatever is held; called however the run ends."""
 
 
-def build(
-    settings: Experiment,
-    worker: int,
-    pair: GanPair,
-    facts: dict[str, Any],
-    peer_info: dict[str, Any],
-    log: Callable[[str], None],
-    may_take_over: bool = False,
-) -> Mode:
-    """The mode that the settings name.
+class Context(NamedTuple):
+    """What a mode is built from.
 
-    Args:
-        settings, worker, pair: what is trained, and who we are.
+    Attributes:
+        settings, worker, learner: what is trained, and who we are.
         facts: what must be the same for all workers and is no setting (the classes of the data).
-        about: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
-        say: called with one line for a person.
+        peer_info: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
+        log: called with one line for a person.
         may_take_over: replace a worker of our number that is still alive.
+    """
+
+    settings: Experiment
+    worker: int
+    learner: Trainable | Adversarial
+    facts: dict[str, Any]
+    peer_info: dict[str, Any]
+    log: Callable[[str], None]
+    may_take_over: bool = False
+
+
+def module_of(settings: Experiment) -> ModuleType:
+    """The module of the mode that the settings name; a mode's module is loaded where it is used."""
+    return importlib.import_module(f"degan.modes.{settings.mode.__struct_config__.tag}")
+
+
+def build(context: Context) -> Mode:
+    """The mode that the settings name.
 
     Raises:
         config.UsageError, peers.errors.SetupError: the mode's Redis cannot be used.
     """
-    match settings.mode.__struct_config__.tag:
-        case "local":
-            from degan.modes.local import Local
-
-            return Local(settings, worker, pair, log)
-        case "partial_exchange":
-            from degan.modes.connect import open_bus
-            from degan.modes.partial_exchange import PartialExchange
-
-            return PartialExchange(settings, pair, open_bus(settings, worker, log, may_take_over), facts, log)
-        case "federated":
-            from degan.modes.connect import open_bus
-            from degan.modes.federated import Federated
-
-            return Federated(settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log)
-        case "multi_discriminator":
-            from degan.modes.connect import open_bus
-            from degan.modes.multi_discriminator import MultiDiscriminator
-
-            return MultiDiscriminator(
-                settings, pair, open_bus(settings, worker, log, may_take_over), facts, peer_info, log
-            )
-        case name:
-            raise ValueError(f"unknown mode {name!r}")
+    return module_of(context.settings).build(context)
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def needs(settings: Experiment, learner: Trainable | Adversarial) -> Needs:
     """What a worker of the mode that the settings name asks of its node and of the wire."""
-    match settings.mode.__struct_config__.tag:
-        case "local":
-            return Needs(vector_bytes=4 * pair.size)
-        case "partial_exchange":
-            from degan.modes.partial_exchange import needs as found
-        case "federated":
-            from degan.modes.federated import needs as found
-        case "multi_discriminator":
-            from degan.modes.multi_discriminator import needs as found
-        case name:
-            raise ValueError(f"unknown mode {name!r}")
-    return found(settings, pair)
+    return module_of(settings).needs(settings, learner)

@@ -12,8 +12,8 @@ import msgpack
 
 import config
 from config.security import read_secrets
-from config.settings import Experiment
-from degan.learners.gan_pair import GanPair
+from config.settings.experiment import Experiment
+from degan.learners.protocols import Learner
 from peers.bus.door import Bus
 from peers.bus.redis.bus import RedisBus
 from peers.bus.redis.tls import Access
@@ -83,13 +83,12 @@ def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
     return Access(found.user, found.password, found.ca, found.certificate, found.key), found.run_key
 
 
-def agreement(settings: Experiment, pair: GanPair, facts: dict[str, Any]) -> dict[str, Any]:
+def agreement(settings: Experiment, learner: Learner, facts: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for all workers: settings, data, networks, protocol; plain values by path."""
     return config.agreed(settings) | {
         **facts,
         "protocol": VERSION,
-        "model (number of values)": pair.size,
-        "model (sample shape)": list(pair.sample_shape),
+        **learner.facts,
     }
 
 
@@ -102,7 +101,7 @@ def attack_on(bus: Bus, log: Callable[[str], None]) -> Attack | None:
     name = attack_of(os.environ.get("DEGAN_FAULTS", ""), bus.worker)
     if name is None:
         return None
-    log(f"this worker is hostile: {name}, as DEGAN_FAULTS asks")
+    log(f"this worker is byzantine: {name}, as DEGAN_FAULTS asks")
     return Attack(name)
 
 

@@ -30,18 +30,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
 from degan.federation import cohorts
+from degan.learners import names
 from degan.learners.casts import torch_cast
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.chain import attack, chain
+from degan.learners.protocols import Trainable
+from degan.modes import Context
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
 from degan.modes.needs import Needs, leader_outbox_bytes, leaders_of
+from degan.seeds import spawn_seed
 from peers.bus.door import Bus
-from peers.codecs.exact import Codec, build
+from peers.codecs.exact import Codec
+from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
 from peers.rounds.layout import RoundLayout
 from peers.rounds.versions import Piece, Versions
@@ -58,7 +64,7 @@ class Federated(LeaderBased):
     def __init__(
         self,
         settings: Experiment,
-        pair: GanPair,
+        learner: Trainable,
         bus: Bus,
         facts: dict[str, Any],
         peer_info: dict[str, Any],
@@ -67,28 +73,39 @@ class Federated(LeaderBased):
         mode = self._mode = settings.mode
         if not mode.share_histograms:
             peer_info = {"samples": peer_info["samples"]}
-        self._codec = build(mode.codec, cast=torch_cast)
+        self._codec = build_codec(mode.codec, cast=torch_cast)
         self._has_moments = mode.optimiser_state == "average"
-        self._sections = pair.sections("simultaneous" if mode.order == "generator_first" else "alternating")
+        self._sections = learner.sections("simultaneous" if mode.order == "generator_first" else "alternating")
         # The global model, never changed in place, by the round after which it holds and the term of who made it.
-        self._model = self._rounded(pair.model(self._has_moments))
+        self._names = names.of_model(learner.sizes, self._has_moments)
+        self._average_names = names.of_average(learner.sizes)
+        self._model = self._rounded(self._model_of(learner))
         self._version = (0, 0)
         self._steps_taken = 0
         self._sampled: cohorts.BalancedState | None = None
         self._weak = stragglers(settings)
         self._me = bus.worker
-        kinds = kinds_of(settings, pair)
-        sizes = {MODEL: self._model.size, SMOOTH: pair.smooth().size}
+        kinds = kinds_of(settings, learner)
+        sizes = {MODEL: self._model.size, SMOOTH: names.size_of(learner.sizes, self._average_names)}
         self._model_bytes = encoded_bytes(sizes[MODEL], self._codec)
         self._smooth_bytes = 4 * sizes[SMOOTH]
-        super().__init__(settings, pair, bus, facts, peer_info, kinds, log)
+        self._smooth_sizes = {SMOOTH: sizes[SMOOTH]}
+        super().__init__(settings, learner, bus, facts, peer_info, kinds, log)
         self._versions: Versions[tuple[int, int]] = Versions(self._rounds, newest=1)
         steps = self._local_steps()
         log(
             f"a model of {sizes[MODEL]:,} values travels as {self._model_bytes / 1e6:,.2f} MB; "
-            f"{needs(settings, pair)}; this worker takes {steps} local steps a round"
+            f"{needs(settings, learner)}; this worker takes {steps} local steps a round"
             + (" (a weak worker)" if bus.worker in self._weak else "")
         )
+
+    def _model_of(self, learner: Trainable) -> np.ndarray:
+        """What travels of a learner: all that is trained, float32 (model,); a copy."""
+        return names.joined(learner.state(self._names)[0])
+
+    def _hold_model(self, counters: dict[str, int] | None = None) -> None:
+        """The learner is the global model."""
+        self._learner.load(names.split(self._model, self._learner.sizes, self._names), counters or {})
 
     def _rounded(self, model: np.ndarray) -> np.ndarray:
         """The model as those who fetch it get it, so that all hold the same."""
@@ -102,7 +119,7 @@ class Federated(LeaderBased):
 
     # --- a round ------------------------------------------------------------------------------
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         self._enter(step, next_batch)
         found = self._await_start(step)
         if found is None:
@@ -193,24 +210,24 @@ class Federated(LeaderBased):
 
     def _train(self) -> tuple[np.ndarray, dict[str, float]]:
         """The model after our local steps, and the mean losses of those."""
-        pair, steps = self._pair, self._local_steps()
-        pair.load_model(self._model, self._has_moments)
+        learner, steps = self._learner, self._local_steps()
+        has_moments = {names.network_of(name) for name in self._names if names.is_moment(name)}
+        self._hold_model(dict.fromkeys(has_moments, self._steps_taken))
         if self._mode.optimiser_state == "reset":
-            pair.reset_optimisers()
-        elif self._has_moments:
-            pair.set_steps(self._steps_taken)
+            learner.reset_optimisers()
+        context = self._guard.context()
         sums: dict[str, float] = {}
         for _ in range(steps):
-            real = self._next_batch()
+            batch = self._next_batch()
             for section in self._sections:
-                gradient, losses, is_usable = self._guard.gradients(section, real)
+                gradient, losses, is_usable = self._guard.gradients(section, batch)
                 if is_usable:
-                    pair.apply(section, gradient)
+                    learner.apply(section, gradient)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value / steps
-        model = pair.model(self._has_moments)
+        model = self._model_of(learner)
         if self._attack:
-            model = self._model + self._attack(model - self._model)
+            model = self._model + chain(*attack(self._attack))(model - self._model, context)
         return model, sums
 
     def _local_steps(self) -> int:
@@ -223,8 +240,8 @@ class Federated(LeaderBased):
         self._model, self._version = model, version
         self._steps_taken += self._mode.local_steps
         if self._rounds.leadership.may_lead(self._me):
-            self._pair.load_model(model, self._has_moments)
-            self._pair.average((0, self._pair.size), self._mode.local_steps)
+            self._hold_model()
+            self._learner.average((0, self._learner.size), self._mode.local_steps)
 
     def _put_model(self, is_sync_point: bool) -> None:
         """Put the global model under our state key, if it is not there; at a cut the moving average too."""
@@ -233,8 +250,9 @@ class Federated(LeaderBased):
             model = Piece(_name(version), {MODEL: self._model}, codec=self._codec)
             self._predicted["sent"] += versions.put(version, model)
         if is_sync_point:
-            smooth = Piece(_name(version, "s"), {SMOOTH: self._pair.smooth()})
-            self._predicted["sent"] += versions.put(version, smooth)
+            if self._average_names:
+                smooth = names.joined(self._learner.state(self._average_names)[0])
+                self._predicted["sent"] += versions.put(version, Piece(_name(version, "s"), {SMOOTH: smooth}))
             versions.keep(version)
 
     def _fetch(self, sender: int, received: Received) -> None:
@@ -265,18 +283,21 @@ class Federated(LeaderBased):
     # --- what all modes with a leader give ----------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
-        self._pair.load_model(self._model, self._has_moments)
+        self._hold_model()
         self._put_model(is_sync_point=True)
         self._versions.forget()
         return {"model": list(self._version), "steps": self._steps_taken}
 
     def _load_end(self, sender: int, received: Received) -> None:
         self._fetch(sender, received)
-        sizes = {SMOOTH: self._pair.smooth().size}
-        arrays, _ = self._rounds.fetch(sender, received.incarnation, _name(self._version, "s"), sizes)
-        self._predicted["received"] += self._smooth_bytes
-        self._pair.load_model(self._model, self._has_moments)
-        self._pair.load_smooth(arrays[SMOOTH])
+        average: dict[str, np.ndarray] = {}
+        if self._average_names:
+            name = _name(self._version, "s")
+            arrays, _ = self._rounds.fetch(sender, received.incarnation, name, self._smooth_sizes)
+            self._predicted["received"] += self._smooth_bytes
+            average = names.split(arrays[SMOOTH], self._learner.sizes, self._average_names)
+        self._hold_model()
+        self._learner.load(average, {})
 
     def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
@@ -284,7 +305,7 @@ class Federated(LeaderBased):
 
     def leave(self, is_together: bool) -> None:
         # What is saved after this is the global model, as the version says, and not what we last made of it.
-        self._pair.load_model(self._model, self._has_moments)
+        self._hold_model()
         super().leave(is_together)
 
     def state(self):
@@ -297,7 +318,7 @@ class Federated(LeaderBased):
         }
 
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
-        self._model = self._rounded(self._pair.model(self._has_moments))
+        self._model = self._rounded(self._model_of(self._learner))
         self._version = (int(values["version"][0]), int(values["version"][1]))
         self._steps_taken, self._void_rounds = int(values["steps_taken"]), int(values["void_rounds"])
         self._sampled = cohorts.BalancedState.from_plain(values["sampled"]) if values["sampled"] else None
@@ -305,23 +326,30 @@ class Federated(LeaderBased):
         self._rounds.deadline.load_plain(values.get("answers_s", []))
 
 
-def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:
+def kinds_of(settings: Experiment, learner: Trainable) -> dict[str, tuple[int, Codec]]:
     """The vectors that travel: number of values and codec by kind."""
-    size = pair.model(settings.mode.optimiser_state == "average").size
-    return {"result": (size, build(settings.mode.codec, cast=torch_cast))}
+    has_moments = settings.mode.optimiser_state == "average"
+    size = names.size_of(learner.sizes, names.of_model(learner.sizes, has_moments))
+    return {"result": (size, build_codec(settings.mode.codec, cast=torch_cast))}
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def build(context: Context) -> Federated:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return Federated(context.settings, context.learner, bus, context.facts, context.peer_info, context.log)
+
+
+def needs(settings: Experiment, learner: Trainable) -> Needs:
     """What a worker asks of its node: results for whoever leads, and as a leader the models that are fetched."""
-    kinds = kinds_of(settings, pair)
+    kinds = kinds_of(settings, learner)
     model_bytes = encoded_bytes(*kinds["result"])
     others = min(len(leaders_of(settings)), settings.workers - 1)
     return Needs(
         outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), [("result",)] * others),
         # The newest, the one before until its round is closed, and that of the newest cut, with its average.
-        state_bytes=3 * model_bytes + 2 * 4 * pair.smooth().size,
+        state_bytes=3 * model_bytes + 2 * 4 * names.size_of(learner.sizes, names.of_average(learner.sizes)),
         step_bytes=model_bytes,
-        vector_bytes=4 * pair.size,
+        vector_bytes=4 * learner.size,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from config.settings import Experiment
-from degan.learners.gan_pair import GanPair
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
 from degan.learners.guard import NonFiniteGuard
+from degan.learners.protocols import Trainable
+from degan.modes import Context
+from degan.modes.needs import Needs
 
 
 class Local:
@@ -18,19 +19,19 @@ class Local:
     Args:
         settings: the experiment.
         worker: our number.
-        pair: what is trained.
+        learner: what is trained.
         say: called with one line for a person.
     """
 
     is_shared = False
 
     def __init__(
-        self, settings: Experiment, worker: int, pair: GanPair, log: Callable[[str], None] = lambda line: None
+        self, settings: Experiment, worker: int, learner: Trainable, log: Callable[[str], None] = lambda line: None
     ):
         self._worker = worker
-        self._pair = pair
-        self._guard = NonFiniteGuard(pair, log)
-        self._sections = pair.sections(settings.mode.updates)
+        self._learner = learner
+        self._guard = NonFiniteGuard(learner, log)
+        self._sections = learner.sections(settings.mode.updates)
         self._stop_at: int | None = None
 
     def begin(self, checkpoints, saved, load) -> int:
@@ -38,13 +39,13 @@ class Local:
             load(checkpoints[-1])
         return checkpoints[-1] if checkpoints else 0
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
-        found, real = {}, next_batch()
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
+        found, batch = {}, next_batch()
         for section in self._sections:
-            gradient, some, is_usable = self._guard.gradients(section, real)
+            gradient, some, is_usable = self._guard.gradients(section, batch)
             if is_usable:
-                self._pair.apply(section, gradient)
-                self._pair.average(section)
+                self._learner.apply(section, gradient)
+                self._learner.average(section)
             found.update(some)
         return found
 
@@ -83,3 +84,13 @@ class Local:
 
     def close(self) -> None:
         pass
+
+
+def build(context: Context) -> Local:
+    """The mode of one worker."""
+    return Local(context.settings, context.worker, context.learner, context.log)
+
+
+def needs(settings: Experiment, learner: Trainable) -> Needs:
+    """What a worker asks of its node: nothing, it has none."""
+    return Needs(vector_bytes=4 * learner.size)

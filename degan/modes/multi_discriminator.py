@@ -37,18 +37,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from config.settings import Experiment
-from degan.learners import scaling
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
+from degan.learners import names, scaling
 from degan.learners.casts import torch_cast
+from degan.learners.chain import attack, chain
 from degan.learners.flat import to_numpy
-from degan.learners.gan_pair import GanPair
-from degan.modes import swaps
+from degan.learners.protocols import Adversarial
+from degan.modes import Context, swaps
+from degan.modes.connect import open_bus
 from degan.modes.leader.claims import answer_extras, mean_losses, whole
 from degan.modes.leader.join import MISSED
 from degan.modes.leader.leader_based import LeaderBased
 from degan.modes.needs import Needs, leader_outbox_bytes
 from peers.bus.door import Bus
-from peers.codecs.exact import Codec, build
+from peers.codecs.exact import Codec
+from peers.codecs.exact import build as build_codec
 from peers.errors import MessageError
 from peers.rounds.layout import RoundLayout
 from peers.rounds.versions import Piece, Versions
@@ -83,35 +87,41 @@ class MultiDiscriminator(LeaderBased):
     def __init__(
         self,
         settings: Experiment,
-        pair: GanPair,
+        learner: Adversarial,
         bus: Bus,
         facts: dict[str, Any],
         peer_info: dict[str, Any],
         log: Callable[[str], None],
     ):
         mode = self._mode = settings.mode
-        self._shape = (settings.data.batch_size, *pair.sample_shape)
+        self._shape = (settings.data.batch_size, *learner.sample_shape)
         self._batches = batches_of(settings)
         self._has_scale = mode.feedback_codec == "float16"
         # The state that G was last put as, or fetched; and the term in which we have begun to lead.
         self._version: Version | None = None
         self._leads_since: int | None = None
-        self._sizes = {NETWORK: pair.network(NETWORK, False).size, SMOOTH: pair.smooth().size}
-        self._more = {MOMENTS: pair.network(NETWORK).size - self._sizes[NETWORK]}
-        kinds = kinds_of(settings, pair)
+        self._of_discriminator, self._of_generator = learner.sections("alternating")
+        self._sizes = {
+            NETWORK: names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK, has_moments=False)),
+            SMOOTH: names.size_of(learner.sizes, names.of_average(learner.sizes)),
+        }
+        self._more = {
+            MOMENTS: names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK)) - self._sizes[NETWORK]
+        }
+        kinds = kinds_of(settings, learner)
         self._bytes = {kind: encoded_bytes(*kinds[kind]) for kind in kinds}
-        super().__init__(settings, pair, bus, facts, {"samples": peer_info["samples"]}, kinds, log)
+        super().__init__(settings, learner, bus, facts, {"samples": peer_info["samples"]}, kinds, log)
         self._versions: Versions[Version] = Versions(self._rounds, newest=KEPT_STATES)
-        self._swaps = swaps.Swaps(settings, pair, self._rounds, bus.worker, self._predicted, log)
+        self._swaps = swaps.Swaps(settings, learner, self._rounds, bus.worker, self._predicted, log)
         down, up, swapped = (self._bytes[kind] / 1e6 for kind in kinds)
         log(
             f"a round's {self._batches} x {self._shape[0]} fakes travel as {down:,.3f} MB to each worker, a feedback "
-            f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB; {needs(settings, pair)}"
+            f"as {up:,.3f} MB, a discriminator as {swapped:,.2f} MB; {needs(settings, learner)}"
         )
 
     # --- a round ------------------------------------------------------------------------------
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         self._enter(step, next_batch)
         self._swaps.give(step)
         found = self._await_start(step)
@@ -164,23 +174,18 @@ class MultiDiscriminator(LeaderBased):
         """Our discriminator's steps; then the feedback, float32 (values of a batch,), and the losses."""
         place, count = workers.index(self._me), self._mode.discriminator_steps
         learned, judged = fakes[(place + 1) % self._batches], fakes[place % self._batches]
-        d_loss = sum(self._learn(self._next_batch(), learned) for _ in range(count)) / count
-        kept = self._guard.keep()
-        feedback, g_loss = self._pair.feedback(judged)
-        if not self._guard.allows(feedback, self._guard.is_sound()):
-            feedback = np.zeros_like(feedback)
-            self._guard.set_back(kept)
-        feedback = self._attack(feedback) if self._attack else feedback
+        d_loss = sum(self._learn(self._next_batch().samples, learned) for _ in range(count)) / count
+        context = self._guard.context()
+        feedback, g_loss = self._learner.feedback(judged)
+        feedback = chain(self._guard, *attack(self._attack))(feedback, context)
         return feedback.reshape(-1), {"d_loss": d_loss, "g_loss": g_loss}
 
     def _learn(self, real: torch.Tensor, fake: np.ndarray) -> float:
         """One step of our discriminator; returns the loss."""
-        kept = self._guard.keep()
-        gradient, loss = self._pair.discriminator_gradient(real, fake)
-        if self._guard.allows(gradient, self._guard.is_sound()):
-            self._pair.apply((self._pair.generator.size, self._pair.size), gradient)
-        else:
-            self._guard.set_back(kept)
+        context = self._guard.context()
+        gradient, loss = self._learner.discriminator_gradient(real, fake)
+        if self._guard.passes(gradient, context):
+            self._learner.apply(self._of_discriminator, gradient)
         return loss
 
     def _lead(self, step: int) -> dict[str, float]:
@@ -192,7 +197,7 @@ class MultiDiscriminator(LeaderBased):
         self._leads_since = common["term"]
         plan = Plan(workers, self._is_swap(step, workers), self._rounds.deadline.seconds, self._version)
         began = time.monotonic()
-        fakes = self._pair.make_fakes(self._batches, self._shape[0])
+        fakes = self._learner.make_fakes(self._batches, self._shape[0])
         shown = [to_numpy(fake) for fake in fakes]
         if workers != [self._me]:
             self._rounds.publish("batch", step, np.concatenate(shown).reshape(-1))
@@ -222,10 +227,10 @@ class MultiDiscriminator(LeaderBased):
             if worker in answers:
                 judged.setdefault(place % self._batches, []).append(answers[worker])
         gradients = [self._sum(some).reshape(self._shape) / np.float32(len(answers)) for some in judged.values()]
-        gradient = self._pair.generator_gradient([fakes[batch] for batch in judged], gradients)
+        gradient = self._learner.generator_gradient([fakes[batch] for batch in judged], gradients)
         if self._guard.allows_together(gradient):
-            self._pair.apply((0, self._pair.generator.size), gradient)
-            self._pair.average((0, self._pair.generator.size))
+            self._learner.apply(self._of_generator, gradient)
+            self._learner.average(self._of_generator)
 
     def _sum(self, feedbacks: list[np.ndarray]) -> np.ndarray:
         """Of the feedbacks to one batch, in worker order; by a robust rule if one is asked for and has a choice."""
@@ -255,11 +260,15 @@ class MultiDiscriminator(LeaderBased):
         """Put G as it is after a round under our state key; what nobody can be fetching any more is taken away."""
         version = self._rounds.leadership.term, step, self._me
         if version != self._version:
-            values, border = self._pair.network(NETWORK), self._sizes[NETWORK]
-            vectors = {NETWORK: values[:border], SMOOTH: self._pair.smooth()}
-            network = Piece(_name("g", version), vectors, {"counters": self._pair.network_counters(NETWORK)})
-            moments = Piece(_name("o", version), {MOMENTS: values[border:]})
-            self._predicted["sent"] += self._versions.put(version, network, moments)
+            network, counters = self._learner.state(names.of_network(self._learner.sizes, NETWORK))
+            average, more = self._learner.state(names.of_average(self._learner.sizes))
+            values, border = names.joined(network), self._sizes[NETWORK]
+            vectors = {NETWORK: values[:border], SMOOTH: names.joined(average)}
+            self._predicted["sent"] += self._versions.put(
+                version,
+                Piece(_name("g", version), vectors, {"counters": counters | more}),
+                Piece(_name("o", version), {MOMENTS: values[border:]}),
+            )
             self._version = version
         if is_sync_point:
             self._versions.keep(version)
@@ -273,17 +282,19 @@ class MultiDiscriminator(LeaderBased):
             raise MessageError("malformed", f"worker {sender} names a state of worker {version[2]}")
         arrays, meta = self._rounds.fetch(sender, incarnation, _name("g", version), self._sizes)
         self._predicted["received"] += 4 * sum(self._sizes.values())
-        counters, names = meta.get("counters"), self._pair.network_counters(NETWORK)
-        if not isinstance(counters, dict) or counters.keys() != names.keys():
+        has_moments, sizes = self._rounds.leadership.may_lead(self._me), self._learner.sizes
+        of_network, of_average = names.of_network(sizes, NETWORK, has_moments), names.of_average(sizes)
+        counters, (_, own) = meta.get("counters"), self._learner.state([*of_network, *of_average])
+        if not isinstance(counters, dict) or counters.keys() != own.keys():
             raise MessageError("malformed", f"the state of worker {sender} does not say what it has counted")
-        counters = {name: whole(counters, name) for name in names}
-        values, has_moments = arrays[NETWORK], self._rounds.leadership.may_lead(self._me)
+        counters = {name: whole(counters, name) for name in own}
+        values = arrays[NETWORK]
         if has_moments:
             more, _ = self._rounds.fetch(sender, incarnation, _name("o", version), self._more)
             self._predicted["received"] += 4 * self._more[MOMENTS]
             values = np.concatenate([values, more[MOMENTS]])
-        self._pair.load_network(NETWORK, values, counters, has_moments)
-        self._pair.load_smooth(arrays[SMOOTH])
+        network, average = names.split(values, sizes, of_network), names.split(arrays[SMOOTH], sizes, of_average)
+        self._learner.load(network | average, counters)
         self._version = version
 
     # --- what all modes with a leader give ----------------------------------------------------
@@ -323,27 +334,34 @@ class MultiDiscriminator(LeaderBased):
         return super().stats() | {"swaps": self._swaps.done, "swaps_missed": self._swaps.missed}
 
 
-def kinds_of(settings: Experiment, pair: GanPair) -> dict[str, tuple[int, Codec]]:
+def kinds_of(settings: Experiment, learner: Adversarial) -> dict[str, tuple[int, Codec]]:
     """The vectors that travel: number of values and codec by kind."""
-    mode, size = settings.mode, settings.data.batch_size * math.prod(pair.sample_shape)
+    mode, size = settings.mode, settings.data.batch_size * math.prod(learner.sample_shape)
     return {
-        "batch": (batches_of(settings) * size, build(mode.codec, cast=torch_cast)),
-        "feedback": (size, build(mode.feedback_codec, cast=torch_cast)),
-        "swap": (swaps.size(pair, settings), build("raw")),
+        "batch": (batches_of(settings) * size, build_codec(mode.codec, cast=torch_cast)),
+        "feedback": (size, build_codec(mode.feedback_codec, cast=torch_cast)),
+        "swap": (swaps.size(learner, settings), build_codec("raw")),
     }
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def build(context: Context) -> MultiDiscriminator:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return MultiDiscriminator(context.settings, context.learner, bus, context.facts, context.peer_info, context.log)
+
+
+def needs(settings: Experiment, learner: Adversarial) -> Needs:
     """What a worker asks of its node: batches for all, feedbacks and discriminators for each, and the states of G."""
-    kinds = kinds_of(settings, pair)
+    kinds = kinds_of(settings, learner)
     streams = [("batch",), *[("feedback", "swap")] * (settings.workers - 1)]
+    g = [*names.of_network(learner.sizes, NETWORK), *names.of_average(learner.sizes)]
     # The states that are kept, that of the newest cut, and one that is being put.
     states = KEPT_STATES + 2
     return Needs(
         outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), streams),
-        state_bytes=states * 4 * (pair.network(NETWORK).size + pair.smooth().size),
+        state_bytes=states * 4 * names.size_of(learner.sizes, g),
         step_bytes=encoded_bytes(*kinds["batch"]),
-        vector_bytes=4 * pair.size,
+        vector_bytes=4 * learner.size,
     )
 
 

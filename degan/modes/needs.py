@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from peers.codecs.base import Codec
 from peers.rounds.layout import RoundLayout
 from peers.rounds.rounds import kept_entries

@@ -34,16 +34,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
 from degan.learners.casts import torch_cast
-from degan.learners.gan_pair import GanPair
+from degan.learners.chain import attack, chain
 from degan.learners.guard import NonFiniteGuard
-from degan.modes.connect import agreement, attack_on, fingerprint
+from degan.learners.protocols import Counters, Trainable, Vectors
+from degan.modes import Context
+from degan.modes.connect import agreement, attack_on, fingerprint, open_bus
 from degan.modes.needs import Needs, entry_bytes, float_bytes
 from peers.bus.door import Bus
-from peers.codecs.exact import CODECS, build
+from peers.codecs.exact import CODECS
+from peers.codecs.exact import build as build_codec
 from peers.errors import BusError, LeaseExpiredError, MessageError, StalledError
 from peers.exchange.auto import CHOICES, FIRST
 from peers.exchange.exchange import Exchange
@@ -82,14 +85,14 @@ def keep_rounds(settings: Experiment, round_bytes: int) -> int:
     return max(needed, min(replay, budget_bytes // max(1, round_bytes)))
 
 
-def layout_of(settings: Experiment, pair: GanPair, fingerprint: bytes = bytes(8)) -> ExchangeLayout:
+def layout_of(settings: Experiment, learner: Trainable, fingerprint: bytes = bytes(8)) -> ExchangeLayout:
     """What travels, and in which slices; the same on every worker."""
     mode = settings.mode
     is_auto = mode.parts == "auto"
     return ExchangeLayout(
-        schedule=Schedule(pair.size, FIRST if is_auto else mode.parts),
-        codec=build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
-        state_size=pair.statistics().size,
+        schedule=Schedule(learner.size, FIRST if is_auto else mode.parts),
+        codec=build_codec(mode.codec, mode.topk_fraction, mode.rounding, torch_cast),
+        state_size=learner.statistics().size,
         fingerprint=fingerprint,
         parts=CHOICES if is_auto else (),
         may_be_whole=mode.exchange == "parameters",
@@ -118,11 +121,17 @@ def options_of(settings: Experiment, layout: ExchangeLayout) -> Options:
     )
 
 
-def needs(settings: Experiment, pair: GanPair) -> Needs:
+def build(context: Context) -> PartialExchange:
+    """The mode of one worker. Raises as `degan.modes.connect.open_bus`."""
+    bus = open_bus(context.settings, context.worker, context.log, context.may_take_over)
+    return PartialExchange(context.settings, context.learner, bus, context.facts, context.log)
+
+
+def needs(settings: Experiment, learner: Trainable) -> Needs:
     """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
-    layout = layout_of(settings, pair)
+    layout = layout_of(settings, learner)
     options = options_of(settings, layout)
-    initial = np.zeros(pair.size, dtype=np.float32)
+    initial = np.zeros(learner.size, dtype=np.float32)
     shared_vectors = make_rule(options, 0, layout, initial, BufferPool()).shared_sizes()
     outbox = Outbox(options, layout)
     states = outbox.state_entries
@@ -131,12 +140,12 @@ def needs(settings: Experiment, pair: GanPair) -> Needs:
     outbox_bytes = outbox.entries * part_bytes + states * max(0, statistics_bytes - part_bytes)
     if layout.may_be_whole and not layout.codec.is_exact:
         # What is no difference to anything travels raw: each part once, at the beginning or after a loss.
-        outbox_bytes += 4 * pair.size
+        outbox_bytes += 4 * learner.size
     return Needs(
         outbox_bytes=outbox_bytes,
-        state_bytes=float_bytes(pair.vectors()) + float_bytes(shared_vectors),
+        state_bytes=float_bytes(learner.sizes) + float_bytes(shared_vectors),
         step_bytes=layout.codec.encoded_bytes(layout.schedule.slice(1).size),
-        vector_bytes=4 * pair.size,
+        vector_bytes=4 * learner.size,
     )
 
 
@@ -145,7 +154,7 @@ class PartialExchange:
 
     Args:
         settings: the experiment.
-        pair: what is trained.
+        learner: what is trained.
         bus: our door to the peers; closed by `close`.
         facts: what must be the same for all workers and is no setting.
         say: called with one line for a person.
@@ -154,21 +163,21 @@ class PartialExchange:
     is_shared = False
 
     def __init__(
-        self, settings: Experiment, pair: GanPair, bus: Bus, facts: dict[str, Any], log: Callable[[str], None]
+        self, settings: Experiment, learner: Trainable, bus: Bus, facts: dict[str, Any], log: Callable[[str], None]
     ):
-        self._settings, self._pair, self._bus, self._log = settings, pair, bus, log
+        self._settings, self._learner, self._bus, self._log = settings, learner, bus, log
         mode = settings.mode
-        self._whole, self._sections = (0, pair.size), pair.sections(mode.updates)
+        self._whole, self._sections = (0, learner.size), learner.sections(mode.updates)
         self._exchanges_parameters = mode.exchange == "parameters"
-        self._agreed = agreement(settings, pair, facts)
-        self._layout = layout_of(settings, pair, fingerprint(self._agreed))
+        self._agreed = agreement(settings, learner, facts)
+        self._layout = layout_of(settings, learner, fingerprint(self._agreed))
         self._options = options_of(settings, self._layout)
         round_bytes = self._layout.codec.encoded_bytes(self._layout.largest.size)
         log(
-            f"{pair.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
-            f"the outbox keeps {self._options.keep_rounds} rounds; {needs(settings, pair)}"
+            f"{learner.size:,} values in {mode.parts} parts of at most {round_bytes / 1024:,.0f} KiB; "
+            f"the outbox keeps {self._options.keep_rounds} rounds; {needs(settings, learner)}"
         )
-        self._guard = NonFiniteGuard(pair, log)
+        self._guard = NonFiniteGuard(learner, log)
         self._attack = attack_on(bus, log)
         self._exchange: Exchange | None = None
         self._failure: BaseException | None = None
@@ -186,12 +195,11 @@ class PartialExchange:
         followed = {peer: (cursor.incarnation, cursor.sequence) for peer, cursor in cursors.items()}
         self._rendezvous.claim(checkpoints)
         start = self._rendezvous.meet(checkpoints, followed)
-        initial = self._pair.parameters(self._whole)
+        initial = self._learner.parameters(self._whole)
         self._exchange = Exchange(self._bus, self._layout, initial, self._options, self._log)
         if start.kind == "join":
-            sizes = {name: vector.size for name, vector in self._pair.vectors().items()}
             try:
-                last = self._exchange.start(start, 0, sizes, self._pair.load_vectors)
+                last = self._exchange.start(start, 0, self._learner.sizes, self._take_over)
             except (StalledError, BusError, MessageError) as error:
                 if error is self._failure:
                     raise
@@ -207,72 +215,78 @@ class PartialExchange:
         self._log_start(start, last)
         return last
 
+    def _take_over(self, vectors: Vectors, counters: Counters) -> None:
+        """Hold the state that a peer has given. Raises KeyError, ValueError."""
+        self._learner.load(vectors, {name: int(counters[name]) for name in self._learner.state()[1]})
+
     def _log_start(self, start: Start, step: int) -> None:
         peers = ", ".join(map(str, sorted(start.incarnations))) or "nobody else"
         how = {"together": "begins", "replay": "replays", "join": "joins"}[start.kind]
         self._log(f"{how} at step {step} with worker {peers}")
 
-    def step(self, step: int, next_batch: Callable[[], torch.Tensor], is_sync_point: bool) -> dict[str, float]:
+    def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
         advance = self._step_parameters if self._exchanges_parameters else self._step_gradient
         found = advance(next_batch(), lambda: self._is_sync_point(step, is_sync_point))
-        self._exchange.serve(lambda: (self._pair.vectors(), self._pair.counters()))
+        self._exchange.serve(self._learner.state)
         self._rendezvous.lease.progress(step)
         return found
 
-    def _step_gradient(self, real: torch.Tensor, is_sync_point: Callable[[], bool]) -> dict[str, float]:
+    def _step_gradient(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:
         """Send our gradient and apply what is to be applied. An unusable one is zeros: the others' count."""
         (section,) = self._sections
-        gradient, found, is_usable = self._guard.gradients(section, real)
+        context = self._guard.context()
+        gradient, found, is_usable = self._guard.gradients(section, batch)
         if self._attack:
-            gradient[:] = self._attack(gradient)
+            gradient[:] = chain(*attack(self._attack))(gradient, context)
         combined = self._exchange.exchange(gradient, is_sync_point)
         # With delayed own gradients all replicas apply the same. So only values that all workers have may decide.
         is_fresh = is_usable and self._settings.mode.own == "immediate"
         if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
-            self._pair.apply(section, combined)
-            self._pair.average(section)
+            self._learner.apply(section, combined)
+            self._learner.average(section)
         return found
 
-    def _step_parameters(self, real: torch.Tensor, is_sync_point: Callable[[], bool]) -> dict[str, float]:
+    def _step_parameters(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:
         """Apply our gradients, send our weights, and take over what all agree on. An unusable one changes nothing."""
         found, applied = {}, []
-        before = self._pair.parameters(self._whole).copy() if self._attack else None
+        before = self._learner.parameters(self._whole).copy() if self._attack else None
+        context = self._guard.context()
         for section in self._sections:
-            gradient, some, is_usable = self._guard.gradients(section, real)
+            gradient, some, is_usable = self._guard.gradients(section, batch)
             found.update(some)
             if is_usable:
-                self._pair.apply(section, gradient)
+                self._learner.apply(section, gradient)
                 applied.append(section)
-        values = self._pair.parameters(self._whole)
+        values = self._learner.parameters(self._whole)
         if before is not None:
             honest = values.copy()
-            values[:] = before + self._attack(values - before)
+            values[:] = before + chain(*attack(self._attack))(values - before, context)
         together = self._exchange.exchange(values, is_sync_point)
         if before is not None:
             # Whoever attacks means to go on: what has run away is taken back.
             np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
-        self._pair.load_parameters(self._whole, together)
+        self._learner.load_parameters(self._whole, together)
         for section in applied:
-            self._pair.average(section)
+            self._learner.average(section)
         return found
 
     def _is_sync_point(self, step: int, is_sync_point: bool) -> bool:
         return is_sync_point or self.is_stopping(step)
 
     def synchronise(self, step: int) -> bool:
-        self._pair.load_statistics(self._exchange.average(self._pair.statistics()))
+        self._learner.load_statistics(self._exchange.average(self._learner.statistics()))
         return True
 
     def finish(self) -> None:
         self._rendezvous.lease.leaving()
         if self._exchanges_parameters:
-            together = self._exchange.finish(self._pair.parameters(self._whole))
-            self._pair.load_parameters(self._whole, together)
+            together = self._exchange.finish(self._learner.parameters(self._whole))
+            self._learner.load_parameters(self._whole, together)
             return
-        combined = self._exchange.finish(np.zeros(self._pair.size, np.float32))
+        combined = self._exchange.finish(np.zeros(self._learner.size, np.float32))
         if combined is not None and self._guard.allows_together(combined):
-            self._pair.apply(self._whole, combined)
-            self._pair.average(self._whole)
+            self._learner.apply(self._whole, combined)
+            self._learner.average(self._whole)
 
     def leave(self, is_together: bool) -> None:
         self._rendezvous.lease.leaving()

@@ -18,9 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.federation.derangement import derangement
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners import names
+from degan.learners.protocols import Adversarial
+from degan.seeds import spawn_seed
 from peers.errors import MessageError, StalledError
 from peers.rounds.rounds import Rounds
 from peers.types import Received
@@ -47,7 +49,7 @@ class Swaps:
     """One worker's part in the swaps, from the main thread.
 
     Args:
-        settings, pair: what is trained.
+        settings, learner: what is trained.
         rounds: the way to the peers.
         me: our number.
         predicted: bytes `sent` and `received` by the formula; ours are added.
@@ -60,21 +62,21 @@ class Swaps:
     def __init__(
         self,
         settings: Experiment,
-        pair: GanPair,
+        learner: Adversarial,
         rounds: Rounds,
         me: int,
         predicted: dict[str, int],
         log: Callable[[str], None],
     ):
-        self._seed, self._pair, self._rounds, self._messages, self._me = (
+        self._seed, self._learner, self._rounds, self._messages, self._me = (
             settings.seed,
-            pair,
+            learner,
             rounds,
             rounds.messages,
             me,
         )
-        self._has_moments = settings.mode.swap_optimiser
-        self._bytes = 4 * size(pair, settings)
+        self._names = names.of_network(learner.sizes, NETWORK, settings.mode.swap_optimiser)
+        self._bytes = 4 * size(learner, settings)
         self._predicted, self._log = predicted, log
         self._incoming: Incoming | None = None
         self.done = self.missed = 0
@@ -216,19 +218,20 @@ class Swaps:
     # --- both ---------------------------------------------------------------------------------
 
     def _send(self, peer: int, round: int, extras: dict[str, float]) -> None:
-        counters = {name: float(count) for name, count in self._pair.network_counters(NETWORK).items()}
-        self._rounds.send(peer, "swap", round, self._pair.network(NETWORK, self._has_moments), counters | extras)
+        vectors, counters = self._learner.state(self._names)
+        said = {name: float(count) for name, count in counters.items()}
+        self._rounds.send(peer, "swap", round, names.joined(vectors), said | extras)
         self._predicted["sent"] += self._bytes
 
     def _load(self, message: Received) -> None:
         self._predicted["received"] += self._bytes
-        counters = {name: message.extras.get(name, -1.0) for name in self._pair.network_counters(NETWORK)}
+        counters = {name: message.extras.get(name, -1.0) for name in self._learner.state(self._names)[1]}
         if any(not 0 <= count < 2**48 for count in counters.values()) or not np.isfinite(message.values).all():
             raise MessageError("malformed", f"the discriminator after round {message.round} cannot be used")
         counters = {name: int(count) for name, count in counters.items()}
-        self._pair.load_network(NETWORK, message.values, counters, self._has_moments)
+        self._learner.load(names.split(message.values, self._learner.sizes, self._names), counters)
 
 
-def size(pair: GanPair, settings: Experiment) -> int:
+def size(learner: Adversarial, settings: Experiment) -> int:
     """Number of values of a discriminator on its way."""
-    return pair.network(NETWORK, settings.mode.swap_optimiser).size
+    return names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK, settings.mode.swap_optimiser))

@@ -1,152 +1,65 @@
-"""Several run folders side by side, as numbers: one curve a run, one row a run, and the repeats of a setting together.
+"""Several run folders side by side: one row and one curve a run, and the repeats of a setting together.
 
-What holds everywhere on the comparison's pages:
-
-* A run's FID at a step is the worst (the largest) over the workers that measured at that step; its coverage is the
-  lowest. A value that was no finite number, from a generator that diverged, is worse than any: infinity.
-* Bytes and images are those of all workers together so far; the time is that of the slowest worker that got there.
-* Runs repeat each other when all their settings are the same but the seed, the name and what is private to a host.
+The figures are those of `degan.runs.facts`. Runs repeat each other when all their settings are the same but the seed,
+the name and the settings that are private to a host.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from config import UsageError, agreed
-from degan.reports.faults import behind
-from degan.runs.records import Run, is_of, read_run
+from config import UsageError
+from degan.runs import facts
+from degan.runs.facts import Point
+from degan.runs.folder import Run, check_is_one, read_run
 
-# What two repeats may differ in, of the settings that could be read but do not load (a loaded file knows its own).
-PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 REPEATS = ("name", "seed")
 
 
 @dataclass(frozen=True)
-class Point:
-    """One evaluation of a run: when it was, in four ways, and what came out; `fid` may be infinite."""
-
-    step: int
-    seconds: float | None
-    sent_bytes: float | None
-    images: float | None
-    fid: float
-
-
-@dataclass(frozen=True)
 class Entry:
-    """One run as a row; None is what nobody wrote down.
+    """One run as a row.
 
-    `curves` are by the metric's name; `fid` is the one that the row shows, and that most of the runs have.
+    `curves` are by the metric's name; `metric` is the one that the row shows, and that most of the runs have.
     """
 
     run: Run
     label: str
     settings: dict[str, Any]
     curves: dict[str, list[Point]]
-    fid: str | None
+    metric: str | None
 
     @property
     def points(self) -> list[Point]:
-        """The curve of the row's FID; empty where nothing was measured."""
-        return self.curves.get(self.fid, []) if self.fid else []
+        """The curve of the row's metric; empty where nothing was measured."""
+        return self.curves.get(self.metric, []) if self.metric else []
 
     @property
     def first(self) -> float | None:
-        """The first FID."""
-        return self.points[0].fid if self.points else None
+        """The metric's first value."""
+        return self.points[0].value if self.points else None
 
     @property
     def last(self) -> float | None:
-        """The newest FID."""
-        return self.points[-1].fid if self.points else None
+        """Its newest value."""
+        return self.points[-1].value if self.points else None
 
     @property
     def best(self) -> float | None:
-        """The lowest FID."""
-        return min((point.fid for point in self.points), default=None)
+        """Its best value."""
+        best = min if facts.is_lower_better(self.metric or "") else max
+        return best((point.value for point in self.points), default=None)
 
     @property
     def floor(self) -> float | None:
-        """What real samples reach."""
-        return self.run.floor(self.fid) if self.fid else None
-
-    @property
-    def coverage(self) -> float | None:
-        """The lowest coverage over the workers at the newest step at which it was measured."""
-        name = next((name for name in self.run.measured() if is_of("coverage", name)), None)
-        found = [point for line in self.run.metrics.get(name, {}).values() for point in line] if name else []
-        newest = max((step for step, _, _ in found), default=None)
-        return min((value for step, _, value in found if step == newest and value is not None), default=None)
-
-    @property
-    def workers(self) -> int:
-        """How many workers the run has."""
-        return self.run.experiment.workers if self.run.experiment else len(self.run.workers)
-
-    @property
-    def seed(self) -> Any:
-        """The seed, where the settings could be read."""
-        return self.run.experiment.seed if self.run.experiment else self.run.plain.get("seed")
-
-    @property
-    def steps(self) -> int | None:
-        """The step that the furthest worker has reached."""
-        return max((worker.lines[-1]["step"] for worker in self.run.workers.values() if worker.lines), default=None)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the run reached its last step; where that is not known it is taken to have."""
-        return self.run.planned_steps is None or (self.steps or 0) >= self.run.planned_steps
-
-    @property
-    def seconds(self) -> float | None:
-        """The training time of the worker that trained longest."""
-        known = [worker.last("time_s") for worker in self.run.workers.values()]
-        return max((value for value in known if value is not None), default=None)
-
-    @property
-    def sent_bytes(self) -> float | None:
-        """Of all workers."""
-        return self._sum("sent_bytes", wants_all=False)
-
-    @property
-    def predicted_bytes(self) -> float | None:
-        """What the mode's formula says for `sent_bytes`; None unless every worker that sent anything says it."""
-        return self._sum("predicted_sent_bytes", wants_all=True)
-
-    @property
-    def images(self) -> float | None:
-        """Images that the workers have trained on, together."""
-        return self._sum("images", wants_all=False)
-
-    @property
-    def images_per_s(self) -> float | None:
-        """Over the whole run."""
-        return self.images / self.seconds if self.images is not None and self.seconds else None
-
-    @property
-    def dead(self) -> int:
-        """Workers that fell silent before the others."""
-        return len(behind(self.run))
-
-    @property
-    def restarts(self) -> int:
-        """How often a worker went back to an earlier step."""
-        return sum(len(worker.restarts) for worker in self.run.workers.values())
-
-    @property
-    def dropped(self) -> int:
-        """Messages that were not applied; late answers of a round are counted apart (`Run.late`)."""
-        told_apart = {"late"} if self.run.late is not None else set()
-        drops = [item for worker in self.run.workers.values() for item in worker.dropped.items()]
-        return int(sum(count for reason, count in drops if reason not in told_apart))
+        """The value that real samples reach."""
+        return facts.floor(self.run, self.metric) if self.metric else None
 
     @property
     def split(self) -> str:
@@ -156,11 +69,6 @@ class Entry:
         # The one number that makes it what it is; the others bound it.
         told = [block[key] for key in ("alpha", "per_worker", "even", "magic_num") if block.get(key) is not None]
         return " ".join([kind, *map(str, told)]).strip()
-
-    def _sum(self, key: str, wants_all: bool) -> float | None:
-        values = [worker.last(key) for worker in self.run.workers.values() if worker.last("sent_bytes") is not None]
-        known = [value for value in values if value is not None]
-        return sum(known) if known and (len(known) == len(values) or not wants_all) else None
 
 
 @dataclass(frozen=True)
@@ -175,11 +83,11 @@ class Group:
 
     @property
     def counted(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.is_whole] or self.entries
+        return [entry for entry in self.entries if facts.is_whole(entry.run)] or self.entries
 
-    def spread(self, what: str) -> tuple[float, float, float] | None:
-        """(median, lowest, highest) of a property of `Entry` over the counted runs that know it."""
-        values = [value for entry in self.counted if (value := getattr(entry, what)) is not None]
+    def spread(self, of: Callable[[Entry], float | None]) -> tuple[float, float, float] | None:
+        """(median, lowest, highest) of a fact over the counted runs that know it."""
+        values = [value for entry in self.counted if (value := of(entry)) is not None]
         return (median(values), min(values), max(values)) if values else None
 
 
@@ -191,27 +99,23 @@ def read(folders: Sequence[Path]) -> list[Entry]:
     """
     folders = list({path.resolve(): path for path in folders}.values())
     for folder in folders:
-        _check(folder)
+        check_is_one(folder)
     if len(folders) < 2:
         raise UsageError(f"only one run ({folders[0]}); name two or more run folders to compare")
     runs = [read_run(folder) for folder in folders]
-    fids = [[name for name in run.measured() if is_of("fid", name)] for run in runs]
-    # The FID that most runs have, so that as many rows as possible can be held against each other.
-    votes = Counter(name for names in fids for name in names)
-    entries = []
-    for run, names, label in zip(runs, fids, labels(folders), strict=True):
-        chosen = max(names, key=lambda name: (votes[name], "classifier" in name), default=None)
-        entries.append(Entry(run, label, _settings(run), {name: curve(run, name) for name in names}, chosen))
-    return entries
-
-
-def _check(folder: Path) -> None:
-    try:
-        inside = sorted(path.parent for path in folder.glob("*/experiment.yaml"))
-    except OSError:
-        inside = []
-    if inside and not (folder / "experiment.yaml").exists() and not any(folder.glob("w*/stats.jsonl")):
-        raise UsageError(f"{folder} is no run folder but holds {len(inside)}; name them: {folder}/*")
+    names = [facts.measured(run, *facts.PRINCIPAL) for run in runs]
+    # The metric that most runs have, so that as many rows as possible can be held against each other.
+    votes = Counter(name for of_run in names for name in of_run)
+    return [
+        Entry(
+            run,
+            label,
+            run.shared_settings,
+            {name: facts.curve(run, name) for name in of_run},
+            facts.principal(run, votes),
+        )
+        for run, of_run, label in zip(runs, names, labels(folders), strict=True)
+    ]
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -222,53 +126,6 @@ def labels(folders: Sequence[Path]) -> list[str]:
         size = next(n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1)
         named.append("/".join(own[-size:]))
     return named
-
-
-def curve(run: Run, name: str) -> list[Point]:
-    """The run's worst value of a metric at each step at which anybody measured."""
-    at: dict[int, list[float]] = {}
-    for line in run.metrics[name].values():
-        for step, _, value in line:
-            at.setdefault(step, []).append(math.inf if value is None else value)
-    return [
-        Point(
-            step, _seconds_at(run, name, step), _all_at(run, "sent_bytes", step), _all_at(run, "images", step), max(v)
-        )
-        for step, v in sorted(at.items())
-    ]
-
-
-def _seconds_at(run: Run, name: str, step: int) -> float | None:
-    """Of the slowest worker that has got to `step`; of those that measured there where no line reaches it yet."""
-    there = [worker for worker in run.workers.values() if worker.lines and worker.lines[-1]["step"] >= step]
-    if not there:
-        measured = [index for index, line in run.metrics[name].items() if any(at == step for at, _, _ in line)]
-        there = [run.workers[index] for index in measured]
-    known = [worker.seconds_at(step) for worker in there]
-    return max((value for value in known if value is not None), default=None)
-
-
-def _all_at(run: Run, key: str, step: int) -> float | None:
-    known = [value for worker in run.workers.values() if (value := worker.count_at(key, step)) is not None]
-    return sum(known) if known else None
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """The settings that make a run what it is, flat: `{"mode.slack": 2, ...}`; never the Redis URLs."""
-    if run.experiment is not None:
-        return agreed(run.experiment)
-    flat = dict(_flat(run.plain))
-    peers = flat.get("peers", 1)
-    kept = {key: value for key, value in flat.items() if key not in PRIVATE}
-    return {**kept, "peers (how many)": len(peers) if isinstance(peers, list) else peers} if kept else {}
-
-
-def _flat(block: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in block.items():
-        inner = f"{path}.{key}" if path else str(key)
-        found += _flat(value, inner) if isinstance(value, dict) else [(inner, value)]
-    return found
 
 
 def groups(entries: Sequence[Entry]) -> list[Group]:

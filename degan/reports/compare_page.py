@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
 
 from degan.reports import svg
-from degan.reports.compare_data import Entry, Group, Point
-from degan.reports.compare_tables import Table, fid, groups_table, has_repeats, runs_table, settings_table
-from degan.reports.html import (
-    floor_in_legend,
-    framed,
-    many,
-    page,
-    picture,
-    pretty,
-    swatch,
-    table,
-    time_unit,
-    whole_or_short,
-)
+from degan.reports.compare_data import Entry, Group
+from degan.reports.compare_tables import finite, groups_table, has_repeats, runs_table, settings_table
+from degan.reports.figures import Figure, is_wide
+from degan.reports.page import Cell, render
+from degan.reports.text import count, many, or_dash, pretty, time_unit, title, whole_or_short, word
+from degan.runs import facts
+from degan.runs.facts import Point
+from degan.runs.folder import Picture
 
 # A page that is sent around: the newest samples of so many runs as fit.
 MAX_PICTURES_BYTES = 24_000_000
@@ -29,13 +25,49 @@ MAX_PICTURES_BYTES = 24_000_000
 LOG_FROM = 20
 
 
-def render(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
+@dataclass(frozen=True)
+class Axis:
+    """An x axis: what the title calls it, where a point stands, a value as text, the label."""
+
+    over: str
+    x_of: Callable[[Point], float | None]
+    text: Callable[[float], str]
+    label: str
+    log: bool = False
+
+
+def compare_page(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
     """The whole page as HTML text."""
     styles = _styles(groups)
-    body = _key(entries, styles) + _curves(entries, styles) + _runs(entries, styles)
-    body += _groups(groups) + _samples(entries, styles) + _settings(entries)
-    subtitle = f"{many(len(entries), 'run')}, {many(len(groups), 'setting')}"
-    return page("Runs compared", "degan compare", subtitle, body)
+    names = {name: None for entry in entries for name in entry.curves}
+    titles, rows = runs_table(entries)
+    settings, alone = settings_table(entries)
+    pictures, reals, left_out = _samples(entries)
+    return render(
+        "compare.html",
+        title="Runs compared",
+        command="degan compare",
+        subtitle=f"{many(len(entries), 'run')}, {many(len(groups), 'setting')}",
+        legend=[(styles[entry.label], entry.label, or_dash(entry.last, finite)) for entry in entries],
+        metrics=[_of_metric(name, [entry for entry in entries if name in entry.curves], styles) for name in names],
+        is_mixed=len({entry.metric for entry in entries if entry.metric}) > 1,
+        worst=" or ".join({_worst(name): None for name in names}),
+        better=" or ".join({"lower" if facts.is_lower_better(name) else "higher": None for name in names}).capitalize(),
+        runs=(titles, [[Cell(row[0], line=styles[e.label]), *row[1:]] for e, row in zip(entries, rows, strict=True)]),
+        groups=groups_table(groups) if has_repeats(groups) else None,
+        settings=settings,
+        alone=alone,
+        pictures=[
+            (styles[entry.label], entry.label, picture, or_dash(entry.last, finite)) for entry, picture in pictures
+        ],
+        measure=" or ".join({word(entry.metric): None for entry in entries if entry.metric}) or "FID",
+        reals=reals,
+        left_out=left_out,
+    )
+
+
+def _worst(name: str) -> str:
+    return f"the {'largest' if facts.is_lower_better(name) else 'lowest'} {word(name)}"
 
 
 def _styles(groups: Sequence[Group]) -> dict[str, int]:
@@ -48,162 +80,89 @@ def _styles(groups: Sequence[Group]) -> dict[str, int]:
     return found
 
 
-def _key(entries: Sequence[Entry], styles: dict[str, int]) -> str:
-    """The legend of all charts, once."""
-    lines = "".join(
-        f"<span>{swatch(styles[entry.label])}{escape(entry.label)} <b>{escape(fid(entry.last))}</b></span>"
-        for entry in entries
-    )
-    return f'<div class="card key"><div class="legend">{lines}</div></div>'
-
-
-def _curves(entries: Sequence[Entry], styles: dict[str, int]) -> str:
-    names = {name: None for entry in entries for name in entry.curves}
-    drawn = "".join(_of_metric(name, [entry for entry in entries if name in entry.curves], styles) for name in names)
-    if not drawn:
-        return '<h2>Curves</h2><p class="note">No run has measured an FID yet.</p>'
-    note = (
-        "A curve is a run: at each step the worst, that is the largest, FID over the workers that measured at that "
-        "step. Bytes and images are those of all the run's workers together so far, between two lines of their "
-        "statistics by straight interpolation; time is training time. Lower, and further to the left, is better. "
-        "The number in the legend is the newest FID."
-    )
-    if len({entry.fid for entry in entries if entry.fid}) > 1:
-        note += " FIDs of different sample counts or networks cannot be held against each other."
-    return f'<h2>Curves</h2><p class="note">{note}</p>{drawn}'
-
-
-def _of_metric(name: str, entries: Sequence[Entry], styles: dict[str, int]) -> str:
-    """The four charts of one FID."""
+def _of_metric(name: str, entries: Sequence[Entry], styles: dict[str, int]) -> dict[str, Any]:
+    """The four figures of one metric, and remarks."""
     curves = [(styles[entry.label], entry.label, entry.curves[name]) for entry in entries]
-    values = [point.fid for _, _, points in curves for point in points if math.isfinite(point.fid)]
+    values = [point.value for _, _, points in curves for point in points if math.isfinite(point.value)]
     if not values:
-        return f'<h3>{escape(pretty(name))}</h3><p class="note">No finite value.</p>'
-    floors = [floor for entry in entries if (floor := entry.run.floor(name)) is not None]
+        return {"title": pretty(name), "remarks": ["No finite value."], "figures": []}
+    floors = [floor for entry in entries if (floor := facts.floor(entry.run, name)) is not None]
     floor = min(floors, default=None)
-    spread = [*values, floor] if floor else values
-    is_log = min(spread) > 0 and max(spread) > 10 * min(spread)
-    longest = max((point.seconds or 0.0 for _, _, points in curves for point in points), default=0.0)
-    unit, divisor = time_unit(longest)
-    ends = [points[-1].sent_bytes for _, _, points in curves if points[-1].sent_bytes]
-    is_log_x = bool(ends) and max(ends) > LOG_FROM * min(ends)
-    led = [entry.run.is_leader_based for entry in entries]
-    over_steps = "rounds" if all(led) else "steps and rounds" if any(led) else "steps"
-    axes: list[tuple[str, Callable[[Point], float | None], Callable[[float], str], str, bool]] = [
-        (over_steps, lambda point: point.step, whole_or_short, "round" if all(led) else "step", False),
-        ("bytes", lambda point: point.sent_bytes, svg.octets, "sent by all workers so far", is_log_x),
-        ("time", lambda point: _over(point.seconds, divisor), svg.short, f"training time ({unit})", False),
-        (
-            "images",
-            lambda point: point.images,
-            lambda x: f"{x:,.0f}",
-            "images that all workers have trained on so far",
-            False,
-        ),
-    ]
-    drawn = ""
-    for over, x_of, x_text, x_label, log_x in axes:
+    log = facts.family(name) == "fid" and is_wide(values, floor)
+    figures = []
+    for axis in _axes(entries, curves):
+        over = f"{axis.over}{', log scale' if log else ''}"
         series = [
-            (index, label, [(x, _drawable(point.fid)) for point in points if (x := x_of(point)) is not None])
+            (index, label, [(x, _drawable(p.value)) for p in points if (x := axis.x_of(p)) is not None])
             for index, label, points in curves
         ]
         chart = svg.chart(
             series,
-            x_label=f"{x_label}{', log scale' if log_x else ''}",
-            x_text=x_text,
+            x_label=f"{axis.label}{', log scale' if axis.log else ''}",
+            x_text=axis.text,
             y_text=svg.short,
             floor=floor,
-            log=is_log,
-            log_x=log_x,
-            describe=f"{pretty(name)} over {over}, one curve a run",
+            log=log,
+            log_x=axis.log,
+            describe=f"{pretty(name)} over {axis.over}, one curve a run",
         )
-        aside = _aside(entries, name, log_x) if over == "bytes" else ""
-        legend = floor_in_legend(svg.short(floor)) if floor is not None else ""
-        drawn += framed(f"FID over {over}{', log scale' if is_log else ''}", legend, (chart or "") + aside)
-    lost = sum(not math.isfinite(point.fid) for _, _, points in curves for point in points)
-    told = [f"{many(lost, 'value')} not finite: the curve has a gap."] if lost else []
+        aside = _aside(entries, name, axis.log) if axis.over == "bytes" else ""
+        shown_floor = "" if floor is None else svg.short(floor)
+        figures.append(Figure(f"{title(name)} over {over}", [], [("", Markup(chart))], shown_floor, aside))
+    lost = sum(not math.isfinite(point.value) for _, _, points in curves for point in points)
+    remarks = [f"{many(lost, 'value')} not finite: the curve has a gap."] if lost else []
     if floors and max(floors) > 1.01 * min(floors):
-        told.append(f"The floors are from {svg.short(min(floors))} to {svg.short(max(floors))}; the lowest is drawn.")
-    note = f'<p class="note">{" ".join(told)}</p>' if told else ""
-    return f'<h3 class="over">{escape(pretty(name))}</h3>{note}<div class="charts four">{drawn}</div>'
+        remarks.append(
+            f"The floors are from {svg.short(min(floors))} to {svg.short(max(floors))}; the lowest is drawn."
+        )
+    return {"title": pretty(name), "remarks": remarks, "figures": figures}
+
+
+def _axes(entries: Sequence[Entry], curves: Sequence[tuple[int, str, list[Point]]]) -> list[Axis]:
+    unit, divisor = time_unit(max((point.seconds or 0.0 for _, _, points in curves for point in points), default=0.0))
+    sent = [points[-1].sent_bytes for _, _, points in curves if points[-1].sent_bytes]
+    log = bool(sent) and max(sent) > LOG_FROM * min(sent)
+    rounds = [facts.has_rounds(entry.run) for entry in entries]
+    over = "rounds" if all(rounds) else "steps and rounds" if any(rounds) else "steps"
+    return [
+        Axis(over, lambda point: point.step, whole_or_short, "round" if all(rounds) else "step"),
+        Axis("bytes", lambda point: point.sent_bytes, svg.octets, "sent by all workers so far", log),
+        Axis(
+            "time",
+            lambda point: None if point.seconds is None else point.seconds / divisor,
+            svg.short,
+            f"training time ({unit})",
+        ),
+        Axis("images", lambda point: point.images, count, "images that all workers have trained on so far"),
+    ]
 
 
 def _aside(entries: Sequence[Entry], name: str, log_x: bool) -> str:
     """Which runs the chart over bytes cannot show as a curve: what was sent at an evaluation may be nothing."""
     if log_x:
         lost = [entry.label for entry in entries if not any(point.sent_bytes for point in entry.curves[name])]
-        told = f"Nothing was sent, so not in this chart: {', '.join(lost)}."
+        where = "not in this chart"
     else:
-        lost = [entry.label for entry in entries if not entry.sent_bytes]
-        told = f"Nothing was sent, so at the left edge: {', '.join(lost)}."
-    return f'<p class="aside">{escape(told)}</p>' if lost else ""
-
-
-def _over(value: float | None, divisor: float) -> float | None:
-    return None if value is None else value / divisor
+        lost = [entry.label for entry in entries if not facts.total(entry.run, "sent_bytes")]
+        where = "at the left edge"
+    return f"Nothing was sent, so {where}: {', '.join(lost)}." if lost else ""
 
 
 def _drawable(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _runs(entries: Sequence[Entry], styles: dict[str, int]) -> str:
-    titles, rows = runs_table(entries)
-    cells = [[escape(cell) for cell in row] for row in rows]
-    for entry, row in zip(entries, cells, strict=True):
-        row[0] = swatch(styles[entry.label]) + row[0]
-    note = (
-        "FID and coverage are those of the worst worker; bytes are those of all workers, beside what the mode's "
-        "formula predicts where it has one. The floor is the distance between two sets of real samples."
-    )
-    return f'<h2>Runs</h2>{table(titles, cells, css="dense")}<p class="note">{note}</p>'
-
-
-def _groups(groups: Sequence[Group]) -> str:
-    if not has_repeats(groups):
-        return ""
-    note = (
-        "Runs whose settings are the same but for the seed, the name and the hosts; the median, and the lowest and "
-        "the highest. Where a run has not reached its last step, only the others of its row count."
-    )
-    return f'<h2>Settings over their seeds</h2>{_escaped(groups_table(groups))}<p class="note">{note}</p>'
-
-
-def _settings(entries: Sequence[Entry]) -> str:
-    (titles, rows), alone = settings_table(entries)
-    shown = _escaped((titles, rows)) if rows else '<p class="note">None but the seeds and the names.</p>'
-    only = "".join(
-        f'<p class="note">Only {escape(mode)} has: {escape(", ".join(f"{key} {value}" for key, value in held))}.</p>'
-        for mode, held in alone.items()
-    )
-    return f"<h2>Settings that differ</h2>{shown}{only}"
-
-
-def _escaped(what: Table) -> str:
-    titles, rows = what
-    return table(titles, [[escape(cell) for cell in row] for row in rows], css="dense")
-
-
-def _samples(entries: Sequence[Entry], styles: dict[str, int]) -> str:
-    figures, room, left_out = [], MAX_PICTURES_BYTES, 0
+def _samples(entries: Sequence[Entry]) -> tuple[list[tuple[Entry, Picture]], Picture | None, int]:
+    """The newest samples of the runs, real ones, and how many were left out because they are too large."""
+    found, room, left_out = [], MAX_PICTURES_BYTES, 0
     for entry in entries:
-        fakes = [(stem, data) for stem, data in entry.run.pictures if stem != "reals"]
+        fakes = [picture for picture in entry.run.pictures if not picture.is_reals]
         if not fakes:
             continue
-        stem, data = fakes[-1]
-        if len(data) > room:
+        if len(fakes[-1].data) > room:
             left_out += 1
             continue
-        room -= len(data)
-        found = re.search(r"\d+", stem)
-        step = f" · step {int(found[0]):,}" if found else ""
-        caption = f"{swatch(styles[entry.label])}<b>{escape(entry.label)}</b>{step} · FID {escape(fid(entry.last))}"
-        figures.append(picture(f"{entry.label} {stem}", data, caption))
-    if not figures:
-        return ""
-    reals = next((data for entry in entries for stem, data in entry.run.pictures if stem == "reals"), None)
-    if reals is not None and len(reals) <= room:
-        figures.append(picture("reals", reals, "<b>Real samples</b>", is_reals=True))
-    note = "The newest samples of each run."
-    note += f" {many(left_out, 'picture')} too large for this page left out." if left_out else ""
-    return f'<h2>Samples</h2><p class="note">{note}</p><div class="pictures">{"".join(figures)}</div>'
+        room -= len(fakes[-1].data)
+        found.append((entry, fakes[-1]))
+    reals = next((picture for entry in entries for picture in entry.run.pictures if picture.is_reals), None)
+    return found, reals if reals and len(reals.data) <= room else None, left_out

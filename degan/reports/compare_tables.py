@@ -8,67 +8,82 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from degan.reports import svg
-from degan.reports.compare_data import Entry, Group, Point, differences
-from degan.reports.html import many
+from degan.reports.compare_data import Entry, Group, differences
+from degan.reports.text import DASH, count, many, or_dash, word
+from degan.runs import facts
+from degan.runs.facts import Point
 
-DASH = "–"
 Table = tuple[list[str], list[list[str]]]  # titles, rows of cells
+# What the groups show besides the metric, and what their JSON holds.
+SPREADS: dict[str, Callable[[Entry], float | None]] = {
+    "last": lambda entry: entry.last,
+    "coverage": lambda entry: facts.lowest_coverage(entry.run),
+    "sent_bytes": lambda entry: facts.total(entry.run, "sent_bytes"),
+    "images_per_s": lambda entry: facts.images_per_s(entry.run),
+}
 
 
-def fid(value: float | None) -> str:
-    """A Frechet distance; a generator that diverged has none."""
-    if value is None:
-        return DASH
+def finite(value: float) -> str:
+    """A metric's value; a model that diverged has none."""
     return svg.short(value) if math.isfinite(value) else "not finite"
 
 
-def _known(value: Any, text: Callable[[Any], str] = str) -> str:
-    return DASH if value is None or value == "" else text(value)
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
 def _steps(entry: Entry) -> str:
-    if entry.steps is None:
-        return DASH
-    return _count(entry.steps) if entry.is_whole else f"{entry.steps:,} of {entry.run.planned_steps:,}"
+    steps = facts.steps(entry.run)
+    if steps is None or facts.is_whole(entry.run):
+        return or_dash(steps, count)
+    return f"{steps:,} of {entry.run.planned_steps:,}"
 
 
 def _coverage(entry: Entry) -> str:
-    if entry.coverage is None:
-        return DASH
-    classes = entry.run.newest("classes")
-    return svg.short(entry.coverage) + (f" of {svg.short(classes)}" if classes is not None else "")
+    lowest, classes = facts.lowest_coverage(entry.run), facts.newest(entry.run, "classes")
+    of_them = f" of {svg.short(classes)}" if classes is not None and lowest is not None else ""
+    return or_dash(lowest) + of_them
 
 
 def _mishaps(entry: Entry) -> str:
-    told = [f"{entry.dead} died"] if entry.dead else []
-    told += [many(entry.restarts, "restart")] if entry.restarts else []
-    told += [f"{entry.dropped:,} dropped"] if entry.dropped else []
+    dead, restarts, dropped = len(facts.behind(entry.run)), facts.restarts(entry.run), _dropped(entry)
+    told = [f"{dead} died"] if dead else []
+    told += [many(restarts, "restart")] if restarts else []
+    told += [f"{dropped:,} dropped"] if dropped else []
     return ", ".join(told) or "none"
+
+
+def _dropped(entry: Entry) -> int:
+    return sum(facts.dropped(worker) for worker in entry.run.workers.values())
+
+
+def _of_family(family: str) -> list[tuple[str, Callable[[Entry], str]]]:
+    """The columns of the row's metric where it is of a family."""
+
+    def column(title: str, of: Callable[[Entry], float | None]) -> tuple[str, Callable[[Entry], str]]:
+        return title, lambda entry: or_dash(of(entry) if facts.family(entry.metric or "") == family else None, finite)
+
+    name = word(family)
+    return [
+        column(f"{name} first", lambda entry: entry.first),
+        column(f"{name} last", lambda entry: entry.last),
+        column(f"{name} best", lambda entry: entry.best),
+    ]
 
 
 # Title, and what a row shows under it; a column in which no run knows anything is left out.
 COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("run", lambda entry: entry.label),
-    ("mode", lambda entry: _known(entry.run.mode)),
-    ("split", lambda entry: _known(entry.split)),
-    ("seed", lambda entry: _known(entry.seed)),
-    ("workers", lambda entry: str(entry.workers)),
+    ("mode", lambda entry: entry.run.mode or DASH),
+    ("split", lambda entry: entry.split or DASH),
+    ("seed", lambda entry: DASH if entry.run.seed in (None, "") else str(entry.run.seed)),
+    ("workers", lambda entry: str(entry.run.size)),
     ("steps", _steps),
-    ("FID first", lambda entry: fid(entry.first)),
-    ("FID last", lambda entry: fid(entry.last)),
-    ("FID best", lambda entry: fid(entry.best)),
-    ("floor", lambda entry: fid(entry.floor)),
+    *(column for family in facts.PRINCIPAL for column in _of_family(family)),
+    ("floor", lambda entry: or_dash(entry.floor, finite)),
     ("coverage", _coverage),
-    ("sent by all", lambda entry: _known(entry.sent_bytes, svg.octets)),
-    ("predicted", lambda entry: _known(entry.predicted_bytes, svg.octets)),
-    ("images/s", lambda entry: _known(entry.images_per_s, svg.short)),
-    ("time", lambda entry: _known(entry.seconds, svg.seconds)),
-    ("void rounds", lambda entry: _known(entry.run.void_rounds, _count)),
-    ("late", lambda entry: _known(entry.run.late, _count)),
+    ("sent by all", lambda entry: or_dash(facts.total(entry.run, "sent_bytes"), svg.octets)),
+    ("predicted", lambda entry: or_dash(facts.predicted_bytes(entry.run), svg.octets)),
+    ("images/s", lambda entry: or_dash(facts.images_per_s(entry.run))),
+    ("time", lambda entry: or_dash(facts.seconds(entry.run), svg.seconds)),
+    ("void rounds", lambda entry: or_dash(facts.void_rounds(entry.run), count)),
+    ("late", lambda entry: or_dash(facts.total(entry.run, "late"), count)),
     ("deaths, drops", _mishaps),
 )
 
@@ -82,18 +97,18 @@ def runs_table(entries: Sequence[Entry]) -> Table:
 
 def groups_table(groups: Sequence[Group]) -> Table:
     """A row a setting, with the median over its seeds, and from the lowest to the highest."""
-    titles = ["setting", "runs", "FID last", "coverage", "sent by all", "images/s"]
+    metrics = {word(entry.metric): None for group in groups for entry in group.entries if entry.metric}
+    titles = ["setting", "runs", f"{' or '.join(metrics) or 'FID'} last", "coverage", "sent by all", "images/s"]
+    texts = {"last": finite, "coverage": svg.short, "sent_bytes": svg.octets, "images_per_s": svg.short}
     rows = []
     for group in groups:
         whole, all_of_them = len(group.counted), len(group.entries)
         runs = str(all_of_them) if whole == all_of_them else f"{whole} of {all_of_them}"
-        shown = (("last", fid), ("coverage", svg.short), ("sent_bytes", svg.octets), ("images_per_s", svg.short))
-        rows.append([group.label, runs, *(_spread(group, what, text) for what, text in shown)])
+        rows.append([group.label, runs, *(_spread(group.spread(SPREADS[what]), text) for what, text in texts.items())])
     return titles, rows
 
 
-def _spread(group: Group, what: str, text: Callable[[float], str]) -> str:
-    spread = group.spread(what)
+def _spread(spread: tuple[float, float, float] | None, text: Callable[[float], str]) -> str:
     if spread is None:
         return DASH
     middle, low, high = map(text, spread)
@@ -154,8 +169,8 @@ def as_json(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
                 "runs": [entry.label for entry in group.entries],
                 "counted": [entry.label for entry in group.counted],
                 **{
-                    what: _finite(dict(zip(("median", "low", "high"), group.spread(what) or [None] * 3, strict=True)))
-                    for what in ("last", "coverage", "sent_bytes", "images_per_s")
+                    what: _finite(dict(zip(("median", "low", "high"), group.spread(of) or [None] * 3, strict=True)))
+                    for what, of in SPREADS.items()
                 },
             }
             for group in groups
@@ -166,20 +181,23 @@ def as_json(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
 
 
 def _run(entry: Entry) -> dict[str, Any]:
-    row = {"run": entry.label, "folder": str(entry.run.folder), "mode": entry.run.mode, "split": entry.split}
-    row |= {"seed": entry.seed, "workers": entry.workers, "steps": entry.steps, "is_whole": entry.is_whole}
-    row |= {"metric": entry.fid, "fid_first": entry.first, "fid_last": entry.last, "fid_best": entry.best}
-    row |= {"fid_floor": entry.floor, "coverage": entry.coverage, "classes": entry.run.newest("classes")}
-    row |= {"sent_bytes": entry.sent_bytes, "predicted_sent_bytes": entry.predicted_bytes, "images": entry.images}
-    row |= {"images_per_s": entry.images_per_s, "seconds": entry.seconds, "void_rounds": entry.run.void_rounds}
-    row |= {"late": entry.run.late, "dead": entry.dead, "restarts": entry.restarts, "dropped": entry.dropped}
-    curves = {name: [_point(point) for point in points] for name, points in entry.curves.items()}
+    run, family = entry.run, facts.family(entry.metric or facts.PRINCIPAL[0])
+    row = {"run": entry.label, "folder": str(run.folder), "mode": run.mode, "split": entry.split}
+    row |= {"seed": run.seed, "workers": run.size, "steps": facts.steps(run), "is_whole": facts.is_whole(run)}
+    row |= {"metric": entry.metric, f"{family}_first": entry.first, f"{family}_last": entry.last}
+    row |= {f"{family}_best": entry.best, f"{family}_floor": entry.floor, "coverage": facts.lowest_coverage(run)}
+    row |= {"classes": facts.newest(run, "classes"), "sent_bytes": facts.total(run, "sent_bytes")}
+    row |= {"predicted_sent_bytes": facts.predicted_bytes(run), "images": facts.total(run, "images")}
+    row |= {"images_per_s": facts.images_per_s(run), "seconds": facts.seconds(run)}
+    row |= {"void_rounds": facts.void_rounds(run), "late": facts.total(run, "late"), "dead": len(facts.behind(run))}
+    row |= {"restarts": facts.restarts(run), "dropped": _dropped(entry)}
+    curves = {name: [_point(name, point) for point in points] for name, points in entry.curves.items()}
     return {**_finite(row), "curves": curves}
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(name: str, point: Point) -> dict[str, Any]:
     row = {"step": point.step, "seconds": point.seconds, "sent_bytes": point.sent_bytes}
-    return _finite({**row, "images": point.images, "fid": point.fid})
+    return _finite({**row, "images": point.images, facts.family(name): point.value})
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

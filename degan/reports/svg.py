@@ -140,8 +140,20 @@ def bubbles(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequen
     return "".join(parts) + "</svg>"
 
 
-def bars(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[float]], describe: str) -> str:
-    """As `bubbles`, for more columns than discs have room for: a bar a class, its height the count."""
+def bars(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    counts: Sequence[Sequence[float]],
+    describe: str,
+    full: float | None = None,
+    text: Callable[[float], str] = "{:,.0f}".format,
+) -> str:
+    """As `bubbles`, for more columns than discs have room for: a bar a class, its height the count.
+
+    Args:
+        full: the value of a whole bar; None for the largest.
+        text: a value as text.
+    """
     left, top, row_height, tallest = 84, 6, 52, 42
     wide = max(3.0, min(20.0, 1080 / len(columns)))
     longest = min(16, max(len(name) for name in columns))
@@ -150,7 +162,7 @@ def bars(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[
     every = math.ceil((18 if slanted else 26) / wide)
     width = left + wide * len(columns) + 8
     height = top + row_height * len(rows) + (24 if not slanted else 20 + 5 * longest)
-    largest = max((count for row in counts for count in row), default=0) or 1
+    largest = full or max((count for row in counts for count in row), default=0) or 1
     parts = [
         f'<svg class="bubbles" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img" '
         f'aria-label="{escape(describe)}">'
@@ -168,7 +180,7 @@ def bars(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[
                 parts.append(
                     f'<rect class="bubble c{i % COLOURS}" x="{left + wide * j + wide * 0.1:.1f}" y="{base - tall:.1f}" '
                     f'width="{wide * 0.8:.1f}" height="{tall:.1f}">'
-                    f"<title>{escape(f'{row}, {columns[j]}: {count:,.0f}')}</title></rect>"
+                    f"<title>{escape(f'{row}, {columns[j]}: {text(count)}')}</title></rect>"
                 )
     return "".join(parts) + "</svg>"
 

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from degan.runs.folder import METRICS, STATS
+from degan.runs.lines import read_lines
+
 
 def log(line: str) -> None:
     """One line for a person, with the time of day."""
@@ -28,8 +31,8 @@ class Journal:
         self.folder = run / f"w{worker}"
         self._worker = worker
         self._has_said = False
-        self._stats = self.folder / "stats.jsonl"
-        self._metrics = run / "metrics.jsonl"
+        self._stats = self.folder / STATS
+        self._metrics = run / METRICS
 
     def forget_after(self, step: int) -> None:
         """Drop our stats of steps after `step`, which are about to be lived again.
@@ -57,17 +60,6 @@ class Journal:
             if not self._has_said:
                 log(f"cannot write to {path}: {error.strerror}; going on without what belongs there")
             self._has_said = True
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line that was cut off is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

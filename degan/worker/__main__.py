@@ -91,7 +91,7 @@ def _live(
     if is_dry:
         log(
             f"worker {number} of {settings.workers}: {len(setup.shard):,} samples, "
-            f"{setup.pair.size:,} values, device {setup.pair.device}; nothing was started"
+            f"{setup.learner.size:,} values, device {setup.learner.device}; nothing was started"
         )
         return 0
     folder = out / f"w{number}"
@@ -100,7 +100,7 @@ def _live(
     injector = FaultInjector(plan)
     if plan.faults:
         log("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
-        injector.hold(setup.pair, settings)
+        injector.hold(setup.learner, settings)
     hooks = (injector.begin, injector.saving) if plan.faults else ()
     kept = (settings.run.keep_checkpoints, log, settings.run.keep_best)
     checkpoints = Checkpoints(folder / "checkpoints", *kept, *hooks[1:])
@@ -111,7 +111,8 @@ def _live(
     signals.install()
     lock = _lock_folder(folder, number)
     try:
-        mode = modes.build(settings, number, setup.pair, setup.facts, setup.peer_info, log, may_take_over)
+        context = modes.Context(settings, number, setup.learner, setup.facts, setup.peer_info, log, may_take_over)
+        mode = modes.build(context)
         Loop(setup, mode, out, checkpoints, steps, signals, log, *hooks[:1]).run()
         return 0
     except SetupError as error:

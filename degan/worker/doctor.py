@@ -92,10 +92,10 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
 
     found = [_settings(settings, file)]
     source, data = _data(settings)
-    pair = _pair(settings, source)
-    needs, saved_bytes = modes.needs(settings, pair), _checkpoint_bytes(pair)
+    learner = _learner(settings, source)
+    needs, saved_bytes = modes.needs(settings, learner), _checkpoint_bytes(learner)
     guess = "" if source is not None else " (guessed, for the data is not here)"
-    networks = Finding("networks", OK, f"{pair.size:,} values{guess}; a worker needs {needs}")
+    networks = Finding("networks", OK, f"{learner.size:,} values{guess}; a worker needs {needs}")
     found += [data, networks, _device(settings.device)]
     nodes = _nodes(settings)
     with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
@@ -230,7 +230,7 @@ def _device(name: str) -> Finding:
     return Finding("device", OK, seen)
 
 
-def _pair(settings: config.Experiment, source: Any):
+def _learner(settings: config.Experiment, source: Any):
     """The networks that a worker trains, on the CPU."""
     import torch
 
@@ -241,12 +241,15 @@ def _pair(settings: config.Experiment, source: Any):
     return GanPair(settings, guessed if source is None else source.sample_shape, 0, torch.device("cpu"))
 
 
-def _checkpoint_bytes(pair: Any) -> int:
+def _checkpoint_bytes(learner: Any) -> int:
     """About what a checkpoint takes on disk: networks and moments, and twice the vector for what the mode keeps."""
+    from degan.artifacts.learner_state import model_tensors
+    from degan.learners.names import is_moment
     from degan.modes.needs import float_bytes
 
-    networks = sum(tensor.numel() * tensor.element_size() for tensor in pair.networks().values())
-    return networks + float_bytes({n: v for n, v in pair.vectors().items() if "." in n}) + 8 * pair.size
+    networks = sum(tensor.numel() * tensor.element_size() for tensor in model_tensors(learner).values())
+    moments = {name: size for name, size in learner.sizes.items() if is_moment(name)}
+    return networks + float_bytes(moments) + 8 * learner.size
 
 
 def _memory(here: int, needs: Any) -> Finding:

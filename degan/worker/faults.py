@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from config import UsageError
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan.artifacts.checkpoints import MANIFEST, MODEL
-from degan.learners.gan_pair import GanPair
+from degan.learners.protocols import Trainable
 from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, Plan
 from peers.chaos.faulty_bus import inject
 from peers.errors import SetupError
 
-# What a mode does first with what came: with parameters, a model, feedbacks, a network.
-LOADS = ("load_parameters", "load_model", "generator_gradient", "load_network")
+# What a mode does first with what came: with parameters, a model or a network, feedbacks.
+LOADS = ("load_parameters", "load", "generator_gradient")
 # Of what a worker sends, and its own discriminator's.
 OWN = ("gradients", "feedback", "discriminator_gradient")
 
@@ -90,28 +90,28 @@ class FaultInjector:
             os.truncate(model, model.stat().st_size // 2)
             self._is_torn = False
 
-    def hold(self, pair: GanPair, settings: Experiment) -> None:
-        """Put the hooks around what a mode asks of the pair."""
+    def hold(self, learner: Trainable, settings: Experiment) -> None:
+        """Put the hooks around what a mode asks of the learner."""
         is_parameters = getattr(settings.mode, "exchange", "parameters") == "parameters"
         for name in LOADS if is_parameters else ("apply",):
-            if hasattr(pair, name):
-                self._before(pair, name)
+            if hasattr(learner, name):
+                self._before(learner, name)
         for name in OWN:
-            if hasattr(pair, name):
-                self._poison(pair, name)
+            if hasattr(learner, name):
+                self._poison(learner, name)
 
-    def _before(self, pair: GanPair, name: str) -> None:
-        below = getattr(pair, name)
+    def _before(self, learner: Trainable, name: str) -> None:
+        below = getattr(learner, name)
 
         def called(*arguments: Any, **named: Any) -> Any:
             for fault in self._plan.due(self._step, "before_apply"):
                 self._act(fault)
             return below(*arguments, **named)
 
-        setattr(pair, name, called)
+        setattr(learner, name, called)
 
-    def _poison(self, pair: GanPair, name: str) -> None:
-        below = getattr(pair, name)
+    def _poison(self, learner: Trainable, name: str) -> None:
+        below = getattr(learner, name)
 
         def called(*arguments: Any) -> tuple[np.ndarray, Any]:
             gradient, losses = below(*arguments)
@@ -119,4 +119,4 @@ class FaultInjector:
                 gradient[...] = np.nan
             return gradient, losses
 
-        setattr(pair, name, called)
+        setattr(learner, name, called)

@@ -18,7 +18,7 @@ import config
 from config import UsageError
 from degan.artifacts.checkpoints import Checkpoints, check_same_experiment
 from degan.artifacts.pictures import grid, save_png
-from degan.learners.gan_pair import spawn_seed
+from degan.metrics.evaluate import score
 from degan.modes import Mode
 from degan.runs.journal import Journal
 from degan.worker.setup import Setup, shards_json, write
@@ -59,10 +59,8 @@ class Loop:
         self._signals, self._log = signals, log
         self._journal = Journal(run, setup.worker)
         self._trained_s = 0.0
-        # Of the newest evaluation: its step, and the Frechet distance.
+        # Of the newest evaluation: its step, and the score; the lowest is the best.
         self._score = (-1, 0.0)
-        self._latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "grid"))
-        self._grid_latents = torch.randn(GRID_COLUMNS**2, setup.pair.latent, generator=self._latents)
         self._losses: list[dict[str, float]] = []
         self._log_mark: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
@@ -181,24 +179,24 @@ class Loop:
         """Evaluate and draw, where it is due."""
         if self._mode.is_shared and not self._mode.is_first():
             return
-        run, pair = self._settings.run, self._setup.pair
+        run, learner = self._settings.run, self._setup.learner
         if self._is_due(step, run.snapshot_every):
-            picture = grid(pair.sample(self._grid_latents), GRID_COLUMNS)
-            folders = [self._journal.folder, *([self._run_folder] if self._mode.is_first() else [])]
-            for folder in folders:
-                try:
-                    save_png(folder / f"fakes-{step:06d}.png", picture)
-                except OSError as error:
-                    self._log(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
+            self._save_picture(step, learner.show(GRID_COLUMNS**2))
         if self._is_due(step, run.evaluate_every):
-            latents = torch.Generator().manual_seed(spawn_seed(self._settings.seed, "evaluation"))
-            images = self._setup.shard.drawn
-            for metric in self._setup.evaluator.evaluate(
-                lambda count: pair.sample(torch.randn(count, pair.latent, generator=latents))
-            ):
+            images, metrics = self._setup.shard.drawn, learner.measure(self._setup.evaluator.evaluate)
+            for metric in metrics:
                 self._journal.metric(step, images, metric.name, metric.value, round(metric.seconds, 3))
-                if metric.name.startswith("fid") and not metric.name.endswith("floor"):
-                    self._score = step, metric.value
+            found = score(metrics)
+            if found is not None:
+                self._score = step, found
+
+    def _save_picture(self, step: int, samples: torch.Tensor | None) -> None:
+        folders = [self._journal.folder, *([self._run_folder] if self._mode.is_first() else [])]
+        for folder in folders if samples is not None else ():
+            try:
+                save_png(folder / f"fakes-{step:06d}.png", grid(samples, GRID_COLUMNS))
+            except OSError as error:
+                self._log(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
 
     def _save(self, step: int, is_last: bool = False) -> None:
         """Save; one that cannot be written is said, and training goes on with those before it. Raises UsageError."""

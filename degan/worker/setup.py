@@ -16,13 +16,17 @@ import torch
 
 import config
 from config import UsageError
-from config.settings import Experiment, Own
+from config.settings.data import Own
+from config.settings.experiment import Experiment
+from degan.artifacts import learner_state
 from degan.artifacts.checkpoints import Checkpoint
 from degan.data.shard import Shard
 from degan.data.sources import load, prepare
 from degan.data.splits import class_counts, split
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair
+from degan.learners.protocols import Adversarial, Shown, Trainable
 from degan.metrics.evaluate import Evaluator
+from degan.seeds import spawn_seed
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,7 +58,7 @@ class Setup:
     settings: Experiment
     worker: int
     shard: Shard
-    pair: GanPair
+    learner: Trainable | Adversarial | Shown
     evaluator: Evaluator
     classes: tuple[str, ...]
     counts: list[list[int]]
@@ -73,7 +77,7 @@ class Setup:
         source = load(settings.data, settings.model.image_size, "train")
         parts = split(settings.data.split, source.labels, settings.workers, settings.seed)
         shard = Shard(source, parts[worker], settings.seed, worker, settings.data.batch_size)
-        pair = GanPair(settings, source.sample_shape, worker, device)
+        learner = GanPair(settings, source.sample_shape, worker, device)
         # Dropout draws from torch's global generator.
         torch.manual_seed(spawn_seed(settings.seed, "global", worker))
 
@@ -98,7 +102,7 @@ class Setup:
             settings=settings,
             worker=worker,
             shard=shard,
-            pair=pair,
+            learner=learner,
             evaluator=Evaluator(settings, inception, device=device, train=source),
             classes=tuple(source.classes),
             counts=counts,
@@ -114,20 +118,20 @@ class Setup:
     def checkpoint(self, step: int, mode_state: tuple[dict[str, np.ndarray], dict[str, Any]], **values) -> Checkpoint:
         """Everything that going on from here needs."""
         arrays, mode_values = mode_state
-        vectors = {name: torch.from_numpy(array) for name, array in self.pair.vectors().items() if "." in name}
         optimiser = {
-            **vectors,
-            **{f"random.{name}": tensor for name, tensor in self.pair.random_state().items()},
+            **learner_state.optimiser_tensors(self.learner),
             **{f"mode.{name}": torch.from_numpy(array) for name, array in arrays.items()},
         }
         more = {
-            "counters": self.pair.counters(),
+            "counters": learner_state.counters(self.learner),
             "data": self.shard.state(),
             "mode": mode_values,
-            "sample_shape": list(self.pair.sample_shape),
+            "sample_shape": list(self.learner.sample_shape),
             **values,
         }
-        return Checkpoint(step, self.pair.networks(), optimiser, more, config.agreed(self.settings))
+        return Checkpoint(
+            step, learner_state.model_tensors(self.learner), optimiser, more, config.agreed(self.settings)
+        )
 
     def restore(self, checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The inverse of `checkpoint`; returns the mode's state.
@@ -136,13 +140,8 @@ class Setup:
             UsageError: the checkpoint does not fit the networks.
         """
         try:
-            self.pair.load_networks(checkpoint.model)
-            vectors = self.pair.vectors()
-            vectors.update({n: t.numpy() for n, t in checkpoint.optimiser.items() if n in vectors})
-            self.pair.load_vectors(vectors, checkpoint.values["counters"])
-            self.pair.load_random_state(
-                {n.removeprefix("random."): t for n, t in checkpoint.optimiser.items() if n.startswith("random.")}
-            )
+            counters = checkpoint.values["counters"]
+            learner_state.load(self.learner, checkpoint.model, checkpoint.optimiser, counters)
             self.shard.load_state(checkpoint.values["data"])
         except (ValueError, KeyError) as error:
             raise UsageError(f"the checkpoint of step {checkpoint.step} does not fit: {error}") from None

@@ -141,10 +141,10 @@ class ClockGate(Waiting):
 
         self.until(lambda: missing() <= 0 and not self._clock.awaited(round, slack), describe)
         with self._changed:
-            self._judge(round)
+            self._check_lead(round)
         return self.sharers(round)
 
-    def _judge(self, round: int) -> None:
+    def _check_lead(self, round: int) -> None:
         """Are the others still on our line of training? Raises LapsedError."""
         if self._lead is None:
             return

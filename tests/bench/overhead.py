@@ -90,8 +90,8 @@ def main() -> int:
     }
     ratio = medians["ratio"]
     bars = [("step time over local, median", ratio, BAR, ratio <= BAR)]
-    peer_info = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
-    return finish("overhead", bars, {**peer_info, "data": options.data is not None, "medians": medians, "pairs": rows})
+    about = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
+    return finish("overhead", bars, {**about, "data": options.data is not None, "medians": medians, "pairs": rows})
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ import torch
 import torch._dynamo
 
 import config
-from config.settings import Experiment
+from config.settings.experiment import Experiment
 from degan import models
 from degan.data.sources import load
 from degan.metrics import classifier
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from degan.worker.__main__ import main as work
 from tests.servers import redis_server
 

@@ -140,7 +140,7 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
     os.environ["GLOO_SOCKET_IFNAME"] = DEVICE
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=settings.workers)
     (run / f"w{rank}").mkdir(parents=True)
-    journal, pair, trained_s = Journal(run, rank), setup.pair, 0.0
+    journal, pair, trained_s = Journal(run, rank), setup.learner, 0.0
     whole = (0, pair.size)
     for step in range(1, settings.run.steps + 1):
         began = time.monotonic()

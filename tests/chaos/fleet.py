@@ -21,7 +21,7 @@ from typing import Any
 import redis
 from safetensors.numpy import load_file
 
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from peers.chaos.faults import VARIABLE, Fault, Faults
 from tests.chaos.nodes import Node
 from tests.proxy import Link, Network

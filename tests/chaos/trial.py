@@ -28,7 +28,7 @@ class Scenario:
     """One fault.
 
     Attributes:
-        number: of the fault in the table of the README, 1 to 17.
+        number: of the fault in the table of docs/reliability.md, 1 to 17.
         name: what is done, for people.
         mode: in which mode, and how it is set.
         expected: what should happen.

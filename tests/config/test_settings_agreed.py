@@ -15,7 +15,7 @@ from degan import modes
 from degan.artifacts.checkpoints import Checkpoint, check_same_experiment
 from degan.learners.gan_pair import GanPair
 from degan.modes.connect import agreement, fingerprint
-from degan.reports import compare_data
+from degan.runs.folder import Run
 from peers.errors import DisagreementError
 from tests.config.test_settings_ranges import KINDS, TABLE, USUAL, same
 from tests.fleets import in_threads, memory_buses
@@ -122,8 +122,16 @@ def test_a_run_goes_on_only_with_the_settings_that_may_change():
     assert wrong == {}
 
 
-def test_the_comparison_of_runs_passes_over_what_is_private():
-    assert set(compare_data.PRIVATE) == PRIVATE
+def test_settings_that_do_not_load_are_shared_without_what_is_private():
+    flat = {key: "x" for key in sorted(PRIVATE - {"peers"})} | {"seed": 7, "mode.slack": 2}
+    blocks: dict = {"peers": 4}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        block = blocks
+        for part in path:
+            block = block.setdefault(part, {})
+        block[last] = value
+    assert Run(plain=blocks).shared_settings == {"seed": 7, "mode.slack": 2, "peers (how many)": 4}
 
 
 @pytest.mark.parametrize("mode", ["partial_exchange", "federated", "multi_discriminator"])
@@ -138,7 +146,7 @@ def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, m
         settings = config.build(plain(f"mode[{mode}].codec", codec, peers=2, model=TINY))
         peer_info = {"samples": 8, "histogram": [8]}
         pair = GanPair(settings, (1, 4, 4), worker, torch.device("cpu"))
-        made = modes.build(settings, worker, pair, {}, peer_info, lambda line: None)
+        made = modes.build(modes.Context(settings, worker, pair, {}, peer_info, lambda line: None))
         try:
             with pytest.raises(DisagreementError) as caught:
                 made.begin([], {}, None)

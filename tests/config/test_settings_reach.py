@@ -20,6 +20,7 @@ from tests.probes import (
     D,
     G,
     fingerprints,
+    has_moments,
     is_called,
     kinds,
     local_steps,
@@ -189,7 +190,7 @@ WIRE = (
     Row("bus.finish_timeout_s", lambda w: 37.0 in timeouts(w), True),
     Row("bus.stall_timeout_s", sees("RedisBus.full_patience_s")),
     Row("bus.norm_gate", sees("Screen.factor")),
-    Row("bus.offences", sees("Screen.most_strikes")),
+    Row("bus.offences", sees("Screen.most_offences")),
     Row("security.folder", sees("read_secrets.folder")),
     Row(
         "security.folder",
@@ -202,7 +203,7 @@ EXCHANGED = (
     Row("peers", sees("Rendezvous.may_replay"), True),
     Row("bus.lease_s", sees("Giver.lease_s")),
     Row("bus.stall_timeout_s", sees("ClockGate.stall_timeout_s", "Options.stall_timeout_s")),
-    Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SerialPool.submit", "timeout_s"), True),
+    Row("bus.stall_timeout_s", lambda w: 39.0 in w.calls.all("SenderThread.submit", "timeout_s"), True),
     Row("bus.min_peers", sees("ClockGate.min_peers")),
 )
 LEADERS = (
@@ -309,7 +310,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].weighting", sees("weights.weighting")),
         Row("mode[federated].scheme", sees("weights.scheme")),
         Row("mode[federated].sign", sees("weights.sign")),
-        Row("mode[federated].optimiser_state", sees("GanPair.load_model.has_moments"), True),
+        Row("mode[federated].optimiser_state", has_moments, {True}),
         # 0.6 of the four that train are two.
         Row("mode[federated].quorum", sees("Rounds.gather.quorum"), 2),
         Row("mode[federated].codec", kinds("result"), (3 * (G + D), "bfloat16")),

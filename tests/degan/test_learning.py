@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent

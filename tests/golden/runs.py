@@ -15,6 +15,7 @@ from degan.worker.setup import Setup
 from degan.worker.signals import Signals
 from tests.fleets import in_threads, memory_buses
 from tests.golden.weights import as_vectors
+from tests.learner_views import tensors_of
 
 
 def silent(line: str) -> None:
@@ -24,11 +25,11 @@ def silent(line: str) -> None:
 def build_mode(settings: config.Experiment, setup: Setup, bus):
     name = settings.mode.__struct_config__.tag
     if name == "local":
-        return Local(settings, setup.worker, setup.pair, silent)
+        return Local(settings, setup.worker, setup.learner, silent)
     if name == "partial_exchange":
-        return PartialExchange(settings, setup.pair, bus, setup.facts, silent)
+        return PartialExchange(settings, setup.learner, bus, setup.facts, silent)
     kind = {"federated": Federated, "multi_discriminator": MultiDiscriminator}[name]
-    return kind(settings, setup.pair, bus, setup.facts, setup.peer_info, silent)
+    return kind(settings, setup.learner, bus, setup.facts, setup.peer_info, silent)
 
 
 def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
@@ -58,4 +59,4 @@ def live(settings: config.Experiment, out: Path, resumes: bool = False) -> None:
 
 def initial(settings: config.Experiment) -> dict:
     """The weights that every worker begins with, as `weights.read` gives them."""
-    return as_vectors({name: tensor.numpy() for name, tensor in Setup.build(settings, 0).pair.networks().items()})
+    return as_vectors({name: tensor.numpy() for name, tensor in tensors_of(Setup.build(settings, 0).learner).items()})

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from degan.runs import facts
+from degan.runs.lines import Tail
+from degan.runs.records import Records
+from degan.runs.records import Worker as Record
 from launch import table
 from launch.board import Board, Row
 from launch.fleet import Worker
 from launch.folder import RunFolder
-from launch.tail import Tail
 
-STATS = {"step": 12, "time_s": 3.0, "images": 99, "d_loss": 0.25, "g_loss": 1.5, "step_s": 0.5, "wait_s": 0.125}
+STATS = {"step": 12, "time_s": 9.0, "images": 99, "d_loss": 0.25, "g_loss": 1.5, "step_s": 0.5, "wait_s": 0.125}
 STATS |= {"sent_bytes": 3 << 20, "received_bytes": 1536, "predicted_sent_bytes": 2 << 20}
 STATS |= {"predicted_received_bytes": 1 << 10, "staleness_mean": 1.25, "staleness_max": 4, "live_peers": 6}
 STATS |= {"dropped": {"late": 2, "invalid": 3}, "round": 11, "leader": 0, "cohort": 8, "answered": 7, "late": 2}
@@ -42,29 +45,35 @@ def run(tmp_path):
     return SimpleNamespace(workers=workers, board=Board(RunFolder(tmp_path), workers, 60), path=tmp_path)
 
 
-def measure(run, worker: int, name: str, value: float | None) -> None:
+def measure(run, worker: int, name: str, value: float | None, step: int = 1) -> None:
     with open(run.path / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"step": 1, "worker": worker, "metric": name, "value": value}) + "\n")
+        file.write(json.dumps({"step": step, "worker": worker, "metric": name, "value": value}) + "\n")
 
 
 # --- what is read ---------------------------------------------------------------------------------
 
 
+def rates(row: Row) -> tuple[float | None, float | None]:
+    return facts.rate(row.record, facts.RECENT), facts.rate(row.record)
+
+
+def distances(row: Row) -> list[str]:
+    return [column.show(row) for column in table.FINAL if column.title.startswith("FID")]
+
+
 def test_rates_are_over_the_last_lines_and_over_all(run):
     run.board.update()
-    assert [(row.state, row.rate, row.mean_rate, row.total) for row in run.board.rows] == [
-        ("starting", None, None, 60)
-    ] * 2
+    assert [(row.state, *rates(row), row.total) for row in run.board.rows] == [("starting", None, None, 60)] * 2
     run.workers[1].write(step=4, time_s=2.0)
     run.board.update()
     # One line is no distance.
-    assert (run.board.rows[1].state, run.board.rows[1].rate, run.board.rows[1].mean_rate) == ("training", None, None)
+    assert (run.board.rows[1].state, *rates(run.board.rows[1])) == ("training", None, None)
     for k in range(1, 13):
         run.workers[1].write(step=4 + k, time_s=2.0 + k * k)
     run.board.update()
     row = run.board.rows[1]
     # From line 3 to 12 of the last ten: 9 steps in 144 - 9 s; from the first line on: 12 steps in 144 s.
-    assert row.rate == 9 / 135 and row.mean_rate == 12 / 144 and row.number("step") == 16
+    assert rates(row) == (9 / 135, 12 / 144) and row.record.step == 16
     assert run.board.rows[0].state == "starting" and run.workers[0].asked == [False] * 3
 
 
@@ -72,16 +81,16 @@ def test_rates_begin_anew_with_another_life(run):
     for step, time_s in ((10, 5.0), (20, 10.0), (30, 15.0)):
         run.workers[0].write(step=step, time_s=time_s)
     run.board.update()
-    assert run.board.rows[0].mean_rate == 2.0
+    assert rates(run.board.rows[0]) == (2.0, 2.0)
     # Another life may begin at an earlier step with a clock that goes on, or with a clock of its own.
     for step, time_s in ((20, 16.0), (24, 17.0)):
         run.workers[0].write(step=step, time_s=time_s)
     run.board.update()
-    assert (run.board.rows[0].rate, run.board.rows[0].mean_rate) == (4.0, 4.0)
+    assert rates(run.board.rows[0]) == (4.0, 4.0)
     for step, time_s in ((30, 1.0), (36, 3.0)):
         run.workers[0].write(step=step, time_s=time_s)
     run.board.update()
-    assert (run.board.rows[0].rate, run.board.rows[0].mean_rate) == (3.0, 3.0)
+    assert rates(run.board.rows[0]) == (3.0, 3.0)
 
 
 def test_distances_are_the_workers_own_and_a_floor_is_anybodys(run):
@@ -89,23 +98,24 @@ def test_distances_are_the_workers_own_and_a_floor_is_anybodys(run):
     measure(run, 1, "fid64_classifier", 90.0)
     run.board.update()
     first, second = run.board.rows
-    assert (first.first_fid, first.fid, first.floor) == (None, None, 3.5)
-    measure(run, 1, "fid64_classifier", 40.0)
-    measure(run, 0, "fid64_classifier", 70.0)
-    measure(run, 0, "fid64_classifier_floor", 4.5)
-    measure(run, 1, "fid64_classifier_floor", 2.5)
-    measure(run, 1, "fid64_inception", 1.0)
-    measure(run, 0, "coverage64_classes", 9.0)
-    measure(run, 0, "fid64_classifier", None)
+    assert distances(first) == ["-", "-", "3.5"]
+    measure(run, 1, "fid64_classifier", 40.0, step=2)
+    measure(run, 0, "fid64_classifier", 70.0, step=2)
+    measure(run, 0, "fid64_classifier_floor", 4.5, step=3)
+    measure(run, 1, "fid64_classifier_floor", 2.5, step=2)
+    measure(run, 1, "fid64_inception", 1.0, step=2)
+    measure(run, 0, "coverage64_classes", 9.0, step=2)
+    measure(run, 0, "fid64_classifier", None, step=3)
     run.board.update()
-    assert (first.first_fid, first.fid, first.floor) == (70.0, 70.0, 4.5)
-    assert (second.first_fid, second.fid, second.floor) == (90.0, 40.0, 2.5)
+    assert distances(first) == ["70", "70", "4.5"]
+    # The newest floor is everybody's, as in the report.
+    assert distances(second) == ["90", "40", "4.5"]
 
 
 def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monkeypatch):
     (tmp_path / "w0").mkdir()
     (tmp_path / "w0" / "stats.jsonl").write_text('{"step": 50, "time_s": 9.0}\n')
-    (tmp_path / "metrics.jsonl").write_text('{"worker": 0, "metric": "fid64_classifier", "value": 8.0}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "worker": 0, "metric": "fid64_classifier", "value": 8.0}\n')
     started = []
     process = SimpleNamespace(poll=lambda: None)
     monkeypatch.setattr("launch.processes.start", lambda *words, **more: started.append((words, more)) or process)
@@ -115,7 +125,7 @@ def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monke
     board = Board(RunFolder(tmp_path), [worker], 60)
     board.update()
     (row,) = board.rows
-    assert (row.state, row.stats, row.first_fid, row.fid) == ("starting", {}, 8.0, 8.0)
+    assert (row.state, row.record.lines, distances(row)) == ("starting", [], ["8", "8", "-"])
     ((command, log), more) = started[0]
     assert command == ["run", "0", "True"] and more == {"one_thread": True} and log.name.endswith("w0/log.txt")
     assert worker.by_hand == "run 0 True" and worker.last_lines() == []
@@ -146,54 +156,72 @@ def test_the_state_of_a_worker(tmp_path, monkeypatch, code, pid, states):
 # --- what is shown ---------------------------------------------------------------------------------
 
 
-def row_of(worker: int = 0, **changes) -> Row:
-    return Row(worker, 60, "training", STATS | changes, 2.5, 1.25, 90.0, 40.0, 3.5)
+FIDS = {"fid64_classifier": {0: {1: 90.0, 2: 40.0}}, "fid64_classifier_floor": {0: {1: 3.5}}}
+ROUNDS = ("round", "leader", "cohort", "answered", "late", "void_rounds", "swaps")
+PREDICTED = ("predicted_sent_bytes", "predicted_received_bytes")
+
+
+def row_of(worker: int = 0, without: tuple[str, ...] = (), measures: dict | None = None, **changes) -> Row:
+    """A row of eleven lines: 10 steps in 8 s over all, 9 steps in 3.6 s over the newest ten."""
+    record = Record(worker)
+    line = {key: value for key, value in (STATS | changes).items() if key not in without}
+    for step, ago_s in ((2, 8.0), *((step, 0.4 * (12 - step)) for step in range(3, 12))):
+        assert record.add({"step": step, "time_s": line["time_s"] - ago_s})
+    assert record.add(line)
+    return Row(record, 60, Records({worker: record}, FIDS if measures is None else measures), "training")
+
+
+def cells(row: Row, columns) -> list[tuple[str, str]]:
+    return [(column.title, column.show(row)) for column in table.shown([row], columns)]
 
 
 def test_each_column_of_the_live_table():
-    shown = {column.title: column.show(row_of()) for column in table.live("partial_exchange")}
-    assert shown == {
-        "worker": "w0",
-        "state": "training",
-        "step": "12/60",
-        "steps/s": "2.5",
-        "d_loss": "0.25",
-        "g_loss": "1.5",
-        "staleness": "1.2 (max 4)",
-        "peers": "6",
-        "sent": "3.0 MiB",
-        "received": "1.5 KiB",
-        "FID": "40",
-    }
-    assert table.line(row_of(), table.live("local")) == (
+    row = row_of(without=ROUNDS)
+    assert cells(row, table.LIVE) == [
+        *(("worker", "w0"), ("state", "training"), ("step", "12/60"), ("steps/s", "2.5"), ("d_loss", "0.25")),
+        *(("g_loss", "1.5"), ("staleness", "1.2 (max 4)"), ("peers", "6"), ("sent", "3.0 MiB")),
+        *(("received", "1.5 KiB"), ("FID", "40")),
+    ]
+    assert table.line(row) == (
         "w0 training  step 12/60  steps/s 2.5  d_loss 0.25  g_loss 1.5  staleness 1.2 (max 4)  peers 6  "
         "sent 3.0 MiB  received 1.5 KiB  FID 40"
     )
 
 
-@pytest.mark.parametrize(("mode", "counted"), [("federated", "void 9"), ("multi_discriminator", "swaps 10")])
-def test_each_column_where_somebody_leads(mode, counted):
-    assert table.line(row_of(), table.live(mode)) == (
+@pytest.mark.parametrize(("other", "counted"), [("swaps", "void 9"), ("void_rounds", "swaps 10")])
+def test_each_column_where_somebody_leads(other, counted):
+    row = row_of(without=(other,))
+    assert table.line(row) == (
         f"w0 training  step 12/60  steps/s 2.5  round 11  leader w0  answered 7/8  {counted}  late 2  d_loss 0.25  "
         "g_loss 1.5  peers 6  sent 3.0 MiB  received 1.5 KiB  FID 40"
     )
     title, _, number = counted.partition(" ")
-    shown = [(column.title, column.show(row_of())) for column in table.final(mode)]
-    assert shown == [
+    assert cells(row, table.FINAL) == [
         *(("worker", "w0"), ("state", "training"), ("step", "12/60"), ("steps/s", "1.25"), (title, number)),
         *(("late", "2"), ("sent", "3.0 MiB"), ("predicted", "2.0 MiB"), ("received", "1.5 KiB")),
-        *(("predicted", "1.0 KiB"), ("dropped", "5"), ("FID first", "90"), ("FID last", "40"), ("FID floor", "3.5")),
+        # Late answers are counted apart: they are no drops.
+        *(("predicted", "1.0 KiB"), ("dropped", "3"), ("FID first", "90"), ("FID last", "40"), ("FID floor", "3.5")),
     ]
 
 
-def test_the_summary_of_the_other_modes():
-    titles, cells = table.aligned([row_of()]).splitlines()
+def test_each_column_of_a_classifier():
+    measures = {"accuracy": {0: {1: 0.25, 2: 0.75}}, "loss": {0: {2: 0.5}}}
+    row = row_of(without=(*ROUNDS, *PREDICTED, "d_loss", "g_loss", "live_peers"), measures=measures, loss=0.125)
+    assert table.line(row) == (
+        "w0 training  step 12/60  steps/s 2.5  loss 0.125  staleness 1.2 (max 4)  sent 3.0 MiB  received 1.5 KiB  "
+        "accuracy 0.75"
+    )
+    assert cells(row, table.FINAL)[-3:] == [("dropped", "5"), ("accuracy first", "0.25"), ("accuracy last", "0.75")]
+
+
+def test_the_summary_without_rounds():
+    titles, text = table.aligned([row_of(without=(*ROUNDS, *PREDICTED))]).splitlines()
     assert " ".join(titles.split()) == "worker state step steps/s sent received dropped FID first FID last FID floor"
-    assert " ".join(cells.split()) == "w0 training 12/60 1.25 3.0 MiB 1.5 KiB 5 90 40 3.5"
+    assert " ".join(text.split()) == "w0 training 12/60 1.25 3.0 MiB 1.5 KiB 5 90 40 3.5"
 
 
 def test_only_who_leads_has_counted_the_answers():
-    answered = next(column for column in table.LED_LIVE if column.title == "answered")
+    answered = next(column for column in table.LIVE if column.title == "answered")
     assert [answered.show(row_of(worker)) for worker in (0, 1)] == ["7/8", "-"]
     assert answered.show(row_of(1, leader=1, cohort=None)) == "7" and answered.show(row_of(0, answered=None)) == "-"
 
@@ -210,8 +238,11 @@ def test_numbers_and_sizes_as_text():
     ]
 
 
+ENDED = ((0, 5, "died"), (11, 60, "finished"))
+
+
 def test_numbers_stand_to_the_right_and_words_to_the_left():
-    rows = [Row(0, 60, "died", {"step": 5}), Row(11, 60, "finished", {"step": 60})]
+    rows = [Row(Record(n, [{"step": step}]), 60, Records(), state) for n, step, state in ENDED]
     columns = [table.WORKER, table.STATE, table.STEP]
     assert table.aligned(rows, columns).splitlines() == [
         "worker  state      step",

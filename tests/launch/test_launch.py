@@ -67,8 +67,9 @@ with open(home / "stats.jsonl", "a") as stats:
         stats.write(json.dumps(row) + "\n")
 if number == 0:
     with open(out / "metrics.jsonl", "a") as metrics:
-        for name, value in (("fid64_classifier_floor", 3.5), ("fid64_classifier", 99.0), ("fid64_classifier", 42.0)):
-            metrics.write(json.dumps(dict(step=10, worker=0, metric=name, value=value)) + "\n")
+        for at, name, value in ((0, "_floor", 3.5), (0, "", 99.0), (10, "", 42.0)):
+            line = dict(step=at, worker=0, metric="fid64_classifier" + name, value=value)
+            metrics.write(json.dumps(line) + "\n")
 if todo in ("wait", "deaf", "late"):
     open(home / "gate").close()
 if todo.startswith("exit"):
@@ -189,8 +190,8 @@ def test_a_run_from_start_to_end(launch, tmp_path):
     assert not any(sockets.exists() for sockets in socket_folders(tmp_path))
     peers = config.load(folder / "experiment.yaml").peers
     assert len(set(peers)) == 2 and all(url.startswith("redis://127.0.0.1:") for url in peers)
-    peer_info = json.loads((folder / "environment.json").read_text())
-    assert peer_info["redis"]["urls"] == peers and peer_info["packages"]["redis"] and peer_info["redis"]["version"]
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["redis"]["urls"] == peers and about["packages"]["redis"] and about["redis"]["version"]
     assert "report: run/report.html" in (folder / "log.txt").read_text()
     words = "words 1 --config run/experiment.yaml --out run"
     assert (folder / "w1" / "log.txt").read_text() == f"threads 1 {words}\n"

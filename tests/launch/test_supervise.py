@@ -273,13 +273,13 @@ def test_how_a_process_ended():
 )
 def test_how_to_go_on_is_said_after_a_signal(tmp_path, monkeypatch, code, has_checkpoint, said):
     order = conclude(tmp_path, monkeypatch, Ending(code), has_checkpoint)
-    assert order == ["read", "table of local", "report", *said]
+    assert order == ["read", "table of all rows", "report", *said]
 
 
 def test_the_error_is_the_last_word(tmp_path, monkeypatch):
     order = conclude(tmp_path, monkeypatch, Ending(2, StandInWorker(3)), True)
     last = "error: worker 3 failed (exit code 2); the end of its log w3/log.txt:\n  the end of 3"
-    assert order == ["read", "table of local", "report", last]
+    assert order == ["read", "table of all rows", "report", last]
 
 
 def conclude(tmp_path, monkeypatch, ending: Ending, has_checkpoint: bool) -> list[str]:
@@ -287,11 +287,10 @@ def conclude(tmp_path, monkeypatch, ending: Ending, has_checkpoint: bool) -> lis
     order: list[str] = []
     if has_checkpoint:
         (tmp_path / "w1" / "checkpoints" / "000004").mkdir(parents=True)
-    board = SimpleNamespace(update=lambda: order.append("read"), rows=[])
+    board = SimpleNamespace(update=lambda: order.append("read"), rows="all rows")
     voice = SimpleNamespace(log=order.append, error=lambda text: order.append(f"error: {text}"))
-    plan = SimpleNamespace(mode="local", go_on="go on like this")
+    plan = SimpleNamespace(go_on="go on like this")
     monkeypatch.setattr(local, "_report", lambda *words: order.append("report"))
-    monkeypatch.setattr(local.table, "final", lambda mode: mode)
-    monkeypatch.setattr(local.table, "aligned", lambda rows, columns: f"table of {columns}")
+    monkeypatch.setattr(local.table, "aligned", lambda rows: f"table of {rows}")
     local._conclude(plan, SimpleNamespace(path=tmp_path), board, voice, None, ending)
     return order

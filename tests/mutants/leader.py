@@ -23,8 +23,8 @@ MUTANTS = (
     Mutant(
         "the moving average takes a round as one step",
         FEDERATED,
-        "self._pair.average((0, self._pair.size), self._mode.local_steps)",
-        "self._pair.average((0, self._pair.size))",
+        "self._learner.average((0, self._learner.size), self._mode.local_steps)",
+        "self._learner.average((0, self._learner.size))",
         f"{BY_HAND}rounds_are_the_weighted_mean_of_plain_adam_steps",
     ),
     Mutant(
@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "only who leads takes the moving average",
         FEDERATED,
-        "        if self._rounds.leadership.may_lead(self._me):\n            self._pair.load_model(model",
-        "        if self._leader == self._me:\n            self._pair.load_model(model",
+        "        if self._rounds.leadership.may_lead(self._me):\n            self._hold_model()",
+        "        if self._leader == self._me:\n            self._hold_model()",
         f"{PARTS}the_next_leader_goes_on_from_the_model_that_was_announced_last",
     ),
     Mutant(

@@ -123,9 +123,10 @@ MUTANTS = (
     ),
     Mutant(
         "the rate goes on over another life of the worker",
-        "launch/board.py",
-        "if recent and (time_s < recent[-1][0] or step < recent[-1][1])",
-        "if recent and time_s < recent[-1][0]",
+        "degan/runs/records.py",
+        """self.restarts.append((newest, step))
+            self.incarnation = len(self.lines)""",
+        "self.restarts.append((newest, step))",
         BOARD + "test_rates_begin_anew_with_another_life",
     ),
     Mutant(
@@ -144,14 +145,14 @@ MUTANTS = (
     ),
     Mutant(
         "a comparison shows the best worker's distance",
-        "degan/reports/compare_data.py",
-        '_all_at(run, "images", step), max(v)',
-        '_all_at(run, "images", step), min(v)',
+        "degan/runs/facts.py",
+        "worst, lost = (max, math.inf)",
+        "worst, lost = (min, math.inf)",
         COMPARE + "test_the_row_of_a_run",
     ),
     Mutant(
         "a curve over time is drawn over seconds whatever the unit",
-        "degan/reports/html.py",
+        "degan/reports/figures.py",
         "(at / divisor, y)",
         "(at, y)",
         REPORT + "test_the_unit_of_a_time_axis",
@@ -159,8 +160,36 @@ MUTANTS = (
     Mutant(
         "a median counts runs that did not reach their end",
         "degan/reports/compare_data.py",
-        "[entry for entry in self.entries if entry.is_whole] or self.entries",
+        "[entry for entry in self.entries if facts.is_whole(entry.run)] or self.entries",
         "self.entries",
         COMPARE + "test_a_median_and_its_spread",
+    ),
+    Mutant(
+        "pages escape nothing",
+        "degan/reports/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        "tests/degan/reports/test_report.py::test_whatever_comes_from_a_file_is_escaped",
+    ),
+    Mutant(
+        "old run folders keep an old word",
+        "degan/runs/words.py",
+        ', "muted": "banned"}\n# Reasons',
+        "}\n# Reasons",
+        "tests/degan/runs/test_records.py::test_a_record_knows_only_todays_words",
+    ),
+    Mutant(
+        "a section shows itself without its keys",
+        "degan/reports/sections/section.py",
+        "not self.needs or not keys.isdisjoint(self.needs)",
+        "True",
+        "tests/degan/reports/test_sections.py::test_without_its_keys_a_section_is_not_there",
+    ),
+    Mutant(
+        "of accuracies the best worker's is the run's",
+        "degan/runs/facts.py",
+        "else (min, -math.inf)",
+        "else (max, -math.inf)",
+        "tests/degan/reports/test_sections.py::test_classifiers_are_compared_by_their_accuracy",
     ),
 )

@@ -14,7 +14,6 @@ LIVES = "tests/degan/worker/test_worker_lives.py"
 DOCTOR = "tests/degan/worker/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
 LED = "degan/modes/leader/leader_based.py"
-SETTINGS = "config/settings.py"
 
 MUTANTS = (
     Mutant("the norm gate is dropped on the way", PARTIAL, "        norm_gate=settings.bus.norm_gate,\n", "", EXCHANGE),
@@ -30,8 +29,8 @@ MUTANTS = (
     Mutant(
         "topk's fraction is dropped on the way",
         PARTIAL,
-        "build(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)",
-        "build(mode.codec, rounding=mode.rounding, cast=torch_cast)",
+        "build_codec(mode.codec, mode.topk_fraction, mode.rounding, torch_cast)",
+        "build_codec(mode.codec, rounding=mode.rounding, cast=torch_cast)",
         EXCHANGE,
     ),
     Mutant("hostile is dropped on the way", PARTIAL, "        byzantine=mode.byzantine,\n", "", ROBUST),
@@ -66,8 +65,8 @@ MUTANTS = (
     Mutant(
         "feedbacks travel with the codec of batches",
         "degan/modes/multi_discriminator.py",
-        "build(mode.feedback_codec, cast=torch_cast)",
-        "build(mode.codec, cast=torch_cast)",
+        "build_codec(mode.feedback_codec, cast=torch_cast)",
+        "build_codec(mode.codec, cast=torch_cast)",
         MULTI,
     ),
     Mutant(
@@ -79,17 +78,21 @@ MUTANTS = (
     ),
     Mutant(
         "the average may stand still",
-        SETTINGS,
+        "config/settings/models.py",
         "    ema_decay: Fraction = 0.999",
         "    ema_decay: Weight = 0.999",
         f"{RANGES}::test_a_value_beyond_the_border_is_refused_by_its_key",
     ),
     Mutant(
-        "all of a part is too much for topk", SETTINGS, "Meta(gt=0, le=1)] = 0.01", "Meta(gt=0, lt=1)] = 0.01", BORDER
+        "all of a part is too much for topk",
+        "config/settings/modes/partial_exchange.py",
+        "Meta(gt=0, le=1)] = 0.01",
+        "Meta(gt=0, lt=1)] = 0.01",
+        BORDER,
     ),
     Mutant(
         "a default is another",
-        SETTINGS,
+        "config/settings/bus.py",
         "    finish_timeout_s: Seconds = 60.0",
         "    finish_timeout_s: Seconds = 600.0",
         f"{RANGES}::test_every_default_is_as_written_here",
@@ -117,9 +120,9 @@ MUTANTS = (
     ),
     Mutant(
         "the wrong half precision is refused where Adam's moments travel",
-        "config/reader.py",
-        'if has_moments and mode.codec == "float16"',
-        'if has_moments and mode.codec == "bfloat16"',
+        "config/settings/modes/federated.py",
+        'if has_moments and self.codec == "float16"',
+        'if has_moments and self.codec == "bfloat16"',
         "tests/config/test_settings_together.py::test_what_does_not_fit_together",
     ),
 )

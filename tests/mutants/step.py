@@ -3,24 +3,24 @@
 from tests.mutants.mutant import Mutant
 
 PAIR, LOSSES, GUARD = "degan/learners/gan_pair.py", "degan/learners/losses.py", "degan/learners/guard.py"
+NETWORKS = "degan/learners/networks.py"
 STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
 AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
 SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
 ORDER = "tests/degan/learners/test_pair_order.py::test_"
 LOCAL = "tests/degan/modes/test_local.py::test_"
-RATES = "(self.generator, optimiser.generator_lr), (self.discriminator, optimiser.discriminator_lr)"
-SWAPPED = "(self.generator, optimiser.discriminator_lr), (self.discriminator, optimiser.generator_lr)"
+RATES = '{"generator": optimiser.generator_lr, "discriminator": optimiser.discriminator_lr}'
+SWAPPED = '{"generator": optimiser.discriminator_lr, "discriminator": optimiser.generator_lr}'
 FROZEN = """        self.discriminator.freeze(True)
         try:
             loss = losses.generator_loss(self.settings.loss, self.discriminator.module(fake))
 """
-MODEL = "return [self._values, self.generator.buffers, self.discriminator.buffers, *moments]"
 
 MUTANTS = (
     Mutant("D's labels are swapped", PAIR, "network(real), network(fake))", "network(fake), network(real))", STEP),
     Mutant("D is not frozen in G's pass", PAIR, FROZEN, FROZEN.partition("\n")[2], STEP),
     Mutant("the rates are swapped", PAIR, RATES, SWAPPED, STEP),
-    Mutant("Adam's betas are torch's own", PAIR, "lr=rate, betas=optimiser.betas", "lr=rate", STEP),
+    Mutant("Adam's betas are torch's own", NETWORKS, ", betas=self._optimiser.betas", "", STEP),
     Mutant("R1 without its half", PAIR, "loss + 0.5 * settings.reg", "loss + settings.reg", STEP),
     Mutant(
         "the weight of the gradient penalty is ignored",
@@ -36,11 +36,11 @@ MUTANTS = (
         "weights_shape = real.shape",
         STEP,
     ),
-    Mutant("ema_decay is ignored", PAIR, "min(self.settings.optimiser.ema_decay,", "min(0.999,", AVERAGE),
+    Mutant("ema_decay is ignored", NETWORKS, "min(self._optimiser.ema_decay,", "min(0.999,", AVERAGE),
     Mutant(
         "the average leaves running statistics out",
-        PAIR,
-        "        self.ema.buffers.lerp_(self.generator.buffers, 1 - decay)\n",
+        NETWORKS,
+        "        average.buffers.lerp_(first.buffers, 1 - decay)\n",
         "",
         f"{AVERAGE} {STEP}",
     ),
@@ -68,29 +68,29 @@ MUTANTS = (
     Mutant(
         "a settled exchange keeps its own statistics",
         "degan/modes/partial_exchange.py",
-        "self._pair.load_statistics(self._exchange.average(self._pair.statistics()))",
-        "self._exchange.average(self._pair.statistics())",
+        "self._learner.load_statistics(self._exchange.average(self._learner.statistics()))",
+        "self._exchange.average(self._learner.statistics())",
         "tests/degan/learners/test_step.py::test_a_synchronous_exchange_is_plain_torch_on_the_mean",
     ),
     Mutant(
         "D's statistics travel before G's",
-        PAIR,
-        MODEL,
-        "return [self._values, self.discriminator.buffers, self.generator.buffers, *moments]",
+        NETWORKS,
+        "flat.buffers.numel() for name, flat in self._trained.items()}",
+        "flat.buffers.numel() for name, flat in reversed(self._trained.items())}",
         f"{ORDER}a_model_is_weights_statistics_and_moments_of_generator_and_discriminator",
     ),
     Mutant(
         "a state of before the first step leaves moments",
-        PAIR,
-        "                adam.state.pop(flat.values, None)\n",
-        "                pass\n",
+        NETWORKS,
+        "if name in counters and f",
+        "if counters.get(name) and f",
         f"{ORDER}a_state_of_before_the_first_step_leaves_no_moments_of_ours",
     ),
     Mutant(
-        "what is kept of the statistics is no copy",
+        "statistics that are not finite stay",
         GUARD,
-        "[flat.buffers.clone() for flat",
-        "[flat.buffers for flat",
+        "        self._learner.load_statistics(context.statistics)\n",
+        "",
         f"{LOCAL}statistics_are_kept_apart_and_set_back_each_in_its_place",
     ),
     Mutant(

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from config.settings import Experiment
+from config.settings.experiment import Experiment
+from degan.data.base import Batch
 from degan.federation import cohorts
-from degan.learners.gan_pair import GanPair
 from degan.learners.guard import NonFiniteGuard
+from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.connect import agreement, attack_on, fingerprint
 from degan.modes.leader.claims import plain_peer_info
 from degan.modes.leader.join import MISSED, join
@@ -52,7 +52,7 @@ class LeaderBased(abc.ABC):
     A mode gives `step`, `_follow`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
 
     Args:
-        settings, pair, bus, facts, say: as of `degan.modes.partial_exchange.PartialExchange`.
+        settings, learner, bus, facts, say: as of `degan.modes.partial_exchange.PartialExchange`.
         about: what the peers should know of us: `samples`, and `histogram` if it is shared.
         kinds: the vectors that travel: number of values and codec by kind.
     """
@@ -65,16 +65,16 @@ class LeaderBased(abc.ABC):
     def __init__(
         self,
         settings: Experiment,
-        pair: GanPair,
+        learner: Trainable | Adversarial,
         bus: Bus,
         facts: dict[str, Any],
         peer_info: dict[str, Any],
         kinds: dict[str, tuple[int, Codec]],
         log: Callable[[str], None],
     ):
-        self._settings, self._pair, self._bus, self._log = settings, pair, bus, log
+        self._settings, self._learner, self._bus, self._log = settings, learner, bus, log
         mode, lease_s = settings.mode, settings.bus.lease_s
-        agreed = agreement(settings, pair, facts)
+        agreed = agreement(settings, learner, facts)
         self._layout = RoundLayout(fingerprint(agreed), kinds, self.maps)
         self._me = bus.worker
         self._rounds = Rounds(
@@ -89,7 +89,7 @@ class LeaderBased(abc.ABC):
             settings.bus.min_peers,
             Screen(bus.worker, settings.bus.norm_gate, settings.bus.offences, log=log),
         )
-        self._guard, self._attack = NonFiniteGuard(pair, log), attack_on(bus, log)
+        self._guard, self._attack = NonFiniteGuard(learner, log), attack_on(bus, log)
         fail = self._rounds.messages.fail
         self._rendezvous = Rendezvous(
             bus, agreed, lease_s, settings.connect_timeout_s, log, fail, peer_info=peer_info, may_replay=False
@@ -146,7 +146,7 @@ class LeaderBased(abc.ABC):
 
     # --- rounds -------------------------------------------------------------------------------
 
-    def _enter(self, step: int, next_batch: Callable[[], torch.Tensor]) -> None:
+    def _enter(self, step: int, next_batch: Callable[[], Batch]) -> None:
         """At the beginning of a step."""
         self._step, self._next_batch = step, next_batch
         self._rendezvous.lease.progress(step)
@@ -397,4 +397,4 @@ class LeaderBased(abc.ABC):
 
     @abc.abstractmethod
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
-        """The inverse of `state`; the pair has been loaded."""
+        """The inverse of `state`; the learner has been loaded."""

@@ -23,6 +23,7 @@ from degan.artifacts.checkpoints import (
 )
 from degan.modes.local import Local
 from degan.worker.setup import Setup
+from tests.learner_views import counters_of, tensors_of, vectors_of
 
 AGREED = {"seed": 1, "optimiser.betas": [0.5, 0.999], "run.steps": 10, "bus.lease_s": 30.0}
 
@@ -226,14 +227,14 @@ def test_a_manifest_of_anything_is_refused(checkpoints, text):
         read(folder)
 
 
-@pytest.mark.parametrize("number", [0, 2, 10])
+@pytest.mark.parametrize("number", [0, 3, 10])
 def test_a_whole_checkpoint_of_another_format_is_refused_by_that_number(checkpoints, number):
     path = checkpoints.save(make(5)) / MANIFEST
     manifest = json.loads(path.read_text()) | {"format": number}
     del manifest["sum"]
     manifest["sum"] = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=f"checkpoint format {number}, this degan reads 1"):
+    with pytest.raises(UsageError, match=f"checkpoint format {number}, this degan reads 1 and 2"):
         checkpoints.load(5)
 
 
@@ -279,7 +280,7 @@ def build(model: str, updates: str, **settings) -> tuple[Setup, Local]:
     data = {**DIGITS, "model": MODELS[model], "mode": {"name": "local", "updates": updates}, **settings}
     experiment = config.build(data)
     setup = Setup.build(experiment, 0)
-    return setup, Local(experiment, 0, setup.pair)
+    return setup, Local(experiment, 0, setup.learner)
 
 
 def train(setup: Setup, mode: Local, steps: int) -> list[dict]:
@@ -300,12 +301,12 @@ def test_training_goes_on_bit_for_bit(tmp_path, model, updates):
     again, mode = build(model, updates)
     again.restore(read(tmp_path / f"{before:06d}"))
     assert train(again, mode, after) == losses
-    ours, theirs = whole.pair.networks(), again.pair.networks()
+    ours, theirs = tensors_of(whole.learner), tensors_of(again.learner)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ours, theirs = whole.pair.vectors(), again.pair.vectors()
+    ours, theirs = vectors_of(whole.learner), vectors_of(again.learner)
     assert all((ours[name] == theirs[name]).all() for name in ours)
-    assert whole.pair.counters() == again.pair.counters() and whole.shard.state() == again.shard.state()
-    assert torch.equal(whole.shard.next_batch(), again.shard.next_batch())
+    assert counters_of(whole.learner) == counters_of(again.learner) and whole.shard.state() == again.shard.state()
+    assert all(map(torch.equal, whole.shard.next_batch(), again.shard.next_batch()))
 
 
 def test_wasserstein_mixing_goes_on_too(tmp_path):

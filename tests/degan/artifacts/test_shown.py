@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,13 +15,15 @@ import config
 from degan.artifacts.checkpoints import Checkpoints
 from degan.artifacts.pictures import grid
 from degan.artifacts.saved import Saved
-from degan.learners.gan_pair import GanPair, spawn_seed
+from degan.learners.gan_pair import GanPair
 from degan.metrics.evaluate import Metric
 from degan.modes.local import Local
+from degan.seeds import spawn_seed
 from degan.worker.loop import Loop
 from degan.worker.setup import Setup
 from degan.worker.signals import Signals
 from tests.degan.learners.test_step import experiment, new_pair, reals
+from tests.learner_views import tensors_of
 from tests.plain_gan import LATENT, copy_weights, dcgan, mlp, seed_of
 
 SEED = 3
@@ -55,7 +58,7 @@ def trained(model="dcgan", steps=2):
 @pytest.mark.parametrize(("model", "count"), [("dcgan", 7), ("mlp", 600)])
 def test_samples_are_those_of_the_average_in_its_evaluation_mode(model, count):
     pair, latents = trained(model), torch.randn(count, LATENT, generator=torch.Generator().manual_seed(0))
-    before = copy.deepcopy(pair.networks())
+    before = copy.deepcopy(tensors_of(pair))
     # Whatever has been done to its mode before.
     pair.ema.module.train()
     found = pair.sample(latents)
@@ -63,7 +66,7 @@ def test_samples_are_those_of_the_average_in_its_evaluation_mode(model, count):
     assert found.shape == (count, *pair.sample_shape) and not found.requires_grad
     torch.testing.assert_close(found, by_hand(pair.ema.module, latents, networks))
     assert not torch.allclose(found, by_hand(pair.generator.module, latents, networks), atol=1e-3)
-    after = pair.networks()
+    after = tensors_of(pair)
     assert all(torch.equal(before[name], after[name]) for name in before), "looking changes nothing"
 
 
@@ -93,17 +96,17 @@ def test_a_run_measures_draws_and_saves_the_average(tmp_path):
     )
     setup, lines = Setup.build(settings, 0), []
     setup.evaluator = gauge = Gauge()
-    moments, step = [copy.deepcopy(setup.pair.ema.module)], Local.step
+    moments, step = [copy.deepcopy(setup.learner.ema.module)], Local.step
 
     class Noted(Local):
         def step(self, *rest):
             found = step(self, *rest)
-            moments.append(copy.deepcopy(setup.pair.ema.module))
+            moments.append(copy.deepcopy(setup.learner.ema.module))
             return found
 
     (tmp_path / "w0").mkdir()
     checkpoints = Checkpoints(tmp_path / "w0" / "checkpoints", keep=3)
-    mode = Noted(settings, 0, setup.pair, lines.append)
+    mode = Noted(settings, 0, setup.learner, lines.append)
     assert Loop(setup, mode, tmp_path, checkpoints, [], Signals(), lines.append).run() == 3
     # Before the first step, and after each: always the same latents.
     assert len(gauge.seen) == len(moments) == 4
@@ -138,28 +141,30 @@ def test_all_workers_begin_with_the_same_weights_and_the_average_is_the_generato
     settings = experiment(model="dcgan")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = new_pair(settings, 0).networks()
+        first = tensors_of(new_pair(settings, 0))
         torch.manual_seed(2)
         before = torch.random.get_rng_state()
-        other = new_pair(settings, 5).networks()
+        other = tensors_of(new_pair(settings, 5))
         assert torch.equal(torch.random.get_rng_state(), before), "nobody else's draws change"
     assert all(torch.equal(first[name], other[name]) for name in first)
     for name in first:
         if name.startswith("generator."):
             assert torch.equal(first[name], first[name.replace("generator.", "ema.")]), name
-    changed = GanPair(
-        config.build(config.parse(config.dump(settings).replace("seed: 3", "seed: 4"))),
-        (1, 32, 32),
-        0,
-        torch.device("cpu"),
-    ).networks()
+    changed = tensors_of(
+        GanPair(
+            config.build(config.parse(config.dump(settings).replace("seed: 3", "seed: 4"))),
+            (1, 32, 32),
+            0,
+            torch.device("cpu"),
+        )
+    )
     assert not torch.equal(first["generator.body.0.weight"], changed["generator.body.0.weight"])
     assert not torch.equal(first["discriminator.body.0.weight"], changed["discriminator.body.0.weight"])
 
 
 def test_initial_weights_are_drawn_from_the_seed_of_weights():
     """Layer by layer, the generator's first; drawn once more uniformly, as degan.models.mlp says."""
-    found = new_pair(experiment()).networks()
+    found = tensors_of(new_pair(experiment()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(SEED, "weights"))
         layers = {
@@ -206,4 +211,21 @@ def test_dropout_of_every_worker_draws_from_a_seed_of_its_own():
             setup = Setup.build(settings, worker)
             assert torch.initial_seed() == seed_of(SEED, "global", worker)
             seeded = torch.Generator().manual_seed(seed_of(SEED, "latents", worker))
-            assert torch.equal(setup.pair.random_state()["latents"], seeded.get_state())
+            assert torch.equal(setup.learner.random_state()["latents"], seeded.get_state())
+
+
+def test_every_picture_is_of_the_same_latents_and_every_evaluation_too():
+    def asked(worker=0, seed=3):
+        pair = new_pair(msgspec.structs.replace(experiment(), seed=seed), worker)
+        pair.sample, found = lambda latents: found.append(latents) or latents, []
+        for _ in range(2):
+            pair.show(6)
+            pair.measure(lambda sample: [sample(4), sample(4)])
+        return found
+
+    one, other, third = asked(), asked(worker=5), asked(seed=4)
+    assert [latents.shape for latents in one] == [(6, 4), (4, 4), (4, 4)] * 2
+    for first, again, theirs in zip(one[:3], one[3:], other[:3], strict=True):
+        assert torch.equal(first, again) and torch.equal(first, theirs)
+    assert not torch.equal(one[0][:4], one[1]) and not torch.equal(one[1], one[2])
+    assert not any(torch.equal(first, theirs) for first, theirs in zip(one[:3], third[:3], strict=True))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data import Shard, load, prepare
 from degan.data.base import PointSource
 from degan.errors import DataError
@@ -340,7 +340,7 @@ def which(batch):
 
 def test_an_epoch_visits_every_sample_of_the_shard_once(numbers):
     shard = Shard(numbers, np.arange(10, 40), seed=1, worker=0, batch_size=10)
-    epochs = [sum((which(shard.next_batch()) for _ in range(3)), []) for _ in range(3)]
+    epochs = [sum((which(shard.next_batch().samples) for _ in range(3)), []) for _ in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(10, 40))
     assert epochs[0] != epochs[1] != epochs[2]
@@ -351,7 +351,7 @@ def test_the_last_incomplete_batch_is_dropped(numbers):
     assert (len(shard), shard.batches_per_epoch) == (25, 2)
     seen = [shard.epoch]
     for _ in range(5):
-        assert len(shard.next_batch()) == 10
+        assert len(shard.next_batch().samples) == 10
         seen.append(shard.epoch)
     assert seen == [0, 0, 1, 1, 2, 2]
 
@@ -369,13 +369,13 @@ def test_a_resumed_shard_continues_with_the_same_batches(numbers, steps):
     resumed.next_batch()
     resumed.load_state(state)
     for _ in range(8):
-        assert which(straight.next_batch()) == which(resumed.next_batch())
+        assert which(straight.next_batch().samples) == which(resumed.next_batch().samples)
 
 
 def test_order_depends_on_seed_and_worker_only(numbers):
     def order(seed, worker):
         shard = Shard(numbers, np.arange(50), seed, worker, 50)
-        return which(shard.next_batch())
+        return which(shard.next_batch().samples)
 
     torch.manual_seed(1)
     first = order(1, 0)

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from config.settings import Data
+from config.settings.data import Data
 from degan.data import load
 from degan.data.base import ImageSource, PointSource, resize, to_floats
 

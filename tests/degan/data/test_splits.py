@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from config.settings import Classes, Dirichlet, Fegan, Iid, Mixed, Shards
+from config.settings.data import Classes, Dirichlet, Fegan, Iid, Mixed, Shards
 from degan.data import class_counts, split
 from degan.data.splits import _ration
 from degan.errors import DataError
@@ -197,7 +197,7 @@ def test_mixed_is_iid_at_one_end_and_label_order_at_the_other():
     for one, other in zip(split(Mixed(even=1.0), labels, 7, 3), split(Iid(), labels, 7, 3), strict=True):
         assert np.array_equal(one, other)
     counts = class_counts(labels, split(Mixed(even=0.0), labels, 5, 3), 10)
-    assert np.array_equal(counts, np.repeat(np.feature_network(5, dtype=int) * 100, 2, axis=1))
+    assert np.array_equal(counts, np.repeat(np.eye(5, dtype=int) * 100, 2, axis=1))
 
 
 def test_mixed_deals_out_its_fraction_evenly():

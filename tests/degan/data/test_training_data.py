@@ -17,6 +17,7 @@ from degan.data import load
 from degan.metrics import classifier
 from degan.worker import prepare
 from degan.worker.setup import Setup, pick_device, shards_json
+from tests.learner_views import tensors_of
 
 WORKERS = 3
 # A third of the 1,437 training digits, so that a batch is an epoch.
@@ -70,7 +71,7 @@ def numbered(samples, pixels) -> list[int]:
 def test_the_workers_share_out_the_training_part(digits):
     pixels, labels = digits
     held = [build(worker) for worker in range(WORKERS)]
-    seen = [numbered(one.shard.next_batch(), pixels) for one in held]
+    seen = [numbered(one.shard.next_batch().samples, pixels) for one in held]
     assert sorted(sum(seen, [])) == list(range(len(labels))), "each training sample is one worker's, no other is there"
     for worker, one in enumerate(held):
         histogram = np.bincount(labels[seen[worker]], minlength=10).tolist()
@@ -87,7 +88,7 @@ def test_a_worker_trains_on_the_classes_of_its_own_group(digits):
         one = build(worker, batch_size=100, split={"kind": "classes", "groups": groups})
         mine = np.flatnonzero(np.isin(labels, group))
         assert len(one.shard) == len(mine) and one.peer_info["samples"] == len(mine)
-        seen = sum((numbered(one.shard.next_batch(), pixels) for _ in range(one.shard.batches_per_epoch)), [])
+        seen = sum((numbered(one.shard.next_batch().samples, pixels) for _ in range(one.shard.batches_per_epoch)), [])
         assert set(seen) <= set(mine) and len(set(seen)) == len(seen) == len(mine) // 100 * 100
         everybodys = [[int((labels == name).sum()) * (name in theirs) for name in range(10)] for theirs in groups]
         assert one.counts == everybodys and one.peer_info["histogram"] == everybodys[worker]
@@ -99,7 +100,7 @@ def test_with_own_data_a_worker_has_all_it_finds_and_knows_only_itself(digits):
     orders = []
     for worker in range(2):
         one = build(worker, batch_size=1437, split={"kind": "own"})
-        orders.append(numbered(one.shard.next_batch(), pixels))
+        orders.append(numbered(one.shard.next_batch().samples, pixels))
         assert sorted(orders[-1]) == list(range(1437))
         assert one.counts == [histogram if number == worker else [] for number in range(WORKERS)]
         assert one.peer_info == {"samples": 1437, "histogram": histogram}
@@ -112,7 +113,7 @@ def test_every_epoch_every_worker_and_every_seed_has_an_order_of_its_own(digits)
     orders = []
     for seed, worker in ((5, 0), (5, 1), (6, 0)):
         one = build(worker, seed=seed, batch_size=1437, split={"kind": "own"})
-        orders += [numbered(one.shard.next_batch(), pixels) for _ in range(2)]
+        orders += [numbered(one.shard.next_batch().samples, pixels) for _ in range(2)]
         assert one.shard.drawn == 2 * 1437 and one.shard.epoch == 2
     assert len({tuple(order) for order in orders}) == 6
     # A shuffle, not a turn or a sorted run: few samples come right after their neighbour.
@@ -124,12 +125,12 @@ def test_latents_and_dropout_are_each_workers_own_and_weights_are_everybodys():
     held = {}
     for seed, worker in ((5, 0), (5, 1), (6, 0)):
         one = build(worker, seed=seed)
-        held[seed, worker] = one.pair.random_state(), one.pair.networks()
+        held[seed, worker] = one.learner.random_state(), tensors_of(one.learner)
     for other in ((5, 1), (6, 0)):
         for name in ("latents", "mixing", "global"):
             assert not torch.equal(held[5, 0][0][name], held[other][0][name]), name
     again = build(0)
-    assert all(torch.equal(held[5, 0][0][name], state) for name, state in again.pair.random_state().items())
+    assert all(torch.equal(held[5, 0][0][name], state) for name, state in again.learner.random_state().items())
     same, unlike = held[5, 1][1], held[6, 0][1]
     assert all(torch.equal(tensor, same[name]) for name, tensor in held[5, 0][1].items())
     assert not torch.equal(held[5, 0][1]["generator.body.0.weight"], unlike["generator.body.0.weight"])
@@ -198,7 +199,7 @@ def test_auto_is_the_first_gpu_that_is_there(monkeypatch):
 def test_what_was_drawn_is_counted_over_epochs():
     one = build(0, batch_size=100)
     for number in range(1, 11):
-        assert one.shard.next_batch().shape == (100, 1, 8, 8)
+        assert one.shard.next_batch().samples.shape == (100, 1, 8, 8)
         assert (one.shard.drawn, one.shard.epoch) == (100 * number, number // 4)
 
 

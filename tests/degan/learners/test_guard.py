@@ -20,6 +20,7 @@ from tests.degan.learners.test_step import experiment as small
 from tests.degan.learners.test_step import new_pair, reals, train
 from tests.degan.modes.test_oracles import SHAPE, assert_equal, batches, experiment, final, train_fleet
 from tests.fleets import memory_buses
+from tests.learner_views import counters_of, network_of, vectors_of
 from tests.multi_discriminators import Fleet
 from tests.multi_discriminators import experiment as discriminators
 
@@ -73,17 +74,17 @@ def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(value):
     mode = Local(settings, 0, pair, lines.append)
     for step, real in enumerate(batches(0, 4), start=1):
         mode.step(step, lambda real=real: real, is_sync_point=False)
-    before = {**pair.vectors(), **{name: count for name, count in pair.counters().items() if "num_" not in name}}
+    before = {**vectors_of(pair), **{name: count for name, count in counters_of(pair).items() if "num_" not in name}}
     spoil(pair, {1}, value)
     mode.step(5, lambda: batches(1, 1)[0], is_sync_point=False)
-    after = {**pair.vectors(), **{name: count for name, count in pair.counters().items() if "num_" not in name}}
+    after = {**vectors_of(pair), **{name: count for name, count in counters_of(pair).items() if "num_" not in name}}
     assert before.keys() == after.keys()
     for name, array in before.items():
         np.testing.assert_array_equal(array, after[name], err_msg=name)
     assert mode.stats()["dropped"] == {"own_not_finite": 1}
     assert len(lines) == 1 and "the step is skipped" in lines[0]
     mode.step(6, lambda: batches(1, 1)[0], is_sync_point=False)
-    assert any((before[name] != pair.vectors()[name]).any() for name in pair.vectors())
+    assert any((before[name] != vectors_of(pair)[name]).any() for name in vectors_of(pair))
 
 
 def test_a_training_that_has_diverged_stops_with_a_line():
@@ -197,22 +198,22 @@ def test_who_is_hostile_says_so(monkeypatch):
 def test_a_discriminator_whose_gradient_is_not_finite_stays_and_sends_what_can_be_used():
     def change(mode):
         if mode._me == 1:
-            spoiled = mode._pair.discriminator_gradient
+            spoiled = mode._learner.discriminator_gradient
 
             def gradient(real, fake):
                 found, loss = spoiled(real, fake)
                 found[0] = np.nan
                 return found, math.nan
 
-            mode._pair.discriminator_gradient = gradient
+            mode._learner.discriminator_gradient = gradient
 
     fleet = Fleet(discriminators(3), memory_buses(3), change=change)
-    before = fleet.pairs[1].network("discriminator")
+    before = network_of(fleet.pairs[1], "discriminator")
     fleet.train(3)
-    np.testing.assert_array_equal(fleet.pairs[1].network("discriminator"), before)
+    np.testing.assert_array_equal(network_of(fleet.pairs[1], "discriminator"), before)
     assert fleet.modes[1].stats()["dropped"] == {"own_not_finite": 3}
     assert fleet.modes[0].stats()["answered"] == 3
-    assert np.isfinite(fleet.pairs[0].network("generator")).all()
+    assert np.isfinite(network_of(fleet.pairs[0], "generator")).all()
 
 
 @pytest.mark.parametrize("attack", ["scale", "sign_flip"])
@@ -228,6 +229,6 @@ def test_a_robust_rule_bears_a_hostile_feedback(attack):
         sgd = {"algorithm": "sgd", "generator_lr": 0.1}
         fleet = Fleet(discriminators(4, optimiser=sgd, reduce=reduce), memory_buses(4), change=change)
         fleet.train(2)
-        found[name] = fleet.pairs[0].network("generator")
+        found[name] = network_of(fleet.pairs[0], "generator")
     away = {name: float(np.linalg.norm(found[name] - found["clean"])) for name in ("mean", "median")}
     assert away["median"] < 0.7 * away["mean"]

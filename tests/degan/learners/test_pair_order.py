@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from degan.artifacts import learner_state
 from degan.learners.gan_pair import GanPair
 from tests.degan.learners.test_step import experiment, new_pair
+from tests.learner_views import (
+    average_of,
+    counters_of,
+    load_model,
+    load_network,
+    model_of,
+    network_of,
+    tensors_of,
+    vectors_of,
+)
 from tests.plain_gan import LATENT, seed_of
 
 GENERATOR = (
@@ -111,41 +122,41 @@ def test_a_model_is_weights_statistics_and_moments_of_generator_and_discriminato
     pair, both = filled.pair, ("generator", "discriminator")
     weights, buffers = [filled.weights(n) for n in both], [filled.buffers(n) for n in both]
     moments = [moment for name in both for moment in filled.moments(name, steps)]
-    assert_equal(pair.model(), *weights, *buffers)
-    assert_equal(pair.model(has_moments=True), *weights, *buffers, *moments)
+    assert_equal(model_of(pair), *weights, *buffers)
+    assert_equal(model_of(pair, has_moments=True), *weights, *buffers, *moments)
 
 
 @pytest.mark.parametrize("name", ["generator", "discriminator"])
 def test_a_network_is_its_weights_statistics_and_moments(name):
     filled = Filled()
     filled.apply(2)
-    assert_equal(filled.pair.network(name), filled.weights(name), filled.buffers(name), *filled.moments(name, 2))
-    assert_equal(filled.pair.network(name, False), filled.weights(name), filled.buffers(name))
+    assert_equal(network_of(filled.pair, name), filled.weights(name), filled.buffers(name), *filled.moments(name, 2))
+    assert_equal(network_of(filled.pair, name, False), filled.weights(name), filled.buffers(name))
 
 
 def test_statistics_are_those_of_generator_discriminator_and_average():
     filled = Filled()
     assert_equal(filled.pair.statistics(), *[filled.buffers(n) for n in ("generator", "discriminator", "ema")])
-    assert_equal(filled.pair.smooth(), filled.weights("ema"), filled.buffers("ema"))
+    assert_equal(average_of(filled.pair), filled.weights("ema"), filled.buffers("ema"))
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
 def test_vectors_are_named_and_hold_what_their_name_says(algorithm):
     filled = Filled(algorithm=algorithm)
     filled.apply(3)
-    vectors, steps = filled.pair.vectors(), 3 if algorithm == "adam" else 0
-    expected = {"ema": filled.weights("ema"), "statistics": filled.pair.statistics()}
-    for name in ("generator", "discriminator"):
-        expected[name] = filled.weights(name)
+    vectors, steps = vectors_of(filled.pair), 3 if algorithm == "adam" else 0
+    both, expected = ("generator", "discriminator"), {}
+    expected |= {name: filled.weights(name) for name in both}
+    expected |= {f"{name}.buffers": filled.buffers(name) for name in both}
+    for name in both if algorithm == "adam" else ():
         expected[f"{name}.exp_avg"], expected[f"{name}.exp_avg_sq"] = filled.moments(name, steps)
-    assert list(vectors) == [
-        *("ema", "statistics", "generator", "generator.exp_avg", "generator.exp_avg_sq"),
-        *("discriminator", "discriminator.exp_avg", "discriminator.exp_avg_sq"),
-    ]
+    expected |= {"ema": filled.weights("ema"), "ema.buffers": filled.buffers("ema")}
+    assert list(vectors) == list(expected) == list(filled.pair.sizes)
+    assert {name: values.size for name, values in vectors.items()} == filled.pair.sizes
     for name, values in expected.items():
         assert_equal(vectors[name], values)
     if algorithm == "sgd":
-        assert_equal(filled.pair.model(has_moments=True), filled.pair.model())
+        assert_equal(model_of(filled.pair, has_moments=True), model_of(filled.pair))
 
 
 def test_counters_are_steps_and_batches_by_name():
@@ -159,16 +170,16 @@ def test_counters_are_steps_and_batches_by_name():
         for network, places in COUNTED.items()
         for count, place in enumerate(places, start=10 * len(network) + 4)
     }
-    assert pair.counters() == {"applied": 5, "generator": 3, "discriminator": 4} | batches
+    assert counters_of(pair) == {"applied": 5, "generator": 3, "discriminator": 4} | batches
     mine = {name: count for name, count in batches.items() if name.startswith("generator.")}
-    assert pair.network_counters("generator") == {"applied": 5, "generator": 3} | mine
+    assert counters_of(pair, "generator") == {"generator": 3} | mine
     mine = {name: count for name, count in batches.items() if name.startswith("discriminator.")}
-    assert pair.network_counters("discriminator") == {"discriminator": 4} | mine
+    assert counters_of(pair, "discriminator") == {"discriminator": 4} | mine
 
 
 def test_networks_are_every_tensor_by_its_name():
     filled = Filled()
-    found = filled.pair.networks()
+    found = tensors_of(filled.pair)
     names = {
         *(("generator", name) for name in (*GENERATOR, *GENERATOR_BUFFERS)),
         *(("discriminator", name) for name in (*DISCRIMINATOR, *DISCRIMINATOR_BUFFERS)),
@@ -186,8 +197,13 @@ def test_what_was_given_out_stays_as_it_was_when_training_goes_on():
     filled.apply(1)
     pair = filled.pair
     given = [
-        *(pair.model(), pair.model(True), pair.network("generator"), pair.network("discriminator")),
-        *(pair.statistics(), pair.smooth(), *pair.vectors().values(), *(t.numpy() for t in pair.networks().values())),
+        *(model_of(pair), model_of(pair, True), network_of(pair, "generator"), network_of(pair, "discriminator")),
+        *(
+            pair.statistics(),
+            average_of(pair),
+            *vectors_of(pair).values(),
+            *(t.numpy() for t in tensors_of(pair).values()),
+        ),
     ]
     copies = [array.copy() for array in given]
     pair.apply((0, pair.size), filled.gradient)
@@ -239,18 +255,20 @@ def test_a_network_takes_its_place_with_moments_and_counters(name, before):
     # The average has moved; what is in it is of no interest here.
     source.values = {key: values for key, values in source.values.items() if key[0] != "ema"}
     taker.apply(before)
-    values, counters = source.pair.network(name), source.pair.network_counters(name)
-    taker.pair.load_network(name, values, counters)
+    values, counters = network_of(source.pair, name), counters_of(source.pair, name)
+    if name == "generator":
+        counters["applied"] = counters_of(source.pair)["applied"]
+    load_network(taker.pair, name, values, counters)
     values.fill(0)
     assert_holds(taker.pair, source, (name,))
     other = "discriminator" if name == "generator" else "generator"
     expected = {key: count for key, count in counters.items() if key != "applied"}
-    assert {key: taker.pair.counters()[key] for key in expected} == expected
-    assert taker.pair.counters()[other] == before
-    assert taker.pair.counters()["applied"] == (7 if name == "generator" else 0)
-    for key, count in Filled(seed=2).pair.counters().items():
+    assert {key: counters_of(taker.pair)[key] for key in expected} == expected
+    assert counters_of(taker.pair)[other] == before
+    assert counters_of(taker.pair)["applied"] == (7 if name == "generator" else 0)
+    for key, count in counters_of(Filled(seed=2).pair).items():
         if "num_batches" in key and not key.startswith(f"{name}."):
-            assert taker.pair.counters()[key] == count, key
+            assert counters_of(taker.pair)[key] == count, key
     assert_steps_like(taker.pair, source, 3, name)
     assert_steps_like(taker.pair, Filled(seed=2), before, other)
 
@@ -258,35 +276,34 @@ def test_a_network_takes_its_place_with_moments_and_counters(name, before):
 def test_a_network_without_moments_leaves_ours():
     source, taker = Filled(seed=1), Filled(seed=2)
     taker.apply(2)
-    values = source.pair.network("discriminator", False)
-    taker.pair.load_network("discriminator", values, source.pair.network_counters("discriminator"), has_moments=False)
+    values = network_of(source.pair, "discriminator", False)
+    load_network(taker.pair, "discriminator", values, counters_of(source.pair, "discriminator"), has_moments=False)
     assert_holds(taker.pair, source, ("discriminator",))
-    assert taker.pair.counters()["discriminator"] == 2
+    assert counters_of(taker.pair)["discriminator"] == 2
     np.testing.assert_allclose(
-        taker.pair.vectors()["discriminator.exp_avg"], taker.moments("discriminator", 2)[0], 1e-5
+        vectors_of(taker.pair)["discriminator.exp_avg"], taker.moments("discriminator", 2)[0], 1e-5
     )
-    assert taker.pair.counters()["discriminator.body.3.num_batches_tracked"] == 131
+    assert counters_of(taker.pair)["discriminator.body.3.num_batches_tracked"] == 131
 
 
 @pytest.mark.parametrize("has_moments", [False, True])
 def test_a_model_takes_its_place(has_moments):
     source, taker = Filled(seed=1), Filled(seed=2)
     source.apply(2)
-    values = source.pair.model(has_moments)
-    taker.pair.load_model(values, has_moments)
+    values = model_of(source.pair, has_moments)
+    load_model(taker.pair, values, has_moments, dict.fromkeys(("generator", "discriminator"), 2) if has_moments else {})
     values.fill(0)
     assert_holds(taker.pair, source, ("generator", "discriminator"))
     if has_moments:
-        taker.pair.set_steps(2)
-        assert {taker.pair.counters()[name] for name in ("generator", "discriminator")} == {2}
-        taker.pair.set_steps(1, "generator")
-        assert [taker.pair.counters()[name] for name in ("generator", "discriminator")] == [1, 2]
-        taker.pair.set_steps(2, "generator")
+        assert {counters_of(taker.pair)[name] for name in ("generator", "discriminator")} == {2}
+        # A count without its moments stays what it was.
+        taker.pair.load({}, {"generator": 1})
+        assert counters_of(taker.pair)["generator"] == 2
         for name in ("generator", "discriminator"):
             assert_steps_like(taker.pair, source, 2, name)
     taker.pair.reset_optimisers()
-    assert [taker.pair.counters()[name] for name in ("generator", "discriminator")] == [0, 0]
-    taker.pair.load_model(source.pair.model())
+    assert [counters_of(taker.pair)[name] for name in ("generator", "discriminator")] == [0, 0]
+    load_model(taker.pair, model_of(source.pair))
     for name in ("generator", "discriminator"):
         assert_steps_like(taker.pair, source, 0, name)
 
@@ -298,7 +315,7 @@ def test_statistics_and_average_take_their_places():
         own = tensors(taker.pair, network)[name].detach().numpy()
         assert np.array_equal(own, values) == ("running" in name), (network, name)
     taker = Filled(seed=2)
-    taker.pair.load_smooth(source.pair.smooth())
+    taker.pair.load(*source.pair.state(["ema", "ema.buffers"]))
     assert_holds(taker.pair, source, ("ema",))
     taker = Filled(seed=2)
     border, whole = taker.pair.generator.size, taker.pair.size
@@ -309,12 +326,12 @@ def test_statistics_and_average_take_their_places():
 def test_the_whole_state_takes_its_place():
     source, taker = Filled(seed=1), Filled(seed=2)
     source.apply(3, more=2)
-    vectors, counters = source.pair.vectors(), source.pair.counters() | {"applied": 9}
-    taker.pair.load_vectors(vectors, counters)
+    vectors, counters = vectors_of(source.pair), counters_of(source.pair) | {"applied": 9}
+    taker.pair.load(vectors, counters)
     for values in vectors.values():
         values.fill(0)
     assert_holds(taker.pair, source, ("generator", "discriminator", "ema"))
-    assert taker.pair.counters() == counters
+    assert counters_of(taker.pair) == counters
     for name, steps in (("generator", 3), ("discriminator", 5)):
         assert_steps_like(taker.pair, source, steps, name)
 
@@ -322,35 +339,68 @@ def test_the_whole_state_takes_its_place():
 def test_a_state_of_before_the_first_step_leaves_no_moments_of_ours():
     source, taker = Filled(seed=1), Filled(seed=2)
     taker.apply(2)
-    taker.pair.load_vectors(source.pair.vectors(), source.pair.counters())
-    assert taker.pair.counters() == source.pair.counters()
+    taker.pair.load(*source.pair.state())
+    assert counters_of(taker.pair) == counters_of(source.pair)
     for name in ("generator", "discriminator"):
         assert_steps_like(taker.pair, source, 0, name)
 
 
-def test_a_state_that_lacks_a_vector_or_has_one_of_another_size_is_refused():
-    pair = Filled().pair
-    for name in pair.vectors():
-        wrong = pair.vectors()
+def test_a_vector_or_a_counter_of_another_learner_is_refused_and_nothing_is_taken_over():
+    pair, other = Filled().pair, Filled(seed=2).pair
+    before, counters = pair.state()
+    for name, size in pair.sizes.items():
+        wrong = vectors_of(other)
         wrong[name] = wrong[name][:-1]
-        with pytest.raises(ValueError, match=f"the state has no {name} of"):
-            pair.load_vectors(wrong, pair.counters())
-        del wrong[name]
-        with pytest.raises(ValueError, match=f"the state has no {name} of"):
-            pair.load_vectors(wrong, pair.counters())
+        with pytest.raises(ValueError, match=f"expected {name} of {size} values, got {size - 1}"):
+            pair.load(wrong, counters_of(other))
+    with pytest.raises(ValueError, match="expected head of 0 values, got 3"):
+        pair.load({"head": np.zeros(3, np.float32)}, {})
+    with pytest.raises(ValueError, match="there is no counter head"):
+        pair.load(vectors_of(other), counters_of(other) | {"head": 1})
+    assert counters_of(pair) == counters
+    for name, values in vectors_of(pair).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_what_is_not_given_stays():
+    source, taker = Filled(seed=1), Filled(seed=2)
+    before, counters = taker.pair.state()
+    vectors, counted = source.pair.state(["discriminator.buffers"])
+    taker.pair.load(vectors, counted)
+    after, now = taker.pair.state()
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == {"discriminator.buffers"}
+    assert {name for name in counters if counters[name] != now[name]} == {
+        f"discriminator.{place}.num_batches_tracked" for place in COUNTED["discriminator"]
+    }
 
 
 def test_networks_take_their_places_by_name():
     source, taker = Filled(seed=1), Filled(seed=2)
-    networks = source.pair.networks()
-    taker.pair.load_networks(networks)
+    networks = tensors_of(source.pair)
+    optimiser, counted = learner_state.optimiser_tensors(source.pair), learner_state.counters(source.pair)
+    learner_state.load(taker.pair, networks, optimiser, counted)
     assert_holds(taker.pair, source, ("generator", "discriminator", "ema"))
-    assert taker.pair.counters() == source.pair.counters()
+    assert counters_of(taker.pair) == counters_of(source.pair)
     for name in ("generator.body.9.bias", "discriminator.body.0.weight", "ema.body.4.running_mean"):
         with pytest.raises(ValueError, match=name.partition(".")[2]):
-            taker.pair.load_networks({key: tensor for key, tensor in networks.items() if key != name})
+            left = {key: tensor for key, tensor in networks.items() if key != name}
+            learner_state.load(taker.pair, left, optimiser, counted)
         with pytest.raises(ValueError, match=name.partition(".")[2]):
-            taker.pair.load_networks(networks | {name: torch.zeros(3, 3)})
+            learner_state.load(taker.pair, networks | {name: torch.zeros(3, 3)}, optimiser, counted)
+
+
+def test_saved_moments_that_are_missing_or_of_another_size_are_refused():
+    pair = Filled().pair
+    saved = learner_state.model_tensors(pair), learner_state.optimiser_tensors(pair), learner_state.counters(pair)
+    for name in ("generator.exp_avg", "discriminator.exp_avg_sq"):
+        for optimiser in (
+            {key: tensor for key, tensor in saved[1].items() if key != name},
+            saved[1] | {name: torch.zeros(3)},
+        ):
+            with pytest.raises(ValueError, match=f"the state has no {name} of"):
+                learner_state.load(pair, saved[0], optimiser, saved[2])
+    with pytest.raises(KeyError, match="applied"):
+        learner_state.load(pair, *saved[:2], {key: n for key, n in saved[2].items() if key != "applied"})
 
 
 def test_random_generators_are_named_and_take_their_places():

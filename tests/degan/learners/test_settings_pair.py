@@ -18,6 +18,7 @@ from degan.data.splits import split
 from degan.errors import DataError
 from degan.learners import losses
 from degan.learners.gan_pair import GanPair
+from tests.learner_views import unlabelled
 from tests.leaves import leaves, plain
 
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}
@@ -89,7 +90,7 @@ def test_what_a_setting_of_the_networks_does(path):
 
 def groups(pair: GanPair) -> list[dict[str, Any]]:
     """G's and D's group of their optimiser."""
-    return [optimiser.param_groups[0] for optimiser in pair._optimisers]
+    return [optimiser.param_groups[0] for optimiser in pair._optimisers.values()]
 
 
 def averaged(pair: GanPair) -> float:
@@ -102,7 +103,7 @@ def averaged(pair: GanPair) -> float:
 
 
 TRAINING: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
-    "optimiser.algorithm": ("sgd", lambda p: [type(o) for o in p._optimisers], [torch.optim.SGD] * 2),
+    "optimiser.algorithm": ("sgd", lambda p: [type(o) for o in p._optimisers.values()], [torch.optim.SGD] * 2),
     "optimiser.generator_lr": (0.25, lambda p: [g["lr"] for g in groups(p)], [0.25, 2e-4]),
     "optimiser.discriminator_lr": (0.25, lambda p: [g["lr"] for g in groups(p)], [2e-4, 0.25]),
     "optimiser.betas": ([0.25, 0.75], lambda p: [g["betas"] for g in groups(p)], [(0.25, 0.75)] * 2),
@@ -156,7 +157,7 @@ def test_the_loss_and_its_penalties_have_their_weights(monkeypatch, loss, gamma,
         monkeypatch.setattr(losses, name, constant(value))
     penalties = {"r1_gamma": gamma, "gradient_penalty": weight}
     pair = pair_of("loss", loss, model=TINY, regularisation=penalties)
-    _, found = pair.gradients((0, pair.size), torch.zeros(2, *SHAPE))
+    _, found = pair.gradients((0, pair.size), unlabelled(torch.zeros(2, *SHAPE)))
     assert found == {"d_loss": expected, "g_loss": 5.0}
     assert [name for name in named if isinstance(name, str)] == [loss, loss]
     assert pair.discriminator_gradient(torch.zeros(2, *SHAPE), np.zeros((2, *SHAPE), np.float32))[1] == expected

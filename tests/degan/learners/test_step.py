@@ -20,6 +20,7 @@ from degan.modes.federated import Federated
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
 from tests.fleets import in_threads, memory_buses
+from tests.learner_views import counters_of, unlabelled, vectors_of
 from tests.plain_gan import DCGAN, MLP, PlainGan, flat, loss_of_generator
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def reals(settings, worker=0):
     """Endless batches; their mean is far from that of the first fakes."""
     generator, shape = torch.Generator().manual_seed(50 + worker), new_pair(settings).sample_shape
     while True:
-        yield torch.rand(BATCH, *shape, generator=generator) * 0.8 + 0.2
+        yield unlabelled(torch.rand(BATCH, *shape, generator=generator) * 0.8 + 0.2)
 
 
 def tensors(networks):
@@ -115,18 +116,18 @@ def test_training_is_that_of_plain_torch(loss, updates, model, algorithm, r1, gp
     mode = Local(settings, 2, pair)
     for step in range(1, STEPS + 1):
         real = next(data)
-        found = mode.step(step, lambda real=real: real.clone(), is_sync_point=False)
-        assert found == pytest.approx(plain.step(real, updates), rel=1e-4)
+        found = mode.step(step, lambda real=real: unlabelled(real.samples.clone()), is_sync_point=False)
+        assert found == pytest.approx(plain.step(real.samples, updates), rel=1e-4)
         assert list(found) == ["d_loss", "g_loss"]
         assert_follows(of_pair(pair), tensors(plain.networks()), began)
     # The optimisers' memory as well: where it differs, later steps do.
     if algorithm == "adam":
         for name, trained in (("generator", plain.generator), ("discriminator", plain.discriminator)):
-            assert pair.counters()[name] == STEPS
+            assert counters_of(pair)[name] == STEPS
             for place, moment in enumerate(("exp_avg", "exp_avg_sq")):
                 expected = flat(moments[place] for moments in trained.moments).numpy()
                 np.testing.assert_allclose(
-                    pair.vectors()[f"{name}.{moment}"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+                    vectors_of(pair)[f"{name}.{moment}"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
                 )
     # What the penalty draws: nothing where there is none.
     assert torch.equal(pair.random_state()["mixing"], plain.mixing.get_state())
@@ -144,7 +145,7 @@ def test_a_gradient_is_the_generators_and_then_the_discriminators_in_module_orde
     sections = {"simultaneous": [(0, whole)], "alternating": [(border, whole), (0, border)]}[updates]
     assert pair.sections(updates) == sections and pair.size == whole
     fake = plain.draw(BATCH)
-    for_discriminator, d_loss = plain.gradient_of_discriminator(real, fake)
+    for_discriminator, d_loss = plain.gradient_of_discriminator(real.samples, fake)
     for_generator, g_loss = plain.gradient_of_generator(fake)
     found, losses = np.zeros(whole, np.float32), {}
     for begin, end in sections:
@@ -235,7 +236,7 @@ def test_the_average_takes_what_its_decay_leaves_of_a_step(decay):
                 torch.testing.assert_close(tensor.detach(), torch.full_like(tensor, expected), msg=name)
             else:
                 assert tensor == 0
-        assert pair.counters()["applied"] == taken
+        assert counters_of(pair)["applied"] == taken
     assert all((value == 1).all() for value in pair.generator.module.parameters())
 
 
@@ -252,7 +253,7 @@ def test_a_step_in_pieces_is_that_of_plain_torch(loss):
     assert len(fakes) == 2
     for fake, own in zip(fakes, drawn, strict=True):
         torch.testing.assert_close(fake.detach(), own.detach())
-    real = next(data)
+    real = next(data).samples
     gradient, d_loss = pair.discriminator_gradient(real, fakes[1].detach().numpy())
     for_discriminator, expected_loss = plain.gradient_of_discriminator(real, drawn[1])
     expected = flat(for_discriminator).numpy()
@@ -356,7 +357,7 @@ def test_a_synchronous_exchange_is_plain_torch_on_the_mean(exchange, updates):
     train(modes, [reals(settings, worker) for worker in range(workers)], STEPS)
     for _ in range(STEPS):
         fakes, now = [plain.draw(BATCH) for plain in plains], [next(batches) for batches in data]
-        for_d = [plain.gradient_of_discriminator(now[w], fakes[w])[0] for w, plain in enumerate(plains)]
+        for_d = [plain.gradient_of_discriminator(now[w].samples, fakes[w])[0] for w, plain in enumerate(plains)]
         if updates == "alternating":
             apply(plains, "discriminator", for_d)
         for_g = [plain.gradient_of_generator(fake)[0] for plain, fake in zip(plains, fakes, strict=True)]
@@ -395,7 +396,7 @@ def test_a_federated_round_is_the_weighted_mean_of_plain_trainings():
     for _ in range(rounds):
         for plain, batches in zip(plains, data, strict=True):
             for _ in range(local_steps):
-                plain.step(next(batches), "simultaneous")
+                plain.step(next(batches).samples, "simultaneous")
         for name in ("generator", "discriminator"):
             for get in (lambda network: list(network.parameters()), floats):
                 mean_into(plains, lambda plain, name=name, get=get: get(plain.networks()[name]), weights)

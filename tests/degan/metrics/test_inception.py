@@ -10,7 +10,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from config.settings import Data, Experiment, Mlp, Run
+from config.settings.data import Data
+from config.settings.experiment import Experiment
+from config.settings.models import Mlp
+from config.settings.run import Run
 from degan.data import load
 from degan.data.base import ImageSource
 from degan.errors import WeightsError

@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from config.settings import Data, Dcgan, Experiment, Mlp, Run
+from config.settings.data import Data
+from config.settings.experiment import Experiment
+from config.settings.models import Dcgan, Mlp
+from config.settings.run import Run
 from degan.data import load
 from degan.data.base import ImageSource
 from degan.errors import CacheError, DataError
@@ -93,7 +96,7 @@ def test_what_is_not_finite_gives_nan_and_what_does_not_fit_is_refused():
     a = gaussian([0.0], [[1.0]])
     assert math.isnan(distance(a, gaussian([math.nan], [[1.0]])))
     with pytest.raises(ValueError, match="cannot be compared"):
-        distance(a, gaussian([0.0, 0.0], np.feature_network(2)))
+        distance(a, gaussian([0.0, 0.0], np.eye(2)))
     with pytest.raises(ValueError, match="n >= 2"):
         fit(np.zeros((1, 3)))
 
@@ -195,7 +198,7 @@ def test_large_images_and_few_samples(cache):
 ASK = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
-from config.settings import Data
+from config.settings.data import Data
 from degan.data import load
 from degan.metrics.classifier import obtain
 train = load(Data(name="gaussian-ring"), 28, "train")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config import SettingsError
-from config.settings import Dcgan, Degan, Lsgan, Mlp
+from config.settings.models import Dcgan, Degan, Lsgan, Mlp
 from degan import models
 
 SMALL = {"lsgan": Lsgan(), "dcgan": Dcgan(latent=8, width=4), "mlp": Mlp(latent=8, hidden=16), "degan": Degan(latent=8)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from config.settings import Dcgan, Degan, Lsgan, Mlp
+from config.settings.models import Dcgan, Degan, Lsgan, Mlp
 from degan import models
 
 

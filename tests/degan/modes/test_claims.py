@@ -19,7 +19,7 @@ def message(**extras: float) -> SimpleNamespace:
 
 
 def announcement(**fields: object) -> SimpleNamespace:
-    return SimpleNamespace(message=SimpleNamespace(fields=fields))
+    return SimpleNamespace(fields=fields)
 
 
 def test_a_count_is_what_it_says_or_is_refused_by_its_name():

@@ -48,7 +48,7 @@ def test_each_mode_opens_its_door_with_all_that_it_was_given(opened, mode, may_t
     settings = settings_of(mode, connect_timeout_s=5.0, bus={"lease_s": 3.0, "stall_timeout_s": 7.0})
     pair = GanPair(settings, (1, 4, 4), 2, torch.device("cpu"))
     peer_info = {"samples": 3, "histogram": [3]}
-    made = modes.build(settings, 2, pair, {"fact": 1}, peer_info, lines.append, may_take_over)
+    made = modes.build(modes.Context(settings, 2, pair, {"fact": 1}, peer_info, lines.append, may_take_over))
     made.close()
     (found,) = opened
     found["log"]("heard")
@@ -101,7 +101,7 @@ def test_an_attack_is_for_its_worker_and_is_said(monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w2:attack:scale, w0@step1:kill")
     assert wire.attack_on(SimpleNamespace(worker=1), lines.append) is None and lines == []
     assert wire.attack_on(SimpleNamespace(worker=2), lines.append) is not None
-    assert lines == ["this worker is hostile: scale, as DEGAN_FAULTS asks"]
+    assert lines == ["this worker is byzantine: scale, as DEGAN_FAULTS asks"]
     monkeypatch.delenv("DEGAN_FAULTS")
     assert wire.attack_on(SimpleNamespace(worker=2), lines.append) is None
 
@@ -123,6 +123,6 @@ def test_which_mode_a_name_stands_for(opened):
     for name in ("local", "partial_exchange", "federated", "multi_discriminator"):
         settings = settings_of(name)
         pair = GanPair(settings, (1, 4, 4), 0, torch.device("cpu"))
-        made = modes.build(settings, 0, pair, {}, {"samples": 3, "histogram": [3]}, print)
+        made = modes.build(modes.Context(settings, 0, pair, {}, {"samples": 3, "histogram": [3]}, print))
         assert type(made).__name__.lower() == name.replace("_", "")
         made.close()

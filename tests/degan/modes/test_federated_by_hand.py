@@ -13,6 +13,7 @@ from degan.modes.federated import stragglers
 from peers.chaos.attacks import Attack
 from tests.federations import SHAPE, Fleet, assert_same_model, experiment, stream
 from tests.fleets import memory_buses
+from tests.learner_views import model_of, vectors_of
 from tests.plain_gans import PlainGan, flat
 
 # Rates at which a step moves the weights by much more than float32 rounds, and averages that soon reach their decay.
@@ -92,7 +93,7 @@ class ByHand:
                 if mode.optimiser_state == "average":
                     adam.steps = self.steps
             is_g_first = mode.order == "generator_first"
-            losses = [gan.learn(self.data[worker](), is_g_first) for _ in range(count)]
+            losses = [gan.learn(self.data[worker]().samples, is_g_first) for _ in range(count)]
             self.losses[-1][worker] = [sum(row) / count for row in zip(*losses, strict=True)]
             moments = [(gan.g_adam.first, gan.g_adam.second), (gan.d_adam.first, gan.d_adam.second)]
             # The leader's own does not travel.
@@ -124,7 +125,7 @@ def close(found, expected, start, tolerance=1e-3):
 
 def assert_like(pair, hand, tolerance=1e-3):
     """A worker's weights and moving average after the last cut."""
-    start, mine = PlainGan(hand.settings, SHAPE, 0), pair.vectors()
+    start, mine = PlainGan(hand.settings, SHAPE, 0), vectors_of(pair)
     close(np.concatenate([mine["generator"], mine["discriminator"]]), hand.model, start.weights(), tolerance)
     close(mine["ema"], flat(hand.leader.average), flat(start.g), tolerance)
 
@@ -154,7 +155,7 @@ def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
         hand.round([0, 1, 2])
     assert_like(fleet.pairs[2], hand)
     if state == "average":
-        mine = fleet.pairs[0].vectors()
+        mine = vectors_of(fleet.pairs[0])
         for net, name in enumerate(("generator", "discriminator")):
             for kind, moment in enumerate(("exp_avg", "exp_avg_sq")):
                 expected = torch.cat([x.reshape(-1) for x in hand.moments[net][kind]])
@@ -276,7 +277,7 @@ def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still
     settings = experiment(2, model, local_steps=1, optimiser=fast, codec=codec, leaders=1)
     fleet = Fleet(settings, memory_buses(2), peer_info=peer_info)
     assert_same_model(fleet.run(2))
-    found = torch.from_numpy(fleet.pairs[1].model())
+    found = torch.from_numpy(model_of(fleet.pairs[1]))
     assert model == "mlp" or found.numel() > 2 * 262144, "two full chunks and a rest"
     assert torch.equal(found, found.to(half).float())
     hand = ByHand(settings, by_size, half)
@@ -322,11 +323,11 @@ def test_a_round_counts_from_its_quorum_on(spoilt, quorum, is_void):
     """A share of those that were asked, here of four; a share of an answer is a whole one."""
     settings = experiment(4, local_steps=1, quorum=quorum, leaders=1, weighting="uniform")
     fleet = Fleet(settings, memory_buses(4))
-    first = fleet.pairs[0].model()
+    first = model_of(fleet.pairs[0])
     for worker in range(4 - spoilt, 4):
         fleet.modes[worker]._attack = Attack("nan")
     fleet.run(1)
-    assert np.array_equal(fleet.pairs[0].model(), first) == is_void
+    assert np.array_equal(model_of(fleet.pairs[0]), first) == is_void
     stats = fleet.stats[0]
     assert (stats["void_rounds"], stats["answered"], stats["cohort"]) == (int(is_void), 4 - spoilt, 4)
 

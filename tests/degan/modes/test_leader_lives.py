@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from tests.degan.worker.test_resume import Run, ends, same
 from tests.workers import wait_for
 

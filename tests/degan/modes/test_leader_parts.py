@@ -10,7 +10,8 @@ import time
 import msgspec
 import pytest
 
-from config.settings import Bus as BusSettings
+from config.settings.bus import Bus as BusSettings
+from degan.learners.gan_pair import GanPair
 from degan.modes.federated import Federated
 from degan.modes.leader import leader_based
 from degan.modes.multi_discriminator import MultiDiscriminator
@@ -50,7 +51,7 @@ def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
     else:
         settings, make, shape = multi_discriminators.experiment(3, **block), MultiDiscriminator, (1, 8, 8)
     settings = msgspec.structs.replace(settings, bus=bus, connect_timeout_s=55.0)
-    buses, pair = memory_buses(3), leader_based.GanPair(settings, shape, 1, "cpu")
+    buses, pair = memory_buses(3), GanPair(settings, shape, 1, "cpu")
     made, said = make(settings, pair, buses[1], {"fact": 9}, peer_info(1), lambda line: None), peer_info(1)
     made.close()
     wanted = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
@@ -370,7 +371,7 @@ def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been():
     first.run(2, lambda w, steps: first.live(w, steps, data[w]))
     second = Fleet(settings, memory_buses(3), peer_info=uneven)
     for old, new in zip(first.pairs, second.pairs, strict=True):
-        new.load_vectors(old.vectors(), old.counters())
+        new.load(*old.state())
         new.load_random_state(old.random_state())
 
     def live(worker, steps):

@@ -12,6 +12,7 @@ import config
 from degan.learners.guard import LARGEST, MOST_IN_A_ROW, NonFiniteGuard, is_usable
 from degan.modes.local import Local
 from tests.degan.learners.test_step import experiment, new_pair, reals
+from tests.learner_views import counters_of, tensors_of
 
 
 class Scripted:
@@ -37,7 +38,7 @@ class Scripted:
         return gradient, losses
 
     def state(self):
-        return {name: tensor for name, tensor in self.pair.networks().items() if "num_" not in name}
+        return {name: tensor for name, tensor in tensors_of(self.pair).items() if "num_" not in name}
 
 
 def moved(before, after):
@@ -71,7 +72,7 @@ def test_of_an_alternating_step_each_section_counts_for_itself(script, expected,
         found.add(name if is_whole else f"{name}.running")
     assert found == expected
     assert mode.stats()["dropped"] == counts
-    adam = scripted.pair.counters()
+    adam = counters_of(scripted.pair)
     assert (adam["generator"], adam["discriminator"]) == ("generator" in expected, "discriminator" in expected)
     assert adam["applied"] == ("ema" in expected)
 
@@ -99,14 +100,16 @@ def test_statistics_are_kept_apart_and_set_back_each_in_its_place():
     guard = NonFiniteGuard(pair, print)
     pair.generator.buffers.fill_(1)
     pair.discriminator.buffers.fill_(2)
-    kept = guard.keep()
-    for flat, value in ((pair.generator, 3), (pair.discriminator, 4)):
-        assert guard.is_sound()
-        flat.buffers[0] = np.inf
-        assert not guard.is_sound()
-        flat.buffers.fill_(value)
-    guard.set_back(kept)
-    assert (pair.generator.buffers == 1).all() and (pair.discriminator.buffers == 2).all()
+    pair.ema.buffers.fill_(3)
+    context, zeros = guard.context(), np.zeros(3, np.float32)
+    for wrong in (pair.generator, pair.discriminator):
+        assert guard.is_sound() and guard.passes(zeros, context)
+        pair.generator.buffers.fill_(4)
+        pair.discriminator.buffers.fill_(5)
+        wrong.buffers[0] = np.inf
+        assert not guard.is_sound() and not guard.passes(zeros, context)
+        for flat, value in ((pair.generator, 1), (pair.discriminator, 2), (pair.ema, 3)):
+            assert (flat.buffers == value).all()
 
 
 @pytest.mark.parametrize(

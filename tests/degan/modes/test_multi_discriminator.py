@@ -13,6 +13,7 @@ import torch
 from degan.federation.derangement import derangement
 from degan.learners.gan_pair import GanPair
 from tests.fleets import memory_buses, redis_buses
+from tests.learner_views import counters_of, network_of
 from tests.multi_discriminators import BATCH, Fleet, assert_like, assert_same, by_hand, experiment, new_pair
 from tests.plain_gans import PlainGan
 from tests.workers import wait_for
@@ -106,7 +107,7 @@ def test_rounds_with_swaps_are_one_process(buses, workers):
     gans, _ = by_hand(settings, workers, 6, epoch=2)
     for worker, pair in enumerate(fleet.pairs):
         assert_like(pair, gans[0], gans[worker], start, 3e-3)
-        assert pair.network_counters("discriminator")["discriminator"] == 6
+        assert counters_of(pair, "discriminator")["discriminator"] == 6
         assert fleet.modes[worker].stats()["swaps"] == 3
 
 
@@ -117,9 +118,9 @@ def test_all_hold_the_same_generator_at_a_cut(buses):
     for worker, pair in enumerate(fleet.pairs[1:], start=1):
         assert_same(pair, fleet.pairs[0], ("generator", "ema"))
         if worker < 3:
-            np.testing.assert_array_equal(pair.network("generator"), fleet.pairs[0].network("generator"))
-            assert pair.network_counters("generator") == fleet.pairs[0].network_counters("generator")
-    assert len({pair.network("discriminator").tobytes() for pair in fleet.pairs}) == 4, "each keeps its own D"
+            np.testing.assert_array_equal(network_of(pair, "generator"), network_of(fleet.pairs[0], "generator"))
+            assert counters_of(pair, "generator") == counters_of(fleet.pairs[0], "generator")
+    assert len({network_of(pair, "discriminator").tobytes() for pair in fleet.pairs}) == 4, "each keeps its own D"
 
 
 def test_a_leader_that_does_not_train_gives_the_mean_losses(buses):
@@ -128,7 +129,7 @@ def test_a_leader_that_does_not_train_gives_the_mean_losses(buses):
     for step in range(3):
         for name in ("d_loss", "g_loss"):
             assert math.isclose(found[0][step][name], (found[1][step][name] + found[2][step][name]) / 2)
-    np.testing.assert_array_equal(fleet.discriminators()[0], new_pair(experiment(1), 0).network("discriminator"))
+    np.testing.assert_array_equal(fleet.discriminators()[0], network_of(new_pair(experiment(1), 0), "discriminator"))
     assert [mode.stats()["cohort"] for mode in fleet.modes] == [2] * 3
 
 
@@ -160,10 +161,10 @@ def test_a_swap_moves_every_discriminator(buses, has_moments):
     expected = derangement(settings.seed, 3, range(workers))
     assert {giver: taker for giver, (taker, _) in sent.items()} == expected
     for giver, taker in expected.items():
-        held = fleet.pairs[taker].network("discriminator", has_moments)
+        held = network_of(fleet.pairs[taker], "discriminator", has_moments)
         np.testing.assert_array_equal(held, sent[giver][1])
         assert not np.array_equal(held, sent[taker][1]), "not the one that it had"
-    whole = {pair.network("discriminator").tobytes() for pair in fleet.pairs}
+    whole = {network_of(pair, "discriminator").tobytes() for pair in fleet.pairs}
     assert len(whole) == workers
     assert [mode.stats()["swaps"] for mode in fleet.modes] == [1] * workers
 
@@ -181,7 +182,7 @@ def test_who_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
         original_missed = mode._swaps._give_up
 
         def give_up():
-            kept[mode._me] = mode._pair.network("discriminator")
+            kept[mode._me] = network_of(mode._learner, "discriminator")
             original_missed()
 
         mode._swaps._give_up = give_up
@@ -202,12 +203,16 @@ def test_a_discriminator_that_is_not_finite_is_not_taken(buses):
 
     def change(mode):
         if mode._me == 1:
-            mode._pair.network = lambda *rest, own=mode._pair.network: own(*rest) * np.float32("nan")
+            own = mode._learner.state
+            mode._learner.state = lambda names: (
+                {n: v * np.float32("nan") for n, v in own(names)[0].items()},
+                own(names)[1],
+            )
 
     fleet = Fleet(settings, buses(2), change=change)
     fleet.train(1, at_sync_point=False)
     assert [mode.stats()["swaps"] for mode in fleet.modes] == [0, 1]
-    assert np.isfinite(fleet.pairs[0].network("discriminator")).all()
+    assert np.isfinite(network_of(fleet.pairs[0], "discriminator")).all()
     assert "cannot be used" in "".join(fleet.lines[0])
 
 
@@ -229,13 +234,13 @@ def spoil(worker, at_step):
 
     def change(mode):
         if mode._me == worker:
-            original = mode._pair.feedback
+            original = mode._learner.feedback
 
             def feedback(fake):
                 gradient, loss = original(fake)
                 return gradient, math.nan if mode._step == at_step else loss
 
-            mode._pair.feedback = feedback
+            mode._learner.feedback = feedback
             mode._attack = lambda gradient: gradient * np.float32("nan" if mode._step == at_step else 1)
 
     return change
@@ -245,7 +250,7 @@ def spoil(worker, at_step):
 def test_a_feedback_that_is_not_finite_is_left_out(buses, worker):
     fleet = Fleet(experiment(3), buses(3), change=spoil(worker, 2))
     fleet.train(3)
-    assert np.isfinite(fleet.pairs[0].network("generator")).all()
+    assert np.isfinite(network_of(fleet.pairs[0], "generator")).all()
     assert fleet.modes[0].stats()["dropped"].get("not_finite") == 1
     assert fleet.modes[0].stats()["void_rounds"] == 0
     assert f"the feedback of worker {worker} is not finite" in "".join(fleet.lines[0])
@@ -298,11 +303,11 @@ def test_a_lossy_feedback_comes_close_wherever_its_values_lie(codec, tolerance, 
     """Far outside of float16's own range as well."""
 
     def change(mode):
-        def feedback(fake, own=mode._pair.feedback):
+        def feedback(fake, own=mode._learner.feedback):
             found, loss = own(fake)
             return np.ldexp(found, power), loss
 
-        mode._pair.feedback = feedback
+        mode._learner.feedback = feedback
 
     fleets = [Fleet(experiment(2, feedback_codec=c), memory_buses(2), change=change) for c in ("raw", codec)]
     for fleet in fleets:
@@ -321,12 +326,12 @@ def test_a_worker_that_is_behind_goes_on_with_the_newest_round(buses):
     settings = experiment(3, deadline={"floor_s": 2.0, "ceiling_s": 2.0})
 
     def change(mode):
-        def feedback(fake, own=mode._pair.feedback):
+        def feedback(fake, own=mode._learner.feedback):
             if mode._me == 2 and mode._step == 2:
                 wait_for(lambda: mode._rounds.newest()[1].round >= 4, "the leader to go on")
             return own(fake)
 
-        mode._pair.feedback = feedback
+        mode._learner.feedback = feedback
 
     fleet = Fleet(settings, buses(3), change=change)
     found = fleet.train(6)
@@ -342,7 +347,7 @@ def test_a_slow_swap_is_taken_between_two_later_rounds(buses):
     has_gone_on = threading.Event()
 
     def change(mode):
-        def feedback(fake, own=mode._pair.feedback):
+        def feedback(fake, own=mode._learner.feedback):
             if mode._me == taker and mode._step == 3:
                 assert mode.stats()["swaps"] == 0
                 has_gone_on.set()
@@ -354,7 +359,7 @@ def test_a_slow_swap_is_taken_between_two_later_rounds(buses):
             else:
                 own(peer, kind, *rest)
 
-        mode._pair.feedback, mode._rounds.send = feedback, send
+        mode._learner.feedback, mode._rounds.send = feedback, send
 
     fleet = Fleet(settings, buses(3), change=change)
     found = fleet.train(5)

@@ -13,6 +13,7 @@ from degan.modes.multi_discriminator import MultiDiscriminator, batches_of
 from peers.chaos.attacks import Attack
 from tests import multi_discriminators
 from tests.fleets import close, in_threads, memory_buses
+from tests.learner_views import counters_of, network_of, unlabelled
 from tests.multi_discriminators import BATCH, ByHand, Fleet, assert_like, assert_same, experiment, new_pair
 from tests.plain_gans import PlainGan
 
@@ -91,15 +92,15 @@ def test_a_step_that_is_no_number_leaves_the_discriminator_and_its_statistics_as
     def change(mode):
         if mode._me == 1:
 
-            def feedback(fake, own=mode._pair.feedback):
+            def feedback(fake, own=mode._learner.feedback):
                 found, loss = own(fake)
                 return found * np.float32("inf" if mode._step == 3 else 1), loss
 
-            mode._pair.feedback = feedback
+            mode._learner.feedback = feedback
 
     def spoiled(batches):
         for at, real in enumerate(batches, start=1):
-            yield real * float("nan") if at == 2 else real
+            yield unlabelled(real.samples * float("nan")) if at == 2 else real
 
     fleet = Fleet(settings, memory_buses(2), change=change)
     fleet.data[1] = spoiled(fleet.data[1])
@@ -116,7 +117,7 @@ def test_a_gradient_of_the_generator_that_is_no_number_is_not_applied():
     settings = experiment(2)
 
     def change(mode):
-        mode._pair.generator_gradient = lambda *words, own=mode._pair.generator_gradient: (
+        mode._learner.generator_gradient = lambda *words, own=mode._learner.generator_gradient: (
             own(*words) * np.float32("nan")
         )
 
@@ -184,8 +185,8 @@ def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
     for worker in (1, 2):
         assert_like(fleet.pairs[worker], new, hand.gans[worker], begin_of(settings), 3e-3)
     assert_same(fleet.pairs[1], fleet.pairs[2], ("generator", "ema"))
-    np.testing.assert_array_equal(fleet.pairs[1].network("generator"), fleet.pairs[2].network("generator"))
-    assert fleet.pairs[2].network_counters("generator")["generator"] == 4
+    np.testing.assert_array_equal(network_of(fleet.pairs[1], "generator"), network_of(fleet.pairs[2], "generator"))
+    assert counters_of(fleet.pairs[2], "generator")["generator"] == 4
 
 
 def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
@@ -222,7 +223,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
     fleet, after, has_joined = Fleet(settings, memory_buses(3)), {}, threading.Event()
 
     def note(worker, step):
-        after[worker, step] = fleet.pairs[worker].network("discriminator")
+        after[worker, step] = network_of(fleet.pairs[worker], "discriminator")
 
     def live(worker, mode, next_batch):
         mode.begin([], {}, None)
@@ -255,9 +256,9 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
         given = [line for line in fleet.lines[2] if "begins with the discriminator" in line]
         giver = int(given[0].rsplit(" ", 1)[1])
         assert giver == 1 or leader_trains
-        found = pair.network("discriminator")
+        found = network_of(pair, "discriminator")
         assert any(np.array_equal(found, values) for (who, _), values in after.copy().items() if who == giver)
-        assert pair.network_counters("discriminator")["discriminator"] >= 1
+        assert counters_of(pair, "discriminator")["discriminator"] >= 1
         # That which was announced with the round after which it begins; it may be the first, before there was any.
         assert mode.state()[1]["version"] == ((1, step - 1, 0) if step > 1 else None)
         has_joined.set()

@@ -12,6 +12,7 @@ import config
 from degan import modes
 from degan.learners.gan_pair import GanPair
 from tests.fleets import in_threads
+from tests.learner_views import unlabelled
 
 RUNS = itertools.count()
 SHAPE, STEPS = (1, 8, 8), 120
@@ -43,11 +44,11 @@ def train(url: str, mode: dict, workers: int = 2) -> tuple[config.Experiment, Ga
 
     def live(worker: int) -> None:
         peer_info = {"samples": 40, "histogram": [4] * 10}
-        mode = modes.build(settings, worker, pairs[worker], {}, peer_info, lambda line: None)
+        mode = modes.build(modes.Context(settings, worker, pairs[worker], {}, peer_info, lambda line: None))
         try:
             mode.begin([], {}, None)
             for step in range(1, STEPS + 1):
-                mode.step(step, lambda: torch.rand(4, *SHAPE) * 2 - 1, step == STEPS)
+                mode.step(step, lambda: unlabelled(torch.rand(4, *SHAPE) * 2 - 1), step == STEPS)
             mode.synchronise(STEPS)
             mode.finish()
         finally:

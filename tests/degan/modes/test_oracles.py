@@ -11,6 +11,7 @@ from degan.learners.gan_pair import GanPair
 from degan.modes.local import Local
 from degan.modes.partial_exchange import PartialExchange
 from tests.fleets import in_threads, memory_buses, redis_buses
+from tests.learner_views import tensors_of, unlabelled
 
 RUNS = iter(range(10**6))
 BATCH, SHAPE = 8, (1, 32, 32)
@@ -34,11 +35,11 @@ def experiment(workers, updates="simultaneous", model="dcgan", loss="non_saturat
 
 def batches(worker, steps):
     generator = torch.Generator().manual_seed(100 + worker)
-    return [torch.rand(BATCH, *SHAPE, generator=generator) * 2 - 1 for _ in range(steps)]
+    return [unlabelled(torch.rand(BATCH, *SHAPE, generator=generator) * 2 - 1) for _ in range(steps)]
 
 
 def final(pair):
-    return {name: tensor.numpy() for name, tensor in pair.networks().items()}
+    return {name: tensor.numpy() for name, tensor in tensors_of(pair).items()}
 
 
 def assert_equal(first, second, but=()):

@@ -13,6 +13,7 @@ from degan.modes.partial_exchange import PartialExchange
 from peers.session.meet import Start
 from peers.types import Lease
 from tests.fleets import in_threads, memory_buses
+from tests.learner_views import unlabelled
 
 SHAPE, STEPS, WORKERS = (1, 8, 8), 5, 3
 RATES, BETAS, DECAY, EPSILON = (1e-2, 3e-2), (0.5, 0.9), 0.4, 1e-8
@@ -87,7 +88,9 @@ def train(monkeypatch, settings, cut=4, spoils=0):
         assert mode.begin([], {}, None) == 0
         generator = torch.Generator().manual_seed(worker)
         for step in range(1, STEPS + 1):
-            mode.step(step, lambda: torch.rand(4, *SHAPE, generator=generator) * 2 - 1, is_sync_point=step == cut)
+            mode.step(
+                step, lambda: unlabelled(torch.rand(4, *SHAPE, generator=generator) * 2 - 1), is_sync_point=step == cut
+            )
             found.append((pair.parameters((0, pair.size)).copy(), pair.ema.values.detach().numpy().copy()))
         mode.finish()
         found.append((pair.parameters((0, pair.size)).copy(), pair.ema.values.detach().numpy().copy()))

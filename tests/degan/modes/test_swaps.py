@@ -11,6 +11,7 @@ import pytest
 from peers.types import Entry, Slice
 from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import close, memory_buses
+from tests.learner_views import counters_of, network_of
 from tests.multi_discriminators import Fleet, experiment
 
 LONG_S = 600.0
@@ -26,7 +27,7 @@ class Post:
         self.number = 0
         for peer in (0, 2):
             self.tell("hello", 0, peer, is_joining=False, is_replaying=False)
-        self.own = self.pair.network("discriminator")
+        self.own = network_of(self.pair, "discriminator")
         self.sent = []
         self.mode._rounds.send = lambda *words: self.sent.append(words)
         self.swaps.begin(2, [0, 1, 2], deadline_s, {0: "a", 1: "life-1", 2: "a"})
@@ -47,7 +48,7 @@ class Post:
         self.feed(list(entries), self.giver, incarnation, True)
 
     def holds(self, value):
-        return np.array_equal(self.pair.network("discriminator"), np.full_like(self.own, value))
+        return np.array_equal(network_of(self.pair, "discriminator"), np.full_like(self.own, value))
 
     def counts(self):
         return self.swaps.done, self.swaps.missed
@@ -69,7 +70,7 @@ def test_ours_is_sent_on_once_and_the_other_one_is_taken_when_it_has_come(post):
     post.give()
     post.swaps.take()
     assert post.counts() == (1, 0) and post.holds(0.5)
-    assert post.pair.network_counters("discriminator") == {"discriminator": 3}
+    assert counters_of(post.pair, "discriminator") == {"discriminator": 3}
     # It is done with: what comes once more is late.
     post.give(value=0.7)
     post.swaps.take()
@@ -96,7 +97,7 @@ def test_of_one_that_is_gone_none_is_awaited(post, how):
     else:
         post.tell("hello", 2, post.giver, "b", is_joining=True, is_replaying=False)
     post.swaps.wait(2)
-    assert post.counts() == (0, 1) and np.array_equal(post.pair.network("discriminator"), post.own)
+    assert post.counts() == (0, 1) and np.array_equal(network_of(post.pair, "discriminator"), post.own)
 
 
 def test_one_of_another_round_is_not_the_one(post):
@@ -114,7 +115,7 @@ def test_one_of_another_round_is_not_the_one(post):
 def test_one_that_cannot_be_used_is_missed(post, spoil):
     post.give(**spoil)
     post.swaps.take()
-    assert post.counts() == (0, 1) and np.array_equal(post.pair.network("discriminator"), post.own)
+    assert post.counts() == (0, 1) and np.array_equal(network_of(post.pair, "discriminator"), post.own)
     assert any("cannot be used" in line for line in post.fleet.lines[1])
 
 
@@ -225,7 +226,7 @@ def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
         "malformed: the discriminator after round 7 cannot be used",
         "nobody has given its discriminator; going on with the one that this worker has",
     ]
-    np.testing.assert_array_equal(post.pair.network("discriminator"), post.own)
+    np.testing.assert_array_equal(network_of(post.pair, "discriminator"), post.own)
 
 
 def test_who_catches_up_itself_is_not_asked(post):

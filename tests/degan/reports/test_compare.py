@@ -14,7 +14,8 @@ from degan import compare
 from degan.reports import svg as report_svg
 from degan.reports.compare_data import groups, labels, read
 from degan.reports.compare_tables import as_markdown, runs_table, settings_table
-from degan.runs.records import read_run
+from degan.runs import facts
+from degan.runs.folder import read_run
 from tests.run_folders import Page, make_led_run, make_run, metric_lines, round_line, stats_line, write_lines
 
 
@@ -54,12 +55,16 @@ def test_a_curve_is_the_worst_worker_over_four_axes(two):
     assert [point.step for point in entry.points] == [0, 250, 500, 750, 1000]
     for point in entry.points:
         # Worker 1 is worse by 1, and twice as slow; both send 1,000 bytes and train on 32 images a step.
-        assert point.fid == pytest.approx(400 * math.exp(-point.step / 300) + 21)
+        assert point.value == pytest.approx(400 * math.exp(-point.step / 300) + 21)
         assert point.seconds == pytest.approx(point.step * 0.2)
         assert (point.sent_bytes, point.images) == (2 * point.step * 1000, 2 * point.step * 32)
-    assert (entry.first, entry.last, entry.best) == (421.0, entry.points[-1].fid, entry.points[-1].fid)
-    assert (entry.floor, entry.coverage, entry.sent_bytes) == (3.25, 9.0, 2_000_000)
-    assert entry.images_per_s == pytest.approx(2 * 32_000 / 200)
+    assert (entry.first, entry.last, entry.best) == (421.0, entry.points[-1].value, entry.points[-1].value)
+    assert (entry.floor, facts.lowest_coverage(entry.run), facts.total(entry.run, "sent_bytes")) == (
+        3.25,
+        9.0,
+        2_000_000,
+    )
+    assert facts.images_per_s(entry.run) == pytest.approx(2 * 32_000 / 200)
 
 
 def test_the_lowest_coverage_counts(two):
@@ -101,7 +106,7 @@ def test_who_came_back_goes_on_counting(tmp_path):
     found = read_run(run)
     assert found.workers[1].last("images") == 20 * 640 + 20 * 640
     assert found.workers[1].last("sent_bytes") == 20 * 1050 + 7
-    assert found.void_rounds == 2 and found.late == 1
+    assert facts.void_rounds(found) == 2 and facts.total(found, "late") == 1
 
 
 # --- a mode with rounds -----------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def test_other_seeds_of_a_setting_are_one_group(tmp_path):
     found = groups(entries)
     assert [[entry.label for entry in group.entries] for group in found] == [["s1", "s2", "s3"], ["other"]]
     assert [group.label for group in found] == ["partial_exchange, parts 2", "partial_exchange, parts 8"]
-    assert found[0].spread("last") == (pytest.approx(400 * math.exp(-1000 / 300) + 21), 7.5, 90.0)
+    assert found[0].spread(lambda entry: entry.last) == (pytest.approx(400 * math.exp(-1000 / 300) + 21), 7.5, 90.0)
     (titles, rows), alone = settings_table(entries)
     assert (titles[1:], rows, alone) == (["s1", "s2", "s3", "other"], [["mode.parts", "2", "2", "2", "8"]], {})
     said = as_markdown(entries, found)
@@ -168,7 +173,7 @@ def test_a_median_is_over_runs_that_reached_their_end(tmp_path):
         write_lines(runs[1] / f"w{worker}" / "stats.jsonl", [stats_line(worker, step) for step in range(10, 301, 10)])
     entries = read(runs)
     (group,) = groups(entries)
-    assert group.counted == [entries[0]] and group.spread("last")[0] == entries[0].last
+    assert group.counted == [entries[0]] and group.spread(lambda entry: entry.last)[0] == entries[0].last
     assert "| 1 of 2 |" in as_markdown(entries, [group]) and "| 300 of 1,000 |" in as_markdown(entries, [group])
 
 
@@ -199,7 +204,7 @@ def test_one_file_with_all_of_it_and_nothing_from_outside(two, tmp_path):
     text = (tmp_path / "c.html").read_text()
     for shown in ("Runs compared", "FID over steps", "FID over bytes", "FID over time", "FID over images", "worst"):
         assert shown in page.text, shown
-    figures = re.findall(r'<figure class="card chart">.*?</figure>', text)
+    figures = re.findall(r'(?s)<figure class="card chart">.*?</figure>', text)
     assert len(figures) == 4
     for figure in figures:
         assert figure.count('<path class="line') == 2 and figure.count('class="floor"') == 2
@@ -263,7 +268,7 @@ def test_nothing_measured_yet(two, tmp_path):
         shutil.rmtree(folder / "w0")
         shutil.rmtree(folder / "w1")
     page = page_of(two, tmp_path / "c.html")
-    assert "No run has measured an FID yet." in page.text
+    assert "No run has measured an FID or an accuracy yet." in page.text
 
 
 # --- the command ------------------------------------------------------------------------------------

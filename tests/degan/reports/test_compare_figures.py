@@ -10,8 +10,10 @@ import pytest
 from degan import compare, report
 from degan.reports.compare_data import groups, read
 from degan.reports.compare_tables import as_json, as_markdown, runs_table
-from degan.reports.rounds import of_the_leader
-from degan.runs.records import Worker, read_run
+from degan.runs import facts
+from degan.runs.facts import of_the_leader
+from degan.runs.folder import read_run
+from degan.runs.records import Worker
 from tests.degan.reports.test_report_figures import (
     FID,
     METRICS,
@@ -128,11 +130,11 @@ def test_coverage_is_the_lowest_at_the_newest_step(tmp_path, other):
 def test_the_distance_that_most_runs_have_is_the_rows(tmp_path, other):
     values = [*METRICS, metric(40, 0, "fid99_inception", 7.0), metric(40, 0, "fid99_classifier", 8.0)]
     entries = read([write_run(tmp_path / "a", metrics=values), other])
-    assert [entry.fid for entry in entries] == [FID, FID]
+    assert [entry.metric for entry in entries] == [FID, FID]
     assert sorted(entries[0].curves) == ["fid256_classifier", "fid99_classifier", "fid99_inception"]
     both = [metric(40, 0, "fid9_inception", 7.0), metric(40, 0, "fid9_classifier", 8.0)]
     b, c = write_run(tmp_path / "b", metrics=both), write_run(tmp_path / "c", metrics=both[:1])
-    assert read([b, other])[0].fid == "fid9_classifier" and read([b, c])[0].fid == "fid9_inception"
+    assert read([b, other])[0].metric == "fid9_classifier" and read([b, c])[0].metric == "fid9_inception"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,9 @@ def test_a_median_and_its_spread(tmp_path):
     (group,) = groups(entries)
     # The one that did not reach its last step does not count.
     assert [entry.label for entry in group.counted] == ["s1", "s2", "s3"]
-    assert group.spread("last") == (20.0, 10.0, 40.0) and group.spread("sent_bytes") == (16_000, 8_000, 24_000)
+    assert group.spread(lambda entry: entry.last) == (20.0, 10.0, 40.0) and group.spread(
+        lambda entry: facts.total(entry.run, "sent_bytes")
+    ) == (16_000, 8_000, 24_000)
     assert "| 3 of 4 | 20 (10 to 40) | – | 16 kB (8 kB to 24 kB) | 160 |" in as_markdown(entries, [group])
 
 
@@ -199,7 +203,7 @@ def test_runs_of_which_none_is_whole_all_count(tmp_path):
     lines = {w: [line_of(w, step) for step in (10, 20)] for w in (0, 1)}
     runs = [write_run(tmp_path / f"s{seed}", f"seed={seed}", lines=lines) for seed in (1, 2)]
     (group,) = groups(read(runs))
-    assert len(group.counted) == 2 and not group.entries[0].is_whole
+    assert len(group.counted) == 2 and not facts.is_whole(group.entries[0].run)
 
 
 # --- the page ----------------------------------------------------------------------------------------
@@ -287,7 +291,7 @@ def test_bytes_beside_the_formula(tmp_path):
     assert "worker 2 5,000 3.3 kB 3 kB 1.100 450 B 500 B 0.900 1 4" in text
     assert "all 5,300 6.6 kB 6 kB 1.100 1.35 kB 1.5 kB 0.900" in text
     # The run's void rounds are the most that anybody heard of; late answers are each one's own.
-    assert read_run(run).void_rounds == 3 and read_run(run).late == 6
+    assert facts.void_rounds(read_run(run)) == 3 and facts.total(read_run(run), "late") == 6
     assert "3 rounds void." in text and "3 rounds counted for nothing" in text
     row = row_of(run, write_run(tmp_path / "other"))
     assert (row["void rounds"], row["late"], row["sent by all"], row["predicted"]) == ("3", "6", "6.6 kB", "6 kB")
@@ -301,9 +305,9 @@ def test_bytes_beside_the_formula(tmp_path):
 def test_which_modes_have_rounds(tmp_path):
     led = read_run(make_led_run(tmp_path / "led", mode="multi_discriminator"))
     assert (
-        led.is_leader_based and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
+        facts.has_rounds(led) and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
     )
     write_lines(tmp_path / "bare" / "w0" / "stats.jsonl", [round_line(0, 10)])
     bare = read_run(tmp_path / "bare")
-    assert bare.is_leader_based and bare.mode == "" and bare.planned_steps is None and bare.log_every == 0
+    assert facts.has_rounds(bare) and bare.mode == "" and bare.planned_steps is None and bare.log_every == 0
     assert "Asked and answered in a round" in report.write_report(tmp_path / "bare").read_text()

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 import config
 from degan import report
 from degan.artifacts.pictures import save_png
-from degan.reports import html as report_html
+from degan.reports import page as report_page
 from degan.reports import svg as report_svg
-from degan.runs.records import Worker, read_run
+from degan.runs import facts
+from degan.runs.folder import read_run
+from degan.runs.records import Worker
 from tests.run_folders import Page, metric_lines, stats_line, write_lines
 
 STEPS = range(10, 1001, 10)
@@ -83,12 +85,12 @@ def test_one_file_with_nothing_from_outside(run):
         assert not name.startswith("on") and name not in ("href", "srcset")
         if name == "src":
             assert value.startswith("data:image/png;base64,")
-    assert ("content", report_html.POLICY) in page.attributes and "default-src 'none'" in report_html.POLICY
+    assert ("content", report_page.POLICY) in page.attributes and "default-src 'none'" in report_page.POLICY
 
 
 def test_every_curve_is_drawn_over_steps_and_over_time(run):
     text = report.write_report(run).read_text()
-    figures = re.findall(r'<figure class="card chart">.*?</figure>', text)
+    figures = re.findall(r'(?s)<figure class="card chart">.*?</figure>', text)
     assert len(figures) == 3 + 8
     for figure in figures:
         by_steps, by_time = figure.split('<div class="by-time">')
@@ -100,7 +102,7 @@ def test_a_metric_that_a_person_added_is_shown_after_the_known_ones(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 1000, "worker": 0, "metric": "a_recall", "value": 1.0}) + "\n")
         file.write(json.dumps({"step": 1000, "worker": 0, "metric": "recall500_knn", "value": 0.625}) + "\n")
-    families = [name.rstrip("_abcdefghijklmnopqrstuvwxyz") for name in read_run(run).measured()]
+    families = [name.rstrip("_abcdefghijklmnopqrstuvwxyz") for name in facts.measured(read_run(run))]
     assert families == ["fid5000", "coverage5000", "tv5000", "recall500"]
     page = page_of(run)
     assert "Recall (knn, 500 samples)" in page.text and "0.625" in page.text
@@ -167,15 +169,22 @@ def test_a_death_as_the_others_saw_it(run):
     assert "worker 1 dropped 2 messages: stale." in page.text
 
 
-def test_strikes_and_who_was_muted(run):
-    lines = [stats_line(0, step, offences={"1": step // 100}, banned=[1] * (step >= 500)) for step in STEPS]
-    write_lines(run / "w0" / "stats.jsonl", lines)
-    page = page_of(run)
-    assert "worker 0 counted strikes (too long, not finite or malformed) against worker 1 10." in page.text
-    assert "worker 0 muted worker 1: nothing that it sent was used any more." in page.text
-    broken = [stats_line(0, step, offences={"1": "many"}, banned="all") for step in STEPS]
-    write_lines(run / "w0" / "stats.jsonl", broken)
-    assert "counted strikes" not in page_of(run).text
+@pytest.mark.parametrize(("offences", "banned"), [("offences", "banned"), ("strikes", "muted")], ids=["now", "before"])
+def test_offences_and_who_was_banned(run, offences, banned):
+    """A run folder of before says it in other words; the page has today's."""
+
+    def write(counts, gone):
+        changes = {offences: counts, banned: gone, "dropped": {banned: 2}}
+        write_lines(run / "w0" / "stats.jsonl", [stats_line(0, step) | changes for step in STEPS])
+        return page_of(run).text
+
+    text = write({"1": 10, "2": 0}, [1])
+    assert "worker 0 counted offences (too long, not finite or malformed) against worker 1 10." in text
+    assert "worker 0 banned worker 1: nothing that it sent was used any more." in text
+    assert "worker 0 dropped 2 messages: banned." in text
+    assert not re.search("strike|mute", text.partition("Settings and versions")[0])
+    text = write({"1": "many"}, "all")
+    assert "counted offences" not in text and "worker 0 banned" not in text
 
 
 def test_peers_that_merely_finished_first_are_no_deaths(run):
@@ -202,7 +211,7 @@ def test_a_restart_keeps_the_newest_lines_and_continues_the_counters(run):
 def test_the_last_line_of_a_metric_wins(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 1000, "worker": 0, "metric": "fid5000_classifier", "value": 17.5}) + "\n")
-    line = read_run(run).metrics["fid5000_classifier"][0]
+    line = read_run(run).measured("fid5000_classifier")[0]
     assert [step for step, _, _ in line] == [0, 250, 500, 750, 1000] and line[-1][2] == 17.5
     assert "17.5" in page_of(run).text
 

@@ -13,9 +13,12 @@ import config
 from degan import report
 from degan.artifacts.pictures import save_png
 from degan.reports import svg as report_svg
-from degan.reports.faults import behind
-from degan.reports.html import figure, many, time_unit, whole_or_short
-from degan.runs.records import Worker, number, read_run
+from degan.reports.figures import figure
+from degan.reports.text import many, time_unit, whole_or_short
+from degan.runs import facts
+from degan.runs.facts import behind
+from degan.runs.folder import read_run
+from degan.runs.records import Worker, number
 from tests.run_folders import Page, write_lines
 
 STEPS = (10, 20, 30, 40)
@@ -75,13 +78,17 @@ def text_of(folder) -> str:
 
 def figures_of(html: str) -> dict[str, str]:
     """The charts of a page by their titles."""
-    found = re.findall(r'<figure class="card chart">.*?</figure>', html)
+    found = re.findall(r'(?s)<figure class="card chart">.*?</figure>', html)
     return {re.search(r"<h3>(.*?)</h3>", one)[1]: one for one in found}
+
+
+def charts_of(figure) -> str:
+    return "".join(chart for _, chart in figure.views)
 
 
 def paths(chart: str) -> list[str]:
     """The curves of a chart: over steps, then over time."""
-    inside = re.sub(r'<div class="legend">.*?</div>', "", chart)
+    inside = re.sub(r'(?s)<div class="legend">.*?</div>', "", chart)
     return re.findall(r'<path class="line c\d d\d" d="([^"]*)"', inside)
 
 
@@ -111,9 +118,9 @@ def test_waiting_is_over_the_whole_run(tmp_path):
 
 def test_a_floor_is_the_newest_of_any_worker(run):
     write_lines(run / "metrics.jsonl", [*METRICS, metric(40, 1, f"{FID}_floor", None)])
-    assert read_run(run).floor(FID) == 3.25
+    assert facts.floor(read_run(run), FID) == 3.25
     write_lines(run / "metrics.jsonl", [*METRICS, metric(50, 1, f"{FID}_floor", 1.0)])
-    assert read_run(run).floor(FID) == 1.0
+    assert facts.floor(read_run(run), FID) == 1.0
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -172,8 +179,7 @@ def test_a_curve_over_a_logarithmic_axis(run):
 
 def test_an_axis_is_logarithmic_only_where_values_are_far_apart():
     def title(*values: float, floor: float | None = None, may_be_log: bool = True) -> str:
-        drawn = figure("F", [(0, [(1, 1.0, v) for v in values])], str, floor=floor, may_be_log=may_be_log)
-        return re.search("<h3>(.*?)</h3>", drawn)[1]
+        return figure("F", [(0, [(1, 1.0, v) for v in values])], str, floor=floor, may_be_log=may_be_log).title
 
     assert title(1.0, 10.0) == "F" and title(1.0, 10.5) == "F, log scale"
     assert title(5.0, 9.0, floor=0.5) == "F, log scale" and title(5.0, 9.0, floor=2.0) == "F"
@@ -182,14 +188,14 @@ def test_an_axis_is_logarithmic_only_where_values_are_far_apart():
 
 def test_a_value_that_is_missing_breaks_the_line():
     drawn = figure("F", [(0, [(0, 0.0, 0.0), (1, 1.0, 10.0), (2, 2.0, None), (3, 3.0, 0.0), (4, 4.0, 10.0)])], str)
-    assert paths(drawn)[0] == "M50.0 198.0L135.0 12.0M305.0 198.0L390.0 12.0"
-    assert "1 value not finite or missing, left out." in drawn
+    assert paths(charts_of(drawn))[0] == "M50.0 198.0L135.0 12.0M305.0 198.0L390.0 12.0"
+    assert drawn.aside == "1 value not finite or missing, left out."
 
 
 def test_the_unit_of_a_time_axis():
     assert [time_unit(s) for s in (120, 121, 7200, 7201)] == [("s", 1), ("min", 60), ("min", 60), ("h", 3600)]
     assert [whole_or_short(v) for v in (1500, 2.5)] == ["1,500", "2.5"]
-    drawn = figure("F", [(0, [(1, 3600.0, 1.0), (2, 7200.0, 2.0)])], report_svg.short)
+    drawn = charts_of(figure("F", [(0, [(1, 3600.0, 1.0), (2, 7200.0, 2.0)])], report_svg.short))
     assert paths(drawn)[1].startswith("M220.0") and ">time (min)<" in drawn and "time (min) 60: 1<" in drawn
 
 
@@ -353,7 +359,7 @@ def test_the_newest_finite_value():
 
 
 def test_pictures_are_thinned_and_in_the_order_of_their_steps(run, monkeypatch):
-    monkeypatch.setattr("degan.runs.records.MAX_PICTURES", 3)
+    monkeypatch.setattr("degan.runs.folder.MAX_PICTURES", 3)
     for step in (1_000_000, 5, 40, 999_999, 2):
         save_png(run / f"fakes-{step:06d}.png", np.zeros((4, 4, 3), dtype=np.uint8))
     save_png(run / "reals.png", np.zeros((4, 4, 3), dtype=np.uint8))

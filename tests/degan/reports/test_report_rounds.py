@@ -6,7 +6,7 @@ import re
 import pytest
 
 from degan import report
-from degan.runs.records import read_run
+from degan.runs.folder import read_run
 from tests.run_folders import Page, make_led_run, make_run, round_line, write_lines
 
 STEPS = range(10, 101, 10)

@@ -220,7 +220,7 @@ def test_the_launcher_hands_over_and_answers(tmp_path, capsys):
     assert launch_main(["doctor", file, "--set", "seed=5", "--out=-x", "--json"], commands) == 2
     *before, local, dashes, name = capsys.readouterr().out.splitlines()
     assert before == ["--set=seed=5", "--out=-x", "--json"] and (dashes, name) == ("--", file)
-    assert local == f"--local-redis={launch_servers.find('auto').peer_info()}"
+    assert local == f"--local-redis={launch_servers.find('auto').about()}"
     file = str(experiment(tmp_path, "checked", ["redis://host"]))
     assert launch_main(["doctor", file], commands) == 2
     assert capsys.readouterr().out.splitlines() == ["--", file]
@@ -228,11 +228,11 @@ def test_the_launcher_hands_over_and_answers(tmp_path, capsys):
 
 def test_which_redis_the_launcher_would_start(call, monkeypatch, capsys, tmp_path):
     for kind in launch_servers.KINDS:
-        peer_info = launch_servers.find(kind).peer_info()
-        assert any(char.isdigit() for char in peer_info) and "unknown" not in peer_info
-        assert host(call(3, "--json", "--local-redis", peer_info), "redis") == (
+        about = launch_servers.find(kind).about()
+        assert any(char.isdigit() for char in about) and "unknown" not in about
+        assert host(call(3, "--json", "--local-redis", about), "redis") == (
             "ok",
-            f"the local launcher would use {peer_info}",
+            f"the local launcher would use {about}",
         )
     outcome = call(3, "--json", "--no-local-redis", "no Redis for the workers: install one")
     assert outcome[0] == 2 and host(outcome, "redis")[0] == "fail"
@@ -251,4 +251,4 @@ def test_every_experiment_that_comes_along_can_be_checked():
     for path in sorted(Path(config.reader.EXPERIMENTS).glob("*.yaml")):
         settings = config.load(path)
         if settings.data.name in doctor.CHANNELS and settings.data.name != "folder":
-            assert doctor._pair(settings, None).size > 0
+            assert doctor._learner(settings, None).size > 0

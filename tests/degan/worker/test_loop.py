@@ -7,7 +7,6 @@ import json
 import os
 
 import pytest
-import torch
 from PIL import Image
 
 import config
@@ -79,8 +78,28 @@ def test_what_the_mode_is_asked_in_which_order(live):
     one = live()
     one.run()
     assert one.mode.calls == [
-        *("step 1", "step 2", "step 3", "step 4 cut", "settle 4", "step 5 cut", "settle 5", "step 6 cut", "settle 6"),
-        *("state", "step 7", "step 8 cut", "settle 8", "step 9", "step 10 cut", "settle 10", "finish", "state"),
+        *(
+            "step 1",
+            "step 2",
+            "step 3",
+            "step 4 cut",
+            "synchronise 4",
+            "step 5 cut",
+            "synchronise 5",
+            "step 6 cut",
+            "synchronise 6",
+        ),
+        *(
+            "state",
+            "step 7",
+            "step 8 cut",
+            "synchronise 8",
+            "step 9",
+            "step 10 cut",
+            "synchronise 10",
+            "finish",
+            "state",
+        ),
     ]
     assert one.mode.begun == ([], {}) and one.signals.has_begun
 
@@ -133,8 +152,11 @@ def test_what_is_switched_off_is_never_done(live):
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
     # The end is always saved, and the only cut.
     assert one.checkpoints.steps() == [10] and "score" not in values_of(one, 10)
-    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == ["step 10 cut", "settle 10"]
-    assert not one.setup.pair.asked
+    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == [
+        "step 10 cut",
+        "synchronise 10",
+    ]
+    assert not one.setup.learner.asked
 
 
 def test_a_checkpoint_is_made_with_every_snapshot_unless_said_otherwise(live):
@@ -159,25 +181,22 @@ def test_a_distance_that_is_none_is_no_score(live):
     assert "score" not in values_of(one, 6)
 
 
-# --- which latents ------------------------------------------------------------------------------
+# --- what is shown ------------------------------------------------------------------------------
 
 
-def test_every_picture_is_of_the_same_latents_and_every_evaluation_too(live, tmp_path, monkeypatch):
-    one, other = live(), Live(tmp_path / "other", monkeypatch, worker=1)
+def test_a_picture_is_of_as_many_samples_as_the_grid_has_places(live):
+    one = live()
     one.run()
-    other.run()
-    first = next(latents for latents in one.setup.pair.asked if len(latents) == 5)
-    for asked in (one.setup.pair.asked, other.setup.pair.asked):
-        grids = [latents for latents in asked if len(latents) == 4]
-        evaluated = [latents for latents in asked if len(latents) == 5]
-        assert len(grids) == 3 and len(evaluated) == 4 and len(asked) == 7
-        assert all(torch.equal(latents, one.setup.pair.asked[0]) for latents in grids)
-        assert all(torch.equal(latents, first) for latents in evaluated)
-        assert grids[0].shape == (4, 3) and not torch.equal(grids[0], evaluated[0][:4])
-    third = Live(tmp_path / "third", monkeypatch)
-    third.setup.settings = config.load("smoke", ["run.steps=1", "seed=2"])
-    third.run()
-    assert not torch.equal(third.setup.pair.asked[0], one.setup.pair.asked[0])
+    assert one.setup.learner.asked.count(("show", 4)) == 3 and one.setup.learner.asked.count(("measure", 5)) == 4
+    assert len(one.setup.learner.asked) == 7
+
+
+def test_a_learner_without_a_picture_is_measured_all_the_same(live):
+    one = live()
+    one.setup.learner.is_shown = False
+    one.run()
+    assert one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
+    assert len(one.metrics) == 12
 
 
 # --- who writes what ----------------------------------------------------------------------------
@@ -200,7 +219,7 @@ def test_of_a_shared_model_only_the_first_measures_and_draws(live):
     one.run()
     assert one.metrics == [] and one.shades(one.folder) == {} and one.shades(one.home) == {}
     assert one.stats == stats_by_hand(3, 6, 9, 10) and one.checkpoints.steps() == [6, 10]
-    assert not one.setup.pair.asked
+    assert not one.setup.learner.asked
 
 
 def test_the_first_measures_a_shared_model(live):

@@ -134,7 +134,7 @@ def test_all_stop_together_at_the_step_that_they_agree_on(live):
     assert one.run() == 5
     # Asked once, after the step that was going on; settled where all stop, and nothing is shown of it.
     assert one.mode.calls[2:] == [
-        *("step 3", "ask 3", "step 4 cut", "settle 4", "step 5 cut", "settle 5", "leave together", "state")
+        *("step 3", "ask 3", "step 4 cut", "synchronise 4", "step 5 cut", "synchronise 5", "leave together", "state")
     ]
     assert values_of(one, 5) == {"drawn": 40, "shade": 51, "mode": {"sent": 514}, "trained_s": 7.5}
     assert one.said == ["stopped after step 5, together with the others; go on with --resume latest"]
@@ -147,7 +147,17 @@ def test_a_step_that_all_stop_after_is_settled_though_nothing_is_due(live):
     one.mode.stops_after_asking = 3
     assert one.run() == 5
     assert one.mode.calls[2:] == [
-        *("ask 2", "step 3 cut", "settle 3", "state", "step 4", "step 5", "settle 5", "leave together", "state")
+        *(
+            "ask 2",
+            "step 3 cut",
+            "synchronise 3",
+            "state",
+            "step 4",
+            "step 5",
+            "synchronise 5",
+            "leave together",
+            "state",
+        )
     ]
 
 
@@ -155,7 +165,7 @@ def test_another_one_asked_and_all_stop(live):
     one = live(**QUIET)
     one.mode.stop_at = 2
     assert one.run() == 2 and one.checkpoints.steps() == [2]
-    assert one.mode.calls == ["step 1", "step 2", "settle 2", "leave together", "state"]
+    assert one.mode.calls == ["step 1", "step 2", "synchronise 2", "leave together", "state"]
 
 
 def test_who_leaves_alone_saves_after_its_step(live):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from tests.servers import free_port, redis_server
 from tests.workers import Worker, experiment, wait_for
 

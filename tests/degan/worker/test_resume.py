@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from degan.runs.journal import read_lines
+from degan.runs.lines import read_lines
 from tests.workers import Worker, experiment, wait_for
 
 pytestmark = pytest.mark.timeout(120)

@@ -44,8 +44,8 @@ class Incarnations:
             settings=settings, worker=number, pair=pair, shard=[0] * 9, facts="facts", peer_info="peer_info"
         )
 
-    def build_mode(self, settings, number, pair, facts, peer_info, log, may_take_over) -> Any:
-        self.built.append((number, facts, peer_info, may_take_over))
+    def build_mode(self, context) -> Any:
+        self.built.append((context.worker, context.facts, context.peer_info, context.may_take_over))
         return self
 
     def make_loop(self, made, mode, out, checkpoints, steps, signals, log, *hooks) -> Any:
@@ -282,7 +282,7 @@ for _name in (*LOADS, *OWN, "apply"):
     ],
 )
 def test_where_what_came_is_applied(mode, held):
-    assert set(LOADS) == {"load_parameters", "load_model", "generator_gradient", "load_network"}
+    assert set(LOADS) == {"load_parameters", "load", "generator_gradient"}
     assert all(hasattr(GanPair, name) for name in LOADS)
     for name in (*LOADS, "apply"):
         pair = AnyPair()

@@ -68,9 +68,9 @@ def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
             incarnation.send(1, [(b"h", b"1")])
             incarnation.put_state({"x": b"1"}, 5.0)
         for name in ("out", "to:1", "state"):
-            times = [client.ttl(f"degan:lives:0:a{number}:{name}") for number in range(3)]
+            times = [client.ttl(f"degan:incarnations:0:a{number}:{name}") for number in range(3)]
             assert 0 < times[0] <= times[1] <= 60 < 3000 < times[2] <= 3600, name
-        assert 3000 < client.ttl("degan:lives:0:incarnation") <= 3600
+        assert 3000 < client.ttl("degan:incarnations:0:incarnation") <= 3600
     finally:
         client.close()
         for incarnation in incarnations:

@@ -167,7 +167,7 @@ def test_a_helper_says_admit_and_gives_its_state():
     found = sorted(np.frombuffer(state["t:rule.norms:0"], "<f4").tolist())
     assert found == sorted(norms.tolist())
     meta = msgpack.unpackb(state["t:meta"])
-    assert list(meta) == ["round", "applied", "values", "exchange", "stop_at", "cursors", "parts", "sequence", "arrays"]
+    assert list(meta) == ["round", "applied", "values", "rule", "stop_at", "cursors", "parts", "sequence", "arrays"]
     assert meta == {
         "round": 2,
         "applied": 2,

@@ -187,9 +187,9 @@ def test_all_that_a_worker_writes_to_its_redis(redis_url, has_mac):
         assert types == {
             f"{key}:lease": b"string",
             f"{key}:incarnation": b"string",
-            f"{key}:incarnation0:out": b"stream",
-            f"{key}:incarnation0:to:1": b"stream",
-            f"{key}:incarnation0:state": b"hash",
+            f"{key}:life0:out": b"stream",
+            f"{key}:life0:to:1": b"stream",
+            f"{key}:life0:state": b"hash",
         }
         assert client.get(f"{key}:incarnation") == b"life0"
 
@@ -200,7 +200,7 @@ def test_all_that_a_worker_writes_to_its_redis(redis_url, has_mac):
         def entries(stream):
             return [(number, list(fields.items())) for number, fields in client.xrange(stream)]
 
-        out, direct, state = f"{key}:incarnation0:out", f"{key}:incarnation0:to:1", f"{key}:incarnation0:state"
+        out, direct, state = f"{key}:life0:out", f"{key}:life0:to:1", f"{key}:life0:state"
         assert entries(out) == [entry(out, k, b"head %d" % k, b"payload %d" % k) for k in (3, 4, 5)]
         assert entries(direct) == [entry(direct, 1, b"to one", b"only")]
 
