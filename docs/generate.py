@@ -113,8 +113,8 @@ def settings() -> dict[str, Field]:
     for block in settings_blocks():
         for field in block.struct.fields:
             path = join(block.path, field.name)
-            if not structs_of(field.type) and RENAMED.get(path, path) is not None:
-                found[RENAMED.get(path, path)] = field
+            if not structs_of(field.type):
+                found[path] = field
     return found
 
 
@@ -152,11 +152,8 @@ def section(block: Block) -> str:
 
 
 def row(block: Block, field: Field) -> str:
-    """One key as a row of its table; empty where the setting is gone."""
-    old = join(block.path, field.name)
-    path = RENAMED.get(old, old)
-    if path is None:
-        return ""
+    """One key as a row of its table."""
+    path = join(block.path, field.name)
     inner = structs_of(field.type)
     linked = [f"(#{anchor(title_below(block.title, field, one))})" for one in inner]
     if inner and inner[0].tag is not None:
@@ -180,7 +177,7 @@ def values(path: str, kind: Type) -> str:
         case UnionType():
             return " or ".join(values(path, option) for option in kind.types)
         case LiteralType():
-            return ", ".join(sorted(f"`{today(path, value)}`" for value in kind.values))
+            return ", ".join(sorted(f"`{value}`" for value in kind.values))
         case BoolType():
             return "`true`, `false`"
         case NoneType():
@@ -214,12 +211,7 @@ def default(path: str, field: Field) -> str:
     if structs_of(field.type):
         return "" if found is None else f"`{type_info(type(found)).tag}`"
     value = msgspec.to_builtins(found)
-    return f"`{json.dumps(today(path, value)).strip(chr(34))}`"
-
-
-def today(path: str, value: Any) -> Any:
-    """A value under the name that it has today."""
-    return RENAMED_VALUES.get(path, {}).get(value, value) if isinstance(value, str) else value
+    return f"`{json.dumps(value).strip(chr(34))}`"
 
 
 def renamed() -> str:

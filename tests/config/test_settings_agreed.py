@@ -138,7 +138,7 @@ def test_settings_that_do_not_load_are_shared_without_what_is_private():
 def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, monkeypatch):
     monkeypatch.setattr("peers.session.meet.SEEN_S", 0.0)
     waiting = memory_buses(2)
-    monkeypatch.setattr("degan.modes.connect.open_bus", lambda settings, worker, log, may_take_over: waiting[worker])
+    monkeypatch.setattr(f"degan.modes.{mode}.open_bus", lambda settings, worker, log, may_take_over: waiting[worker])
     said, both_said = [], threading.Barrier(2)
 
     def meet(worker: int) -> None:
