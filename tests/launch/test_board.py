@@ -273,21 +273,3 @@ def test_a_line_is_printed_when_a_state_changes_or_a_step_is_due(run, monkeypatc
 
 
 # --- a classifier ---------------------------------------------------------------------------------
-
-
-def test_of_a_classifier_the_loss_and_the_accuracies_are_shown(run):
-    for value in (0.125, 0.98765):
-        measure(run, 1, "accuracy", value)
-    # A list by class is no number of a column.
-    measure(run, 1, "accuracy_by_class", [0.5, 1.0])
-    run.workers[1].write(**STATS, c_loss=0.75, accuracy=0.96875)
-    run.board.update()
-    row = run.board.rows[1]
-    assert (row.first_accuracy, row.accuracy, row.fid) == (0.125, 0.98765, None)
-    for mode in ("local", "partial_exchange", "federated"):
-        shown = {column.title: column.show(row) for column in table.live(mode, is_classifier=True)}
-        assert (shown["c_loss"], shown["accuracy"], shown["test accuracy"]) == ("0.75", "0.969", "0.9877")
-        assert not {"d_loss", "g_loss", "FID"} & shown.keys()
-        shown = {column.title: column.show(row) for column in table.final(mode, is_classifier=True)}
-        assert (shown["accuracy first"], shown["accuracy last"]) == ("0.125", "0.9877")
-        assert not any("FID" in title for title in shown)

@@ -366,7 +366,7 @@ def test_what_somebody_puts_into_a_stream_does_not_stop_a_run(tmp_path, workers)
         "worker 0: entry 1 of its stream for this worker is one that was said before, put in another place by someone "
         "else; refused (said once, and counted as 'replayed')"
     )
-    assert "entry 4 of its stream for this worker does not bear this run's seal: it was changed" in lines[1]
+    assert "entry 4 of its stream for this worker does not bear this run's MAC: it was changed" in lines[1]
 
 
 def test_a_worker_whose_secrets_others_can_read_does_not_start(tmp_path, workers):

@@ -216,7 +216,7 @@ def test_a_worker_measures_with_all_that_it_was_given(monkeypatch, digits, tmp_p
     assert {metric.name for metric in metrics} >= {"fid5000_classifier", "fid5000_classifier_floor"}
 
     made = []
-    monkeypatch.setattr("degan.worker.setup.Evaluator", lambda *words, **more: made.append((words, more)))
+    monkeypatch.setattr("degan.metrics.accuracy.Evaluator", lambda *words, **more: made.append((words, more)))
     Setup.build(one.settings, 1, inception=tmp_path / "weights.pth")
     (((given, weights), more),) = made
     assert (given, weights) == (one.settings, tmp_path / "weights.pth")

@@ -171,7 +171,7 @@ def test_a_checkpoint_takes_about_what_was_said(tmp_path):
 def test_where_the_data_is_not_here_its_shape_is_guessed(name, side, shape):
     settings = config.build(plain("seed", data={"name": name}, model=TINY | {"image_size": side}))
     assert doctor._learner(settings, None).sample_shape == shape
-    seen = SimpleNamespace(sample_shape=(1, side, side))
+    seen = SimpleNamespace(sample_shape=(1, side, side), classes=["a", "b"])
     assert doctor._learner(settings, seen).sample_shape == (1, side, side)
 
 
