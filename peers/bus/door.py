@@ -1,10 +1,10 @@
-"""The bus: publish local, subscribe remote. What every backend promises.
+"""The bus: publish local, subscribe remote. The contract of every backend.
 
 A worker writes only to its own node, under its own keys, and only reads the others'. Every entry
 carries an explicit sequence number, so publishing again what was already published changes
 nothing (idempotent), a gap in the numbers is a visible loss, and the order is the sender's own.
 
-Backends: `memory_bus` (one process, for tests and reading) and `redis_bus` (the real thing). One
+Backends: `peers.bus.memory` (one process, for tests and reading) and `peers.bus.redis.bus` (the real one). One
 contract suite runs on both (tests/peers/bus/test_bus.py).
 """
 
@@ -20,15 +20,15 @@ class Bus(Protocol):
     """One worker's door to the streams. Methods may be called from several threads.
 
     Attributes:
-        worker, incarnation: who we are, and in which life.
+        worker, incarnation: our number, and our incarnation.
         may_take_over: whether a person wants us to replace a worker of our number that is still alive.
         servers: for each server followed, the peers that live on it.
         sent_bytes, received_bytes: payload and header bytes so far, those of states too.
         sequence: number of the newest entry of my outbox.
-        retries: how often something had to be tried again because our node's Redis was away or full.
+        retries: how many commands were tried again because our node's Redis was away or full.
         publish_busy_s: seconds spent in appending so far, from the first byte sent to the last answer.
         read_busy_s: seconds so far in which a reply of at least one server was coming in, from its first byte to
-            its last; waiting for something to be said does not count. 0 where nothing has to travel.
+            its last; waiting for a first byte does not count. 0 where no byte has to travel.
     """
 
     worker: int
@@ -46,7 +46,7 @@ class Bus(Protocol):
         """Set how many entries an outbox keeps, and the largest payload, by which reads are sized.
 
         Args:
-            least_entries: how many are enough where there is no room for more; without it all are.
+            least_entries: how many are enough where Redis has no room for more; None for `max_entries`.
         """
 
     def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
@@ -56,80 +56,81 @@ class Bus(Protocol):
 
         Raises:
             BusError: my node's Redis did not take it in time.
-            LapsedError: it has lost what was published before.
+            LeaseExpiredError: my node's Redis has lost earlier entries of mine.
         """
 
     def send(self, peer: int, entries: Iterable[tuple[bytes, Buffer]]) -> None:
         """Append to my stream for one peer. Raises as `publish`."""
 
     def follow(self, peer: int, incarnation: str, after: int = 0) -> None:
-        """Read this life of the peer from the entry after number `after`; replaces what was followed."""
+        """Read this incarnation of the peer from the entry after number `after`; replaces an earlier `follow`."""
 
     def holds(self, peer: int, incarnation: str, after: int) -> bool:
-        """Whether everything that the peer said after number `after` can still be read."""
+        """Whether every entry of the peer after number `after` can still be read."""
 
     def newest(self, peer: int, incarnation: str) -> int:
         """The number of the newest entry in a peer's outbox; 0 if there is none. Raises as `receive`."""
 
     def receive(self, server: int, timeout_s: float) -> list[Entry]:
-        """What the followed peers on one server have said since the last call; waits for something.
+        """New entries of the followed peers on one server since the last call; waits until there is one.
 
-        The payloads are views: memory is taken again when the entries are let go of.
+        The payloads are views: their memory is used again when no reference to the entries is left.
 
         Raises:
             BusError: the server does not answer; the next call tries again.
         """
 
     def read_again(self, entry: Entry) -> None:
-        """Receive an entry, and what came after it in its stream, once more; by whom `receive` is called."""
+        """Receive an entry, and the later ones of its stream, once more; called by the thread that calls `receive`."""
 
     def claim(self, lease: Lease, ttl_s: float, may_replace: Callable[[Lease], bool]) -> Lease | None:
-        """Become the worker of that number; returns the lease of a dead predecessor that it replaced.
+        """Take the worker's number; returns the lease of a dead predecessor that this one replaced.
 
         Raises:
-            DuplicateError: someone else holds it and `may_replace` says that it is alive.
+            DuplicateError: another incarnation holds the number and `may_replace` says that it is alive.
         """
 
     def renew(self, lease: Lease, ttl_s: float, may_restore: bool = True) -> str:
         """Write my lease again.
 
         Returns:
-            `held`; `restored` if it was gone and has been written anew; `lapsed` if it was gone and
-            `may_restore` is false; `taken` if it is someone else's by now.
+            `held`; `restored` if the lease was gone and has been written anew; `expired` if it was gone and
+            `may_restore` is false; `taken` if the number belongs to another incarnation by now.
 
         Raises:
             BusError: my node's Redis does not answer.
-            LapsedError: it has lost what was published.
+            LeaseExpiredError: my node's Redis has lost published entries of mine.
         """
 
     def release(self) -> None:
-        """Give the lease back; what was published stays for those who still read, for a while."""
+        """Give the lease back; the published entries stay for a while, for peers that still read."""
 
     def leases(self, server: int) -> Mapping[int, Lease | None]:
         """The leases of the peers on a server as they stand; None where there is none. Raises as `receive`."""
 
     def put_state(self, fields: Mapping[str, Buffer], ttl_s: float) -> None:
-        """Write fields of my state hash, and let it live that long."""
+        """Write fields of my state hash; all of the hash expires after `ttl_s`."""
 
     def delete_state(self, names: Sequence[str]) -> None:
         """Take fields of my state hash away. Raises as `publish`."""
 
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
-        """Fields of a peer's state hash; those that are not there are left out.
+        """Fields of a peer's state hash; missing fields are left out.
 
         Raises:
             BusError: as `receive`.
-            MessageError: a field does not bear the run's seal.
+            MessageError: a field does not bear the run's MAC.
         """
 
     def refused(self) -> dict[str, int]:
-        """What was not handed on because it does not bear the run's seal, by reason, since the start.
+        """How many entries and fields were refused because of their MAC, by reason, since the start.
 
-        The reasons: `seal`, or `replayed` where it was said before, in another place. Empty without seals.
+        The reasons: `mac` for a wrong MAC, or `replayed` for an entry that belongs in another place. Empty without a
+        run key.
         """
 
     def strangers(self) -> dict[int, str]:
-        """Workers whose lease, when we last looked, did not bear the run's seal, and why; they count as absent."""
+        """Workers whose lease did not bear the run's MAC at the last look, and why; they count as absent."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -20,7 +20,7 @@ class _Stream:
 
 
 class MemoryHub:
-    """What a Redis holds, for any number of workers in one process.
+    """The contents of a Redis, for any number of workers in one process.
 
     Args:
         clock: seconds, monotonic; leases expire by it.

@@ -1,7 +1,7 @@
-"""What a bus does with the run's key: seals what we say, and checks what the others have said.
+"""The run's key on a bus: adds a MAC to everything that this worker writes, and checks those of the others.
 
-Without a run key everything passes as it is, but for a lease that was sealed: whoever wrote that would not take
-anything of ours.
+Without a run key everything passes as it is, with one exception: a lease with a MAC is refused, because its writer
+would refuse every entry of ours.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _lease_decoder = msgspec.msgpack.Decoder(Lease)
 
 
 class Authenticator:
-    """The seals of one worker's bus.
+    """The MACs of one worker's bus.
 
     Args:
-        run_key: 32 bytes; None for no seals.
-        keys: of the run.
-        say: called with one line for a person.
+        run_key: 32 bytes; None for no MACs.
+        keys: the Redis keys of the run.
+        log: called with one line for a person.
 
     Attributes:
-        refusals: what was not taken.
-        strangers: workers whose lease was not taken when we last looked, and why.
+        refusals: counts of refused leases, fields and entries.
+        strangers: workers whose lease was refused at the last look, and why.
     """
 
     def __init__(self, run_key: bytes | None, keys: Keys, log: Callable[[str], None]):
@@ -41,7 +41,7 @@ class Authenticator:
         self.strangers: dict[int, str] = {}
 
     def macs(self, key: str) -> Macs | None:
-        """The seals of what is said under a Redis key; None without a run key."""
+        """The MACs for one Redis key; None without a run key."""
         if self._run_key is None:
             return None
         if key not in self._macs:
@@ -54,7 +54,7 @@ class Authenticator:
         return value if macs is None else macs.with_mac("", value)
 
     def open_lease(self, worker: int, value: Any) -> Lease | None:
-        """A lease as somebody has written it; what is none, or does not bear our seal, counts as none."""
+        """A lease as its worker has written it; None if the value is no lease or does not bear our MAC."""
         macs = self.macs(self._keys.lease(worker))
         inner = value if macs is None or value is None else macs.opened("", value)
         if value is not None and (inner is None or (macs is None and value.startswith(MARK))):
@@ -79,7 +79,7 @@ class Authenticator:
         """Fields of a peer's state.
 
         Raises:
-            MessageError: one does not bear our seal.
+            MessageError: a field does not bear our MAC.
         """
         macs = self.macs(key)
         if macs is None:

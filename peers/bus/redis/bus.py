@@ -1,9 +1,10 @@
-"""The bus on Redis Streams: which commands are said to whom, and what is done when a server is away.
+"""The bus on Redis Streams: which command goes to which server, and the retries when a server is away.
 
 Plain XREAD with private cursors: no consumer groups (every peer needs every message), no pub/sub (it
 forgets), no Lua. `_insist` is the only place that retries. XADD and XREAD, which carry the vectors, go
-over links by `resp`, which copies nothing; everything small goes by redis-py. With a run key every entry has a third
-field `s`, its seal, and what is in the lease and the state begins with one (`peers.bus.redis.mac`).
+over connections of `peers.bus.redis.resp`, which copies nothing; every small command goes through redis-py. With a run
+key every entry has a third field `s`, its MAC; the values of the lease and the state begin with one
+(`peers.bus.redis.mac`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from peers.bus.redis.tls import Access
 from peers.errors import BusError, DisagreementError, DuplicateError, LeaseExpiredError
 from peers.types import Buffer, Entry, Lease
 
-# How much is gathered for one system call while more is being made.
+# How many bytes are gathered for one system call while more entries are being made.
 SEND_BYTES = 1024 * 1024
 KEEP_S = 3600
-# What a life before has published is there for those who still read it; each new life would add as much.
+# How long the entries of the last incarnation stay for peers that still read them; each new one would add as many.
 LAST_INCARNATION_S = 60
 
-# What a Redis without room says: of memory, or of disk for what it has to keep.
+# How the errors of a Redis without room begin: no memory, or no disk to save on.
 FULL = ("OOM", "MISCONF")
 
 Answer = TypeVar("Answer")
@@ -46,15 +47,15 @@ class RedisBus:
         run: name of the run, part of every key.
         worker: our number.
         urls: each worker's Redis, in worker order; several workers may share one.
-        incarnation: this life of the worker; unique.
-        peers: whom we follow.
+        incarnation: this incarnation of the worker; unique.
+        peers: the workers that this one follows.
         connect_timeout_s: how long an absent Redis is tried at the start.
         patience_s: how long our own node may be away in the middle of a run before that is an error.
-        full_patience_s, may_take_over: how long it may be full; see `peers.bus.door.Bus`.
-        say: called with one line for a person, for instance while retrying.
-        access: what we show to every Redis, and whom we trust.
-        run_key: 32 bytes that all workers of the run have and nobody else; everything said is sealed with it, and
-            nothing is taken without its seal. None for no seals.
+        full_patience_s, may_take_over: how long our node may be full; see `peers.bus.door.Bus`.
+        log: called with one line for a person, for instance while retrying.
+        access: our credentials for every Redis, and the authority that we trust.
+        run_key: 32 bytes that all workers of the run have and nobody else. Every entry, lease and state gets a MAC
+            with it, and one without its MAC is refused. None for no MACs.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class RedisBus:
         by_url: dict[str, list[int]] = {}
         for peer in peers:
             far, _ = split_socket(urls[peer])
-            # Who shares our node's Redis is as near as we are.
+            # A peer that shares our node's Redis is as near as we are.
             by_url.setdefault(own_near if far == own_far else far, []).append(peer)
         self.servers = tuple(tuple(group) for group in by_url.values())
         deadline = time.monotonic() + connect_timeout_s
         self._own = connect(own_near, connect_timeout_s, log, access)
-        # Reading blocks, so each followed server gets a client of its own, even our own node's.
+        # Reading blocks, so each followed server has a client of its own, even our own node's.
         self._read_busy, self._publish_busy = Busy(), Busy()
         self._readers = [
             Reader(
@@ -99,11 +100,11 @@ class RedisBus:
             for url in by_url
         ]
         self._reader_of = {peer: self._readers[k] for k, group in enumerate(self.servers) for peer in group}
-        # For the vectors; made when it is needed.
+        # For the vectors; opened at the first append.
         self._appender: Connection | None = None
         self._max_entries = self._least_entries = 1024
         self._entry_bytes = REPLY_BYTES
-        # By stream: the number of the newest entry, and of the newest that Redis has answered for.
+        # By stream: the number of the newest entry, and of the newest that Redis has acknowledged.
         self._sequences: dict[str, int] = {}
         self._kept: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -146,7 +147,7 @@ class RedisBus:
         self._append(self._keys.direct(self.worker, self.incarnation, peer), entries)
 
     def _append(self, key: str, entries: Iterable[tuple[bytes, Buffer]]) -> None:
-        """XADD with explicit ids, pipelined; adding again what is there already is refused by Redis."""
+        """XADD with explicit ids, pipelined; Redis refuses an id that the stream already has."""
         with self._appending:
             try:
                 self._append_in_order(key, entries)
@@ -177,7 +178,7 @@ class RedisBus:
         self._kept[key] = number
 
     def _deliver(self, key: str, batch: Batch, is_last: bool) -> None:
-        """Send what has not been sent on this connection; at last await the answers. Raises LapsedError."""
+        """Send the entries that are not sent yet; after the last, await the answers. Raises LeaseExpiredError."""
         answers: list[Any] = []
         with self._publish_busy:
             try:
@@ -188,7 +189,7 @@ class RedisBus:
                 self._appender.send(batch.pieces[batch.sent :])
                 batch.sent = len(batch.pieces)
                 batch.waiting_bytes = 0
-                # One by one only where something is wrong.
+                # The answers are read one by one only where they differ from the expected text.
                 if is_last and not self._appender.expect(b"".join(batch.answers)):
                     answers = [self._appender.read() for _ in batch.answers]
             except OSError as error:
@@ -199,7 +200,7 @@ class RedisBus:
             if isinstance(answer, ReplyError) and "equal or smaller" not in str(answer):
                 refused = refused or str(answer)
             elif refused and not isinstance(answer, ReplyError | int):
-                # An entry before this one was not taken, and now it never will be.
+                # Redis has not taken an entry before this one, and now it never will.
                 raise LeaseExpiredError(
                     f"the Redis of worker {self.worker} took an entry after it had refused one ({refused})"
                 )
@@ -213,10 +214,10 @@ class RedisBus:
             self._appender = None
 
     def _check_kept(self, key: str) -> None:
-        """After an outage: is what we have published still there? Who had not read it could wait for it for ever.
+        """After an outage: does Redis still have our published entries? A peer without them would wait for ever.
 
         Raises:
-            LapsedError: it is not, so we have to begin again, with the state of somebody who has gone on.
+            LeaseExpiredError: Redis has lost them, so this worker must join again with a peer's state.
         """
         kept = self._kept.get(key, 0)
         newest = self._own.xrevrange(key, count=1) if kept else []
@@ -224,7 +225,7 @@ class RedisBus:
             raise LeaseExpiredError(f"the Redis of worker {self.worker} has lost what this worker had published")
 
     def _make_room(self) -> None:
-        """Our Redis is full: keep only what the peers may still have to read, and nothing for replay."""
+        """Our Redis is full: keep only the entries that peers may still have to read, and none for replay."""
         if self._max_entries == self._least_entries:
             return
         least = self._least_entries
@@ -233,13 +234,13 @@ class RedisBus:
         self._log(f"own Redis is full: gave up {trimmed} older entries that were kept for who is started again")
 
     def _insist(self, action: Callable[[], Answer], what: str) -> Answer:
-        """Try again with jittered back-off while our own node is away or full, up to the patience."""
+        """Try again with jittered back-off while our own node is away or full, until the patience ends."""
         began, delay_s = time.monotonic(), 0.05
         while True:
             try:
                 return action()
             except redis.RedisError as error:
-                # A full Redis takes entries again when it has been given room.
+                # A full Redis takes entries again after `_make_room`.
                 is_full = str(error).startswith(FULL)
                 is_transient = is_full or isinstance(error, _TRANSIENT) or str(error).startswith("LOADING")
                 patience_s = self._full_patience_s if is_full else self._patience_s
@@ -284,16 +285,16 @@ class RedisBus:
                     f"someone else is worker {self.worker}: {self._authenticator.strangers[self.worker]}; "
                     "stop that one, or wait until its lease has ended"
                 )
-            # Our own: the reply to an earlier attempt was lost.
+            # The lease is our own: the reply to an earlier attempt was lost.
             if old is not None and old.incarnation != self.incarnation and not may_replace(old):
                 raise DuplicateError(self.worker, old.host, old.pid)
             pipeline.multi()
             pipeline.set(key, value, px=ttl_ms)
             return old
 
-        # Watched, so that of two that start at once only one gets the number.
+        # The key is watched, so that only one of two workers that start at once gets the number.
         def claim() -> Lease | None:
-            # redis-py's annotation has no room for what the callable returns.
+            # redis-py's annotation does not allow the callable's return value.
             transaction: Any = self._own.transaction
             old: Lease | None = transaction(take, key, value_from_callable=True)
             return old
@@ -303,7 +304,7 @@ class RedisBus:
         return old
 
     def _let_go_of_last_incarnation(self, ttl_s: float) -> None:
-        """Whoever replays or joins reads the lives that hold a lease, which the last one does not any more."""
+        """Let the last incarnation's keys expire: replaying and joining peers read only the one with the lease."""
         keys, me, key = self._keys, self.worker, self._keys.incarnation(self.worker)
         value: Any = self._own.get(key) or b""
         last = value.decode(errors="replace")
@@ -347,7 +348,7 @@ class RedisBus:
             if old is not None and old.incarnation == self.incarnation:
                 self._own.delete(key)
         except redis.RedisError:
-            pass  # It expires by itself.
+            pass  # The lease expires by itself.
 
     def leases(self, server: int) -> Mapping[int, Lease | None]:
         group = self.servers[server]

@@ -1,4 +1,4 @@
-"""A node's Redis: its URL, a client that has answered, links for what is large, and what is read over them.
+"""A node's Redis: its URL, a client that has answered, connections for vectors, and the reader of its streams.
 
 Every client option is set here, once, because redis-py's defaults changed from one major version
 to the next: RESP2, no retries inside the client, and a socket timeout on everything, longer than
@@ -28,11 +28,11 @@ from peers.types import Buffer, Entry
 
 BLOCK_S = 1.0
 SOCKET_TIMEOUT_S = BLOCK_S + 3.0
-# What an answer to XREAD holds at most, unless a single entry is larger: of larger ones the processor's cache
-# would have lost the first when the last has come.
+# The most bytes that an answer to XREAD holds, unless a single entry is larger: of a larger answer the processor's
+# cache would have lost the first entries when the last ones come.
 REPLY_BYTES = 512 * 1024
 MAX_NUMBER = 2**64
-# Else redis-py would send CLIENT SETINFO, which no user of ours needs; under the name that its version has for it.
+# Without it redis-py would send CLIENT SETINFO, which no user of ours needs; the name depends on redis-py's version.
 _NAMELESS = (
     {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )
@@ -45,7 +45,7 @@ def address(url: str) -> str:
 
 
 def split_socket(url: str) -> tuple[str, str]:
-    """A node's Redis as the others reach it, and as the worker of that node does: `?socket=PATH` is for itself."""
+    """A node's Redis URL for the other workers, and for the node's own worker: only this one uses `?socket=PATH`."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     path = query.pop("socket", "")
@@ -64,11 +64,11 @@ def connect(
     """A client that has answered PING.
 
     Args:
-        access: what we show, and whom we trust.
+        access: our credentials, and the authority that we trust.
 
     Raises:
         SetupError: a file of `access` cannot be used.
-        UnreachableError: no answer within `timeout_s`, or one that waiting will not mend; the message
+        UnreachableError: no answer within `timeout_s`, or an error that waiting does not change; the message
             has host, port and reason.
     """
     access = access or Access()
@@ -114,14 +114,14 @@ def connect(
 
 
 def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) -> Connection:
-    """A connection for `resp`, which the client has connected, authenticated and set up like all of its.
+    """A connection for `resp`: the client has connected it, authenticated it and set its options.
 
     Raises:
-        redis.RedisError: there is no connection to be had.
+        redis.RedisError: the server accepts no connection.
     """
     made = client.connection_pool.make_connection()
     made.connect()  # type: ignore[no-untyped-call]
-    # From here on the socket is ours: the client's connection would close it with itself.
+    # From here on the socket is ours: the client's connection would close it when it is deleted.
     socket: Any = vars(made)["_sock"]
     vars(made)["_sock"] = None
     link: Any = TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket
@@ -132,7 +132,7 @@ _BUFFERS = (bytes, memoryview)
 
 
 def _text(value: Buffer) -> bytes:
-    """The bytes of what should be some: of a number, `bytes` would make so many zeros."""
+    """The value as bytes; of a number, `bytes` would make that many zeros."""
     if not isinstance(value, _BUFFERS):
         raise TypeError(f"{type(value).__name__} where bytes should be")
     return bytes(value)
@@ -144,13 +144,13 @@ def number_of(item_id: Any) -> int:
 
 
 class _Stream:
-    """One stream that is followed: whose, and how far it has been read.
+    """One stream that is followed: its sender, and how far it has been read.
 
     Attributes:
         after: number of the newest entry that was handed on.
-        cursor: what comes after this is asked for.
+        cursor: the next XREAD asks for the entries after this one.
         read: number of the newest entry that has come, handed on or not.
-        seals: what its entries must bear; None for nothing.
+        macs: checks the MACs of its entries; None without a run key.
     """
 
     __slots__ = ("after", "cursor", "incarnation", "is_direct", "peer", "read", "macs")
@@ -172,13 +172,13 @@ class _Stream:
 class Reader:
     """Follows the streams on one server. Thread-safe; one thread at a time reads, over a link of its own.
 
-    What comes next is asked for before what has come is handed out: the server gathers it meanwhile.
+    The next answer is asked for before the last one is handed out: the server gathers it meanwhile.
 
     Args:
-        client: has answered; for the link, and for the caller's own small questions.
+        client: a client that has answered; for the connection, and for the caller's own small questions.
         name: of the server, for errors.
         busy: is entered while an answer comes in.
-        guard: says which seals the entries must bear, and is told of those that are not handed on.
+        authenticator: gives the MACs that the entries must bear, and counts the refused entries.
 
     Attributes:
         received_bytes: payload and header bytes so far.
@@ -191,15 +191,15 @@ class Reader:
         self._busy = busy
         self._reading, self._changing = threading.Lock(), threading.Lock()
         self._followed = threading.Event()
-        # By key. Put anew when others are followed, so that it tells an answer's streams from those of now.
+        # By key. A new map when other streams are followed, so that an answer's streams differ from those of now.
         self._streams: dict[bytes, _Stream] = {}
         self._link: Connection | None = None
-        # What has been asked for and not been read, and the question up to the cursors.
+        # The streams of the question whose answer has not been read, and the question up to the cursors.
         self._asked: dict[bytes, _Stream] | None = None
         self._question: tuple[object, bytes] = (None, b"")
 
     def follow(self, peer: int, incarnation: str, after: int, out: str, direct: str) -> None:
-        """Read a peer's outbox after entry number `after`, and its stream for us, instead of what was followed."""
+        """Read a peer's outbox after entry number `after`, and its stream for us; replaces the ones followed before."""
         with self._changing:
             others = {key: stream for key, stream in self._streams.items() if stream.peer != peer}
             for key, is_direct, first in ((out, False, after), (direct, True, 0)):
@@ -225,7 +225,7 @@ class Reader:
         return number_of(last[0][0]) if last else 0
 
     def receive(self, timeout_s: float, entry_bytes: int) -> list[Entry]:
-        """What came since the last call; see `peers.bus.door.Bus.receive`.
+        """New entries since the last call; see `peers.bus.door.Bus.receive`.
 
         Args:
             entry_bytes: the largest payload to expect.
@@ -239,7 +239,7 @@ class Reader:
             try:
                 streams = self._streams
                 if self._asked is not None and self._asked is not streams:
-                    # Others are followed by now, and what is on its way is of those before.
+                    # Other streams are followed by now, and the answer on its way is of the former ones.
                     self._hang_up()
                 link = self._link
                 if self._asked is None or link is None:
@@ -261,7 +261,7 @@ class Reader:
             except redis.RedisError as error:
                 self._hang_up()
                 raise BusError(f"Redis at {self.name}: {error}") from None
-            # Only now: of an answer of which a part makes no sense nothing is taken.
+            # The cursors move only now: an answer of which a part is malformed counts as a whole as not received.
             for stream, _, after, item_id in taken:
                 stream.after = after
                 if item_id:
@@ -271,14 +271,14 @@ class Reader:
             try:
                 self._ask(self._streams, timeout_ms, entry_bytes)
             except (OSError, redis.RedisError):
-                # What has come is handed out; the next call opens another link, or says what is wrong.
+                # The entries that have come are handed out; the next call opens another connection or raises.
                 self._hang_up()
             return entries
 
     def read_again(self, entry: Entry) -> None:
         """Move a stream's cursor before an entry; see `peers.bus.door.Bus.read_again`."""
         with self._reading:
-            # What is on its way was asked for from a later cursor.
+            # The answer on its way belongs to a later cursor.
             self._hang_up()
             for stream in self._streams.values():
                 whose = stream.peer, stream.incarnation, stream.is_direct
@@ -287,12 +287,12 @@ class Reader:
                     stream.move(b"%d-0" % stream.after)
 
     def _ask(self, streams: dict[bytes, _Stream], timeout_ms: int, entry_bytes: int) -> Connection:
-        """Send XREAD for what comes after the cursors; returns the link on which the answer comes."""
+        """Send XREAD for the entries after the cursors; returns the connection on which the answer comes."""
         if self._link is None:
             # Room for an answer, of entries of a size that the configuration knows.
             room = max(64 * 1024, min(2 * REPLY_BYTES, 8 * entry_bytes), entry_bytes + 64 * 1024)
             self._link = open_link(self.client, room, self._busy)
-        # The same words each time, but for the cursors.
+        # The question is the same each time, except for the cursors.
         what = (streams, timeout_ms, entry_bytes)
         if self._question[0] != what:
             # Of the two streams of a peer only its outbox has large entries.
@@ -304,11 +304,11 @@ class Reader:
         return self._link
 
     def _take(self, stream: _Stream, key: bytes, items: list[Any]) -> tuple[_Stream, list[Entry], int, Buffer]:
-        """A stream's entries, but for those that are refused; and where its cursor moves behind all of them.
+        """A stream's entries without the refused ones, and the cursor behind all of them.
 
         Raises:
-            ValueError, TypeError: it is no answer of Redis.
-            redis.RedisError: a gap could not be looked into.
+            ValueError, TypeError: the items are no answer of Redis.
+            redis.RedisError: a gap could not be checked.
         """
         entries, after, item_id, before = [], stream.after, b"", stream.read
         peer, incarnation, is_direct, macs = stream.peer, stream.incarnation, stream.is_direct, stream.macs
@@ -327,7 +327,7 @@ class Reader:
             if sequence != before + 1:
                 self._look_into(key, before, sequence)
                 if sequence == before and macs is None and rest == b"0":
-                    # With seals it is refused below, and the next one comes as it should.
+                    # With MACs the entry is refused below, and the next one comes as it should.
                     raise ValueError("an entry with the number of the one before it")
             before = sequence
             if macs is not None or rest != b"0":
@@ -336,18 +336,19 @@ class Reader:
                 if reason is not None:
                     self._authenticator.refusals.note(peer, reason, f"entry {sequence} of {stream.name}")
                     continue
-            # The header is small and is kept; the payload stays where the socket has put it.
+            # The header is small and is kept; the payload stays in the buffer into which the socket has written.
             entries.append(Entry(peer, incarnation, sequence, sequence == after + 1, bytes(header), payload, is_direct))
             after = sequence
         return stream, entries, after, item_id
 
     def _look_into(self, key: bytes, before: int, sequence: int) -> None:
-        """Are there no entries between these two? No checksum covers a number: with one that changed on its way
-        entries would be passed over, or awaited for ever.
+        """Check that there are no entries between these two: no checksum covers a number.
+
+        With a number that changed on its way, entries would be skipped, or awaited for ever.
 
         Raises:
             ValueError: the number is another.
-            redis.RedisError: that could not be looked up.
+            redis.RedisError: the server could not be asked.
         """
         first = self.client.xrange(key, min=b"%d-0" % (before + 1), count=1)
         if sequence < before or first and sequence > number_of(first[0][0]):
@@ -372,7 +373,7 @@ class Reader:
         self._link = self._asked = None
 
     def close(self) -> None:
-        """Close every connection; who waits for an answer gets an error."""
+        """Close every connection; a thread that waits for an answer gets an error."""
         self._followed.set()
         if self._link is not None:
             self._link.close()
@@ -381,10 +382,10 @@ class Reader:
 
 
 class Batch:
-    """Commands of one publication, as pieces for the wire; kept until all are answered, to be sent again.
+    """Commands of one publication, as pieces for the wire; kept for another try until all are answered.
 
     Attributes:
-        answers: what Redis says where all goes well.
+        answers: the answers of Redis if it takes every command.
     """
 
     def __init__(self) -> None:

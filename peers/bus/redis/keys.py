@@ -10,8 +10,8 @@
 | doctor:<token>:<type>     | any    | the doctor | itself   | EXPIRE, a minute; deleted after use  |
 
 A worker writes only under its own number, on its own node's Redis. The incarnation in the key
-makes a worker that was restarted, or a Redis that lost its data, visible to every reader: a cursor
-that is ahead of a reborn stream of the same name would wait for ever without an error.
+makes a worker that was restarted, or a Redis that lost its data, visible to every reader: without it, a cursor
+that is ahead of a new stream of the same name would wait for ever without an error.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Seals: who does not have the run's key cannot say anything that its workers take. Pure.
+"""MACs: a writer without the run's key cannot make an entry, lease or state that the run's workers take. Pure.
 
-A seal is the first 16 bytes of an HMAC-SHA256 with the run's key over three things: the Redis key under which
-something is said, which has the run, the worker, its life and the stream in it (or says that it is the state, or the
-lease); its place there, which is the entry's number or the field's name; and what is said. So what was sealed once is
-of no use in another place: not under another number, from another worker, in another life, stream or run.
+A MAC is the first 16 bytes of an HMAC-SHA256 with the run's key over three things: the Redis key; the place under
+that key, which is the entry's number or the field's name; and the content. The Redis key contains the run, the worker,
+its incarnation and the stream (or it names the state or the lease). So a MAC is valid in one place only: not under
+another number, from another worker, in another incarnation, stream or run.
 
-A seal does not show that something is the newest in its place (an older value of the same field, or of the lease, has
-one too), nor that nothing is missing; of entries, gaps in the numbers show that.
+A MAC does not show that a value is the newest in its place (an older value of the same field, or of the lease, has
+a valid one too), nor that nothing is missing; for entries, gaps in the numbers show that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from peers.types import Buffer
 
 MAC_BYTES = 16
 KEY_BYTES = 32
-# No MessagePack begins with it, so what is sealed is never taken for what is not.
+# No MessagePack begins with it, so no value with a MAC is taken for one without.
 MARK = b"\xc1"
-# How many seals a `Watch` remembers, the oldest forgotten first.
+# How many MACs a `Watch` remembers; it forgets the oldest first.
 REMEMBERED = 4096
 
 _SIZE = struct.Struct(">Q")
@@ -29,7 +29,7 @@ _PLACE = struct.Struct(">QQ")
 
 
 class Macs:
-    """Makes and checks the seals of what is said under one Redis key. May be used by several threads.
+    """Makes and checks the MACs under one Redis key. May be used by several threads.
 
     Args:
         run_key: 32 bytes that only the run's workers know.
@@ -42,7 +42,7 @@ class Macs:
         self._begun = hmac.new(run_key, _sized(name.encode()), "sha256")
 
     def of_entry(self, number: int, header: Buffer, payload: Buffer) -> bytes:
-        """The seal of a stream's entry; the payload is looked at where it lies.
+        """The MAC of a stream's entry; the payload is not copied.
 
         Args:
             number: of the entry in its stream, below 2**64.
@@ -54,15 +54,15 @@ class Macs:
         return made.digest()[:MAC_BYTES]
 
     def is_of_entry(self, mac: Buffer, number: int, header: Buffer, payload: Buffer) -> bool:
-        """Whether this is the seal of that entry."""
+        """Whether this is the MAC of that entry."""
         return hmac.compare_digest(self.of_entry(number, header, payload), mac)
 
     def with_mac(self, field: str, value: Buffer) -> bytes:
-        """A field's value with its seal before it; the lease's field has no name."""
+        """A field's value with its MAC before it; the lease's field has an empty name."""
         return b"".join((MARK, self._of_field(field, value), value))
 
     def opened(self, field: str, value: bytes) -> bytes | None:
-        """The value that was sealed for that field; None if this is no such thing."""
+        """The value of that field without its MAC; None if the MAC is not valid for the field."""
         mac, inner = value[len(MARK) : len(MARK) + MAC_BYTES], memoryview(value)[len(MARK) + MAC_BYTES :]
         if not value.startswith(MARK) or not hmac.compare_digest(self._of_field(field, inner), mac):
             return None
@@ -76,13 +76,13 @@ class Macs:
 
 
 class Watch:
-    """Checks the entries that one reader reads, and knows those again that it has checked before."""
+    """Checks the entries of one reader, and recognises an entry that it has checked before."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, tuple[Macs, int]] = OrderedDict()
 
     def refusal(self, macs: Macs, number: int, header: Buffer, payload: Buffer, mac: Buffer) -> str | None:
-        """Why an entry is not to be taken: `replayed` if it was said before in another place, else `seal`."""
+        """Why an entry is refused: `replayed` for a MAC that was seen in another place, else `mac`; None to take it."""
         if not isinstance(mac, Buffer) or len(mac) != MAC_BYTES:
             return "mac"
         found = bytes(mac)
@@ -96,7 +96,7 @@ class Watch:
 
 
 def difference(has_key: bool, value: Buffer) -> str:
-    """How another worker's run key differs from ours, seen from a lease of it that we cannot take.
+    """How another worker's run key differs from ours, seen from a lease of its own that we cannot take.
 
     Args:
         has_key: whether we have one.

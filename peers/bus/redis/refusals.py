@@ -1,4 +1,4 @@
-"""What the bus did not hand on: counted by reason, and said once a sender."""
+"""Entries, leases and states that the bus refused: counted by reason, and logged once for each sender and reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 class Refusals:
-    """Counts what does not bear the run's seal. Thread-safe.
+    """Counts everything that does not bear the run's MAC. Thread-safe.
 
     Args:
-        say: called with one line for a person, once for each sender and reason.
+        log: called with one line for a person, once for each sender and reason.
     """
 
     def __init__(self, log: Callable[[str], None]):
@@ -24,9 +24,9 @@ class Refusals:
         """Something under the name of `sender` was refused.
 
         Args:
-            reason: one word for the counters; `seal` or `replayed`, or `malformed` where it is no entry of ours.
+            reason: one word for the counters: `mac`, `replayed`, or `malformed` for an entry that no worker writes.
             what: for a person, such as "entry 7 of its outbox".
-            how_many: are counted; 0 for what is looked at again and again.
+            how_many: how many are counted; 0 where the same value is looked at again and again.
         """
         with self._lock:
             if how_many:
@@ -38,7 +38,7 @@ class Refusals:
             self._log(f"worker {sender}: {what} {_WHY[reason]}; refused (said once{counted})")
 
     def counts(self) -> dict[str, int]:
-        """How many, by reason, since the start."""
+        """How many were refused, by reason, since the start."""
         with self._lock:
             return dict(self._counts)
 

@@ -1,10 +1,10 @@
-"""Redis' wire protocol (RESP2) for bulk data: what is sent and what is received is never copied in this process.
+"""Redis' wire protocol (RESP2) for bulk data: payloads are neither copied when sent nor when received.
 
 Sending gathers small headers and the callers' buffers in one system call. Receiving fills a large buffer, and the
-bytes of a reply are views into it. A buffer is used again when no view of it is left, and not before: Python itself
-keeps count, because a bytearray that somebody looks at refuses to change its size.
+bytes of a reply are views into it. A buffer is used again only when no view of it is left: Python itself
+keeps count, because a bytearray with a view refuses to change its size.
 
-Everything that a server says is checked before memory is taken for it.
+Every size that a server announces is checked before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ENTRY = re.compile(rb"\*2\r\n\$(\d\d?)\r\n([\d-]+)\r\n\*([46])\r\n\$1\r\n(.)\r\
 _NEXT = re.compile(rb"\r\n\$1\r\n(.)\r\n\$(\d{1,8})\r\n", re.DOTALL)
 MAX_SMALL_BYTES = 9_999
 
-# Under a name that an argument does not hide.
+# The class under a name that the argument `socket` does not hide.
 _Socket = socket.socket
 
 
@@ -51,11 +51,11 @@ class ReplyError(Exception):
 
 
 class ProtocolError(ConnectionError):
-    """What came is no RESP2, or is absurdly large; nothing more can be read from this connection."""
+    """The bytes are no RESP2, or announce an absurd size; nothing more can be read from this connection."""
 
 
 class Busy:
-    """Seconds in which at least one of several threads was at it.
+    """Seconds in which at least one of several threads was inside.
 
     Args:
         now: seconds, monotonic.
@@ -81,7 +81,7 @@ class Busy:
 
     @property
     def total_s(self) -> float:
-        """So far, what is going on now included."""
+        """Seconds so far, the present stay included."""
         with self._lock:
             return self._total_s + (self._now() - self._since if self._active else 0.0)
 
@@ -99,13 +99,13 @@ def bulks(*arguments: Buffer) -> bytes:
 class Replies:
     """Reads one reply after the other.
 
-    Bulk strings come as memoryviews, which stay as they are for as long as somebody holds them, or, small ones, as
-    bytes; arrays as lists, nil as None, an error inside or instead of a reply as a `ReplyError` that is returned and
+    Bulk strings come as memoryviews, which stay valid as long as a reference is held, or, small ones, as
+    bytes; arrays as lists, nil as None. An error inside or instead of a reply is returned as a `ReplyError` and
     not raised.
 
     Args:
-        receive_into: waits for something, writes it, returns how much; 0 at the end. Its second argument says how
-            much is needed: it may wait for that, and for no more, before it returns.
+        receive_into: waits for bytes, writes them, returns how many; 0 at the end. Its second argument is the number
+            of bytes needed: it may wait for as many, and for no more, before it returns.
         buffer_bytes: size of a buffer; a reply that needs more gets a larger one.
         busy: is entered while a reply comes in, from its first byte to its last.
     """
@@ -125,7 +125,7 @@ class Replies:
         """The next reply.
 
         Raises:
-            ProtocolError, ConnectionError, OSError: this connection is of no use any more.
+            ProtocolError, ConnectionError, OSError: nothing more can be read from this connection.
         """
         if self._at == self._end:
             self._move(self._buffer_bytes)
@@ -135,7 +135,7 @@ class Replies:
             return self._answer() or self._value(MAX_DEPTH)
 
     def expect(self, text: bytes) -> bool:
-        """Whether exactly this comes next; then it has been read, else nothing has. Raises as `read`."""
+        """Whether exactly this text comes next. If so it has been read, else nothing has. Raises as `read`."""
         while True:
             here = min(len(text), self._end - self._at)
             if self._buffer[self._at : self._at + here] != text[:here]:
@@ -188,13 +188,13 @@ class Replies:
             raise ProtocolError("a bulk string that does not end where it should")
         return self._view[start : start + size]
 
-    # What degan reads most is recognised by its form: line by line the head of an entry takes longer than the
-    # checksum of its payload. What has another form, or is not here whole, is left to `_value`.
+    # The most frequent replies of degan are recognised by their form: reading the head of an entry line by line takes
+    # longer than the checksum of its payload. A reply of another form, or an incomplete one, is left to `_value`.
 
     def _answer(self) -> list[Any] | None:
-        """The answer to XREAD, if one stream has news; else nothing has been read."""
+        """The answer to XREAD if one stream has entries; else nothing has been read."""
         found = _ANSWER.match(self._buffer, self._at, self._end)
-        # A stream in a list, and its name and its entries.
+        # The sizes of the list of streams, of the stream's name and of its list of entries.
         size = len(found[2]) + 3 * ITEM_BYTES if found else 0
         if found is None or len(found[2]) != int(found[1]) or size > self._left_bytes:
             return None
@@ -203,7 +203,7 @@ class Replies:
         return [[found[2], self._items(int(found[3]), MAX_DEPTH - 2)]]
 
     def _entry(self, depth: int) -> list[Any] | None:
-        """An item of an array, if it is an entry; else nothing has been read."""
+        """An item of an array if it is an entry; else nothing has been read."""
         if self._at == self._end:
             self._fill(1)
         first = _ENTRY.match(self._buffer, self._at, self._end)
@@ -251,12 +251,12 @@ class Replies:
             if searched > MAX_LINE_BYTES:
                 raise ProtocolError("a line without end")
             if self._end == len(self._buffer):
-                # Room for more than a byte, or each would cost a copy of all before it.
+                # Room for more than a byte, or each byte would cost a copy of all those before it.
                 self._move(count + self._buffer_bytes)
             self._fill(count + 1)
 
     def _fill(self, size: int) -> None:
-        """Wait until so many bytes have come that have not been read."""
+        """Wait until `size` bytes have come that have not been read."""
         while self._end - self._at < size:
             if self._at + size > len(self._buffer):
                 self._move(size)
@@ -266,7 +266,7 @@ class Replies:
             self._end += received
 
     def _move(self, size: int) -> None:
-        """Go on in a buffer that nobody looks at and that has room for `size` bytes; take unread bytes along."""
+        """Go on in a buffer that has no views and room for `size` bytes; unread bytes are copied over."""
         count, old = self._end - self._at, self._buffer
         self._view.release()
         fresh = self._free(size, old if count else None)
@@ -294,7 +294,7 @@ def _is_unseen(buffer: bytearray) -> bool:
 
 
 def _let_the_kernel_wait(connected: socket.socket) -> None:
-    """The same timeout, kept by the kernel: Python's own would poll before each call and forbid waiting for all."""
+    """Hand the timeout to the kernel: Python's own would poll before each call and forbid waiting for all bytes."""
     timeout_s = connected.gettimeout()
     if timeout_s:
         packed = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6))
@@ -304,7 +304,7 @@ def _let_the_kernel_wait(connected: socket.socket) -> None:
 
 
 def _make_room(connected: socket.socket) -> None:
-    """A unix socket by itself has room for less than one entry: who sends would sleep once or twice for each."""
+    """Enlarge the buffer of a unix socket: by default it holds less than one entry, and the sender would sleep."""
     if connected.family == socket.AF_UNIX:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM_BYTES)
 
@@ -313,7 +313,7 @@ class Connection:
     """A connected socket that speaks RESP2.
 
     Args:
-        socket: connected, and allowed to do what it is asked; with a timeout. Closed by `close`.
+        socket: connected, authenticated and with a timeout. Closed by `close`.
         buffer_bytes, busy: as of `Replies`.
     """
 
@@ -343,14 +343,14 @@ class Connection:
             raise TimeoutError("no answer in time") from None
 
     def _receive_now(self, view: memoryview) -> int:
-        """How much was there."""
+        """Read without waiting; returns how many bytes were there."""
         try:
             return self._socket.recv_into(view, len(view), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
 
     def _await(self, size: int) -> None:
-        """Sleep until so many bytes are there, or for the timeout: on a slow wire every packet would wake us.
+        """Sleep until `size` bytes are there, or for the timeout: on a slow wire every packet would wake us.
 
         Each wake takes the processor, and then Python's lock, from the thread that trains.
         """
@@ -379,7 +379,7 @@ class Connection:
             except BlockingIOError:
                 raise TimeoutError("nothing more is taken") from None
             except (NotImplementedError, AttributeError):
-                # TLS copies everything anyway, to encrypt it.
+                # TLS copies every byte anyway, to encrypt it.
                 self._socket.sendall(views[first])
                 sent = len(views[first])
             while first < len(views) and sent >= len(views[first]):
@@ -389,7 +389,7 @@ class Connection:
                 views[first] = views[first][sent:]
 
     def close(self) -> None:
-        """End the connection; whoever waits for a reply gets an error."""
+        """End the connection; a thread that waits for a reply gets an error."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -1,7 +1,7 @@
-"""How a worker shows who it is, and checks who the other is: user, password, certificates, and TLS for `rediss://`.
+"""How a worker and a Redis authenticate each other: user, password, certificates, and TLS for `rediss://`.
 
-The context is ours and not redis-py's, which would also trust every certificate authority of the system: only a
-certificate of the run's own CA, for the host that was asked for, is taken.
+The context is ours and not redis-py's, which would also trust every certificate authority of the system: this one
+accepts only a certificate of the run's own CA for the host of the URL.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import redis
 
 from peers.errors import SetupError
 
-# Pieces below this are joined with their neighbours: a packet is made of each that is sent.
+# Smaller pieces are joined with their neighbours: TLS makes a packet of each piece that is sent.
 SMALL_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a worker shows, and whom it trusts.
+    """A worker's credentials, and the authority that it trusts.
 
     Attributes:
-        user, password: of every Redis, where its URL has none; without a password none is sent.
+        user, password: for every Redis whose URL has none; without a password none is sent.
         ca: file of the only certificate authority that is trusted; None for those of the system.
-        certificate, key: files of our own; None to show none.
+        certificate, key: files of our own; None to send no certificate.
     """
 
     user: str = ""
@@ -38,7 +38,7 @@ class Access:
     key: str | None = None
 
     def options(self, url: str) -> dict[str, Any]:
-        """What redis-py has to be told besides the URL.
+        """The options of redis-py beside the URL.
 
         Raises:
             SetupError: a file cannot be used.
@@ -50,7 +50,7 @@ class Access:
 
     def _context(self) -> ssl.SSLContext:
         try:
-            # With a CA of ours this loads no other; host names are checked by default.
+            # With a CA of ours the context loads no other; it checks host names by default.
             context = ssl.create_default_context(cafile=self.ca)
         except OSError as error:
             raise SetupError(f"cannot read the certificate authority {self.ca}: {error}") from None
@@ -83,7 +83,7 @@ class TlsConnection(redis.Connection):
 
 
 class TlsLink:
-    """A TLS socket with the door of a plain one, for `resp.Connection`."""
+    """A TLS socket with the methods of a plain one, for `resp.Connection`."""
 
     def __init__(self, connected: ssl.SSLSocket):
         self._socket = connected
@@ -93,7 +93,7 @@ class TlsLink:
         try:
             return self._socket.recv_into(view)
         except ValueError:
-            # Another thread has closed it meanwhile.
+            # Another thread has closed the socket meanwhile.
             raise ConnectionError("the connection has been closed") from None
 
     def sendmsg(self, views: Sequence[memoryview]) -> int:
@@ -112,12 +112,12 @@ class TlsLink:
         return sum(map(len, views))
 
     def shutdown(self, how: int) -> None:
-        """End it without a last word, which could block; who reads in another thread gets an error."""
+        """End the connection without TLS's closing message, which could block; a reading thread gets an error."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, how)
 
 
-# By the names of OpenSSL's alerts and reasons.
+# By the names that OpenSSL gives its alerts and reasons.
 _REFUSALS = {
     "CERTIFICATE_REQUIRED": "it wants to see a certificate, and this worker has none; put worker.crt and worker.key "
     "into security.folder",
@@ -137,7 +137,7 @@ _UNTRUSTED = {
 
 
 def refusal(error: BaseException, access: Access) -> str | None:
-    """Why the two sides do not trust each other, in words; None if something else happened: one may try again."""
+    """Why the two sides do not trust each other, in words; None for another error, after which a retry may help."""
     seen: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in seen:
