@@ -1,4 +1,4 @@
-"""What can go wrong between workers; the type says who has to act.
+"""The errors between workers; the type says who has to act.
 
 PeersError
 ├── SetupError              a person: one clear line, exit code 2
@@ -7,7 +7,7 @@ PeersError
 │   ├── DisagreementError   two workers were started with different settings, models or versions
 │   └── AbsentError         a peer did not come in time
 ├── MessageError            a peer: it sent something invalid; counted, never fatal
-├── LapsedError             we: our lease ended while we were away, so the others went on without us
+├── LeaseExpiredError       we: our lease ended while we were away, so the others went on without us
 ├── UnseenError             nobody: a server does not let us see something that we only wanted to know
 ├── BusError                a Redis that worked and then failed for longer than a lease
 └── StalledError            a live peer that stopped making progress
@@ -19,7 +19,7 @@ class PeersError(Exception):
 
 
 class SetupError(PeersError):
-    """Something that a person must mend before the workers can train together."""
+    """A person must fix something before the workers can train together."""
 
 
 class UnreachableError(SetupError):
@@ -65,7 +65,7 @@ class MessageError(PeersError):
 
 
 class LeaseExpiredError(PeersError):
-    """Our lease ended while this process, or its Redis, was away; it has to join again as a new life."""
+    """Our lease ended while this process, or its Redis, was away; it has to join again as a new incarnation."""
 
 
 class UnseenError(PeersError):

@@ -1,12 +1,12 @@
-"""What a hostile worker sends instead of what it has found; for tests and benchmarks of the robust rules.
+"""The attacks of a byzantine worker on its own contributions; for tests and benchmarks of the robust rules.
 
 | name         | sends |
 | ------------ | ----- |
-| sign_flip    | the opposite |
-| scale        | a hundred times as much |
-| constant     | the same value in every coordinate, ten times as long as what it has |
-| small_enough | the mean less z standard deviations, of what it has and has found before: within the honest spread |
-| nan          | no numbers |
+| sign_flip    | the honest values with the opposite sign |
+| scale        | a hundred times the honest values |
+| constant     | the same value in every coordinate, with ten times the norm of the honest values |
+| small_enough | the mean less z standard deviations, of this and its last honest values: within the honest spread |
+| nan          | NaN in every coordinate |
 
 Switched on for one worker through the environment only: `DEGAN_FAULTS="w7:attack:sign_flip"`.
 
@@ -30,10 +30,10 @@ REMEMBERED = 8
 
 
 def attack_of(text: str, worker: int) -> str | None:
-    """The attack that `DEGAN_FAULTS` asks of a worker, if any: items `wN:attack:NAME`; others are not ours.
+    """The attack that `DEGAN_FAULTS` asks of a worker, if any: items `wN:attack:NAME`; other items are skipped.
 
     Raises:
-        SetupError: an attack that is none.
+        SetupError: there is no attack of that name.
     """
     found = None
     for item in text.split(","):
@@ -50,7 +50,7 @@ def attack_of(text: str, worker: int) -> str | None:
 
 
 class Attack:
-    """One attack of one worker. What it is given is left as it is.
+    """One attack of one worker. It does not change the honest values.
 
     Args:
         name: one of `NAMES`.
@@ -60,11 +60,11 @@ class Attack:
         if name not in NAMES:
             raise ValueError(f"unknown attack {name!r}")
         self.name = name
-        # The last values, for what is to be small enough.
+        # The last honest values, for `small_enough`.
         self._seen: deque[np.ndarray] = deque(maxlen=REMEMBERED)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """What is sent instead of `values`, float32 of any shape."""
+        """The vector to send instead of `values`, float32 of any shape."""
         with np.errstate(over="ignore", invalid="ignore"):
             match self.name:
                 case "sign_flip":

@@ -1,4 +1,4 @@
-"""Faults by script: what `DEGAN_FAULTS` says, and what of it is due at a point of a step. It decides; others act.
+"""Faults by script: parses `DEGAN_FAULTS`, and decides which faults are due at a point of a step. Others inject them.
 
     w1@step12:kill, w2@step20.after_publish:stop:8s, redis0@step30:restart, w7:attack:sign_flip, w3:slow:10
 
@@ -7,19 +7,19 @@ An item is `WHO[@stepN[.HOOK]]:ACTION[:ARGUMENT]`; WHO is a worker (`w1`) or the
 | who    | action                | at                        | what happens |
 | ------ | --------------------- | ------------------------- | ------------ |
 | wN     | kill, term, int, usr1 | any hook of a step        | the worker sends itself that signal |
-| wN     | stop:Ns               | any hook of a step        | SIGSTOP; a helper sends SIGCONT N seconds later |
+| wN     | stop:Ns               | any hook of a step        | SIGSTOP; another process sends SIGCONT N seconds later |
 | wN     | nan                   | a step, or always         | its own gradient is NaN |
-| wN     | slow:F                | from a step on, or always | a step takes it F times as long |
+| wN     | slow:F                | from a step on, or always | a step takes this worker F times as long |
 | wN     | disk_full, torn       | a saving, or always       | no space is left; a file loses its second half |
-| wN     | attack:NAME           | always                    | it sends its peers what it should not |
-| redisN | restart[:Ns]          | a step of worker N        | ended, and after N seconds started with what is on disk |
+| wN     | attack:NAME           | always                    | it sends byzantine values (`peers.chaos.attacks`) |
+| redisN | restart[:Ns]          | a step of worker N        | ended, and after N seconds started from its disk |
 | redisN | kill[:Ns]             | a step of worker N        | killed; an empty one after N seconds, or at `back` |
 | redisN | stop:Ns               | a step of worker N        | frozen for N seconds |
 | redisN | full:BYTES[:Ns]       | a step of worker N        | `maxmemory` is BYTES, for N seconds or until `back` |
-| redisN | back                  | a step of worker N        | it is there, with all the memory that it wants |
+| redisN | back                  | a step of worker N        | the Redis is there again, with unlimited memory |
 
-Without a hook a fault is due when the step begins; `disk_full` and `torn` at the first saving in or after it. What
-concerns a Redis is done by who has started it, not by a worker.
+Without a hook a fault is due when the step begins; `disk_full` and `torn` are due at the first saving in or after the
+step. The process that started a Redis injects its faults, not a worker.
 
 `random:seed=7:every=20:actions=kill+stop+restart:until=400` stands for a list that the seed and the number of
 workers determine, one item every 20 steps.
@@ -42,12 +42,12 @@ HOOKS = (*WIRE_HOOKS, "before_apply", SAVING)
 
 SIGNALS = ("kill", "term", "int", "usr1")
 DISK = ("disk_full", "torn")
-# What may hold from the beginning on, and what does so from its step on.
+# The actions that may hold from the beginning on, and those that hold from their step on.
 STANDING = ("slow", "nan", "attack", *DISK)
 LASTING = ("slow", "attack")
 WORKER_ACTIONS = (*SIGNALS, "stop", *STANDING)
 REDIS_ACTIONS = ("restart", "kill", "stop", "full", "back")
-# What a random schedule may draw: each is for a worker unless it is said here what it is for a Redis.
+# The drawn actions that are for a Redis, and the name that each has in the script; all others are for a worker.
 DRAWN_REDIS = {"restart": "restart", "redis_kill": "kill", "redis_stop": "stop"}
 DRAWN = ("kill", "term", "stop", "nan", *DISK, *DRAWN_REDIS)
 
@@ -61,12 +61,12 @@ class Fault:
     """One item.
 
     Attributes:
-        is_redis: it is for the Redis of the worker's node, not for the worker.
+        is_redis: whether the fault is for the Redis of the worker's node, not for the worker.
         number: of the worker.
-        step: None for what holds from the beginning on.
+        step: None for a fault that holds from the beginning on.
         hook: one of `HOOKS`, or empty for the beginning of the step.
         action: one of `WORKER_ACTIONS` or `REDIS_ACTIONS`.
-        arguments: as they were written.
+        arguments: the words after the action, as in the script.
     """
 
     is_redis: bool
@@ -83,23 +83,23 @@ class Fault:
 
     @property
     def seconds(self) -> float | None:
-        """How long it lasts; None where that is not said."""
+        """How long the fault lasts; None where the script gives no time."""
         found = [word for word in self.arguments if _SECONDS.fullmatch(word)]
         return float(found[0][:-1]) if found else None
 
     @property
     def factor(self) -> float:
-        """Of `slow`."""
+        """The factor of `slow`."""
         return float(self.arguments[0])
 
     @property
     def size_bytes(self) -> int:
-        """Of `full`."""
+        """The memory limit of `full`."""
         return int(self.arguments[0])
 
 
 class Plan:
-    """What one worker, or one Redis, is to suffer; an item is due once, or in every step from the beginning on.
+    """The faults of one worker, or of one Redis. A fault is due once, or in every step from the beginning on.
 
     Args:
         faults: all of the same worker or Redis.
@@ -110,9 +110,9 @@ class Plan:
         self._open = list(self.faults)
 
     def due(self, step: int, hook: str = BEGIN) -> list[Fault]:
-        """What happens now. What lasts by itself (`LASTING`) is said once.
+        """The faults that are due now. A fault that lasts by itself (`LASTING`) is returned once.
 
-        Only what is at a saving, or is for a Redis, may come later than in its step.
+        Only a fault at a saving, or of a Redis, or in `LASTING`, may come later than in its step.
         """
         may_be_late = hook == SAVING
         found = [
@@ -160,11 +160,11 @@ class Faults:
         return cls(tuple(found))
 
     def for_worker(self, number: int, hooks: Sequence[str] = (BEGIN, *HOOKS)) -> Plan:
-        """What a worker does to itself at these hooks."""
+        """The faults that a worker injects into itself at these hooks."""
         return Plan(f for f in self.faults if not f.is_redis and f.number == number and f.hook in hooks)
 
     def for_redis(self, number: int) -> Plan:
-        """What is done to the Redis of a worker's node, by that worker's step."""
+        """The faults of the Redis of a worker's node, by that worker's step."""
         return Plan(f for f in self.faults if f.is_redis and f.number == number)
 
     def __str__(self) -> str:
@@ -215,7 +215,7 @@ def _check_arguments(item: str, action: str, arguments: list[str]) -> None:
             expected = "bytes, as in full:1000000 or full:1000000:20s"
             is_right = 1 <= len(arguments) <= 2 and _is_size(arguments[0]) and _are_seconds(arguments[1:])
         case "restart" | "kill" if arguments:
-            # A worker that is killed stays so; whether it is started again is not its own to say.
+            # A killed worker stays so: a worker cannot restart itself.
             is_redis = item.startswith("redis")
             expected = f"nothing or seconds, as in {action}:8s" if is_redis else expected
             is_right = is_redis and len(arguments) == 1 and _are_seconds(arguments)

@@ -1,6 +1,7 @@
-"""A bus whose worker suffers, by script, before, while and after it publishes; and how a worker harms itself.
+"""A bus that injects faults into its worker before, while and after it publishes, and the injection of signals.
 
-Only there where `DEGAN_FAULTS` is set (see `peers.chaos.faults`); then everything else goes straight to the bus below.
+The worker uses it only where `DEGAN_FAULTS` is set (see `peers.chaos.faults`). All other calls go straight to the bus
+below.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class FaultyBus:
 
     Args:
         bus: the bus below.
-        plan: what is due at those hooks.
-        act: called with what is due.
+        plan: the faults at those hooks.
+        act: called with each fault that is due.
     """
 
     def __init__(self, bus: Bus, plan: Plan, act: Callable[[Fault], None]):
@@ -70,10 +71,10 @@ def _round(header: bytes) -> int:
 
 
 def inject(fault: Fault) -> None:
-    """Do to this very process what a fault of signals says."""
+    """Inject a fault of signals into this very process."""
     me = os.getpid()
     if fault.action == "stop":
-        # Who is stopped cannot wake itself; a session of its own, so that it also survives a Ctrl-C.
+        # A stopped process cannot wake itself; the other one has its own session, so that it also survives a Ctrl-C.
         words = ["sh", "-c", 'sleep "$1"; kill -CONT "$2"', "sh", f"{fault.seconds:g}", str(me)]
         subprocess.Popen(words, start_new_session=True)
         os.kill(me, signal.SIGSTOP)

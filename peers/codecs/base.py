@@ -1,10 +1,10 @@
-"""What a codec is: float32 values to bytes of a size that is known before, and back.
+"""The contract of a codec: float32 values to bytes of a size that is known before, and back.
 
 A codec works on one chunk at a time and knows the exact number of bytes a chunk takes, so a
 receiver checks the size before it allocates. Chunks hold about `CHUNK_BYTES`: Redis moves
 entries of 0.25 to 1 MiB fastest, and fakeredis' server breaks on far larger replies. Codecs have
 no state: any number of threads may use one, and the same values always give the same bytes, so a
-round that is replayed is the round that was.
+round that is replayed has the same bytes as before.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, payload: Buffer, out: np.ndarray) -> None:
-        """Read into float32 (count,); the payload has been checked to be `encoded_bytes(count)` long.
+        """Read into float32 (count,); the caller has checked that the payload has `encoded_bytes(count)` bytes.
 
         Raises:
-            MessageError: no encoder writes this; `out` is as it was.
+            MessageError: no encoder writes such a payload; `out` is as it was.
         """
 
     @abc.abstractmethod
     def encode_and_keep(self, values: np.ndarray, kept: np.ndarray, scratch: np.ndarray | None = None) -> Buffer:
-        """Write the sum of `values` and `kept`, and leave in `kept` what of it the receiver will not get.
+        """Write the sum of `values` and `kept`, and leave in `kept` the part of the sum that the codec drops.
 
-        What is not finite is sent, so that it is seen, and not kept, so that it is not sent for ever.
+        A value that is not finite is sent, so that the receiver sees it, and not kept, so that it is not sent for ever.
 
         Args:
             values, kept: float32 (count,); only `kept` is changed.
-            scratch: float32 (count,) with anything in it, if there is some: memory made anew costs page faults.
+            scratch: float32 (count,) with any content, or None: new memory costs page faults.
         """
 
 
 def forget_what_is_not_finite(kept: np.ndarray) -> None:
-    """Put zero where `kept` is infinite or no number."""
+    """Put zero where `kept` is infinite or NaN."""
     is_finite = np.isfinite(kept)
     if not is_finite.all():
         kept[~is_finite] = 0

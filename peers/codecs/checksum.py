@@ -19,6 +19,6 @@ def checksum(payload: Buffer, before: int = 0) -> int:
 
     Args:
         payload: anything with a contiguous buffer, a view of a numpy array included.
-        before: the sum of what comes before them.
+        before: the checksum of the bytes before the payload.
     """
     return crc32(payload, before)

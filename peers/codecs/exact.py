@@ -1,15 +1,15 @@
-"""The codecs by name: exact, two kinds of half precision, and those that send far less.
+"""The codecs by name: the exact one, two kinds of half precision, and those that send far fewer bytes.
 
-| name     | bytes a value | what it drops |
-| -------- | ------------- | ------------- |
+| name     | bytes a value | dropped |
+| -------- | ------------- | ------- |
 | raw      | 4             | nothing |
-| float16  | 2             | all but 11 bits; what is beyond 65,504 |
+| float16  | 2             | all but 11 bits; the excess beyond 65,504 |
 | bfloat16 | 2             | all but 8 bits |
-| int8     | 1.004         | what is finer than 1/127 of the largest of 1,024 values |
+| int8     | 1.004         | differences finer than 1/127 of the largest of 1,024 values |
 | topk     | 6 x fraction  | all but the largest values |
 | sign     | 0.129         | all but the signs and the mean size of 1,024 values |
 
-What a lossy codec drops is not lost: `peers.codecs.feedback` sends it later.
+Nothing that a lossy codec drops is lost: `peers.codecs.feedback` sends it later.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from peers.codecs.sparse import TopK
 from peers.types import Buffer
 
 # Writes the values of `source` into `target`: float32 to or from float16, or to or from bfloat16, which
-# numpy lacks and uint16 stands for. Rounds to nearest even; what is too large may become infinite, and no
-# number any NaN.
+# numpy lacks and uint16 stands for. Rounds to nearest even; a value that is too large may become infinite, and a NaN
+# may become another NaN.
 Cast = Callable[[np.ndarray, np.ndarray], None]
 
 BFLOAT16 = np.dtype("<u2")
 
 
 def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
-    """The `Cast` that needs nothing else. Slow to float16 and back: numpy converts one value at a time."""
+    """The `Cast` that needs nothing but numpy. Slow to float16 and back: numpy converts one value at a time."""
     if target.dtype == BFLOAT16:
         bits = source.view(np.uint32)
         rounded = bits >> 16
@@ -41,7 +41,7 @@ def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
         rounded += bits
         rounded >>= 16
         np.copyto(target, rounded, casting="unsafe")
-        # The sum runs over for some NaN, and would make it a zero.
+        # For some NaN the sum overflows, and would make the NaN a zero.
         if np.isnan(source.max(initial=0)):
             target[np.isnan(source)] = 0x7FC0
     elif source.dtype == BFLOAT16:
@@ -51,9 +51,9 @@ def numpy_cast(source: np.ndarray, target: np.ndarray) -> None:
             np.copyto(target, source, casting="same_kind")
 
 
-# Each entry wakes Redis, the reader, and Redis again, so there should be few; larger ones than this gained nothing.
+# Each entry wakes Redis, the reader, and Redis again, so few are better; larger entries than this gained nothing.
 RAW_BYTES = 1024 * 1024
-# As many values.
+# The same number of values in two bytes each.
 HALF_BYTES = RAW_BYTES // 2
 
 
@@ -81,11 +81,11 @@ class Raw(Codec):
 
 
 class Half(Codec):
-    """Two bytes a value, rounded to nearest even; a finite value that is too large is cut to the largest finite one.
+    """Two bytes a value, rounded to nearest even; a finite value that is too large becomes the largest finite one.
 
     Args:
         name: float16 or bfloat16 (the upper half of a float32: its range with 8 bits of precision).
-        cast: does the conversion; the result does not depend on which cast it is.
+        cast: does the conversion; every cast gives the same result.
     """
 
     chunk_values = HALF_BYTES // 2
@@ -116,11 +116,11 @@ class Half(Codec):
         return as_bytes(written)
 
     def _write(self, values: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The halves, and whether all are finite."""
+        """The values in half precision, and whether all are finite."""
         written = np.empty(values.size, dtype=self._dtype)
         self._cast(values, written)
         bits = written.view("<u2")
-        # Looking for what is not finite (the largest codes of either sign) costs less than clipping every value.
+        # Looking for values that are not finite (the largest codes of either sign) costs less than clipping each value.
         is_finite = bits.max(initial=0) < 0x8000 | self._infinity and bits.view("<i2").max(initial=0) < self._infinity
         if not is_finite:
             bits[(bits & 0x7FFF == self._infinity) & np.isfinite(values)] -= 1
@@ -137,7 +137,7 @@ def build(name: str, fraction: float = 0.01, rounding: str = "nearest", cast: Ca
     Args:
         fraction: of the values that topk sends, in (0, 1].
         rounding: of int8, "nearest" (half to even) or "stochastic" (unbiased).
-        cast: for float16 and bfloat16, when there is a faster one than numpy's.
+        cast: for float16 and bfloat16, where there is a faster one than numpy's.
 
     Raises:
         ValueError: there is no such codec, fraction or rounding.

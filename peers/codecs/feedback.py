@@ -1,6 +1,6 @@
-"""Error feedback: what a lossy codec drops is added to the next drain of the same part.
+"""Error feedback: the values that a lossy codec drops are added when the same part leaves next.
 
-So nothing is lost over a run: what was delivered, plus what is kept here, is what was produced.
+So nothing is lost over a run: the delivered values plus the values kept here are the produced values.
 
 Source: Seide et al., "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel
 Distributed Training of Speech DNNs", Interspeech 2014; Karimireddy et al., "Error Feedback Fixes
@@ -16,7 +16,7 @@ from peers.types import Buffer, Slice
 
 
 class ErrorFeedback:
-    """A codec with a memory of what it dropped. Used by one thread at a time.
+    """A codec with a memory of its dropped values. Used by one thread at a time.
 
     Args:
         codec: the codec; an exact one needs and gets no memory.
@@ -35,7 +35,7 @@ class ErrorFeedback:
         return self.codec.encode_and_keep(values, self._kept[chunk.start : chunk.stop], self._scratch[: chunk.size])
 
     def state(self) -> np.ndarray:
-        """What has been dropped and not yet sent again, float32 (size,) or (0,) for an exact codec."""
+        """The dropped values that have not been sent yet, float32 (size,) or (0,) for an exact codec."""
         return np.zeros(0, dtype=np.float32) if self._kept is None else self._kept.copy()
 
     def load_state(self, values: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """Blocks of 1,024 values that share a scale: int8 codes, or the sign alone.
 
 A payload is the blocks' scales (float32, little-endian), then the codes of all values. A block
-that holds anything that is not finite gets a scale that is no number, and with it all of its
-values: the receiver sees that something went wrong instead of plausible values.
+with a value that is not finite gets a scale of NaN, which makes all of its values NaN: the receiver sees the
+error instead of plausible values.
 
 Source: Seide et al., Interspeech 2014, and Karimireddy et al., ICML 2019 (sign with a scale, under
 error feedback); Alistarh et al., "QSGD", NeurIPS 2017 (stochastic rounding).
@@ -45,7 +45,7 @@ class Int8(Codec):
 
     Args:
         rounding: "nearest" (half to even) or "stochastic": up or down with a probability that makes the
-            expected code the value itself. Its dice come from the values, so that a replay rolls the same.
+            expected code the value itself. The random numbers come from the values, so a replay gives the same codes.
     """
 
     name = "int8"
@@ -55,7 +55,7 @@ class Int8(Codec):
         if rounding not in ROUNDINGS:
             raise ValueError(f"unknown rounding {rounding!r}; there are {', '.join(ROUNDINGS)}")
         self._is_stochastic = rounding == "stochastic"
-        # Stochastic rounding may go up from anywhere: a hair of room keeps it from going past 127.
+        # Stochastic rounding may go up from anywhere: this small margin keeps it from going past 127.
         self._steps = np.float32(127 * (1 - 2**-20) if self._is_stochastic else 127)
         # The receiver's 127 x scale must not overflow.
         self._largest = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
@@ -77,7 +77,7 @@ class Int8(Codec):
         return payload
 
     def _encode(self, values: np.ndarray, codes: np.ndarray) -> tuple[Buffer, np.ndarray, np.ndarray | None]:
-        """The payload, the scales, and a mask of the values in blocks that are not finite, None if there are none.
+        """The payload, the scales, and a mask of the values in blocks that are not finite, None if all are finite.
 
         Args:
             codes: float32 (count,), receives the codes.
@@ -93,7 +93,7 @@ class Int8(Codec):
                 np.maximum(largest, -np.minimum.reduceat(values, starts), out=largest)
                 np.minimum(largest / self._steps, self._largest, out=scales)
                 scales[~np.isfinite(largest)] = np.nan
-                # A block so small that a step is not a normal number: all of it waits until it has grown.
+                # A block so small that a step is not a normal number: the feedback keeps all of it until it has grown.
                 scales[scales < _SMALLEST] = 0
             spread(np.multiply, values, np.where(scales > 0, 1 / scales, np.float32(0)), codes)
             if np.isnan(scales).any():
@@ -116,7 +116,7 @@ class Int8(Codec):
 def dither(values: np.ndarray) -> np.ndarray:
     """Uniform numbers in (-0.5, 0.5) with mean 0, float32 (count,), the same for the same values."""
     dice = np.random.SFC64(checksum(as_bytes(values))).random_raw(-(-values.size // 4))
-    # Four odd 16-bit numbers a draw: symmetric about zero, and never half a step.
+    # Four odd 16-bit numbers a draw: symmetric about zero, and never exactly half a step.
     dice |= np.uint64(0x0001_0001_0001_0001)
     return np.multiply(dice.view(np.int16)[: values.size], np.float32(2**-16), dtype=np.float32)
 
@@ -125,7 +125,7 @@ class Sign(Codec):
     """A bit a value: plus or minus the mean size of the values of its block."""
 
     name = "sign"
-    # Far less than would fit, so that a chunk's values fit in a processor's cache.
+    # Far fewer than an entry could hold, so that a chunk's values fit in a processor's cache.
     chunk_values = CHUNK_BYTES
 
     def encoded_bytes(self, count: int) -> int:
@@ -145,7 +145,7 @@ class Sign(Codec):
         return payload
 
     def _encode(self, values: np.ndarray, sizes: np.ndarray) -> tuple[Buffer, np.ndarray]:
-        """The payload and the scales; `sizes` is room, float32 (count,)."""
+        """The payload and the scales; `sizes` is scratch memory, float32 (count,)."""
         blocks = blocks_of(values.size)
         written = np.empty(self.encoded_bytes(values.size), dtype=np.uint8)
         scales = written[: 4 * blocks].view("<f4")
@@ -156,7 +156,7 @@ class Sign(Codec):
             with np.errstate(over="ignore", invalid="ignore"):
                 np.divide(np.add.reduceat(sizes, starts), counts, out=scales)
                 if not np.isfinite(scales).all():
-                    # A sum that ran over is none of the values' fault.
+                    # The sum has overflowed although the values are finite.
                     scales[:] = np.add.reduceat(sizes, starts, dtype=np.float64) / counts
                     scales[~np.isfinite(scales)] = np.nan
         written[4 * blocks :] = np.packbits(np.signbit(values))

@@ -26,10 +26,10 @@ STRIDE = 17
 class TopK(Codec):
     """Exactly ceil(fraction x count) values of a chunk: the largest by size, of equal ones the first.
 
-    What is not finite counts as larger than everything else.
+    A value that is not finite counts as larger than every finite one.
 
     Args:
-        fraction: of the values of a chunk, in (0, 1]; sender and receiver must agree on it, for it is in no header.
+        fraction: of the values of a chunk, in (0, 1]; no header carries it, so sender and receiver must agree on it.
     """
 
     name = "topk"
@@ -81,12 +81,12 @@ class TopK(Codec):
 def largest(values: np.ndarray, count: int) -> np.ndarray:
     """Ascending positions of the `count` largest by size, of equal ones the first, int64 (count,).
 
-    Partitioning a whole chunk is slow. Most of it is far too small to be among the largest, which a look at
-    every 17th value tells; where the sample misleads, all values are partitioned, so the result is exact.
+    Partitioning a whole chunk is slow. Most of its values are far too small to be among the largest, and a look at
+    every 17th value shows which; where the sample misleads, all values are partitioned, so the result is exact.
     """
     if count == values.size:
         return np.arange(count)
-    # As integers, the sizes of floats are in order, and those of what is not finite come last.
+    # As integers, the sizes of floats are in order, and those of infinities and NaN come last.
     sizes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
     positions = np.flatnonzero(sizes >= likely_bound(sizes, count))
     if positions.size < count:
@@ -101,8 +101,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def likely_bound(sizes: np.ndarray, count: int) -> np.uint32:
-    """A size that a little more than the `count` largest most likely reach."""
-    # An odd stride, so that the sample does not fall in step with the rows of a weight matrix.
+    """A size that most likely `count` values, and only a few more, reach."""
+    # An odd stride, so that the sample does not align with the rows of a weight matrix.
     sample = sizes[::STRIDE]
     expected = count / STRIDE
     rank = min(sample.size, math.ceil(expected + 4 * math.sqrt(expected)) + 1)

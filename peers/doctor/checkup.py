@@ -1,10 +1,10 @@
-"""The checks of one node: what its Redis says of itself, what we may do there, and how far away it is.
+"""The checks of one node: what its Redis tells of itself, what its user may do there, and how far away it is.
 
-A check is a row of a table: its name, the facts that are asked (`peers.doctor.facts`), and their judgement
-(`peers.doctor.findings`). Nothing is changed: what is written, to see whether that is allowed and how fast it is, are a
-few keys under the run's own prefix that expire after a minute and are deleted before `look` returns. A question that
-the server refuses costs its own line and no other; a server that stops answering is not asked again, so a node costs at
-most a few seconds.
+A check is a row of a table: its name, the function that asks for its facts (`peers.doctor.facts`), and the function
+that makes a finding of them (`peers.doctor.findings`). The checks change nothing on the node. To see whether writing is
+allowed, and how fast it is, they write a few keys under the run's own prefix, which expire after a minute and are
+deleted before `look` returns. A question that the server refuses costs its own line and no other. A server that stops
+answering is not asked again, so a node costs at most a few seconds.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from peers.errors import UnreachableError, UnseenError
 
 
 class Check(NamedTuple):
-    """One row: what is asked of a node gives the arguments of the judgement."""
+    """One row: `facts` asks a node, and the function of the findings takes its answers as arguments."""
 
     name: str
     ask: Callable[[Node], tuple[Any, ...]]
     decide: Callable[..., Finding | list[Finding]]
 
 
-# In the order in which a person reads them; later ones need what earlier ones have found.
+# In the order in which a person reads them; later checks need facts of earlier ones.
 CHECKS = (
     Check("version", facts.version, findings.version),
     Check("access", facts.access, findings.access),
@@ -48,7 +48,7 @@ CHECKS = (
 
 
 def look(visit: Visit) -> list[Finding]:
-    """All checks of a node, in the order in which a person reads them; never raises for what a server does."""
+    """All checks of a node, in the order in which a person reads them; no error of the server is raised."""
     far, near = split_socket(visit.url)
     try:
         client = connect(far, 0.0, access=visit.access)

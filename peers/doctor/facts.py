@@ -1,4 +1,4 @@
-"""The facts that each check asks of a node, as the arguments of its judgement in `peers.doctor.findings`."""
+"""The facts that each check asks of a node, as the arguments of its function in `peers.doctor.findings`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def version(node: Node) -> tuple[str, str]:
     try:
         info = node.info("server")
     except UnseenError:
-        # A user who may not see INFO may say HELLO; a stand-in has nothing else.
+        # A user without the right to INFO may say HELLO; a stand-in has no other command for it.
         words = [text(word) for word in node.command("HELLO")[:4]]
         hello = dict(zip(words[::2], words[1::2], strict=True))
         return hello["server"], hello["version"]
@@ -39,7 +39,7 @@ def access(node: Node) -> tuple[str, bool, list[str]]:
     try:
         node.user = text(node.command("ACL WHOAMI"))
     except UnseenError:
-        # Where ACL is closed to us we are whom the URL says.
+        # Where ACL is closed to us, our user is the one of the URL.
         node.user = str(node.login.get("username") or "default")
     dangerous: dict[str, Callable[[redis.Redis], Any]] = {
         "CONFIG": lambda client: client.config_get("maxmemory"),
@@ -52,7 +52,7 @@ def access(node: Node) -> tuple[str, bool, list[str]]:
 
 
 def writing(node: Node) -> tuple[dict[str, str], bool, str, str]:
-    """Everything that a worker does at its own node, once."""
+    """Each command that a worker uses at its own node, once."""
     string, stream, table = node.probes.values()
 
     def claim(pipeline: redis.client.Pipeline) -> None:
@@ -83,7 +83,7 @@ def writing(node: Node) -> tuple[dict[str, str], bool, str, str]:
     }
     for name, question in (writes | reads).items():
         if name in writes and "EXPIRE" in node.refused:
-            # Nothing is written that would not go away by itself.
+            # The doctor writes nothing that would not expire by itself.
             node.refused[name] = node.refused["EXPIRE"]
             continue
         try:
@@ -134,7 +134,7 @@ def clock(node: Node) -> tuple[float]:
         seconds, microseconds = node.ask(lambda client: client.time())
         after = time.time()
         samples.append((after - before, seconds + microseconds / 1e6 - (before + after) / 2))
-    # The quickest answer is the one that half of its time corrects best.
+    # The quickest answer is the one that subtracting half of its time corrects best.
     return (min(samples)[1],)
 
 
@@ -151,7 +151,7 @@ def speed(node: Node) -> tuple[float | None, float | None, int, str]:
     step_bytes, stream = node.visit.step_bytes, node.probes["stream"]
     why_not = node.refused.get("XADD") or node.refused.get("XRANGE") or _has_no_room(node)
     if why_not:
-        # What the workers of a run that is going on have said can be read.
+        # The entries of a running group of workers can be read instead.
         outs = [
             node.keys.out(incarnation.lease.worker, incarnation.lease.incarnation) for incarnation in node.incarnations
         ]
@@ -165,7 +165,7 @@ def speed(node: Node) -> tuple[float | None, float | None, int, str]:
 
 
 def _has_no_room(node: Node) -> str:
-    """A run that is going on may not be told that its node is full because we try how fast it is."""
+    """Why the speed test must not write: it could make the node of a running group full. Empty where there is room."""
     try:
         info = node.info("memory")
         limit, used = int(info["maxmemory"]), int(info["used_memory"])
@@ -226,7 +226,7 @@ def _scan(node: Node, deadline: float) -> Iterator[str]:
     while time.monotonic() < deadline:
         cursor, keys = node.ask(partial(_scanned, cursor=cursor, match=node.keys.everything()))
         for key in map(text, keys):
-            # Far away what is asked of each key takes longer than the scan.
+            # On a far node, the questions about each key take longer than the scan.
             if key not in seen and time.monotonic() < deadline:
                 seen.add(key)
                 yield key

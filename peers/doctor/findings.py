@@ -1,7 +1,7 @@
-"""What is found on a node, judged: facts in, one line with its mend out. Asks nobody; `checkup` does.
+"""From the facts of a node to findings, one line each with its fix. Asks no server; `checkup` does.
 
-A finding is `ok`, `warn` (training works, and something is worth knowing) or `fail` (it will not work). Its mend is
-what a person types or changes; empty where there is nothing to do.
+A finding is `ok`, `warn` (training works, but a person should know something) or `fail` (training will not work). Its
+fix is the command to type or the setting to change; empty where a person need do nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from peers.types import Lease
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
-# From which major version on there are streams, and users that may write under some keys and read under others.
+# The major versions from which on there are streams, and users that may write some keys and read others.
 STREAMS_SINCE, OWN_KEYS_SINCE = 5, 7
 MAX_OFFSET_S = 0.5
 FAR_S = 0.1
-# An answer of XREAD may take this much, so a reader may be behind by it.
+# An answer of XREAD may take this many bytes, so a reader may be behind by as many.
 LEAST_BUFFER_BYTES = 8 * 2**20
-# What allocating costs beyond the payload, and what a server takes before anything is in it.
+# What allocating costs beyond the payload, and the memory of a server without any keys.
 MARGIN, EMPTY_BYTES = 1.25, 16 * 2**20
 SECURE = "python -m launch secure makes users that write under their own keys only"
 
@@ -39,11 +39,11 @@ class Finding(NamedTuple):
 
 
 def unreachable(error: BaseException, url: str, address: str) -> Finding:
-    """Why nobody answered, in plain words.
+    """Why no server answered, in plain words.
 
     Args:
-        error: what connecting raised; what it was raised for is looked at too.
-        url: of the node; only its scheme is looked at.
+        error: the error of connecting; its causes are searched too.
+        url: of the node; only its scheme is used.
         address: of the node, without its password.
     """
     causes = _causes(error)
@@ -126,7 +126,7 @@ def _tls_fix(text: str) -> str:
 
 
 def version(name: str, number: str) -> Finding:
-    """`name` is redis, valkey, fakeredis or what else a server calls itself."""
+    """`name` is what the server calls itself: redis, valkey, fakeredis or another name."""
     seen = printable(f"{name} {number}")
     major = int(found[0]) if (found := re.match(r"\d+", number)) else 0
     if name == "fakeredis":
@@ -139,11 +139,11 @@ def version(name: str, number: str) -> Finding:
 
 
 def access(user: str, has_password: bool, open_commands: Sequence[str]) -> Finding:
-    """Who we are, and what dangerous things we may do.
+    """Our user, and the dangerous commands that it may call.
 
     Args:
-        has_password: whether we had to say one.
-        open_commands: the dangerous ones that are open to us.
+        has_password: whether we had to send a password.
+        open_commands: the dangerous commands that are open to us.
     """
     who = printable(f"user {user}")
     if not has_password:
@@ -155,11 +155,11 @@ def access(user: str, has_password: bool, open_commands: Sequence[str]) -> Findi
 
 
 def writing(refused: Mapping[str, str], is_own: bool, prefix: str, user: str) -> Finding:
-    """Whether we may do there what a worker of that node does.
+    """Whether we may use the commands that a worker of that node uses.
 
     Args:
-        refused: by command, why.
-        is_own: it is this host's node.
+        refused: the reason by command.
+        is_own: whether it is this host's node.
     """
     may_not = [name for name, why in refused.items() if _is_refusal(why)]
     others = [(name, why) for name, why in refused.items() if not _is_refusal(why)]
@@ -195,7 +195,7 @@ def _writing_fix(why: str) -> str:
 
 
 def policy(name: str, limit_bytes: int) -> Finding:
-    """What a full server does: only refusing is acceptable, since anything else throws keys of ours away."""
+    """What a full server does: only refusing is acceptable, since every other policy deletes keys of ours."""
     if name == "noeviction":
         return Finding("policy", OK, "noeviction")
     fix = "set it to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction"
@@ -204,13 +204,13 @@ def policy(name: str, limit_bytes: int) -> Finding:
 
 
 def memory(limit_bytes: int, used_bytes: int, own_bytes: int, system_bytes: int, needed_bytes: int) -> Finding:
-    """Whether there is room.
+    """Whether there is enough memory.
 
     Args:
         limit_bytes: maxmemory; 0 for none.
-        used_bytes: by everything that is there now.
+        used_bytes: by all keys that are there now.
         own_bytes: of these, by keys of this run.
-        system_bytes: the host's memory; 0 where that is not known.
+        system_bytes: the host's memory; 0 where it is not known.
         needed_bytes: payload that this run may keep there.
     """
     others = max(0, used_bytes - own_bytes)
@@ -232,7 +232,7 @@ def memory(limit_bytes: int, used_bytes: int, own_bytes: int, system_bytes: int,
 
 
 def output_buffer(setting: str) -> Finding:
-    """The limit on what a client has asked for and does not read.
+    """The limit on the answers that a client has asked for and does not read.
 
     Args:
         setting: as CONFIG GET client-output-buffer-limit has it.
@@ -252,11 +252,11 @@ def output_buffer(setting: str) -> Finding:
 
 
 def persistence(info: Mapping[str, Any], config: Mapping[str, str]) -> Finding:
-    """What a crash of the server loses, and whether a full disk stops it.
+    """The entries that a crash of the server loses, and whether a full disk stops the server.
 
     Args:
         info: INFO persistence.
-        config: save, appendfsync and stop-writes-on-bgsave-error, as far as they can be seen.
+        config: save, appendfsync and stop-writes-on-bgsave-error; without those that the server hides.
     """
     stops = config.get("stop-writes-on-bgsave-error") == "yes"
     off = "redis-cli CONFIG SET stop-writes-on-bgsave-error no"
@@ -283,7 +283,7 @@ def persistence(info: Mapping[str, Any], config: Mapping[str, str]) -> Finding:
 
 
 def clock(offset_s: float) -> Finding:
-    """How far the node's clock is from ours; positive where it is ahead."""
+    """How far the node's clock is from ours; a positive offset means that the node's is ahead."""
     seen = f"{abs(offset_s):.3f} s {'ahead of' if offset_s > 0 else 'behind'} ours"
     if abs(offset_s) <= MAX_OFFSET_S:
         return Finding("clock", OK, seen)
@@ -292,7 +292,7 @@ def clock(offset_s: float) -> Finding:
 
 
 def round_trip(times_s: Sequence[float]) -> Finding:
-    """Of some PINGs."""
+    """The round-trip time of some PINGs."""
     median_s = statistics.median(times_s)
     seen = f"{1000 * median_s:.2f} ms (median of {len(times_s)}, worst {1000 * max(times_s):.2f} ms)"
     if median_s > FAR_S:
@@ -301,12 +301,12 @@ def round_trip(times_s: Sequence[float]) -> Finding:
 
 
 def speed(write_rate: float | None, read_rate: float | None, step_bytes: int, why_not: str = "") -> Finding:
-    """What the wire carries, and what that means for a step.
+    """How much the wire carries, and how long the bytes of a step take on it.
 
     Args:
-        write_rate, read_rate: bytes a second; None where it could not be measured.
-        step_bytes: what a peer reads from this node in a step.
-        why_not: nothing could be written.
+        write_rate, read_rate: bytes a second; None where the rate could not be measured.
+        step_bytes: the bytes that a peer reads from this node in a step.
+        why_not: why nothing could be written.
     """
     rates = (("writing", write_rate), ("reading", read_rate))
     seen = [
@@ -325,7 +325,7 @@ def speed(write_rate: float | None, read_rate: float | None, step_bytes: int, wh
 
 
 class Incarnation(NamedTuple):
-    """A lease as it was found: how long ago it was renewed, how long it still lasts, whether its worker is gone."""
+    """A lease on the node: how long ago it was renewed, how long it still lasts, whether its worker is gone."""
 
     lease: Lease
     silent_s: float
@@ -334,7 +334,7 @@ class Incarnation(NamedTuple):
 
 
 def running(incarnations: Sequence[Incarnation], strangers: Mapping[int, str]) -> list[Finding]:
-    """Whether a run of this name is going on, and what dead ones have left: a line each.
+    """Whether a run of this name is going on, and the leases of dead workers: a line each.
 
     Args:
         strangers: workers whose lease does not bear the run's MAC, and why.
@@ -358,11 +358,11 @@ def running(incarnations: Sequence[Incarnation], strangers: Mapping[int, str]) -
 
 
 def left_over(count: int, size_bytes: int | None, forever: int, example: str) -> Finding:
-    """Keys of this run's name that no living worker has.
+    """Keys of this run's name that belong to no living worker.
 
     Args:
-        size_bytes: None where it cannot be seen.
-        forever: how many of them have no end.
+        size_bytes: None where the server hides it.
+        forever: how many of them never expire.
         example: one of these.
     """
     if not count:
@@ -376,10 +376,10 @@ def left_over(count: int, size_bytes: int | None, forever: int, example: str) ->
 
 
 def mib(count: float) -> str:
-    """Bytes for a person."""
+    """Bytes, formatted for a person."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def printable(text: str) -> str:
-    """One line, whatever a server or a peer has put into it."""
+    """The text as one printable line, whatever a server or a peer has put into it."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))

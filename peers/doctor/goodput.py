@@ -10,9 +10,9 @@ from typing import Any
 
 from peers.codecs.base import CHUNK_BYTES
 
-# Each way: enough for a fast wire, and an end on a slow one.
+# The limits each way: bytes enough for a fast wire, and a time limit for a slow one.
 TRANSFER_BYTES, TRANSFER_S = 4 * 2**20, 1.0
-# A batch that took less than this is followed by a larger one, up to so many entries.
+# After a batch that took less time than this comes a larger one, up to this many entries.
 QUICK_S, MOST_ENTRIES = 0.2, 8
 
 # Puts one question to a client of redis-py.
@@ -20,13 +20,13 @@ Ask = Callable[[Callable[[Any], Any]], Any]
 
 
 def begin_stream(client: Any, key: str, payload: bytes, keep_s: int) -> None:
-    """A stream of one entry that goes away by itself: both or none, for one without an end would stay."""
+    """Make a stream of one entry that expires by itself: both or none, for one that never expires would stay."""
     pipeline = client.pipeline().xadd(key, {"d": payload}, id="1-0", maxlen=1, approximate=False)
     pipeline.expire(key, keep_s).execute()
 
 
 def write_rate(ask: Ask, key: str) -> float | None:
-    """Bytes a second that a stream which is there already takes."""
+    """Bytes a second at which an existing stream takes entries."""
     payload = os.urandom(CHUNK_BYTES)
 
     def append(count: int) -> int:
@@ -43,7 +43,7 @@ def write_rate(ask: Ask, key: str) -> float | None:
 
 
 def read_rate(ask: Ask, keys: list[str]) -> float | None:
-    """Bytes a second at which these streams can be read; None if there is nothing in them."""
+    """Bytes a second at which these streams can be read; None if they are empty."""
     wanted = [1]
 
     def entries() -> Iterator[int]:
@@ -67,7 +67,7 @@ def _entries(client: Any, key: str, after: str, count: int) -> Any:
 
 
 def _rate(move: Callable[[int], int]) -> float | None:
-    """Bytes a second of what `move(entries)` moves, called until that is enough; None if it moves nothing."""
+    """Bytes a second of `move(entries)`, which is called until the limits are reached; None if it moves nothing."""
     total, count, began = 0, 1, time.perf_counter()
     while True:
         before = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One node that has answered: asked one question after the other, and never again once it has stopped answering."""
+"""One node that has answered: gets one question after the other, and none after it has stopped answering."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Visit:
-    """What one node is looked at for.
+    """A visit of the doctor: the node, and the facts of the run that the checks need.
 
     Attributes:
         url: as in the settings; `?socket=PATH` counts where the node is our own.
         run: name of the run.
-        workers: whose node it is.
-        is_own: it is this host's.
+        workers: the workers whose node it is.
+        is_own: whether it is this host's node.
         needed_bytes: payload that the run may keep there.
-        step_bytes: what one peer reads from there in a step.
+        step_bytes: the bytes that one peer reads from there in a step.
         lease_s, beat_s: how long a lease lasts, and how often it is renewed.
         is_dead: whether the process that wrote a lease is certainly gone.
-        access: what is shown to the node, and whom we trust.
-        run_key: with which the run's leases are sealed; None for no seals.
+        access: our credentials for the node, and the authority that we trust.
+        run_key: the key of the run's MACs; None for no MACs.
     """
 
     url: str
@@ -52,19 +52,19 @@ class Visit:
 
 
 class Node:
-    """What is asked of one server, and what later questions need of earlier answers.
+    """The questions to one server, and the answers that later questions need.
 
     Args:
-        client: connected to it.
-        visit: what it is looked at for.
+        client: connected to the server.
+        visit: the node and the facts of the run.
 
     Attributes:
         keys: names of the run's keys.
-        probes: by type the keys that are written to see whether that is allowed.
-        refused: by command, why it is refused; once `facts.writing` has tried.
-        user: who we are there; once `facts.access` has asked.
+        probes: by type, the keys that are written to see whether that is allowed.
+        refused: the reason by command; once `facts.writing` has tried.
+        user: our user there; once `facts.access` has asked.
         incarnations: the leases that were found; once `facts.running` has looked.
-        own_bytes: of all keys of the run, as far as they can be seen; once `facts.left_over` has looked.
+        own_bytes: of all keys of the run whose size the server shows; once `facts.left_over` has looked.
     """
 
     def __init__(self, client: redis.Redis, visit: Visit):
@@ -79,7 +79,7 @@ class Node:
         self.probes = {kind: self.keys.probe(visit.workers[0], token, kind) for kind in ("string", "stream", "hash")}
 
     def ask(self, question: Callable[[redis.Redis], Answer]) -> Answer:
-        """One question. Raises UnseenError."""
+        """The answer to one question. Raises UnseenError."""
         self.check()
         try:
             return question(self._client)
@@ -87,7 +87,7 @@ class Node:
             self.gone = f"it stopped answering: {error}"
             raise UnseenError(self.gone) from None
         except redis.RedisError as error:
-            # A pipeline's errors begin with the whole command.
+            # A pipeline's error text begins with the whole command.
             why = str(error).rpartition("of pipeline caused error: ")[2]
             raise UnseenError(why or type(error).__name__) from None
 
@@ -117,13 +117,13 @@ class Node:
         return self.ask(lambda client: client.info(section))
 
     def forget(self) -> None:
-        """Take the probes away."""
+        """Delete the probes."""
         for key in self.probes.values():
             self.may(partial(_delete, key=key))
 
     @property
     def login(self) -> dict[str, Any]:
-        """With what we have connected."""
+        """The credentials with which the client has connected."""
         return self._client.connection_pool.connection_kwargs
 
 
@@ -132,5 +132,5 @@ def _delete(client: redis.Redis, key: str) -> None:
 
 
 def text(value: Any) -> str:
-    """What a server calls something."""
+    """A server's text as str."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
