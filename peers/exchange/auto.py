@@ -1,22 +1,21 @@
 """`parts: auto`: the fewest parts with which publishing and reading fit into the time of a step.
 
-Each worker measures how long its steps compute and how long its wire is busy, and writes the number of
-parts that would suit it (its wish) into the header of every part that it sends. Every so many steps,
-where a cycle of parts is complete so that nothing waits longer for its turn, all workers look at the
-wishes of one and the same past round, which the staleness bound has made them all have, and the largest
-wins: the slowest wire decides, everyone decides alike, and nobody had to ask.
+Each worker measures how long its steps compute and how long its wire is busy. It proposes the number of
+parts that would suit it, and writes its proposal into the header of every part that it sends. Every so many steps,
+where a cycle of parts is complete so that no part waits longer for its turn, all workers look at the
+proposals of one and the same past round, which the staleness bound has made them all have, and the largest
+proposal wins: the slowest wire decides, all workers decide alike, and no worker had to ask.
 
-A wire that is hardly used looks faster than it is: what a shaper lets pass in a burst is gone before a
-queue builds up. And more bytes also cost processor time that a busy machine has not. So parts become fewer
-by one halving at a time, and not where the training thread has to queue for a processor; if steps then take longer
-than before, that is taken back; and a number that has turned out too small is not tried again soon, each time for
-twice as long.
+A wire that is hardly used looks faster than it is: a shaper lets a burst pass before a queue builds up. And more
+bytes also cost processor time that a busy machine does not have. So parts become fewer by one halving at a time, and
+not where the training thread has to queue for a processor. If steps then take longer than before, the halving is
+taken back. A number that has turned out too small is not tried again soon; each time the wait is twice as long.
 
 What always holds: with equal members two workers change to the same number after the same step. A part
-says in its header which slice it is, so that a worker that decided otherwise (a member was dropped in
-that very round) is still understood, until the next decision makes them alike again.
+says in its header which slice it is. So the others still understand a worker that decided otherwise (because it
+dropped a member in that very round), until the next decision makes them alike again.
 
-Without a bound (slack None) there is no such common round; each looks at the newest wishes it has seen.
+Without a bound (slack None) there is no such common round; each worker looks at the newest proposals it has.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 from peers.vectors.partition import Schedule
 
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
-# Neither so few that a slow wire blocks the first steps for minutes, nor so many that nothing is learned of it.
+# Neither so few that a slow wire blocks the first steps for minutes, nor so many that the first rounds teach nothing.
 FIRST = 8
 EARLY_STEPS, EVERY_STEPS = 16, 50
 # How much of a step the wire may be busy, and how much room it must have left before parts become fewer.
@@ -42,7 +41,7 @@ REST_STEPS = 500
 
 
 class AutoParts:
-    """Measures, wishes and decides; knows no wire. `note` may be called from any thread.
+    """Measures, proposes and decides; knows no wire. `note` may be called from any thread.
 
     Args:
         slack: the staleness bound in steps, None for none.
@@ -51,30 +50,30 @@ class AutoParts:
     def __init__(self, slack: int | None):
         self._slack = slack
         self._lock = threading.Lock()
-        # Round -> worker -> wish.
+        # Round -> worker -> proposal.
         self._proposals: dict[int, dict[int, int]] = {}
         self._proposal = FIRST
-        # Since the start: our own work, reading, publishing, and everything.
+        # The values of the last `measure`, in seconds: our own work, queueing, reading, publishing, and the time.
         self._before = (0.0, 0.0, 0.0, 0.0, 0.0)
-        # Since the last decision, step by step: our own work, and all of it; and in sum: the wire's busy time, and
-        # what of our own work was spent queueing.
+        # Since the last decision. Step by step: the seconds of our own work, and of the whole step. In sum: the wire's
+        # busy time, and the part of our own work that was spent queueing.
         self._computed_s: list[float] = []
         self._took_s: list[float] = []
         self._busy_s = self._queued_s = 0.0
-        # What a step took before parts became fewer, as long as that is to be judged.
+        # What a step took before parts became fewer, until that change has been checked.
         self._took_before_s: float | None = None
         self._steps = 0
-        # Per number of parts that was too small: until which step it is left alone, and for how long.
+        # Per number of parts that was too small: until which step it is not tried again, and for how many steps.
         self._resting: dict[int, tuple[int, int]] = {}
 
     def measure(
         self, schedule: Schedule, computed_s: float, queued_s: float, read_s: float, publish_s: float, now_s: float
     ) -> None:
-        """After a step.
+        """Measure a step that has ended, and make the proposal.
 
         Args:
             computed_s: seconds of our own work since the start.
-            queued_s: seconds since the start in which our thread could have worked, had it had a processor.
+            queued_s: seconds since the start in which our thread was ready and had no processor.
             read_s, publish_s: seconds since the start in which that way of the wire was busy.
             now_s: seconds, monotonic.
         """
@@ -86,9 +85,9 @@ class AutoParts:
         self._steps += 1
         self._computed_s.append(computed_s)
         self._took_s.append(took_s)
-        # They go on at the same time, so the busier way counts.
+        # Both ways are busy at the same time, so the busier one counts.
         self._busy_s += max(busy_s)
-        # What the thread queued for before the first step was no work of ours.
+        # Queueing before the first step was no part of our own work.
         self._queued_s += queued_s if self._steps > 1 else 0.0
         # Medians, because evaluating between two steps is not work on a step.
         share = self._busy_s / len(self._took_s) / max(SHARE * statistics.median(self._computed_s), 1e-9)
@@ -105,23 +104,23 @@ class AutoParts:
             self._proposal = schedule.parts
 
     def _is_slower(self) -> bool:
-        """Whether steps take longer than before parts became fewer, whatever the wire says."""
+        """Whether steps take longer than before parts became fewer, however busy the wire is."""
         if self._took_before_s is None or len(self._took_s) < EARLY_STEPS:
             return False
         return statistics.median(self._took_s) > SLOWER * self._took_before_s
 
     @property
     def proposal(self) -> int:
-        """The number of parts that would suit us, as far as we have measured."""
+        """The number of parts that would suit us, by the measurements so far."""
         return self._proposal
 
     def note(self, worker: int, round: int, proposal: float) -> None:
-        """A worker's wish, as the header of a round has it; what is no choice is taken for the nearest above."""
+        """Note a worker's proposal from the header of a round; a number that is no choice counts as the next larger."""
         with self._lock:
             self._proposals.setdefault(round, {})[worker] = _smallest(proposal)
 
     def decide(self, schedule: Schedule, step: int) -> Schedule:
-        """After a step: the schedule that holds from the next one on; the same one if nothing changes."""
+        """After a step: the schedule from the next step on; the same one if nothing changes."""
         if not self._is_due(schedule, step - schedule.since):
             return schedule
         with self._lock:
@@ -143,7 +142,7 @@ class AutoParts:
         return schedule if parts == schedule.parts else schedule.changed(parts, step)
 
     def _is_due(self, schedule: Schedule, steps: int) -> bool:
-        # Only where a cycle of parts ends; and the wishes looked at must be of this schedule.
+        # Only where a cycle of parts ends; and the proposals of the round must be of this schedule.
         early, every = (
             -(-max(least, (self._slack or 0) + 1) // schedule.parts) * schedule.parts
             for least in (EARLY_STEPS, EVERY_STEPS)
@@ -151,7 +150,7 @@ class AutoParts:
         return steps % every == 0 or not schedule.since and steps == early
 
     def to_plain(self, schedule: Schedule) -> dict[str, Any]:
-        """The schedule in force, and the wishes that are still to be looked at, for a checkpoint or a joiner."""
+        """The schedule in force, and the proposals of later decisions, for a checkpoint or a joiner."""
         with self._lock:
             proposals = [
                 [round, worker, proposal]
@@ -164,7 +163,7 @@ class AutoParts:
         """The inverse of `to_plain`.
 
         Raises:
-            KeyError, ValueError, TypeError: it is none.
+            KeyError, ValueError, TypeError: the map is none that `to_plain` makes.
         """
         for round, worker, proposal in plain["proposals"]:
             self.note(int(worker), int(round), float(proposal))

@@ -1,8 +1,8 @@
-"""The staleness bound (SSP) as a pure object: who must still be awaited for a round.
+"""The staleness bound (SSP) as a pure object: which peers must still be awaited for a round.
 
 A peer's clock is the newest of its rounds that has been received completely. Round t may be
 applied when every member's clock is at least t - slack. Slack 0 is synchronous training; slack
-None never waits. Every worker keeps its own `SspClock` from what it has itself received: there is
+None never waits. Every worker keeps its own `SspClock` from the messages that it has itself received: there is
 no referee.
 
 What always holds: a clock never goes back within one membership; a peer that is no member is
@@ -27,7 +27,7 @@ class _Peer:
 
 
 class SspClock:
-    """Everyone's progress as this worker has seen it. Not thread-safe: `ClockGate` guards it.
+    """Everyone's progress as this worker has seen it. Not thread-safe: `ClockGate` locks it.
 
     Args:
         peers: the other workers; none of them is a member until admitted.
@@ -56,12 +56,12 @@ class SspClock:
         state.is_member, state.has_left = True, False
 
     def drop(self, peer: int) -> bool:
-        """Do not await the peer any more (it is gone); returns whether it was a member."""
+        """Do not await the peer any more, because it is gone; returns whether it was a member."""
         was, self._peers[peer].is_member = self._peers[peer].is_member, False
         return was
 
     def leave(self, peer: int) -> None:
-        """The peer has said goodbye: everything it had to say has been said."""
+        """The peer has said goodbye: all of its messages have been received."""
         self._peers[peer].has_left = True
 
     def awaited(self, round: int, slack: int | None = None) -> list[int]:
@@ -88,14 +88,14 @@ class SspClock:
         return {peer: state.clock for peer, state in self._peers.items() if state.is_member or state.has_left}
 
     def reachable(self) -> int:
-        """How many peers are in the bound, or have left after everything that they had to say."""
+        """How many peers are in the bound, or have left after all of their messages."""
         return sum(state.is_member or state.has_left for state in self._peers.values())
 
     def has_left(self, peer: int) -> bool:
         return self._peers[peer].has_left
 
     def contributors(self, round: int) -> tuple[int, ...]:
-        """The peers among whom a mean at `round` is shared: members, and those who went after it."""
+        """The peers among whom a mean at `round` is shared: members, and those that have left after the round."""
         return tuple(
             peer
             for peer, state in self._peers.items()

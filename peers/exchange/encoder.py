@@ -1,7 +1,7 @@
-"""The sender thread's half of an exchange rule: what leaves becomes entries, and is remembered as the others read it.
+"""The sender thread's half of an exchange rule: encodes leaving vectors, and keeps them as the other workers read them.
 
-A rule copies out on the main thread (`offer`); its encoder writes that with the codec, in the order of the rounds.
-Where everyone applies the same messages, our own among them, the encoder keeps each round as a reader decodes it.
+A rule copies out on the main thread (`offer`). Its encoder writes the copy with the codec, in the order of the rounds.
+Where all workers apply the same messages, our own among them, the encoder keeps each round as a reader decodes it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from peers.wire.encode import Write, encode_vector, read_back, squares_of
 
 
 class GradientEncoder:
-    """Encodes parts of gradients. `encode` runs on the sender thread; the main thread reads what it leaves.
+    """Encodes parts of gradients. `encode` runs on the sender thread; the main thread reads its attributes.
 
     Args:
         worker: our number.
         layout: what all workers agree on.
         size: number of values in the vector.
         is_published: our own gradient enters as the others read it.
-        measures_own: the norms of what leaves are wanted.
+        measures_own: whether the norms of our leaving parts are needed.
 
     Attributes:
-        outgoing: our own rounds as the others read them, where they are wanted.
+        outgoing: our own rounds as the others read them, if `is_published`.
         lossy: the codec with its error feedback.
-        norms: round, part and norm of what left, oldest first, where they are wanted.
-        measured: the newest round whose norm is there.
+        norms: round, part and norm of our parts, oldest first, if `measures_own`.
+        measured: the newest round whose norm is known.
     """
 
     def __init__(self, worker: int, layout: ExchangeLayout, size: int, is_published: bool, measures_own: bool):
@@ -51,7 +51,7 @@ class GradientEncoder:
         self.norms.clear()
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        """As entries; see `peers.exchange.rule.Encoder`."""
+        """A leaving vector as entries; see `peers.exchange.rule.Encoder`."""
         write = None if self._layout.codec.is_exact else self.lossy.encode
         extras = leaving.extras | extras
         if self._measures_own:
@@ -90,7 +90,7 @@ class GradientEncoder:
 
 
 class ParameterEncoder:
-    """Encodes parts of weights, or of their differences to what was last agreed. `encode` runs on the sender thread.
+    """Encodes parts of weights, or their differences to the reference. `encode` runs on the sender thread.
 
     Args:
         worker: our number.
@@ -106,7 +106,7 @@ class ParameterEncoder:
         self.outgoing = Outgoing(backlog)
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        """As entries; see `peers.exchange.rule.Encoder`."""
+        """A leaving vector as entries; see `peers.exchange.rule.Encoder`."""
         codec = CODECS["raw"] if leaving.is_whole else self._layout.codec
         entries: Iterable[tuple[bytes, Buffer]] = encode_vector(
             self._layout,
@@ -119,7 +119,7 @@ class ParameterEncoder:
         )
         read, total = leaving.values, None
         if codec.is_exact and leaving.owner is not Owner.RULE:
-            # The array goes back to the pool when it has been published.
+            # The array goes back to the buffer pool after it has been published.
             read = leaving.values.copy()
         elif not codec.is_exact:
             entries = made = list(entries)

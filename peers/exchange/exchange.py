@@ -2,9 +2,9 @@
 
     values of round t -> offer(t): copy out one part -> wait until every member's clock >= t - slack -> collect
 
-What leaves and how it enters is the business of the rule (`peers.exchange.gradients`, `peers.exchange.parameters`);
-this file has the rounds, the bound, and how a worker begins, joins, helps others to join, and ends. The main thread
-copies out and sums up; encoding, publishing, reading and decoding run beside it (`peers.session.session`).
+The exchange rule (`peers.exchange.gradients`, `peers.exchange.parameters`) decides which values leave and how they
+enter. This file has the rounds, the bound, and how a worker begins, joins, helps others to join, and ends. The main
+thread copies out and sums up; encoding, publishing, reading and decoding run beside it (`peers.session.session`).
 
 With slack 0 every worker applies exactly the rounds up to t, summed in worker order, and the run is
 bit-reproducible.
@@ -51,14 +51,14 @@ class Exchange:
 
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
-        layout: what all workers agree on; with more than one number of parts these are found by themselves.
+        layout: what all workers agree on; with several numbers of parts the workers choose one by themselves.
         initial: the vector with which everyone begins, float32 (size,); only the rule of parameters looks at it.
         options: rule, bound, reduction and patience.
         log: called with one line for a person.
 
     Attributes:
         gate: where the main thread waits.
-        exchange_s: seconds of its own work on the exchange: copy out, sum up, copy in.
+        exchange_s: seconds of the main thread's own work on the exchange: copy out, sum up, copy in.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Exchange:
             bus, self._session, self.gate, self._giver, self._rule.encoder, self._buffers, options
         )
         self._round = 0
-        # What has been applied of every peer.
+        # How far each peer's messages have been applied.
         self._taken: dict[int, Cursor] = {}
         self.exchange_s = self._computed_s = 0.0
         self._left_at = time.monotonic()
@@ -99,11 +99,11 @@ class Exchange:
     def start(self, start: Start, round: int, sizes: dict[str, int] | None = None, load: Load | None = None) -> int:
         """Follow the peers and say hello; returns the round after which this worker goes on.
 
-        However it begins, it then stands at one round with a cursor into every peer's stream: at the beginning
+        After `start` the worker stands at one round with a cursor into every peer's stream: at the beginning
         of the streams, where its own checkpoint left them, or where the state of a helper left them.
 
         Args:
-            start: what the rendezvous found.
+            start: the result of the rendezvous.
             round: the round that the loaded checkpoint ended with; 0 for the beginning.
             sizes: for a join, number of values of the helper's vectors by name.
             load: for a join, called with the helper's vectors and values.
@@ -172,7 +172,7 @@ class Exchange:
     # --- one round ----------------------------------------------------------------------------
 
     def exchange(self, values: np.ndarray, is_sync_point: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """One round: publish a part of the values, take what came, change the values by it and return them.
+        """One round: publish a part of the values, apply the received messages, change the values and return them.
 
         Args:
             values: float32 (size,): the gradient, or the parameters after this worker's own step. Changed in place.
@@ -200,7 +200,7 @@ class Exchange:
         self._publisher.submit(leaving, extras)
 
     def _await(self, round: int, is_sync_point: Callable[[], bool]) -> tuple[int, int]:
-        """Wait under the bound; returns the round through which to collect and how many share a mean."""
+        """Wait under the bound; returns the round through which to collect, and how many peers share a mean."""
         with self._session.waiting():
             sharers = self.gate.wait(round)
             is_synchronous = self._options.slack is not None and is_sync_point()
@@ -268,13 +268,13 @@ class Exchange:
     # --- the end ------------------------------------------------------------------------------
 
     def finish(self, values: np.ndarray) -> np.ndarray | None:
-        """Send what is left, take what is left of the peers'; returns what is still to be applied, or loaded.
+        """Publish our rest, collect the rest of the peers; returns values that are still to be applied, or loaded.
 
-        Waits for the members to finish as well, at most `finish_timeout_s`; what did not come by then is
+        Waits for the members to finish as well, at most `finish_timeout_s`; messages that did not come by then are
         counted as `unfinished`.
 
         Args:
-            values: as they stand: zeros for gradients, or the parameters; float32 (size,), changed in place.
+            values: zeros for gradients, or the present parameters; float32 (size,), changed in place.
 
         Returns:
             The values, or None where nothing was left.
@@ -292,15 +292,15 @@ class Exchange:
         """Say goodbye in the middle of the run.
 
         Args:
-            is_resumable: all stop together and go on from here, so the window stays as it is; otherwise what
-                is left in it is sent, because the peers go on without us.
+            is_resumable: all stop together and go on from here, so the window stays as it is; otherwise the rest
+                of the window is sent, because the peers go on without us.
         """
         if not is_resumable and self._options.exchange == "gradients":
             self._flush(np.zeros(self._schedule.size, np.float32))
         self._session.leave(self._round)
 
     def _flush(self, values: np.ndarray) -> None:
-        """Publish every part that may still have something."""
+        """Publish every part that may still have values to send."""
         for _ in range(self._rule.begin_flush()):
             self._round += 1
             self._offer(self._round, values)
@@ -309,10 +309,10 @@ class Exchange:
         """Stop the threads; the bus is the caller's to close."""
         self._session.close()
 
-    # --- what others want to know -------------------------------------------------------------
+    # --- state and statistics -----------------------------------------------------------------
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """Window, error feedback and cursors, for a checkpoint: what of ours has not left, what of theirs has come."""
+        """For a checkpoint: window and error feedback (our unsent values), and cursors (how far peers are applied)."""
         self._session.drain()
         arrays, values = self._rule.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}
@@ -325,7 +325,7 @@ class Exchange:
         self._taken = {int(peer): Cursor.from_plain(plain) for peer, plain in values["followed"].items()}
 
     def stats(self) -> dict[str, Any]:
-        """Since the last call: staleness in steps; now: parts; since the start: bytes, seconds, what was dropped."""
+        """Since the last call: staleness in steps; now: parts; since the start: bytes, seconds, dropped messages."""
         staleness, self._staleness = self._staleness, []
         found = self._session.stats(len(self.gate.members()), self._rule.screen, self._inbox.dropped())
         return found | {

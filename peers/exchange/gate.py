@@ -1,6 +1,6 @@
-"""Where the main thread waits: the staleness bound, and everything else that peers must say first.
+"""Where the main thread waits: for the staleness bound, and for every other message of the peers.
 
-A network can be cut in two, and then each side drops the other. With `min_peers` the smaller side is a minority:
+A network can split, and then each side drops the other. With `min_peers` the smaller side is a minority:
 it pauses until the others are back. A worker that finds most peers further ahead than a peer that awaits it can be
 has been dropped without noticing: it takes their state, so that there is one line of training.
 
@@ -28,8 +28,8 @@ class ClockGate(Waiting):
     Args:
         clock: the pure clock that is guarded.
         stall_timeout_s: how long a live peer may hold a wait up before that is an error.
-        say: called with one line for a person.
-        lead: how many rounds a peer that awaits us can be ahead; None if nobody is awaited.
+        log: called with one line for a person.
+        lead: how many rounds a peer that awaits us can be ahead; None if no peer is awaited.
         min_peers: with fewer peers that are there, or have finished, this worker waits.
         now: seconds, monotonic.
     """
@@ -46,9 +46,9 @@ class ClockGate(Waiting):
         super().__init__(stall_timeout_s, log, now)
         self._clock, self._lead = clock, lead
         self._min_peers = min_peers
-        # Whether we have once been where the others can await us.
+        # Whether we have been where the others can await us since this incarnation began.
         self._is_caught_up = False
-        # Until everything has been read that was there when we were started again.
+        # True until all entries have been read that the streams had when this worker was restarted.
         self.is_replaying = False
         self._states: dict[tuple[int, int], np.ndarray] = {}
         self._averaged = -1
@@ -74,7 +74,7 @@ class ClockGate(Waiting):
         self.admit(peer, self.clock(peer))
 
     def drop(self, peer: int, reason: str) -> None:
-        """Do not await the peer any more; said once. A peer that said goodbye is not dropped."""
+        """Do not await the peer any more; logged once. A peer that said goodbye is not dropped."""
         with self._changed:
             was_member = not self._clock.has_left(peer) and self._clock.drop(peer)
             self._changed.notify_all()
@@ -82,7 +82,7 @@ class ClockGate(Waiting):
             self._log(f"worker {peer} is dropped from the bound: {reason}; going on without it")
 
     def leave(self, peer: int) -> None:
-        """The peer has said goodbye; said once."""
+        """The peer has said goodbye; logged once."""
         with self._changed:
             was_member = peer in self._clock.members()
             self._clock.leave(peer)
@@ -100,7 +100,7 @@ class ClockGate(Waiting):
             self._changed.notify_all()
 
     def stop(self, step: int) -> None:
-        """Someone wants the run to stop together after a step; the earliest wish counts."""
+        """A worker proposes that the run stops together after a step; the earliest step counts."""
         with self._changed:
             self.stop_at = step if self.stop_at is None else min(self.stop_at, step)
             self._changed.notify_all()
@@ -124,7 +124,7 @@ class ClockGate(Waiting):
 
         Raises:
             StalledError: a live member made no progress for the stall timeout.
-            LapsedError: the others went on without us.
+            LeaseExpiredError: the others went on without us.
             PeersError: the first failure of another thread.
         """
 
@@ -145,18 +145,18 @@ class ClockGate(Waiting):
         return self.sharers(round)
 
     def _check_lead(self, round: int) -> None:
-        """Are the others still on our line of training? Raises LapsedError."""
+        """Check that the others are still on our line of training. Raises LeaseExpiredError."""
         if self._lead is None:
             return
         clocks = self._clock.line()
         ahead = [peer for peer, clock in clocks.items() if clock > round + self._lead]
-        # One alone may be the one that was cut off.
+        # A single peer ahead may be the isolated one.
         are_most = len(ahead) > max(len(clocks) / 2, self._min_peers)
         if are_most and self._is_caught_up:
             raise LeaseExpiredError(
                 f"worker {ahead[0]} is at round {clocks[ahead[0]]}, this one at {round}: the others have not awaited it"
             )
-        # When what the others said before a restart is replayed, they are ahead for a while.
+        # While the others' messages from before a restart are replayed, the others are ahead.
         self._is_caught_up = self._is_caught_up or not ahead and not self.is_replaying
 
     def unfinished(self, round: int) -> list[int]:
@@ -167,14 +167,14 @@ class ClockGate(Waiting):
         """Wait for every member's state of a round; returns those that came, by worker."""
 
         def missing() -> list[int]:
-            # Who was admitted with this very round has no state of it to send.
+            # A peer that was admitted with this very round has no state of it to send.
             return [peer for peer in self._clock.members(round) if (peer, round) not in self._states]
 
         if self._clock.slack is not None:
             self.until(lambda: not missing(), lambda: f"the buffers of workers {missing()} at round {round}")
         with self._changed:
             if self._clock.slack is None:
-                # Without a bound nobody is awaited: the newest that each has said.
+                # Without a bound no peer is awaited: the newest state of each peer.
                 return {peer: values for (peer, _), values in self._states.items()}
             found = {peer: values for (peer, at), values in self._states.items() if at == round}
             self._averaged = round
@@ -182,7 +182,7 @@ class ClockGate(Waiting):
             return found
 
     def sharers(self, round: int) -> tuple[int, ...]:
-        """The peers that share the mean of `round`, as it stands."""
+        """The peers that share the mean of `round` at this moment."""
         with self._changed:
             return self._clock.contributors(round)
 
@@ -196,6 +196,6 @@ def make_gate(
 
 
 def furthest_lead(options: Options, layout: ExchangeLayout) -> int | None:
-    """How many rounds a peer that awaits us can be ahead: the bound, and what it sends after its last step."""
+    """How many rounds a peer that awaits us can be ahead: the bound, and its rounds after the last step."""
     most_parts = max(layout.parts, default=layout.schedule.parts)
     return None if options.slack is None else options.slack + 2 + most_parts

@@ -1,18 +1,18 @@
-"""Carrying gradients: each reaches every peer exactly once, in parts.
+"""Exchange of gradients: each gradient reaches every peer exactly once, in parts.
 
-    offer: window += gradient, one part of it leaves        collect: gradient + what came, mean or sum
+    offer: window += gradient, one part of it leaves        collect: gradient + received parts, mean or sum
 
 With `own: immediate` a worker's own gradient enters at once and in full, those of the others when they come, as in
-the sources. With `own: delayed` it enters as the others read it and when they do: everyone applies the same
-messages in the same rounds (round t - slack in round t), so the replicas stay alike bit by bit under any parts,
-slack and codec, and a run repeats; the price is that a worker's own gradient is as old as everyone's. Only so is
-there a set of like things of which a robust rule can take what it takes.
+the sources. With `own: delayed` a worker's own gradient enters as the others read it, and at the same time as theirs:
+all workers apply the same messages in the same rounds (round t - slack in round t). So the replicas stay equal bit by
+bit under any parts, slack and codec, and a run repeats; the price is that a worker's own gradient is as old as the
+others'. A robust rule needs `own: delayed`, because it compares vectors of the same kind.
 
-What the judge does not let pass is left out of the sum and of the number by which a mean divides.
+The contributions that the screen does not accept are left out of the sum and of the divisor of a mean.
 
-What always holds (conservation): everything pushed into the window leaves exactly once; what a lossy
-codec drops stays behind as error feedback; so after the flush, delivered + kept = produced, but for what was
-judged unusable. (A robust rule does not conserve: what it takes for bad is gone.)
+What always holds (conservation): every gradient pushed into the window leaves exactly once; the values that a lossy
+codec drops stay behind as error feedback; so after the flush, delivered + kept = produced, but for the
+contributions that the screen refused. (A robust rule does not conserve: values that it takes for bad are gone.)
 
 Sources: Watcharapichat et al., "Ako", SoCC 2016, section 3; the released DEGAN code is `reduce: sum`.
 """
@@ -48,9 +48,9 @@ class GradientRule:
         lag: the staleness bound in rounds, None for none.
         is_mean: divide by the number of workers that share; else sum.
         is_published: our own gradient enters as and when the others' do; needs a bound.
-        spares: where what leaves is written.
+        buffers: the buffer pool for leaving parts.
         reduce: a robust rule instead of mean or sum; needs `is_published`.
-        judge: whose contributions are used.
+        screen: decides which contributions are used.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class GradientRule:
         self._newest = round
         is_lent = self._lag == 0 and part.size == values.size and not self._window.is_dirty
         if is_lent:
-            # All of it leaves before the others' come in, so it need not be copied.
+            # All of it leaves before the others' parts enter, so it need not be copied.
             return Leaving(round, part, values, {}, owner=Owner.CALLER)
         owner = Owner.RULE if self._is_published and self._layout.codec.is_exact else Owner.POOL
         return Leaving(round, part, self._window.pass_through(part, values), {}, owner=owner)
 
     def through(self, round: int, is_synchronous: bool) -> int:
-        # Without a bound there is no round to wait for, and what a faster peer said is as good as any.
+        # Without a bound there is no round to wait for, and a faster peer's message of any round may enter.
         if self._lag is None:
             return MAX_ROUND
         return round - self._lag if self._is_published and not is_synchronous else round
@@ -109,7 +109,7 @@ class GradientRule:
         self._note_own()
         everyone = {item.sender for item in items}
         items = self._usable(items)
-        # A mean is among those who count.
+        # The mean is among the senders whose contributions are used.
         sharers = max(0, sharers - len(everyone - {item.sender for item in items}))
         whole = self._schedule.whole
         if all(item.slice == whole for item in items) and len({item.sender for item in items}) == len(items):
@@ -122,14 +122,15 @@ class GradientRule:
         return values
 
     def _note_own(self) -> None:
-        # Measured while it is encoded, noted as late as the bound allows: how far the encoding is decides nothing.
+        # The norm is measured while the part is encoded, and noted as late as the bound allows: so the progress of the
+        # encoding changes no decision.
         norms = self.encoder.norms
         while norms and (self._lag is None or norms[0][0] <= self._newest - self._lag):
             _, part, own_norm = norms.popleft()
             self.screen.note_own(part, own_norm)
 
     def _collect_alike(self, through: int, values: np.ndarray, items: list[Received]) -> np.ndarray:
-        """Round by round what everyone published, ourselves included, in worker order."""
+        """Round by round the parts that all workers published, ourselves included, in worker order."""
         mine = self._outgoing.take(through)
         values[:] = 0
         rounds = sorted(mine.keys() | {item.round for item in items})
@@ -151,7 +152,7 @@ class GradientRule:
         return values
 
     def _usable(self, items: list[Received]) -> list[Received]:
-        """Those of the items that the judge lets pass, in the same order."""
+        """Those of the items that the screen accepts, in the same order."""
         accepted: dict[tuple[int, Slice], set[int]] = {}
         for key in dict.fromkeys((item.round, item.slice) for item in items):
             alike = [item for item in items if (item.round, item.slice) == key]
@@ -209,7 +210,7 @@ def sum_in_order(worker: int, own: np.ndarray, items: list[Received], divisor: i
     """
     by_worker = [(item.sender, item.values) for item in items] + [(worker, own)]
     vectors = [vector for _, vector in sorted(by_worker, key=lambda pair: pair[0])]
-    # Exact where it is a power of two, and then faster.
+    # Multiplying is exact where the divisor is a power of two, and then faster.
     share = np.float32(1 / divisor) if divisor & (divisor - 1) == 0 else None
     for start in range(0, own.size, BLOCK_VALUES):
         mine = own[start : start + BLOCK_VALUES]

@@ -1,8 +1,8 @@
-"""From received messages to contributions and clocks: one peer's messages in, in order; nothing lost unseen.
+"""From received messages to contributions and clocks: a peer's messages enter in order, and every loss is counted.
 
-A round of a peer counts once: a round that it publishes again after a restart (`replayed`) is not applied a second
-time, and rounds that were gone before they were read (`overrun`) are counted. A contribution is in the accumulator
-before its clock is noted, so whoever passes the gate has it.
+A round of a peer counts once: a round that the peer publishes again after a restart (`replayed`) is not applied a
+second time, and rounds that were gone before they were read (`overrun`) are counted. A contribution is in the
+accumulator before its clock is noted, so it is there when the main thread passes the gate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_TOKEN = 64
 
 @dataclass
 class _Sender:
-    """What we know of a peer: the newest round received, and the incarnation that one of us has given its state to."""
+    """One peer: the newest round received, and the incarnation that a worker has given its state to."""
 
     newest: int | None = None
     admitted: str = ""
@@ -40,7 +40,7 @@ class Inbox(Decoder):
         accumulator: takes the contributions.
         gate: takes clocks, membership, states and the step to stop at.
         proposals: takes the numbers of parts that the peers propose; None where the number is fixed.
-        buffers: where the arrays of messages come from.
+        buffers: the buffer pool for the arrays of messages.
         refused: called with sender and incarnation for an entry that its sender should not have sent.
     """
 
@@ -63,11 +63,11 @@ class Inbox(Decoder):
         self._senders: dict[int, _Sender] = {}
         self._counts: Counter[str] = Counter()
         self._proposals: dict[int, tuple[str, str]] = {}
-        # After a restart: per peer the number of its newest entry then.
+        # After a restart: per peer the number of its newest entry at that time.
         self._unread: dict[int, int] = {}
 
     def dropped(self) -> dict[str, int]:
-        """How much was not applied, by reason, since the start."""
+        """How many rounds and entries were not applied, by reason, since the start."""
         with self._lock:
             return dict(self._counts)
 
@@ -76,13 +76,13 @@ class Inbox(Decoder):
             self._counts[reason] += how_many
 
     def take_proposals(self) -> dict[int, tuple[str, str]]:
-        """Peers that have asked for our state since the last call: their incarnation and the wish's token."""
+        """Peers that have asked for our state since the last call: their incarnation and the token of the request."""
         with self._lock:
             proposals, self._proposals = self._proposals, {}
             return proposals
 
     def expect_after(self, sender: int, cursor: Cursor) -> None:
-        """What the cursor covers is known already; the rounds after it come next."""
+        """The rounds up to the cursor are known already; the rounds after it come next."""
         self.begin_incarnation(sender, cursor.incarnation)
         with self._lock:
             self._senders[sender] = _Sender(cursor.round)
@@ -102,7 +102,7 @@ class Inbox(Decoder):
                 self._gate.is_replaying = bool(self._unread)
 
     def note_admitted(self, sender: int, incarnation: str) -> None:
-        """This life of a peer has been given a state, so its wish to join is granted."""
+        """A worker has given its state to this incarnation of a peer, so the peer's request to join is granted."""
         with self._lock:
             self._senders.setdefault(sender, _Sender()).admitted = incarnation
 
@@ -117,8 +117,8 @@ class Inbox(Decoder):
                 self._gate.put_state(peer, received.round, received.values)
             case "hello":
                 if fields["is_joining"]:
-                    # Its old clock must hold nobody up while it asks one of us for a state. That one's `admit`
-                    # may have been read first: different senders have no order between them.
+                    # The peer's old clock must hold nobody up while the peer asks a worker for a state. The worker's
+                    # `admit` may have been read first: different senders have no order between them.
                     if sender.admitted != received.incarnation:
                         self._gate.drop(peer, "it was started again and asks for a state")
                 elif not fields["is_replaying"]:
@@ -143,7 +143,7 @@ class Inbox(Decoder):
 
     def _take_part(self, sender: _Sender, received: Received) -> None:
         with self._lock:
-            # Without a cursor the peer is followed from wherever its stream still begins.
+            # Without a cursor the peer is followed from the beginning of its stream, which may have been trimmed.
             newest = received.round - 1 if sender.newest is None else sender.newest
             sender.newest = max(newest, received.round)
         if received.round <= newest:

@@ -1,9 +1,9 @@
-"""How a worker joins a run that is going on: it asks one helper, and stands where the helper stands.
+"""How a worker joins a run that is going on: it asks one helper for a state, and goes on from the helper's round.
 
 The joiner sends `want` to the helper. Between two steps the helper copies its state, publishes `admit` (from its next
 round on the joiner is awaited), and writes the state for the joiner to read. The state has cursors into every peer's
-stream, the helper's own included, so that the joiner itself reads and applies what the helper had not applied:
-nothing is lost and nothing is applied twice.
+stream, the helper's own included. So the joiner itself reads and applies the messages that the helper had not applied:
+no message is lost and none is applied twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a helper stands when it gives its state.
+    """The progress of a helper when it gives its state.
 
     Attributes:
         round: its newest round.
@@ -65,14 +65,14 @@ class Standing:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any], helper: int, incarnation: str, me: int) -> Standing:
-        """Where worker `me` stands with the state of a helper in this incarnation.
+        """The standing for worker `me` that takes the state of a helper in this incarnation.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError, OverflowError: it is no standing.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: the map is no standing.
         """
         round, applied = int(plain["round"]), int(plain["applied"])
         cursors = {int(peer): Cursor.from_plain(cursor) for peer, cursor in plain["cursors"].items()}
-        # The joiner reads and applies itself what the helper had not applied, of the helper too.
+        # The joiner itself reads and applies the messages that the helper had not applied, the helper's own too.
         cursors.pop(me, None)
         cursors[helper] = Cursor(incarnation, applied, int(plain["sequence"]))
         stop_at = None if plain["stop_at"] is None else int(plain["stop_at"])
@@ -101,7 +101,7 @@ def ask(
         sizes: number of values of each vector, by name.
 
     Raises:
-        StalledError, BusError, MessageError: it did not come, or is damaged.
+        StalledError, BusError, MessageError: the state did not come, or is damaged.
     """
     token = os.urandom(8).hex()
     session.send(helper[0], "want", 0, {"token": token})
@@ -109,7 +109,7 @@ def ask(
 
 
 class Giver:
-    """Gives our state to peers that ask for it, and takes it away when they have had time to read it.
+    """Gives our state to peers that ask for it, and deletes it when they have had time to read it.
 
     Args:
         bus, session, inbox, gate: of the exchange.
@@ -119,9 +119,9 @@ class Giver:
     def __init__(self, bus: Bus, session: Session, inbox: Inbox, gate: ClockGate, lease_s: float):
         self._bus, self._session = bus, session
         self._inbox, self._gate, self._lease_s = inbox, gate, lease_s
-        # Until when they stay, and their fields.
+        # The states given: until when each stays, and the names of its fields.
         self._given: list[tuple[float, list[str]]] = []
-        # Number of our outbox's newest entry before each of the last rounds; a joiner may have to read them.
+        # The number of our outbox's newest entry before each of the last rounds; a joiner may have to read on from it.
         self._before: dict[int, int] = {}
 
     def note(self, round: int, keep_rounds: int) -> None:
@@ -130,7 +130,7 @@ class Giver:
         self._before.pop(round - keep_rounds, None)
 
     def serve(self, round: int, make: Callable[[int], tuple[State, dict[str, Any]]]) -> None:
-        """Between two steps: admit those who asked after `round`, and give them what `make(peer)` returns.
+        """Between two steps: admit the peers that asked after `round`, and give them the result of `make(peer)`.
 
         Args:
             make: float32 vectors by name, which are ours to keep, and a small map with `applied` in it: the
@@ -141,14 +141,14 @@ class Giver:
             self._session.submit(partial(self._bus.delete_state, names))
         for peer, (incarnation, token) in self._inbox.take_proposals().items():
             vectors, meta = make(peer)
-            # From our next round on everyone awaits the peer: the others read `admit` before that round.
+            # From our next round on all workers await the peer: the others read `admit` before that round.
             self._session.publish("admit", round, {"worker": peer, "incarnation": incarnation})
             self._inbox.note_admitted(peer, incarnation)
             self._gate.admit(peer, round)
             self._session.submit(partial(self._give, vectors, meta, token))
 
     def _give(self, vectors: State, meta: dict[str, Any], token: str) -> None:
-        """On the sender thread, right after `admit`: the joiner reads our stream from what it has not applied."""
+        """On the sender thread, right after `admit`: the joiner reads our stream from the first unapplied round."""
         sequence = self._before.get(meta["applied"] + 1, self._bus.sequence)
         fields = transfer.fields_of(vectors, {**meta, "sequence": sequence}, token)
         self._given.append((time.monotonic() + 2 * self._lease_s, list(fields)))

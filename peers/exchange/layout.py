@@ -1,12 +1,12 @@
-"""What all workers of an exchange agree on: which slice of the vector travels in which round, and how it is written.
+"""The agreement of an exchange: which slice of the vector travels in which round, and with which codec.
 
 | kind    | carries | meaning |
 | ------- | ------- | ------- |
-| part    | vector  | a slice of what has gathered, or of the parameters, of this round |
+| part    | vector  | a slice of the window's sums, or of the parameters, of this round |
 | state   | vector  | my averaged buffers, as they stand after this round |
-| want    | map     | (to one peer) give me your state, under this token |
+| want    | map     | (to one peer) a request for its state, under this token |
 | admit   | map     | the worker that I gave my state to takes part after this round |
-| stop    | map     | let us all stop after this step |
+| stop    | map     | a proposal that all workers stop after this step |
 
 and the kinds of `peers.session.session`.
 """
@@ -32,12 +32,12 @@ class ExchangeLayout:
     """See `peers.wire.layout.Layout`.
 
     Attributes:
-        schedule: which slice travels in which round, at the start.
+        schedule: the slice of each round, at the start.
         codec: of the parts; states are always raw.
         state_size: number of values in a `state` message (averaged buffers).
         fingerprint: 8 bytes over the vector layout and the settings that must agree.
         parts: the numbers of parts that may be in force in the course of a run; empty if only the schedule's.
-        may_be_whole: whether a part may also come raw, as values that are no difference to anything.
+        may_be_whole: whether a part may also come raw, as weights and not as a difference to a reference.
     """
 
     schedule: Schedule

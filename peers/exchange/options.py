@@ -15,9 +15,9 @@ class Options:
         own: for gradients: immediate (our own enters at once) or delayed (as and when the others' do).
         reduce: mean (of the members), for gradients also sum, or one of the robust rules, which need a bound and,
             for gradients, that `own` is delayed; see `peers.vectors.reduce`.
-        byzantine: for the trimmed mean, how many of the workers may be bad.
+        byzantine: for the trimmed mean, how many of the workers may be byzantine.
         norm_gate, offences: see `peers.vectors.screen.Screen`; 0 for none.
-        keep_rounds: how many rounds an outbox keeps for those who lag or replay.
+        keep_rounds: how many rounds an outbox keeps for peers that lag or replay.
         least_rounds: how many of them where Redis is full; None for all.
         min_peers: with fewer live peers this worker waits until they are back; see `ClockGate`.
         sync_periods: steps between the `state` messages, for sizing the outbox.

@@ -16,7 +16,7 @@ class Outbox:
     Attributes:
         entries: how many entries are kept.
         state_entries: how many of these belong to `state` messages.
-        least_entries: how many are enough where Redis is full.
+        least_entries: how many entries are kept where Redis is full.
         payload_bytes: the largest payload of an entry.
     """
 
@@ -28,7 +28,7 @@ class Outbox:
         self.payload_bytes = layout.largest_payload_bytes()
 
     def _entries(self, keep_rounds: int) -> int:
-        # Where the parts find themselves a round may also be a small one of very many.
+        # With `parts: auto` one of the rounds may be a smaller one of many more entries.
         small = max(self._layout.parts, default=0)
         return keep_rounds * self._layout.entries_per_round() + small + self._state_entries(keep_rounds) + 16
 

@@ -1,38 +1,39 @@
-"""Carrying parameters: part k of the weights becomes the average of what the live workers published for it.
+"""Exchange of parameters: part k of the weights becomes the average of the parts that the live workers published.
 
-    offer: what I have there, as a difference to what was last agreed (the reference), through the codec
-    collect, `slack` rounds later:   mine += average of published - what I published then
+    offer: my weights of the part, as a difference to the last agreed weights (the reference), through the codec
+    collect, `slack` rounds later:   mine += average of published - my own published weights
                                      reference += average of the published differences
 
-So local progress since is kept, and replicas cannot drift apart. Where a part is published again before its
-last average has come (slack at least as large as parts), what was published then lacks the corrections that
-have been made meanwhile; they are taken off, or the same difference would be corrected twice and more, and
-weights would swing up. The delay is the bound itself, not
-whatever the wire happened to need: every worker applies round t - slack in round t, so a run repeats bit by
-bit under any slack, and all have the same reference when they encode.
+So local progress since is kept, and replicas cannot drift apart. A part may be published again before its
+last average has come (slack at least as large as parts). Then the published weights lack the corrections that
+have been made meanwhile; these are subtracted, or the same difference would be corrected twice and more, and
+weights would swing up. The delay is the bound itself, and not the time that the wire happened to need: every worker
+applies round t - slack in round t, so a run repeats bit by bit under any slack, and all workers have the same
+reference when they encode.
 
-What always holds: an application moves the workers' weights towards each other and (the mean) leaves theirs where
-it is, because the corrections of all workers add up to zero, whatever the codec dropped: that stays in the
-worker's own weights and goes out with the next difference (error feedback by construction). After the
+What always holds: an application moves the workers' weights towards each other and leaves their mean where
+it is, because the corrections of all workers add up to zero. Values that the codec drops do not change this: they
+stay in the worker's own weights and leave with the next difference (error feedback by construction). After the
 flush, in which every part is sent whole, all live workers hold the same weights: the mean (agreement).
 
-`reduce` says what the average is: the mean, or a robust rule. Every worker judges and reduces the same messages,
-its own as the others read it, so all move to the same; with a robust rule, or where something was left out, the
-workers' mean moves too: to what the rule takes for good. What the norm gate looks at is the published difference.
-An exact codec publishes the weights themselves, so there it is their distance to what was last agreed for the part:
-the same for all (the median of the round's terms would be as well, at the price of sorting every value).
+`reduce` chooses the average: the mean, or a robust rule. Every worker screens and reduces the same messages,
+its own as the others read it, so all move to the same weights. With a robust rule, or where a contribution was left
+out, the workers' mean moves too: to the rule's average. The norm gate measures the published difference. An exact
+codec publishes the weights themselves, so there the gate measures their distance to the last agreed weights of the
+part, which is the same for all workers. (The median of the round's terms would be as well, at the price of sorting
+every value.)
 
-The checksum of the reference travels with each part. Workers whose references differ (they saw a dying
-peer's last words differently) all notice, and send that part whole the next time, which mends it. An exact
-codec needs no reference and sends the weights themselves.
+The checksum of the reference travels with each part. Workers whose references differ (because they received different
+last messages of a dying peer) all notice, and send that part whole the next time; then the references agree again. An
+exact codec needs no reference and sends the weights themselves.
 
-Without a bound (slack None) there is no round at which all apply; each contribution is applied when it has
-come, against what was published here for the same round: `mine += (theirs - mine then) / n`. With a codec
+Without a bound (slack None) there is no round at which all workers apply. Each contribution is applied when it has
+come, against our own published weights of the same round: `mine += (theirs - mine then) / n`. With a codec
 for the weights themselves (raw, float16, bfloat16) that leaves the mean in place as well.
 
 Sources: Douillard et al., "Streaming DiLoCo", 2025 (one fragment at a time, with overlap); Wang et al.,
 "SlowMo"/"Overlap Local-SGD", 2020 (the pull-back with delay); Koloskova et al., "CHOCO-SGD", ICML 2019 and
-Karimireddy et al., ICML 2019 (compressed differences with what was dropped kept at home).
+Karimireddy et al., ICML 2019 (compressed differences; the worker keeps the dropped values).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from peers.vectors.partition import Schedule
 from peers.vectors.reduce import Reduce, distance, is_finite, mean, norm
 from peers.vectors.screen import Screen
 
-# Sums of what is shorter are finite.
+# Sums of weights with a smaller norm are finite.
 HUGE = 1e37
 
 
@@ -63,13 +64,13 @@ class ParameterRule:
     Args:
         worker: our number.
         layout: what all workers agree on.
-        initial: the weights with which everyone begins, float32 (size,); copied.
+        initial: the weights with which every worker begins, float32 (size,); copied.
         lag: the staleness bound in rounds, None for none.
         backlog: without a bound, how many rounds of our own are remembered.
-        spares: where what leaves is written.
+        buffers: the buffer pool for leaving parts.
         reduce: the average of several vectors; with a bound.
-        measures_lengths: the rule needs differences; it is given those to what was last agreed.
-        judge: whose contributions are used.
+        measures_norms: whether `reduce` needs differences; it gets those to the last agreed weights.
+        screen: decides which contributions are used.
     """
 
     def __init__(
@@ -88,11 +89,11 @@ class ParameterRule:
         self.screen = screen or Screen(worker)
         self.counts: Counter[str] = self.screen.counts
         self._reduce, self._measures_norms = reduce, measures_norms
-        # An exact codec writes what the others read; without a bound the rule changes it while it is being sent.
+        # An exact codec sends the array itself; without a bound the rule changes the array while it is being sent.
         self._owner = Owner.RULE if layout.codec.is_exact and lag is not None else Owner.POOL
         self._worker, self._layout, self._lag = worker, layout, lag
         self._schedule = layout.schedule
-        # What was last agreed. With an exact codec nothing is encoded against it, but lengths are taken from it.
+        # The last agreed weights. With an exact codec they encode no part, but norms are measured from them.
         is_wanted = lag is not None and (not layout.codec.is_exact or self.screen.is_gating or measures_norms)
         self._agreed = initial.astype(np.float32, copy=True) if is_wanted else None
         self._reference = None if layout.codec.is_exact else self._agreed
@@ -103,11 +104,11 @@ class ParameterRule:
         self._shifts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         # The parts of the rounds that have left and have not been applied.
         self._away: dict[int, Slice] = {}
-        # Slices whose references differ somewhere, and the round in which a slice was last mended.
+        # Slices whose references differ between workers, and the round in which these last became equal.
         self._broken: set[Slice] = set()
         self._made_whole: dict[Slice, int] = {}
         self._is_flushing = False
-        # Whose replica this one was, up to which round: it stands in for ours in the rounds before.
+        # The helper whose replica we took, and its round then: its parts stand for ours in the rounds up to that one.
         self._origin: tuple[int, int] | None = None
 
     def begin(self, round: int) -> None:
@@ -127,7 +128,7 @@ class ParameterRule:
             self._broken = {broken for broken in self._broken if not _overlap(part, broken)}
             leaving[:] = here
             return Leaving(round, part, leaving, {}, True, self._owner)
-        # Here and not in the pool: the reference is the main thread's.
+        # The reference is read here and not on the sender thread: it is the main thread's.
         reference = self._reference[part.start : part.stop]
         base = float(checksum(as_bytes(reference)))
         np.subtract(here, reference, out=leaving)
@@ -135,7 +136,7 @@ class ParameterRule:
 
     def through(self, round: int, is_synchronous: bool) -> int:
         if self._lag is None:
-            # The pool may be behind; what is not encoded yet waits for the next round.
+            # The sender thread may be behind; a round that is not encoded yet is applied in the next one.
             return self._outgoing.newest
         return round if is_synchronous else round - self._lag
 
@@ -158,7 +159,7 @@ class ParameterRule:
         if mine is not None:
             found[self._worker] = mine
         elif self._origin is not None and round <= self._origin[1]:
-            # We were that worker then; what it published is what our weights had.
+            # Our weights were the helper's then: its published part is ours.
             mine = next((item for item in items if item.sender == self._origin[0]), None)
         if mine is None:
             self.counts["late"] += len(items)
@@ -176,7 +177,7 @@ class ParameterRule:
             fitting[worker] = one
         usable, longest = self._usable(part, fitting)
         terms = [(one.values, one.is_whole) for one in usable]
-        # Our own weights are no numbers any more: take what the others agree on.
+        # Our own weights are not finite any more: take the average of the others.
         is_lost = not any(one is mine for one in usable) and not is_finite(mine.values)
         here = values[part.start : part.stop]
         reference = None if self._reference is None else self._reference[part.start : part.stop]
@@ -187,7 +188,7 @@ class ParameterRule:
             changes = [term - reference if is_whole else term for term, is_whole in terms]
             average = self._reduce(changes) if changes else None
         if average is None or longest * len(terms) > HUGE and not is_finite(average):
-            # The same for everyone: each keeps what it has.
+            # All workers find this alike: each keeps its own weights.
             self._shifts.pop(round, None)
             return
         if are_weights:
@@ -196,7 +197,7 @@ class ParameterRule:
             if reference is not None:
                 self._made_whole[part] = self._newest
             if is_lost or round == self._newest or self._is_flushing and mine.is_whole:
-                # We have done nothing to it since it was published: agree to the last bit.
+                # Our weights of the part are as they were published: agree to the last bit.
                 here[:] = average
                 self._shifts.pop(round, None)
             else:
@@ -208,7 +209,7 @@ class ParameterRule:
         self._correct(round, part, here, average - own, average)
 
     def _usable(self, part: Slice, found: dict[int, Received]) -> tuple[list[Received], float]:
-        """The contributions of a round that the screen lets pass, in worker order; and the greatest norm."""
+        """The contributions of a round that the screen accepts, in worker order; and the greatest norm."""
         terms = list(found.values())
         for one in terms:
             is_difference = self._reference is not None and not one.is_whole
@@ -221,7 +222,7 @@ class ParameterRule:
         return usable, max((one.norm for one in usable), default=0.0)
 
     def _average(self, terms: list[np.ndarray], part: Slice) -> np.ndarray | None:
-        """Of weights."""
+        """The average of the weights of a part."""
         if not terms:
             return None
         if not self._measures_norms or self._agreed is None:
@@ -230,12 +231,12 @@ class ParameterRule:
         return last + self._reduce([term - last for term in terms])
 
     def _correct(self, round: int, part: Slice, here: np.ndarray, change: np.ndarray, move: np.ndarray | None) -> None:
-        """Change our weights of a part, and its reference, less what they have been changed since the round left.
+        """Correct our weights of a part, and its reference, less their corrections since the round left.
 
         Args:
             here: our weights of the part, changed in place.
-            change: what is between them and the average, as published; float32 (part.size,).
-            move: the average of the published differences; None where the reference is as it should be.
+            change: the average less our own published weights; float32 (part.size,).
+            move: the average of the published differences; None where the reference needs no correction.
         """
         shift = self._shifts.pop(round, None)
         if shift is not None:
@@ -274,7 +275,7 @@ class ParameterRule:
             change = (item.values - mine.values) / np.float32(1 + max(1, sharers))
             here += change
             for later in range(item.round + 1, self._newest + 1):
-                # What was published since lacks this correction, as below the bound.
+                # Our later published parts lack this correction, as with a bound.
                 other = self._outgoing.get(later)
                 if other is not None and other.slice == item.slice:
                     np.add(other.values, change, out=other.values)
@@ -284,7 +285,7 @@ class ParameterRule:
         self._schedule = schedule
 
     def begin_flush(self) -> int:
-        """Every part once more, whole, so that all end alike."""
+        """Publish every part once more, whole, so that all workers end with the same weights."""
         self._is_flushing = True
         return self._schedule.parts
 
@@ -294,14 +295,14 @@ class ParameterRule:
     # --- state --------------------------------------------------------------------------------
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """At a cut everything published has been applied, so the reference is all there is."""
+        """The reference and the screen: at a sync point every round has been applied, so no round need be saved."""
         arrays, offences = self.screen.state(self._schedule, self._layout.parts)
         if self._agreed is not None:
             arrays["reference"] = self._agreed.copy()
         return arrays, {"broken": [list(part) for part in self._broken], "offences": offences}
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None:
-        # A checkpoint of weights that were not judged has none; everybody then measures from the first weights.
+        # A checkpoint made without a screen has none; then all workers measure from the first weights.
         if self._agreed is not None and ("reference" in arrays or self._reference is not None):
             self._agreed[:] = arrays["reference"]
         self.screen.load_state(self._schedule, arrays, values.get("offences", []))

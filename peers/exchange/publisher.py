@@ -1,4 +1,4 @@
-"""Publishes the rounds of an exchange on the sender thread, and sees to the arrays that leave."""
+"""Publishes the rounds of an exchange on the sender thread, and returns the arrays to their owners."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from peers.vectors.buffers import BufferPool
 
 
 class Publisher:
-    """Takes what leaves from the main thread, and publishes it in order.
+    """Takes leaving vectors from the main thread, and publishes them in order.
 
     Args:
         bus, session, gate, giver: of the exchange.
         encoder: of the exchange rule.
-        buffers: where arrays go that nobody looks at any more.
+        buffers: the buffer pool; takes arrays that are not needed any more.
         options: how many rounds are kept, and how long a wait may take.
     """
 
@@ -37,17 +37,17 @@ class Publisher:
 
     @property
     def has_lent(self) -> bool:
-        """Whether values of the caller are still being published; for a wait on the gate."""
+        """Whether values of the caller are still being published; a wait on the gate asks this."""
         return bool(self._lent)
 
     def submit(self, leaving: Leaving, extras: dict[str, float]) -> None:
-        """Have a round published.
+        """Queue a round for publishing.
 
         Args:
             extras: small numbers of the exchange's own for the header.
 
         Raises:
-            StalledError: too much waits to be published already.
+            StalledError: the queue has been full for the stall timeout.
         """
         self._lent = leaving.round if leaving.owner is Owner.CALLER else 0
         self._session.submit(lambda: self._publish(leaving, extras), self._options.stall_timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def queued_s() -> float:
-    """Seconds since its start in which this thread could have run and had no processor; 0 where nobody counts them.
+    """Seconds since its start in which this thread was ready and had no processor; 0 where the kernel does not count.
 
     Source: Linux, Documentation/scheduler/sched-stats.rst, the second number of a task's schedstat.
     """

@@ -1,10 +1,10 @@
-"""An exchange rule: the door between an exchange and what leaves and enters in a round.
+"""An exchange rule: the contract that decides which values leave in a round, and how received values enter.
 
 `gradients` and `parameters` are the two rules. A rule knows vectors, slices and codecs; it knows no bus and starts no
 thread. The sender thread has a half of its own, the encoder.
 
-Each array has one owner (`Owner`): a vector that leaves says whose it is until its round has been published, and a
-received message owns its values.
+Each array has one owner (`Owner`): a leaving vector names the owner of its array until its round has been published,
+and a received message owns its values.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ State = dict[str, np.ndarray]
 
 
 class Owner(enum.Enum):
-    """Whose the array of a leaving vector is, and what becomes of it when its round has been published."""
+    """The owner of a leaving vector's array, which decides where the array goes when its round has been published."""
 
-    # It goes back to the buffer pool.
+    # The array goes back to the buffer pool.
     POOL = "pool"
-    # The rule still reads it, and lets go of it when the round has been applied.
+    # The rule still reads the array, and releases it when the round has been applied.
     RULE = "rule"
-    # It is the caller's own, who may not change it before that.
+    # The array belongs to the caller, who may not change it until the round has been published.
     CALLER = "caller"
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """What leaves in a round: a slice and its values, float32 (part.size,).
+    """The vector that leaves in a round: a slice and its values, float32 (part.size,).
 
     Attributes:
-        is_whole: they stand for themselves where others are differences.
-        owner: whose the array is.
+        is_whole: whether the values are weights where other rounds send differences.
+        owner: the owner of the array.
     """
 
     round: int
@@ -54,7 +54,7 @@ class Leaving:
 
 
 class Outgoing:
-    """Our own rounds that have been encoded and not been applied by ourselves, as the others read them.
+    """Our own rounds that have been encoded and that we have not applied ourselves, as the others read them.
 
     Thread-safe: the sender thread adds, the main thread takes.
 
@@ -90,15 +90,15 @@ class Encoder(Protocol):
     """The sender thread's half of a rule."""
 
     def encode(self, leaving: Leaving, extras: dict[str, float]) -> Iterable[tuple[bytes, Buffer]]:
-        """As entries, with small numbers of the exchange's own for the header; called in the order of the rounds."""
+        """The round as entries, with small numbers of the exchange's own for the header; called in round order."""
 
 
 class ExchangeRule(Protocol):
-    """One rule; everything but its encoder is the main thread's.
+    """One exchange rule; the main thread calls every method but those of its encoder.
 
     Attributes:
-        counts: what was not applied as it should have been, by reason.
-        screen: says whose contributions are used; its counts are the rule's.
+        counts: contributions that were not applied as they should have been, by reason.
+        screen: decides which contributions are used; its counts are the rule's.
     """
 
     screen: Screen
@@ -112,19 +112,19 @@ class ExchangeRule(Protocol):
         """A line of training begins, or goes on from a checkpoint, after this round."""
 
     def offer(self, round: int, part: Slice, values: np.ndarray) -> Leaving:
-        """Copy out what leaves in a round; `values` is float32 (size,)."""
+        """Copy out the values that leave in a round; `values` is float32 (size,)."""
 
     def through(self, round: int, is_synchronous: bool) -> int:
         """The newest round that is to be applied in this one."""
 
     def is_ready(self, through: int) -> bool:
-        """Whether all of our own that applying those rounds needs has been encoded."""
+        """Whether all of our own rounds that applying needs have been encoded."""
 
     def collect(self, through: int, values: np.ndarray, items: list[Received], sharers: int) -> np.ndarray:
-        """Apply what came.
+        """Apply the received contributions.
 
         Args:
-            through: see `through`.
+            through: the newest round to apply; see the method `through`.
             values: float32 (size,); changed in place.
             items: the peers' contributions, in worker and round order, ours to change.
             sharers: how many peers share a mean.
@@ -134,16 +134,16 @@ class ExchangeRule(Protocol):
         """
 
     def reschedule(self, schedule: Schedule) -> None:
-        """The parts are others from now on."""
+        """The schedule changes: other parts hold from now on."""
 
     def begin_flush(self) -> int:
-        """After the last step: how many more rounds must be published until everything has left."""
+        """After the last step: how many more rounds must be published until every value has left."""
 
     def has_rest(self) -> bool:
         """After the flush has been collected: whether the values of `collect` are to be used."""
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """For a checkpoint."""
+        """Vectors and small values for a checkpoint."""
 
     def load_state(self, arrays: State, values: dict[str, Any]) -> None: ...
 
@@ -151,14 +151,14 @@ class ExchangeRule(Protocol):
         """Number of values of the vectors that a joiner takes over, by name."""
 
     def shared(self) -> tuple[State, dict[str, Any]]:
-        """Those vectors, copied, and small values."""
+        """The vectors of `shared_sizes`, copied, and small values."""
 
     def applied(self, round: int) -> int:
         """After `round` was collected: the newest round up to which contributions have been applied."""
 
     def load_shared(self, arrays: State, values: dict[str, Any], helper: int, round: int, applied: int) -> None:
-        """Stand where a helper stood after `round`, when it had applied what came up to `applied`.
+        """Take over the helper's state after `round`; the helper had applied contributions up to round `applied`.
 
         Raises:
-            KeyError, TypeError, ValueError: it does not fit.
+            KeyError, TypeError, ValueError: the state does not fit.
         """

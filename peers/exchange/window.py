@@ -1,11 +1,11 @@
-"""The two sides of partial exchange: what of mine has not left, and what of theirs has not been applied.
+"""The two sides of partial exchange: our values that have not left, and the peers' values that have not been applied.
 
-`GradientWindow` gathers every gradient of this worker and is emptied part by part: Ako keeps the
-sum of the last p gradients, and a running vector that is zeroed slice by slice as it leaves is the
+`GradientWindow` gathers every gradient of this worker and is emptied part by part. Ako keeps the
+sum of the last p gradients; a running vector that is zeroed slice by slice as it leaves is the
 same thing with one copy instead of p.
 
-`Accumulator` keeps what arrived, per sender and round, until the main thread takes it. Nothing is
-added into a shared array by two threads, and a take is atomic: a contribution is taken exactly
+`Accumulator` keeps the arrived contributions, per sender and round, until the main thread takes them. No shared
+array gets additions from two threads, and a take is atomic: a contribution is taken exactly
 once, never before its round, and always summed in worker order, so that synchronous runs repeat
 bit by bit.
 """
@@ -21,14 +21,14 @@ from peers.vectors.buffers import BufferPool
 
 
 class GradientWindow:
-    """What has gathered for each part since it last left. Owned by the main thread.
+    """The sum of the gradients of each part since the part last left. Owned by the main thread.
 
     Args:
         size: number of values in the vector.
-        buffers: where what leaves is written.
+        buffers: the buffer pool for leaving parts.
 
     Attributes:
-        is_dirty: whether anything may have gathered; with one part everything leaves at once.
+        is_dirty: whether any gradient may have gathered; with one part every gradient leaves at once.
     """
 
     def __init__(self, size: int, buffers: BufferPool | None = None):
@@ -37,10 +37,10 @@ class GradientWindow:
         self.is_dirty = False
 
     def pass_through(self, part: Slice, gradient: np.ndarray) -> np.ndarray:
-        """Gather a gradient and take out what has gathered for one part, in one pass over memory.
+        """Add a gradient to the window and take out the sum of one part, in one pass over memory.
 
         Args:
-            part: the piece of the vector that leaves.
+            part: the slice of the vector that leaves.
             gradient: float32 (size,); not changed, not kept.
 
         Returns:
@@ -61,7 +61,7 @@ class GradientWindow:
         return taken
 
     def state(self) -> np.ndarray:
-        """Everything not sent yet, float32 (size,), for a checkpoint."""
+        """The whole window, float32 (size,), for a checkpoint."""
         return self._values.copy()
 
     def load_state(self, values: np.ndarray) -> None:
@@ -81,7 +81,7 @@ class Accumulator:
             self._waiting.append(contribution)
 
     def take(self, through: int) -> list[Received]:
-        """Remove and return what came up to round `through`, in worker and round order."""
+        """Remove and return the contributions up to round `through`, in worker and round order."""
         with self._lock:
             taken: list[Received] = []
             kept: list[Received] = []
@@ -91,6 +91,6 @@ class Accumulator:
         return sorted(taken, key=lambda item: (item.sender, item.round))
 
     def has_any(self) -> bool:
-        """Whether anything waits."""
+        """Whether any contribution waits."""
         with self._lock:
             return bool(self._waiting)
