@@ -1,1 +1,1 @@
-"""Rounds that a leader announces and gathers."""
+"""The pattern of rounds: a leader announces each round and gathers its answers."""

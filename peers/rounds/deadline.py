@@ -1,8 +1,8 @@
-"""How long the answers of a round are awaited: what recent answers took, and some more.
+"""How long the answers of a round are awaited: the time that recent answers took, and some more.
 
 The median plus three times the median absolute deviation, between a floor and a ceiling; until there are a few
-answers to go by what an earlier leader has said, or the ceiling. Answers that came too late count as well, so that a
-deadline that was too short for everyone grows.
+answers, the deadline of an earlier leader, or the ceiling. Answers that came too late count as well, so that a
+deadline that was too short for all workers grows.
 
 Source: the median absolute deviation as a measure of spread, Leys et al. 2013; three of them is its usual cut.
 """
@@ -18,7 +18,7 @@ KEPT = 64
 
 
 class Deadline:
-    """What answers took. Not thread-safe.
+    """The times that answers took. Not thread-safe.
 
     Args:
         floor_s, ceiling_s: bounds of the deadline.
@@ -35,7 +35,7 @@ class Deadline:
         self._took_s.append(max(0.0, took_s))
 
     def suggest(self, seconds: float) -> None:
-        """What another leader waits; it counts until we have answers of our own to go by."""
+        """Note the deadline of another leader; it counts until we have enough answers of our own."""
         self._said_s = min(self._ceiling_s, max(self._floor_s, seconds))
 
     @property
@@ -52,5 +52,5 @@ class Deadline:
         self._took_s = deque(map(float, took_s), maxlen=KEPT)
 
     def to_plain(self) -> list[float]:
-        """For a checkpoint."""
+        """The times for a checkpoint."""
         return list(self._took_s)

@@ -1,9 +1,9 @@
-"""What all workers of a mode with rounds agree on: each kind of vector is always whole, of one size and one codec.
+"""The agreement of a mode with rounds: each kind of vector is always whole, of one size and one codec.
 
 | kind        | carries | meaning |
 | ----------- | ------- | ------- |
-| round_start | map     | (from the leader) who does what in this round, and where what it needs lies |
-| round_end   | map     | (from the leader) what holds after this round, and where it lies |
+| round_start | map     | (from the leader) the task of each worker in this round, and where its input lies |
+| round_end   | map     | (from the leader) the state that holds after this round, and where it lies |
 
 and the kinds of `peers.session.session`; a mode hands in its vectors, and the maps that it needs beside these.
 """
@@ -20,7 +20,7 @@ from peers.types import Slice
 from peers.wire.kinds import Kinds
 from peers.wire.layout import LEAST_PAYLOAD_BYTES, chunks, entries_of, largest_chunk_bytes
 
-# What a leader says carries its term.
+# The kinds of the leader's announcements; each carries the leader's term.
 ANNOUNCEMENTS = ("round_start", "round_end")
 
 

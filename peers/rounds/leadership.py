@@ -1,14 +1,14 @@
-"""Who leads: the first live worker of a list, and it stays so until it is gone. Pure.
+"""The choice of a leader: the first live worker of a list leads until it is gone. Pure.
 
-Nobody is elected. The first live worker of the list begins to lead, with term 1; who leads goes on leading even
-when one that stands before it in the list returns. When it is gone, the next live one in the list leads, with the
-next term. Whatever a leader says carries its term. Should two lead at once, because one of them was wrongly taken
-for dead, everyone follows the higher term, or at the same term the worker that stands first in the list, and the
-other one follows too as soon as it reads that.
+There is no election. The first live worker of the list begins to lead, with term 1. It goes on leading even
+when a worker that stands before it in the list returns. When the leader is gone, the next live worker in the list
+leads, with the next term. Every announcement of a leader carries its term. Two workers may lead at once, if one of
+them was wrongly taken for dead. Then all workers follow the higher term, or at the same term the worker that stands
+first in the list; the other leader follows too as soon as it reads that announcement.
 
-A worker that was started again is not live in this sense before it has caught up.
+A worker that was started again does not count as live here before it has caught up.
 
-What always holds: a worker's leader changes only when the old one is gone for it, or to a higher claim.
+What always holds: a worker's leader changes only when the worker finds the old one gone, or to a higher claim.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from collections.abc import Collection, Sequence
 
 
 class Leadership:
-    """Whom this worker follows. Not thread-safe.
+    """The leader that this worker follows. Not thread-safe.
 
     Args:
         leaders: the workers that may lead, first come first.
-        term: of an earlier life.
+        term: the term of an earlier incarnation.
     """
 
     def __init__(self, leaders: Sequence[int], term: int = 0):
         self.leaders = tuple(leaders)
         self.term = term
-        # Who leads in `term`; None before anybody has said anything in it.
+        # The leader in `term`; None before an announcement in that term has come.
         self._holder: int | None = None
 
     def may_lead(self, worker: int) -> bool:
         return worker in self.leaders
 
     def leader(self, live: Collection[int]) -> int | None:
-        """Who leads as far as we know; None when none of the list is alive."""
+        """The leader as far as we know; None when no worker of the list is alive."""
         if self._holder in live:
             return self._holder
         return next((worker for worker in self.leaders if worker in live), None)
 
     def note(self, sender: int, term: int) -> bool:
-        """Something that `sender` said as a leader; returns whether it is to be followed."""
+        """Note an announcement that `sender` made as a leader; returns whether it is to be followed."""
         if not self.is_in_force(sender, term):
             return False
         self.term, self._holder = term, sender
         return True
 
     def is_in_force(self, sender: int, term: int) -> bool:
-        """Whether nobody has a better claim than `sender` with this term."""
+        """Whether no worker has a better claim than `sender` with this term."""
         return sender in self.leaders and self._rank(sender, term) >= self._rank(self._holder, self.term)
 
     def claim(self, worker: int) -> int:
-        """`worker`, whom `leader` has named, leads; returns the term in which it does."""
+        """`worker`, which `leader` has returned, begins to lead; returns its term."""
         if self._holder != worker:
             self.term, self._holder = self.term + 1, worker
         return self.term

@@ -1,8 +1,8 @@
 """The received messages of a mode with rounds, kept by kind and sender until the main thread asks for them.
 
 The reader threads call `feed`, `admit` and `drop`; the main thread waits here. Of each kind and sender the newest few
-messages are kept, so memory is bounded whatever a peer sends. A message of a round that was closed already is
-late: counted, and dropped.
+messages are kept, so memory is bounded however many a peer sends. A message of a round that was closed already is
+late: it is counted, and dropped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from peers.types import Received
 from peers.wire.layout import Layout
 
 KEPT = 4
-# Rounds whose beginning is remembered, to tell how late an answer is.
+# Rounds whose beginning is remembered, to measure how late an answer is.
 REMEMBERED = 16
 
 
 class MessageStore(Waiting, Decoder):
-    """The messages of the peers, and who of them is there.
+    """The messages of the peers, and the peers that are there.
 
     Args:
         layout: what every message must fit.
@@ -46,7 +46,7 @@ class MessageStore(Waiting, Decoder):
         self._closed: dict[str, int] = {}
         self._live: set[int] = set()
         self._catching_up: set[int] = set()
-        # Who has said goodbye, and after which round.
+        # The peers that have said goodbye, and after which round.
         self._left: dict[int, int] = {}
         self._counts: Counter[str] = Counter()
 
@@ -75,7 +75,7 @@ class MessageStore(Waiting, Decoder):
             self._changed.notify_all()
 
     def _note_late(self, kind: str, round: int) -> None:
-        """A message of a round that is closed has come; for a store that measures how long answers take."""
+        """A message of a closed round has come; a store that measures how long answers take overrides this."""
 
     def _admit(self, peer: int) -> None:
         if peer not in self._live:
@@ -95,14 +95,14 @@ class MessageStore(Waiting, Decoder):
         self.admit(peer)
 
     def restarted(self, peer: int, incarnation: str) -> None:
-        """The peer was started again: until it says more it is there, and neither leads nor can be asked."""
+        """The peer was started again: until its next hello it is there, but neither leads nor can be asked."""
         with self._changed:
             self.begin_incarnation(peer, incarnation)
             self._catching_up.add(peer)
             self._changed.notify_all()
 
     def drop(self, peer: int, reason: str) -> None:
-        """The peer is gone; said once, and not of one that has said goodbye."""
+        """The peer is gone; logged once, and not for a peer that has said goodbye."""
         with self._changed:
             was_there = peer in self._live
             self._live.discard(peer)
@@ -126,12 +126,12 @@ class MessageStore(Waiting, Decoder):
             return frozenset(self._live)
 
     def caught_up(self) -> frozenset[int]:
-        """The live peers that are not still catching up after a start in the middle."""
+        """The live peers that have caught up, if they were started in the middle of the run."""
         with self._changed:
             return frozenset(self._live - self._catching_up)
 
     def incarnation(self, peer: int) -> str | None:
-        """The newest incarnation of a peer that we have heard of; None before we have."""
+        """The newest incarnation of a peer that we know of; None before we know any."""
         return self.incarnations().get(peer)
 
     def reached(self, round: int) -> frozenset[int]:
@@ -140,7 +140,7 @@ class MessageStore(Waiting, Decoder):
             return frozenset(self._live | {peer for peer, last in self._left.items() if last >= round})
 
     def counts(self) -> dict[str, int]:
-        """What was not used, by reason, since the start."""
+        """How many messages were not used, by reason, since the start."""
         with self._changed:
             return dict(self._counts)
 
@@ -151,12 +151,12 @@ class MessageStore(Waiting, Decoder):
             return next((x for x in reversed(kept) if round is None or x.round == round), None)
 
     def kept(self, kind: str) -> dict[int, list[Received]]:
-        """Everything that is kept of a kind, by sender, oldest first."""
+        """All kept messages of a kind, by sender, oldest first."""
         with self._changed:
             return {sender: list(kept) for (name, sender), kept in self._kept.items() if name == kind}
 
     def close_round(self, kind: str, round: int) -> None:
-        """Messages of this kind and round, or an earlier one, are no longer wanted."""
+        """Messages of this kind and round, or an earlier one, count as late from now on."""
         with self._changed:
             self._closed[kind] = max(round, self._closed.get(kind, -1))
             for (name, _), kept in self._kept.items():
@@ -166,14 +166,14 @@ class MessageStore(Waiting, Decoder):
                         kept.remove(received)
 
     def take(self, kind: str, sender: int) -> Received | None:
-        """The newest message of a kind from a sender, which is then no longer kept; older ones go too."""
+        """The newest message of a kind from a sender; it and older ones are then no longer kept."""
         with self._changed:
             kept = self._kept.pop((kind, sender), None)
             return kept[-1] if kept else None
 
 
 class TimedMessageStore(MessageStore):
-    """A message store that knows since when a round is awaited, so that late answers count for the deadline."""
+    """A message store that remembers since when a round is awaited, so that late answers count for the deadline."""
 
     def __init__(
         self,

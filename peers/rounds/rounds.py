@@ -1,12 +1,12 @@
-"""Rounds: publish, send, gather. What modes with a leader need of the bus; threads stay below this door.
+"""Rounds: publish, send, gather. The bus as modes with a leader need it; threads stay below this door.
 
-    rounds.publish("round_start", t, {...})             one XADD, everybody reads it
+    rounds.publish("round_start", t, {...})             one XADD, every worker reads it
     rounds.send(leader, "result", t, vector)            my stream for one peer
     rounds.gather("result", t, cohort, quorum)          until all live ones have answered, or the deadline
-    rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash: who needs one reads it
+    rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash, for single readers
 
-One thread encodes and publishes, in the order of the calls, so what an announcement points to is there before it is
-read. The pumps read and decode. What a peer says is kept until it is asked for (`peers.rounds.messages`).
+One thread encodes and publishes, in the order of the calls, so a model is there before the announcement that points to
+it. The reader threads read and decode. A message is kept until the mode asks for it (`peers.rounds.messages`).
 
 What always holds: a gather ends, at the latest at its deadline; an answer counts in the round that it belongs to, or
 is counted as late; a peer that is gone holds nobody up.
@@ -52,9 +52,9 @@ class Gathered:
 
     Attributes:
         answers: the vectors that may be used, our own included, in worker order.
-        messages: all that came, by sender, in worker order.
-        missing: who was asked and had not answered by the end.
-        is_void: fewer than the quorum can be used.
+        messages: all received answers, by sender, in worker order.
+        missing: the senders that had not answered by the end.
+        is_void: whether fewer answers than the quorum can be used.
     """
 
     answers: dict[int, np.ndarray]
@@ -69,13 +69,13 @@ class Rounds:
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
         layout: what all workers agree on.
-        leadership: who may lead.
+        leadership: chooses the leader.
         deadline: of the gathers.
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the
             end of the others is awaited.
         log: called with one line for a person.
         min_peers: with fewer peers that are there, or have finished, this worker does not lead.
-        screen: whose answers are used; its memory is its own, and begins anew with another leader.
+        screen: decides which answers are used; its memory is this worker's own, and begins anew with another leader.
 
     Attributes:
         messages: where the main thread waits.
@@ -113,7 +113,7 @@ class Rounds:
     # --- beginning and end --------------------------------------------------------------------
 
     def start(self, start: Start, round: int) -> None:
-        """Follow the peers and say hello. One that joins counts as abreast only after `note_caught_up`."""
+        """Follow the peers and say hello. A worker that joins counts as caught up only after `note_caught_up`."""
         self._is_caught_up = start.kind != "join"
         for peer, incarnation in start.incarnations.items():
             self._bus.follow(peer, incarnation)
@@ -123,12 +123,12 @@ class Rounds:
         self._session.read(start.incarnations)
 
     def note_caught_up(self, round: int) -> None:
-        """We have what it takes to lead, should it come to that."""
+        """We have caught up: from now on we can lead."""
         self._is_caught_up = True
         self._session.hello(round, is_joining=False)
 
     def finish(self, round: int) -> None:
-        """Say goodbye after a round, and wait until everybody has: what we have put is readable until then."""
+        """Say goodbye after a round, and wait until all peers have: our models stay readable until then."""
         self._session.finish(round, self.messages.live)
 
     def leave(self, round: int) -> None:
@@ -139,7 +139,7 @@ class Rounds:
         """Stop the threads; the bus is the caller's to close."""
         self._session.close()
 
-    # --- speaking -----------------------------------------------------------------------------
+    # --- publishing ---------------------------------------------------------------------------
 
     def publish(
         self,
@@ -148,10 +148,10 @@ class Rounds:
         content: dict[str, Any] | np.ndarray,
         extras: dict[str, float] | None = None,
     ) -> None:
-        """Say something to everyone: a small map, or a vector of the layout's size for its kind.
+        """Publish a message for every worker: a small map, or a vector of the layout's size for its kind.
 
         Args:
-            content: a vector is ours to read until `drain` or the end of the run: give a copy of what changes.
+            content: the rounds read a vector until `drain` or the end of the run: give a copy if it changes.
             extras: small numbers that go with a vector.
         """
         self._session.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
@@ -164,7 +164,7 @@ class Rounds:
         content: dict[str, Any] | np.ndarray,
         extras: dict[str, float] | None = None,
     ) -> None:
-        """Say something to one peer. Arguments as of `publish`."""
+        """Send a message to one peer. Arguments as of `publish`."""
         self._session.submit(lambda: self._bus.send(peer, self._entries(kind, round, content, extras)))
 
     def _entries(
@@ -175,7 +175,7 @@ class Rounds:
         return encode_vector(self._layout, kind, round, Slice(0, content.size), content, extras=extras)
 
     def put(self, name: str, vectors: transfer.State, meta: dict[str, Any], codec: Codec = CODECS["raw"]) -> None:
-        """Make vectors readable under a name, which is used once; what is published after this may point to it."""
+        """Make vectors readable under a name, which is used once; later announcements may point to it."""
 
         def give() -> None:
             transfer.give(self._bus, transfer.fields_of(vectors, meta, name, codec), 2 * self._session.lease_s)
@@ -183,21 +183,21 @@ class Rounds:
         self._session.submit(give)
 
     def forget(self, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]) -> None:
-        """Take away what was put under a name; arguments as it was put."""
+        """Delete the vectors that were put under a name; arguments as of `put`."""
         fields = transfer.field_names(sizes, name, codec)
         self._session.submit(lambda: self._bus.delete_state(fields))
 
     def fetch(
         self, peer: int, incarnation: str, name: str, sizes: dict[str, int], codec: Codec = CODECS["raw"]
     ) -> tuple[transfer.State, dict[str, Any]]:
-        """Vectors that a peer has put under a name, and what it says of them.
+        """Vectors that a peer has put under a name, and the small map that goes with them.
 
         Args:
             sizes: number of values of each, by name; others are not read.
-            codec: with which they were put.
+            codec: the codec with which they were put.
 
         Raises:
-            StalledError, BusError, MessageError: they are not there, cannot be read, or are damaged.
+            StalledError, BusError, MessageError: the vectors are not there, cannot be read, or are damaged.
         """
         return self.ask(
             lambda: transfer.take(self._bus, peer, incarnation, name, sizes, 0.0, self.messages.check, codec),
@@ -205,7 +205,7 @@ class Rounds:
         )
 
     def ask(self, action: Callable[[], Answer], what: str) -> Answer:
-        """Have something read by the publishing thread, and wait for it.
+        """Run an action on the sender thread, and wait for its answer.
 
         Raises:
             StalledError, BusError, MessageError: as the action does.
@@ -227,14 +227,14 @@ class Rounds:
         return answers[0]
 
     def drain(self) -> None:
-        """Wait until everything that was said has been published.
+        """Wait until every submitted message has been published.
 
         Raises:
-            StalledError: it was not, for the stall timeout.
+            StalledError: some were not published within the stall timeout.
         """
         self._session.drain()
 
-    # --- listening ----------------------------------------------------------------------------
+    # --- gathering ----------------------------------------------------------------------------
 
     def until(self, is_done: Callable[[], Any], describe: Callable[[], str], timeout_s: float | None = None) -> None:
         """Wait; the time counts as waiting. Raises as `Waiting.until`."""
@@ -257,30 +257,30 @@ class Rounds:
         measure: Callable[[np.ndarray], float] = norm,
         incarnations: Mapping[int, str] = MappingProxyType({}),
     ) -> Gathered:
-        """Wait for the answers of a round: until all who were asked and still live have answered, or the deadline.
+        """Wait for the answers of a round: until all senders that still live have answered, or the deadline.
 
-        What is not finite, or far longer than usual, is left out, counted and said. An answer that names another term
-        than ours is none.
+        An answer that is not finite, or far longer than usual, is left out, counted and logged. An answer of another
+        term than ours does not count.
 
         Args:
-            senders: who was asked, besides ourselves.
+            senders: the workers that were asked, besides ourselves.
             quorum: with fewer answers, our own included, the round is void.
             timeout_s: from now.
             is_off: ends the wait when it becomes true.
             own: our own answer, if we have one.
-            read: the vector that a message stands for; a ValueError says that it stands for none.
-            measure: what is compared of the vectors; not finite where they are not.
-            incarnations: in which each was asked, where that is known; a worker that has begun another since will not
-                answer.
+            read: makes the vector of a message; a ValueError means that the message has none.
+            measure: the norm that the screen compares; not finite for a vector that is not.
+            incarnations: the incarnation in which each sender was asked, where it is known; a worker that has begun
+                another since will not answer.
         """
 
         def found() -> dict[int, Received]:
-            # A leader that was started again finds what was said to its former life, perhaps about the same round.
+            # A leader that was started again finds answers to its former incarnation, perhaps of the same round.
             term, kept = self.leadership.term, {x: self.messages.received(kind, x, round) for x in sorted(senders)}
             return {x: y for x, y in kept.items() if y and y.extras.get("term", term) == term}
 
         def missing() -> list[int]:
-            # Who has said goodbye after this round has answered: on another stream, so that may still be on its way.
+            # A peer that said goodbye after this round has answered, but its answer may still be on another stream.
             live, there = self.messages.reached(round), found()
             again = {
                 sender
@@ -318,10 +318,10 @@ class Rounds:
         answers = {worker: answers[worker] for worker in asked if worker in accepted}
         return Gathered(answers, kept, gone, len(answers) < quorum)
 
-    # --- who leads ----------------------------------------------------------------------------
+    # --- leadership ---------------------------------------------------------------------------
 
     def leader(self) -> int | None:
-        """Who leads now; reads what those who may lead have said since the last call."""
+        """The leader now; notes the announcements that possible leaders have made since the last call."""
         for kind in ANNOUNCEMENTS:
             for sender, kept in self.messages.kept(kind).items():
                 for received in kept:
@@ -330,7 +330,7 @@ class Rounds:
         return self.leadership.leader(self.messages.caught_up() | ({self._bus.worker} if may_lead else set()))
 
     def newest(self) -> tuple[int, Received] | None:
-        """Of what leaders have announced and what is in force, the newest, and who said it."""
+        """The newest announcement in force, and its sender; None where there is none."""
         self.leader()
         found = [
             (term_of(received), received.round, received.kind == "round_end", sender, received)
@@ -349,7 +349,7 @@ class Rounds:
         return self.leadership.is_in_force(sender, term_of(received))
 
     def stats(self) -> dict[str, Any]:
-        """Since the start: bytes, seconds, what was not used; now: who is there."""
+        """Since the start: bytes, seconds, unused messages; now: the number of live peers."""
         found = self._session.stats(len(self.messages.live()), self._screen, self.messages.counts())
         return found | {"staleness_mean": 0.0, "staleness_max": 0}
 
@@ -360,6 +360,6 @@ def kept_entries(layout: RoundLayout) -> int:
 
 
 def term_of(received: Received) -> int:
-    """The term in which a leader says something; -1, which no leader has, where it does not say."""
+    """The term of an announcement; -1, which no leader has, where the message has none."""
     term = received.fields.get("term")
     return term if isinstance(term, int) and 0 <= term < 2**48 else -1

@@ -1,10 +1,10 @@
-"""The versions of a model that a leader keeps under its state key, for those that fetch one.
+"""The versions of a model that a leader keeps under its state key, for workers that fetch one.
 
-    put(version, piece, ...)      what is put under a name is readable until it is taken away
-    keep(version)                 the version of the newest sync point: everybody may still fetch it
-    forget()                      a round is closed: the older ones are taken away
+    put(version, piece, ...)      the pieces are readable until they are deleted
+    keep(version)                 the version of the newest sync point: every worker may still fetch it
+    forget()                      a round is closed: the older versions are deleted
 
-What always holds: the newest versions and that of the newest sync point are readable; every other one is taken away
+What always holds: the newest versions and that of the newest sync point are readable; every other one is deleted
 with all its pieces at the next `forget`.
 """
 
@@ -23,10 +23,10 @@ Version = TypeVar("Version")
 
 @dataclass(frozen=True)
 class Piece:
-    """Vectors that are put, fetched and taken away together.
+    """Vectors that are put, fetched and deleted together.
 
     Attributes:
-        name: under which they are put; used once.
+        name: the name under which they are put; used once.
         vectors: float32 by name; ours to keep.
         meta: a small map that goes with them.
         codec: writes the vectors.
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass
 class _Kept(Generic[Version]):
-    """A version that is readable: the names of its pieces, with their sizes and codecs, in the order they were put."""
+    """A readable version: the names of its pieces, with their sizes and codecs, in the order of the puts."""
 
     version: Version
     pieces: dict[str, tuple[dict[str, int], Codec]] = field(default_factory=dict)
@@ -55,8 +55,8 @@ class Versions(Generic[Version]):
     """The versions that one worker has put. Used by the main thread.
 
     Args:
-        rounds: puts them, and takes them away.
-        newest: how many of the newest stay in any case.
+        rounds: puts and deletes them.
+        newest: how many of the newest versions always stay.
     """
 
     def __init__(self, rounds: Rounds, newest: int):
@@ -68,7 +68,7 @@ class Versions(Generic[Version]):
         return any(kept.version == version for kept in self._kept)
 
     def put(self, version: Version, *pieces: Piece) -> int:
-        """Make pieces of a version readable, beside those that it has; returns their bytes."""
+        """Make pieces of a version readable, beside its earlier pieces; returns their bytes."""
         kept = next((kept for kept in self._kept if kept.version == version), None)
         if kept is None:
             kept = _Kept(version)
@@ -81,11 +81,11 @@ class Versions(Generic[Version]):
         return total_bytes
 
     def keep(self, version: Version) -> None:
-        """This version holds at the newest sync point; the one before it may go."""
+        """This version belongs to the newest sync point; the one before it may go."""
         self._synchronised = version
 
     def forget(self) -> None:
-        """Take away the versions that nobody can be fetching any more."""
+        """Delete the versions that no worker can be fetching any more."""
         for kept in self._kept[: -self._newest]:
             if kept.version != self._synchronised:
                 self._kept.remove(kept)
