@@ -11,9 +11,9 @@ import numpy as np
 
 Buffer = bytes | bytearray | memoryview
 
-# A wait that takes longer than this says what for.
+# A wait that takes longer than this logs a line.
 LOG_AFTER_S = 5.0
-# What somebody else has written is checked when it is decoded.
+# A count that another worker has written; checked when it is decoded.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Short = Annotated[str, msgspec.Meta(max_length=512)]
 Incarnation = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
@@ -31,18 +31,18 @@ class Slice(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a worker says of itself while it lives; expires when it stops renewing.
+    """A worker's own record while it lives; expires when the worker stops renewing it.
 
     Attributes:
         incarnation: one life of a worker process.
-        host, pid, birth: which process that is; birth tells a reused pid apart.
+        host, pid, birth: the process that wrote the lease; birth tells a reused pid apart.
         phase: waiting (for all peers), ready (has seen them), joining (a running group), training,
             leaving.
-        step: the newest step that it has finished.
-        since: the step at which it began, or joined, the line of training that it is on.
-        beat: counts renewals, so that who looks twice sees that it is alive.
-        seen: worker -> incarnation of the peers with which it started.
-        term: the highest term in which it has followed a leader, or led; 0 in modes without one.
+        step: the newest step that the worker has finished.
+        since: the step at which the worker began, or joined, its line of training.
+        beat: counts renewals: when it has grown between two looks, the worker is alive.
+        seen: worker -> incarnation of the peers with which the worker started.
+        term: the highest term in which the worker has followed a leader, or led; 0 in modes without one.
     """
 
     worker: Count
@@ -75,7 +75,7 @@ class Cursor:
     """How far a peer's stream has been applied.
 
     Attributes:
-        incarnation: the life of the peer that said it.
+        incarnation: the incarnation of the peer that published the entries.
         round: the newest round applied.
         sequence: the number of that round's last entry in the stream; 0 where none is known.
     """
@@ -92,7 +92,7 @@ class Cursor:
         """The inverse of `to_plain`.
 
         Raises:
-            ValueError, TypeError: it is no cursor.
+            ValueError, TypeError: the list is no cursor.
         """
         incarnation, round, sequence = plain
         return cls(str(incarnation), int(round), int(sequence))
@@ -109,11 +109,11 @@ _NO_VALUES = np.empty(0, np.float32)
 class Received:
     """A whole message of a peer, from the wire to the reduction; in the rules also our own, as the others read it.
 
-    Its values belong to the object that holds the message: handing it on hands them on. The assembler takes them from
-    a buffer pool, and the exchange gives them back when they have been applied.
+    The values belong to the object that holds the message: passing the message on passes the values on. The assembler
+    takes them from a buffer pool, and the exchange gives them back when they have been applied.
 
     Attributes:
-        kind, round: as its header says.
+        kind, round: as in the message's header.
         sender: the worker that published it.
         incarnation: of the sender; empty where the message is our own.
         slice: the piece of the vector that the values cover.
@@ -121,10 +121,10 @@ class Received:
         fields: the map of the kinds that carry one, else empty.
         last_sequence: number of the message's last entry in its stream.
         extras: small numbers that go with a vector.
-        is_whole: the values stand for themselves where others are differences.
-        squares: the sum of the squares of the values, chunk by chunk; None where nobody has added them up.
-        at_s: when it came (seconds, monotonic), where that is wanted.
-        norm: the length that the screen compares; NaN until it has been measured.
+        is_whole: whether the values are weights where other messages carry differences.
+        squares: the sum of the squares of the values, chunk by chunk; None where it has not been computed.
+        at_s: when the message came (seconds, monotonic), where that is noted.
+        norm: the norm that the screen compares; NaN until it has been measured.
     """
 
     kind: str

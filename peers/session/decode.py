@@ -1,8 +1,8 @@
-"""A peer's entries to received messages, for every pattern, and the judgement of those that do not fit.
+"""A peer's entries to received messages, for every pattern; entries that do not fit are counted by reason.
 
 An entry that changed on its way is asked for again, once. An entry that does not fit is counted by reason. It is an
-offence of its sender, but for two cases: the entry is damaged, or it belongs to a message whose beginning was lost on
-the way to us (the stream was trimmed or we follow it late: torn) or was damaged.
+offence of its sender, but for two cases: the entry is damaged, or it belongs to a message whose beginning was damaged
+or lost on the way to us (torn: the stream was trimmed, or we follow it late).
 
 What always holds: `accept` is called once for each message that came whole and fits, in the order of its sender, and
 nothing that a peer can send raises.
@@ -27,7 +27,7 @@ class _Stream:
     """One stream of one incarnation of a sender.
 
     Attributes:
-        is_torn: the beginning of its next message may be missing.
+        is_torn: whether the beginning of its next message may be missing.
         is_damaged: an entry of its next message changed on its way.
     """
 
@@ -43,7 +43,7 @@ class Decoder(abc.ABC):
     Args:
         layout: what every message must fit.
         refused: called with sender and incarnation for an entry that its sender should not have sent.
-        buffers: where the arrays of messages come from.
+        buffers: the buffer pool for the arrays of messages.
     """
 
     def __init__(self, layout: Layout, refused: Callable[[int, str], None], buffers: BufferPool | None = None):
@@ -55,24 +55,24 @@ class Decoder(abc.ABC):
 
     @abc.abstractmethod
     def accept(self, received: Received) -> None:
-        """A whole message; a KeyError, TypeError, ValueError or OverflowError says that its content makes no sense."""
+        """Take a whole message; a KeyError, TypeError, ValueError or OverflowError means that its content is wrong."""
 
     @abc.abstractmethod
     def count(self, reason: str, how_many: int = 1) -> None:
         """Count entries that are not used, by reason."""
 
     def note_read(self, entry: Entry) -> None:  # noqa: B027 (a pattern that needs it overrides it)
-        """An entry has been read, whatever became of it."""
+        """An entry has been read, whether it was used or not."""
 
     def begin_incarnation(self, sender: int, incarnation: str) -> None:
-        """From now on the sender's entries are of this incarnation; unfinished messages are given up."""
+        """From now on the sender's entries are of this incarnation; its unfinished messages are dropped."""
         with self._decoding:
             self._incarnations[sender] = incarnation
             for is_direct in (False, True):
                 self._streams[sender, is_direct] = _Stream(Assembler(self._layout, self._buffers))
 
     def incarnations(self) -> dict[int, str]:
-        """The newest incarnation of each sender that we have heard of."""
+        """The newest incarnation of each sender that we know of."""
         with self._decoding:
             return dict(self._incarnations)
 
@@ -80,10 +80,10 @@ class Decoder(abc.ABC):
         """Take one entry; never raises for what a peer can send.
 
         Args:
-            may_come_again: it can be read once more.
+            may_come_again: whether the entry can be read once more.
 
         Returns:
-            False if it changed on its way and should come again; nothing of it has been taken or counted then.
+            False if the entry changed on its way and should come again; nothing of it has been used or counted then.
         """
         if self._incarnations.get(entry.sender) != entry.incarnation:
             self.begin_incarnation(entry.sender, entry.incarnation)

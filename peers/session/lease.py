@@ -1,8 +1,8 @@
-"""Our own lease: claim our number with it, keep it alive, and show in it how far we are.
+"""Our own lease: claim our number with it, renew it, and show our progress in it.
 
 A lease names the incarnation that holds a worker's number, so the peers follow that one and no other. A heartbeat
-thread renews it. While our Redis is away it is renewed more often; when it has been away for longer than the lease
-lasts, the others have gone on without us, and this incarnation ends.
+thread renews it. While our Redis is away the heartbeat tries more often. When our Redis has been away for longer than
+the lease lasts, the others have gone on without us, and this incarnation ends.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class LeaseKeeper:
         self._heart = threading.Thread(target=self._beat, name="degan-heartbeat", daemon=True)
 
     def claim(self, hello: bytes) -> None:
-        """Take the number, and keep it from here on.
+        """Take the number, and renew its lease from now on.
 
         Args:
-            hello: what the peers are to know of us, readable for as long as the lease.
+            hello: our peer info and settings for the peers, readable for as long as the lease.
 
         Raises:
             DuplicateError: the number is in use.
@@ -70,13 +70,13 @@ class LeaseKeeper:
         deadline, has_logged = time.monotonic() + self._lease_s + 1, False
         while True:
             try:
-                # Fenced by our incarnation: the peers follow the one that the lease names, and no other.
+                # Our incarnation fences the number: the peers follow the incarnation in the lease, and no other.
                 may_replace = (lambda old: True) if self._bus.may_take_over else is_dead
                 self.replaced = self._bus.claim(self._lease, self._lease_s, may_replace)
                 self._renewed_at = time.monotonic()
                 break
             except DuplicateError as error:
-                # On this host the process is known to live. Elsewhere it may have died a moment ago.
+                # On this host the process is known to live. On another host it may have died a moment ago.
                 if error.host == self._lease.host or time.monotonic() >= deadline:
                     raise
                 if not has_logged:
@@ -97,23 +97,23 @@ class LeaseKeeper:
     # --- what the lease shows -----------------------------------------------------------------
 
     def progress(self, step: int) -> None:
-        """Show how far we are."""
+        """Show our newest finished step."""
         self.show(is_urgent=False, step=step, phase="training")
 
     def joined(self, step: int) -> None:
-        """Show that we have taken a state, and train on its line from here."""
+        """Show that we have taken a state, and train on the helper's line from this step."""
         self.show(phase="training", step=step, since=step)
 
     def follow_term(self, term: int) -> None:
-        """Show which leader's term we are in."""
+        """Show the term of the leader that we follow."""
         self.show(is_urgent=False, term=term)
 
     def leaving(self) -> None:
-        """Show that we are ending, before the goodbye; nobody should ask us for a state."""
+        """Show that we are ending, before the goodbye, so that no worker asks us for a state."""
         self.show(phase="leaving")
 
     def show(self, is_urgent: bool = True, **changes: Any) -> None:
-        """Change fields of the lease; at once where it is urgent, else with the next heartbeat."""
+        """Change fields of the lease; at once if urgent, else with the next heartbeat."""
         with self._lock:
             lease = msgspec.structs.replace(self._lease, **changes)
             if lease == self._lease:
@@ -139,7 +139,7 @@ class LeaseKeeper:
         try:
             state = self._bus.renew(lease, self._lease_s, may_restore)
             if state == "restored":
-                # Our Redis lost its keys and the others have not missed us yet.
+                # Our Redis lost its keys and the others have not dropped us yet.
                 self._bus.put_state({"hello": self._hello}, self._lease_s)
         except BusError as error:
             if not self._is_out:
@@ -165,7 +165,7 @@ class LeaseKeeper:
         self._on_failure(error)
 
     def _beat(self) -> None:
-        # While our Redis is away more often, because the others cannot see us until it knows of us again.
+        # More often while our Redis is away, because the others cannot see us until it has our lease again.
         while not self._closing.wait(min(1.0 if self._is_out else 5.0, heartbeat_s(self._lease_s))):
             self._renew()
 

@@ -1,4 +1,4 @@
-"""What a thread that reads needs of a pattern: where entries go, and who is told about peers."""
+"""The part of a pattern that a reader thread needs: it takes the entries, and is told about the peers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Listener(Protocol):
     """Takes the entries of the peers, in order per sender. `peers.exchange.inbox`, `peers.rounds.messages`."""
 
     def feed(self, entry: Entry, may_come_again: bool = False) -> bool:
-        """Take one entry; False if it changed on its way and is to be read once more."""
+        """Take one entry; False if the entry changed on its way and is to be read once more."""
 
     def count(self, reason: str) -> None:
         """Count an entry that is not used."""

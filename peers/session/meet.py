@@ -1,16 +1,16 @@
-"""How workers find each other: whose leases are there, whether all train the same, and how each begins.
+"""How workers find each other: each reads the leases, checks that all train the same, and decides how it begins.
 
 There is no coordinator and no barrier at worker 0. Each worker claims its number with a lease (`peers.session.lease`),
 publishes what it trains, and looks at the others' leases. There are three cases:
 
-* everyone is here and waiting: they acknowledge each other's incarnation in their leases, and start
+* every worker is here and waiting: they acknowledge each other's incarnation in their leases, and start
   together at the newest checkpoint that all of them have (or at the beginning);
-* we replaced the unexpired lease of a worker in training, so nobody has dropped it, our checkpoint is of
-  its line, and everything that the peers published since can still be read: we replay from the checkpoint;
+* we replaced the unexpired lease of a worker in training, so no peer has dropped it, our checkpoint is of
+  its line, and every entry that the peers published since can still be read: we replay from the checkpoint;
 * the others are already training: we join, with the state of the most advanced of them.
 
-A dead run's leases live on for a while. Those of this host are known by their process; those of other hosts
-count as training only when they have been seen to be renewed.
+The leases of a dead run last for a while. A lease of this host counts as dead when its process is gone; a lease of
+another host counts as training only when it has been renewed since we first saw it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from peers.types import Lease
 from peers.wire.fields import decode_fields
 
 POLL_S = 0.05
-# Before we refuse, the peers need a moment to see our lease, so that they too can say what is wrong.
+# Before we end with an error, the peers need a moment to see our lease, so that they too can name the cause.
 SEEN_S = 2.0
 
 
@@ -41,10 +41,10 @@ class Start:
     Attributes:
         kind: together, replay or join.
         step: the step of the checkpoint to load; 0 for the beginning. Without meaning for a join.
-        incarnations: the peers that are there, and in which incarnation.
+        incarnations: the incarnation of each peer that is there.
         helper: the peer to ask for a state, for a join.
         furthest, term: the newest step, and term, of the peers that train, for a join.
-        peer_infos: what the peers tell of themselves.
+        peer_infos: the info that each peer gives about itself.
     """
 
     kind: str
@@ -66,8 +66,8 @@ class Rendezvous:
         timeout_s: how long absent peers are awaited.
         log: called with one line for a person.
         on_failure: called from the heartbeat thread when our lease is lost.
-        peer_info: what the peers should know of us; plain values.
-        may_replay: whether what was missed can be read again, so that a restart need not be a join.
+        peer_info: our info for the peers; plain values.
+        may_replay: whether missed entries can be read again, so that a restart need not be a join.
 
     Attributes:
         lease: our own lease.
@@ -94,7 +94,7 @@ class Rendezvous:
         self._beats: dict[int, tuple[str, int]] = {}
 
     def claim(self, checkpoints: list[int]) -> None:
-        """Take our number and tell what we train and which checkpoints we have.
+        """Take our number, and publish what we train and which checkpoints we have.
 
         Raises:
             DuplicateError: the number is in use.
@@ -117,7 +117,7 @@ class Rendezvous:
         Raises:
             DisagreementError: a peer trains something else; the message names the key.
             AbsentError: a peer did not come in time.
-            BusError, LeaseExpiredError: somebody has taken our number over, or our Redis has lost it.
+            BusError, LeaseExpiredError: another incarnation has taken our number, or our Redis has lost our lease.
         """
         peers = [peer for group in self._bus.servers for peer in group]
         deadline = time.monotonic() + self._timeout_s
@@ -130,7 +130,7 @@ class Rendezvous:
             self._refuse_strangers()
             found = {peer: lease.incarnation for peer, lease in leases.items() if lease is not None}
             if found != incarnations or any(lease and not self._is_beating(lease) for lease in leases.values()):
-                # Someone came or went, or a dead run's lease is about to end: the wait begins anew.
+                # A peer came or went, or a dead run's lease is about to end: the wait begins anew.
                 deadline, incarnations = time.monotonic() + self._timeout_s, found
             for peer, lease in leases.items():
                 if lease is not None and agreeing.get(peer, ("",))[0] != lease.incarnation:
@@ -159,7 +159,7 @@ class Rendezvous:
         there: dict[int, Lease],
         agreeing: dict[int, tuple[str, list[int]]],
     ) -> Start | None:
-        """How we begin, and show it in our lease; None while that is open."""
+        """Our `Start`, which we then show in our lease; None while it is undecided."""
         me, mine = self._bus.worker, self._bus.incarnation
         running = {p: x for p, x in there.items() if x.phase == "training" and self._is_beating(x)}
         strangers = {p: x for p, x in running.items() if x.seen.get(me) != mine}
@@ -186,7 +186,7 @@ class Rendezvous:
         return Start("together", step, seen, peer_infos=self._peer_infos)
 
     def _common_step(self, checkpoints: list[int], theirs: dict[int, list[int]]) -> int:
-        """The newest checkpoint that all have; 0 where nobody has any. Raises DisagreementError."""
+        """The newest checkpoint that all workers have; 0 if none has any. Raises DisagreementError."""
         step = max(set(checkpoints).intersection(*theirs.values()) | {0})
         if step == 0 and (checkpoints or any(theirs.values())):
             time.sleep(SEEN_S)
@@ -210,7 +210,7 @@ class Rendezvous:
         )
 
     def furthest(self, start: Start) -> tuple[int, int]:
-        """The newest step and term of the peers that we join, once each has renewed what its lease says of it.
+        """The newest step and term of the peers that we join, once each has renewed its lease.
 
         Raises:
             PeersError: our own lease is lost.
@@ -233,7 +233,7 @@ class Rendezvous:
         for server in range(len(self._bus.servers)):
             try:
                 found = self._bus.leases(server)
-                # A dead run's lease lives on for a while; it is nobody to train with.
+                # A dead run's lease lasts for a while; no worker stands behind it.
                 leases.update(
                     {p: None if lease is not None and is_dead(lease) else lease for p, lease in found.items()}
                 )
@@ -250,7 +250,7 @@ class Rendezvous:
             )
 
     def _check(self, peer: int, lease: Lease) -> list[int] | None:
-        """The checkpoints of a peer that trains the same as we do; None if it has not said yet."""
+        """The checkpoints of a peer that trains the same as we do; None if the peer has not published them yet."""
         try:
             hello = self._hello_of(peer, lease.incarnation)
             if hello is None:
@@ -277,16 +277,16 @@ class Rendezvous:
         return decode_fields(state["hello"]) if "hello" in state else None
 
     def peer_info(self, peer: int, incarnation: str) -> dict[str, Any]:
-        """What a peer says of itself in this life; empty if it does not.
+        """The info that a peer gives about itself in this incarnation; empty if it gives none.
 
         Raises:
-            BusError, MessageError: it cannot be read.
+            BusError, MessageError: the info cannot be read.
         """
         hello = self._hello_of(peer, incarnation) or {}
         return hello["peer_info"] if isinstance(hello.get("peer_info"), dict) else {}
 
     def _is_beating(self, lease: Lease) -> bool:
-        """Whether a lease is certainly that of a living worker: of this host, or renewed since we first saw it."""
+        """Whether a lease certainly belongs to a living worker: one of this host, or renewed since we first saw it."""
         first = self._beats.setdefault(lease.worker, (lease.incarnation, lease.beat))
         if first[0] != lease.incarnation:
             first = self._beats[lease.worker] = (lease.incarnation, lease.beat)
@@ -305,7 +305,7 @@ class Rendezvous:
         if (checkpoints[-1] if checkpoints else 0) < old.since:
             return False
         if not checkpoints:
-            # From the very beginning, if those with whom we began are still in that incarnation.
+            # From the very beginning, if the peers with which we began are still in that incarnation.
             followed = {peer: (incarnation, 0) for peer, incarnation in old.seen.items()}
         return all(
             peer in strangers

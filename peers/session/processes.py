@@ -1,4 +1,4 @@
-"""Which process on which host wrote a lease, and whether it lives."""
+"""The process behind a lease: which process on which host wrote it, and whether that process lives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from peers.types import Lease
 
 
 def process_birth(pid: int) -> str:
-    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where that is not known."""
+    """When a process started, to tell a reused pid apart; `gone` for a zombie, empty where the time is not known."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

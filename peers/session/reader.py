@@ -1,7 +1,7 @@
-"""One thread for each Redis server followed: reads entries, feeds them to the inbox, and watches the leases.
+"""One thread for each Redis server followed: reads entries, feeds them to the listener, and watches the leases.
 
-What was read is decoded and accumulated right here, while it is still in the processor's cache: handing each entry
-to another thread costs more than that does, and meanwhile the next ones gather in the socket.
+Entries are decoded and accumulated on the same thread, while they are in the processor's cache: handing each entry
+to another thread would cost more, and the next entries gather in the socket meanwhile.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from peers.types import Entry, Lease
 
 READ_S = 0.2
 LAST_READS = 64
-# With many servers each of many threads looks up less often, or a small machine does nothing else.
+# With more servers than this each thread reads leases less often, or a small machine would do nothing else.
 FEW_SERVERS = 8
 
 
 class PeerReader:
-    """Follows the peers on one server, life by life.
+    """Follows the peers on one server, incarnation by incarnation.
 
-    A peer whose lease has gone is dropped from the bound; a server that does not answer for a whole
-    lease drops all its peers. A new incarnation is followed from its beginning, after what was left
-    of the old one has been read.
+    A peer whose lease has expired is dropped from the bound; a server that does not answer for a whole
+    lease drops all its peers. A new incarnation is followed from its beginning, after the rest of the
+    old one's entries has been read.
 
     Args:
-        bus, server: whom to read.
-        inbox: where entries go, in order per sender.
-        gate: is told who is gone, who is back, and what failed.
+        bus, server: the bus, and the number of the server to read.
+        inbox: takes the entries, in order per sender.
+        gate: is told about peers that are gone or back, and about the thread's failure.
         lease_s: how long a lease lasts.
         known: incarnations that are followed already (peer -> incarnation).
-        say: called with one line for a person.
+        log: called with one line for a person.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PeerReader:
                     leases = self._bus.leases(self._server)
                     if is_out:
                         self._log(f"the Redis of workers {self._names()} answers again")
-                        # It may have lost its leases; the workers' heartbeats write them anew.
+                        # The Redis may have lost its leases; the workers' heartbeats write them anew.
                         self._quiet_until = time.monotonic() + heartbeat_s(self._lease_s) + 1.0
                         is_out = False
                     self._watch(leases)
@@ -115,7 +115,7 @@ class PeerReader:
             if stream in again:
                 continue
             if not self._inbox.feed(entry, self._doubted.get(stream) != number):
-                # It changed on its way. With nothing after it a round would be missing for ever: once more from there.
+                # Without the changed entry a round would be missing for ever: the stream is read again from there.
                 self._inbox.count("damaged")
                 self._doubted[stream] = number
                 self._bus.read_again(entry)
@@ -137,18 +137,18 @@ class PeerReader:
                 self._known[peer] = lease.incarnation
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:
-                # The same life is back: it was the way to it that was cut.
+                # The same incarnation is back: only the connection to it was cut.
                 self._gate.returned(peer)
             self._is_absent.discard(peer)
 
     def _read_on(self) -> None:
-        """Read what has been said until now: of a peer that is gone everyone is to have the same."""
+        """Read the entries that are there by now, so that all workers have the same of a peer that is gone."""
         for _ in range(LAST_READS):
             if not self._hand_on(self._bus.receive(self._server, 0.01)):
                 break
 
     def _drop(self, peer: int, reason: str) -> None:
-        """After everything that it has said has been read."""
+        """Drop a peer, after all of its entries have been read."""
         if peer not in self._is_absent and self._gate.is_member(peer):
             self._is_absent.add(peer)
             self._gate.drop(peer, reason)

@@ -14,14 +14,14 @@ class SenderThread:
     """One thread, one queue of jobs.
 
     Args:
-        on_failure: called once, from the thread, with the first exception that a job raised; nothing more is
-            run then.
+        on_failure: called once, from the thread, with the first exception that a job raised; no further job runs
+            then.
         limit: how many jobs may wait before `submit` waits for room.
     """
 
     def __init__(self, on_failure: Callable[[BaseException], None], limit: int = 64):
         self._changed = threading.Condition()
-        # The one that runs is the first, until it has ended.
+        # The first job is the running one, until it has ended.
         self._jobs: deque[Callable[[], None]] = deque()
         self._is_closed = False
         self._on_failure = on_failure
@@ -30,7 +30,7 @@ class SenderThread:
         self._thread.start()
 
     def submit(self, job: Callable[[], None], timeout_s: float = 60.0) -> bool:
-        """Queue a job; False if the pool is closed (the job is not run).
+        """Queue a job; False if the thread is closed (the job is not run).
 
         Raises:
             StalledError: no room within `timeout_s`.
@@ -48,7 +48,7 @@ class SenderThread:
         """Wait until nothing is queued or running; returns whether that was reached in time.
 
         Args:
-            say: called with one line for a person, should it take long.
+            log: called with one line for a person, if the wait takes long.
         """
         with self._changed:
             if self._changed.wait_for(self._is_idle, min(LOG_AFTER_S, timeout_s)):
@@ -60,7 +60,7 @@ class SenderThread:
         return self._is_closed or not self._jobs
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Run nothing more and end the thread."""
+        """Run no further job and end the thread."""
         self._end()
         self._thread.join(timeout_s)
 
@@ -78,8 +78,8 @@ class SenderThread:
                 job = self._jobs[0]
             try:
                 job()
-            except BaseException as error:  # The pool's owner decides; a thread may not die silently.
-                # Told before anybody who waits for the pool goes on. After the end nobody wants to know.
+            except BaseException as error:  # The thread's owner decides; a thread may not die silently.
+                # The owner is told before any waiting thread goes on. After the end no owner needs to know.
                 if not self._is_closed:
                     self._on_failure(error)
                 self._end()

@@ -1,15 +1,15 @@
-"""What every pattern does with its peers: threads, hello, goodbye, the end, and what is counted.
+"""The part of every pattern that deals with peers: threads, hello, goodbye, the end, and the counts.
 
     session.follow(cursors)      start the reader threads; entries go to the pattern's listener
     session.publish(...)         one thread encodes and publishes, in the order of the calls
-    session.finish(...)          goodbye, and wait until the peers have said it as well
+    session.finish(...)          goodbye, and wait until the peers have published theirs
 
 | kind    | carries | meaning |
 | ------- | ------- | ------- |
-| hello   | map     | I am here: I begin after this round, ask to join, or replay |
-| goodbye | map     | this was my last round |
+| hello   | map     | the sender is here: it begins after this round, asks to join, or replays |
+| goodbye | map     | this was the sender's last round |
 
-What always holds: what is submitted is done in order, by one thread; the first failure of any thread ends every wait of
+What always holds: submitted jobs run in order, on one thread; the first failure of any thread ends every wait of
 the main thread; every wait has a deadline.
 """
 
@@ -35,7 +35,7 @@ SESSION_MAPS = frozenset({"hello", "goodbye"})
 
 
 class Peers(Members, Protocol):
-    """What the threads tell of the peers, and where the main thread waits: a gate or a message store."""
+    """Where the threads report about the peers, and where the main thread waits: a gate or a message store."""
 
     def touch(self) -> None:
         """Something that a wait may be for has changed."""
@@ -54,7 +54,7 @@ class Session:
         bus: our door; closed by its owner.
         layout: what every message must fit.
         listener: takes the entries of the peers.
-        peers: is told who is there, and waits.
+        peers: is told which peers are there, and waits.
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the end
             of the others is awaited.
         log: called with one line for a person.
@@ -83,7 +83,7 @@ class Session:
     # --- beginning and end --------------------------------------------------------------------
 
     def hello(self, round: int, is_joining: bool, is_replaying: bool = False) -> None:
-        """Tell everyone that we are here, after this round."""
+        """Tell all peers that we are here, and begin after this round."""
         self.publish("hello", round, {"is_joining": is_joining, "is_replaying": is_replaying})
 
     def read(self, incarnations: Mapping[int, str]) -> None:
@@ -102,7 +102,7 @@ class Session:
             unfinished: the peers that have not finished; called with the lock of the wait held.
 
         Returns:
-            How many had not finished within the finish timeout.
+            How many peers had not finished within the finish timeout.
         """
         self.publish("goodbye", round, {})
         missing = 0
@@ -132,24 +132,24 @@ class Session:
     # --- publishing ---------------------------------------------------------------------------
 
     def submit(self, job: Callable[[], None], timeout_s: float = 60.0) -> None:
-        """Have the sender thread do a job, after all that was submitted before. Raises StalledError."""
+        """Queue a job for the sender thread, after all jobs submitted before. Raises StalledError."""
         self._sender.submit(job, timeout_s)
 
     def publish(self, kind: str, round: int, fields: dict[str, Any]) -> None:
-        """A small map for everyone."""
+        """Publish a small map for every worker."""
         entries = encode_fields(self._layout, kind, round, fields)
         self._sender.submit(lambda: self._bus.publish(entries))
 
     def send(self, peer: int, kind: str, round: int, fields: dict[str, Any]) -> None:
-        """A small map for one peer."""
+        """Send a small map to one peer."""
         entries = encode_fields(self._layout, kind, round, fields)
         self._sender.submit(lambda: self._bus.send(peer, entries))
 
     def drain(self) -> None:
-        """Wait until everything that was submitted has been done.
+        """Wait until every submitted job has been done.
 
         Raises:
-            StalledError: it was not, for the stall timeout.
+            StalledError: some were not done within the stall timeout.
             PeersError: the first failure of another thread.
         """
         if not self._sender.drain(self.stall_timeout_s, self._log):
@@ -160,7 +160,7 @@ class Session:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What the main thread does in here counts as waiting for the peers."""
+        """A context: the main thread's time in it counts as waiting for the peers."""
         began = time.monotonic()
         try:
             yield
@@ -173,12 +173,12 @@ class Session:
             self._peers.until(is_done, describe, timeout_s)
 
     def stats(self, live_peers: int, screen: Screen, *dropped: Mapping[str, int]) -> dict[str, Any]:
-        """Since the start: bytes, seconds, retries, what was not used by reason, offences; now: who is there.
+        """Since the start: bytes, seconds, retries, unused messages by reason, offences; now: the number of live peers.
 
         Args:
             live_peers: how many peers are there.
-            screen: whose contributions are used.
-            dropped: what the pattern has not used, by reason.
+            screen: decides which contributions are used.
+            dropped: the messages that the pattern has not used, by reason.
         """
         return {
             "sent_bytes": self._bus.sent_bytes,

@@ -1,7 +1,7 @@
-"""A whole state from one worker to one that joins: vectors in chunks through the giver's state hash.
+"""The transfer of a whole state to a joining worker: vectors in chunks through the giver's state hash.
 
-The giver writes the chunks and, last, what they mean; the joiner polls for that last field, checks every size
-and sum, and loads. Fields carry the token of the wish in their name, so neither two joiners nor two attempts mix.
+The giver writes the chunks and, last, their description. The joiner polls for that last field, checks every size
+and sum, and loads. The names of the fields carry the token of the request, so neither two joiners nor two attempts mix.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ State = dict[str, np.ndarray]
 
 
 def fields_of(arrays: State, meta: dict[str, Any], token: str, codec: Codec = CODECS["raw"]) -> dict[str, Buffer]:
-    """A state as fields of the state hash, the one that completes it last.
+    """A state as fields of the state hash, in the order of writing: the last field completes the state.
 
     Args:
         arrays: float32 vectors by name; copied.
         meta: a small map that goes with them.
-        token: of the wish that it answers, or another word that is used once.
+        token: of the request, or another word that is used once.
         codec: writes the vectors.
     """
     fields: dict[str, Buffer] = {}
@@ -41,7 +41,7 @@ def fields_of(arrays: State, meta: dict[str, Any], token: str, codec: Codec = CO
     for name, array in arrays.items():
         size_bytes = so_far = 0
         for index, piece in enumerate(_pieces(array.size, codec)):
-            # Bytes, because an exact codec gives a view of what is the caller's.
+            # Copied to bytes, because an exact codec gives a view of the caller's array.
             chunk = bytes(codec.encode(array[piece.start : piece.stop]))
             fields[f"{token}:{name}:{index}"] = chunk
             size_bytes, so_far = size_bytes + len(chunk), checksum(chunk, so_far)
@@ -75,16 +75,16 @@ def take(
 
     Args:
         bus: the joiner's door.
-        giver, incarnation: who gives it.
-        token: of the wish.
+        giver, incarnation: the worker that gives the state, and its incarnation.
+        token: of the request.
         sizes: number of values of every vector that must come, by name; nothing else is read.
         timeout_s: how long to wait.
-        check: called between two looks; raises what failed elsewhere.
-        codec: with which it was written.
+        check: called between two looks; raises the failure of another thread.
+        codec: the codec of the giver.
 
     Raises:
-        StalledError: nothing came in time.
-        MessageError: what came is damaged or of another layout.
+        StalledError: no state came in time.
+        MessageError: the state is damaged or of another layout.
     """
     deadline, name = time.monotonic() + timeout_s, f"{token}:meta"
     while True:

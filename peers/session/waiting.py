@@ -1,6 +1,6 @@
-"""How the main thread waits for what other threads bring: never silently, never without a deadline.
+"""How the main thread waits for other threads: always with a deadline, and with a line in the log.
 
-After a few seconds a line says what is awaited, of whom, since when, and when the wait ends; and the first failure of
+After a few seconds a log line names the awaited peers, the beginning and the end of the wait. The first failure of
 any thread ends every wait.
 """
 
@@ -15,11 +15,11 @@ from peers.types import LOG_AFTER_S
 
 
 class Waiting:
-    """A condition with a failure in it.
+    """A condition variable that carries the first failure of any thread.
 
     Args:
         stall_timeout_s: how long a wait may take before that is an error.
-        say: called with one line for a person.
+        log: called with one line for a person.
         now: seconds, monotonic.
     """
 
@@ -36,7 +36,7 @@ class Waiting:
         self._failure: BaseException | None = None
 
     def restarted(self, peer: int, incarnation: str) -> None:
-        """A peer that was there was started again; for who needs to know before it says so itself."""
+        """A peer that was there was started again; a subclass overrides this to know before the peer's hello."""
 
     def touch(self) -> None:
         """Something that a wait may be for has changed."""
@@ -63,7 +63,7 @@ class Waiting:
         """Wait for a condition; both functions are called with the lock held.
 
         Raises:
-            StalledError: it did not come true within the timeout.
+            StalledError: the condition did not come true within the timeout.
             PeersError: the first failure of another thread.
         """
         start = self._now()
@@ -84,5 +84,5 @@ class Waiting:
 
 
 def failed(error: BaseException, where: str) -> PeersError:
-    """Wrap what a thread raised, so that its message says where."""
+    """Wrap the error of a thread, so that its message names the thread's task."""
     return error if isinstance(error, PeersError) else PeersError(f"{where}: {type(error).__name__}: {error}")
