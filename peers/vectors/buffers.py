@@ -1,8 +1,8 @@
 """Arrays that are used again instead of allocated anew: fresh memory costs a page fault every 4 KiB.
 
 A round's vectors live shortly, are made in one thread and dropped in another, and are large, so that the
-allocator gives their memory back to the system each time; faulting 17 MB in again takes longer than to
-copy them.
+allocator gives their memory back to the system each time; faulting 17 MB in again takes longer than
+copying them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class BufferPool:
     """float32 arrays by size. Thread-safe.
 
     Args:
-        most: how many are kept at most; what is given beyond that is dropped.
+        most: how many arrays are kept at most; an array that is given beyond that is dropped.
     """
 
     def __init__(self, most: int = 8):
@@ -25,7 +25,7 @@ class BufferPool:
         self._arrays: list[np.ndarray] = []
 
     def take(self, size: int) -> np.ndarray:
-        """float32 (size,) with anything in it, the caller's own."""
+        """float32 (size,) with any content; the array belongs to the caller."""
         with self._lock:
             for index, array in enumerate(self._arrays):
                 if array.size == size:
@@ -33,10 +33,10 @@ class BufferPool:
         return np.empty(size, dtype=np.float32)
 
     def give(self, array: np.ndarray) -> None:
-        """Nobody looks at this array any more. Views of other arrays are not kept."""
+        """Take an array back that has no other user any more. Views of other arrays are not kept."""
         if array.base is not None:
             return
         with self._lock:
             self._arrays.append(array)
-            # The oldest goes first, so that sizes that are no longer asked for do not stay.
+            # The oldest arrays go first, so that sizes without any demand do not stay.
             del self._arrays[: -self._most]

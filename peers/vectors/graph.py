@@ -1,8 +1,8 @@
-"""Who follows whom."""
+"""The graph of the workers: the peers that each worker follows."""
 
 
 def complete(worker: int, workers: int) -> tuple[int, ...]:
-    """The peers that `worker` follows in a complete graph: everyone else, in order.
+    """The peers that `worker` follows in a complete graph: every other worker, in order.
 
     Raises:
         ValueError: the worker number is outside 0..workers-1.

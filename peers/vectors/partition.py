@@ -1,8 +1,8 @@
-"""Which slice of the vector leaves in which round.
+"""The schedule of partial exchange: the slice of the vector that leaves in each round.
 
 Parts are slices of the flat vector, balanced to one element. Every worker sends the same part in
-a round, so a round is complete for a reader when that worker's one message is whole, and after
-`parts` rounds everything that was gathered has left exactly once. A round is a step.
+a round, so a round is complete for a reader when that worker's one message is whole. After
+`parts` rounds every gathered value has left exactly once. A round is a step.
 
 Source: Watcharapichat et al., "Ako: Decentralised Deep Learning with Partial Gradient Exchange",
 SoCC 2016, section 3 (there the parts follow the layers and differ five to one in size).
@@ -26,11 +26,11 @@ def balanced(whole: Slice, parts: int) -> list[Slice]:
 
 
 class Schedule:
-    """Rounds, counted from 1, to slices. Pure and unchanging.
+    """The slice of each round, counted from 1. Pure and unchanging.
 
     Args:
         size: number of values in the vector.
-        parts: into how many parts it is cut.
+        parts: the number of parts of the vector.
         since: the round after which this schedule holds; its first part leaves in the next one.
     """
 
@@ -53,5 +53,5 @@ class Schedule:
         return self.slices[(round - self.since - 1) % self.parts]
 
     def changed(self, parts: int, since: int) -> Schedule:
-        """The same vector in other parts, from the round after `since` on."""
+        """The schedule of the same vector in other parts, from the round after `since` on."""
         return Schedule(self.size, parts, since)

@@ -1,21 +1,21 @@
 """Robust rules: several vectors of the same slice become one, and a few bad ones among them cannot move it far.
 
-| rule          | what it does | what a bad vector can do |
-| ------------- | ------------ | ------------------------ |
-| mean          | sum in worker order / n | anything |
-| clipped_mean  | cut every vector to the median norm, then the mean | push by 1/n of that norm |
-| median        | per coordinate | nothing beyond the honest, while they are more |
-| trimmed_mean  | per coordinate the mean without the largest and smallest | nothing beyond the honest |
-| centered_clip | the mean of what lies around a centre, cut to a radius | push by radius/n |
+| rule          | result | influence of a bad vector |
+| ------------- | ------ | ------------------------- |
+| mean          | sum in worker order / n | unbounded |
+| clipped_mean  | clip every vector to the median norm, then the mean | at most 1/n of that norm |
+| median        | the median per coordinate | none beyond the honest vectors, while they are the majority |
+| trimmed_mean  | per coordinate the mean without the largest and smallest | none beyond the honest vectors |
+| centered_clip | the mean of the vectors around a centre, clipped to a radius | at most radius/n |
 
-What always holds: nothing but the vectors, in the order given, decides, so that whoever has the same vectors in
-the same order has the same result, bit by bit. Median and trimmed mean look at each coordinate alone, so the
-result is the same in how many parts a vector may travel. Neutral settings (`byzantine` 0, an infinite radius) are
-the mean bit by bit. Everything works in blocks that stay in the processor's cache.
+What always holds: only the vectors, in the order given, decide, so two workers with the same vectors in
+the same order have the same result, bit by bit. Median and trimmed mean work on each coordinate alone, so their
+result does not depend on the number of parts of a vector. Neutral settings (`byzantine` 0, an infinite radius) give
+the mean bit by bit. Every rule works in blocks that stay in the processor's cache.
 
 Sources: Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (median, trimmed mean); Karimireddy, He,
 Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, algorithm 2 (centred clipping; there
-the centre starts at the last aggregate, here at the median, so that nobody has to remember anything, and the
+the centre starts at the last aggregate, here at the median, so that no worker needs a memory, and the
 radius follows the data).
 """
 
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 BLOCK_VALUES = 16 * 1024
-# Summing needs no room beside the values, so a block may be as large as a chunk.
+# Summing needs no memory beside the values, so a block may be as large as a chunk.
 SQUARES_VALUES = 256 * 1024
 CLIP_ROUNDS = 3
 
@@ -37,11 +37,11 @@ RULES = ("clipped_mean", "median", "trimmed_mean", "centered_clip")
 
 
 def build(rule: str, byzantine: int = 1) -> Reduce:
-    """A rule by its name; `sum` is none of ours and is the mean here.
+    """A rule by its name; `sum` is no robust rule and gives the mean here.
 
     Args:
         rule: mean, or one of `RULES`.
-        hostile: for trimmed_mean, how many of the vectors may be bad.
+        byzantine: for trimmed_mean, how many of the vectors may be byzantine.
     """
     match rule:
         case "clipped_mean":
@@ -59,7 +59,7 @@ def build(rule: str, byzantine: int = 1) -> Reduce:
 
 
 def mean(vectors: list[np.ndarray]) -> np.ndarray:
-    """In the order given, so that every worker gets the same.
+    """The mean, summed in the order given, so that every worker gets the same.
 
     Args:
         vectors: at least one, float32 (size,) each; not changed.
@@ -76,9 +76,9 @@ def mean(vectors: list[np.ndarray]) -> np.ndarray:
 
 
 def clipped_mean(vectors: list[np.ndarray], factor: float = 1.0) -> np.ndarray:
-    """The mean, after every vector longer than `factor` times the median norm has been cut to that length.
+    """The mean, after every vector with more than `factor` times the median norm has been clipped to that norm.
 
-    The result is no longer than factor x the median norm, and a vector moves it by at most that over n. A vector
+    The norm of the result is at most factor x the median norm, and a vector moves it by at most that over n. A vector
     that is not finite counts as zero.
     """
     norms = [norm(vector) for vector in vectors]
@@ -99,7 +99,7 @@ def median(vectors: list[np.ndarray]) -> np.ndarray:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
             between = (rows[half - 1] + rows[half]) * np.float32(0.5)
-        # Where the sum of two huge values overflows the middle is still between them.
+        # Where the sum of two huge values overflows, the median is still between them.
         found[here] = np.clip(between, rows[half - 1], rows[half])
     return found
 
@@ -107,8 +107,8 @@ def median(vectors: list[np.ndarray]) -> np.ndarray:
 def trimmed_mean(vectors: list[np.ndarray], byzantine: int = 1) -> np.ndarray:
     """The coordinate-wise mean without the `byzantine` smallest and largest values.
 
-    With at most `byzantine` bad, whatever they hold, every coordinate lies between the smallest and the largest
-    honest one, up to rounding. Where only few vectors came at most as many are trimmed as leaves one. NaN counts
+    With at most `byzantine` bad vectors, whatever they hold, every coordinate lies between the smallest and the largest
+    honest one, up to rounding. Of few vectors so many are trimmed that at least one is left. NaN counts
     as plus infinity.
     """
     cut = min(byzantine, (len(vectors) - 1) // 2)
@@ -121,12 +121,12 @@ def trimmed_mean(vectors: list[np.ndarray], byzantine: int = 1) -> np.ndarray:
 
 
 def centered_clip(vectors: list[np.ndarray], radius: float | None = None, rounds: int = CLIP_ROUNDS) -> np.ndarray:
-    """The centre moves to the mean of what lies around it, each vector cut to `radius` from it; a few times.
+    """The centre moves to the mean of the vectors, each clipped to `radius` around the centre; `rounds` times.
 
     A vector moves the result by at most radius / n in each round. One that is not finite counts as the centre.
 
     Args:
-        radius: without a value the median distance from the centre, in each round.
+        radius: None for the median distance from the centre, in each round.
     """
     centre = median(vectors)
     for _ in range(rounds):
@@ -140,10 +140,10 @@ def centered_clip(vectors: list[np.ndarray], radius: float | None = None, rounds
 
 
 def squares(values: np.ndarray, before: float = 0.0) -> float:
-    """The sum of the squares, added to `before`: that of what lies before these values in a longer vector.
+    """The sum of the squares, added to `before`: the sum of the earlier values of a longer vector.
 
-    So whoever has a vector piece by piece adds it up while each piece is in the processor's cache. To the last bit
-    the sum depends on the pieces.
+    So a caller that gets a vector piece by piece adds each piece while it is in the processor's cache. The last bits
+    of the sum depend on the pieces.
 
     Args:
         values: float32 (size,).
@@ -158,12 +158,12 @@ def squares(values: np.ndarray, before: float = 0.0) -> float:
 def norm(values: np.ndarray, total: float | None = None) -> float:
     """The Euclidean norm; infinity, or NaN, where any value is not finite, and only there.
 
-    One pass over memory: the squares of what is not finite are not finite, and add up to what is not. Only where the
-    sum overflows, large finite values are told from infinite ones by a closer look.
+    One pass over memory: the squares of values that are not finite are not finite, and neither is their sum. Only where
+    the sum overflows, a second pass tells large finite values from infinite ones.
 
     Args:
         values: float32 (size,).
-        total: the sum of their squares, where it is known.
+        total: the sum of the squares of `values`, where it is known.
     """
     total = squares(values) if total is None else total
     if math.isfinite(total):
@@ -197,7 +197,7 @@ def _minus(values: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _cut(vectors: list[np.ndarray], norms: list[float], most: float) -> list[np.ndarray]:
-    """Every vector no longer than `most`; those that are not longer are the vectors themselves."""
+    """Every vector clipped to the norm `most`; a vector with a smaller norm is returned itself."""
     found = []
     for vector, its_norm in zip(vectors, norms, strict=True):
         if not math.isfinite(its_norm):
@@ -214,7 +214,7 @@ def _middle(norms: list[float]) -> float:
 
 
 def _sorted_blocks(vectors: list[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Block by block the vectors' values, sorted per coordinate: where, and float32 (vectors, block), reused.
+    """Block by block the vectors' values, sorted per coordinate: the slice, and float32 (vectors, block), reused.
 
     By compare-and-exchange of whole rows (an odd-even transposition network): for 3 to 16 vectors 2 to 30 times
     as fast as numpy's sort along the first axis, which sorts one coordinate at a time.

@@ -1,16 +1,16 @@
-"""Whose contributions are used: not those that are not finite, far longer than usual, or of a sender that is muted.
+"""The screen: which contributions are used. It refuses those not finite, far too long, or of a banned sender.
 
 The norm gate: a contribution whose norm is more than `factor` times the running median of the accepted norms of its
-part is left out, and not before `KNOWN` norms are known. A scale may change for everybody (a loss that bursts, a
-part that was silent), and then it is the yardstick that is off: the median norm of the other senders counts as
-well, whichever is larger. Who sends nothing says nothing: a norm of zero is no yardstick.
+part is left out, once `KNOWN` norms are known. The scale may change for all workers at once (a loss that bursts, a
+part that was silent); then the running median is wrong. So the gate compares with the median norm of the other senders
+as well, and takes the larger of the two. A norm of zero enters neither median.
 
-A strike against a sender is a contribution that was gated or not finite. After `most_strikes` it is muted for the
-rest of this life (its incarnation): its contributions are not used any more. It is awaited as ever, so the bound
-holds. A message that was refused is a strike as well, but only this worker may have seen it: where all have to decide
-alike it is shown and does not mute.
+An offence of a sender is a contribution that was gated or not finite. After `most_offences` the sender is banned for
+the rest of this incarnation: its contributions are not used any more. It is still awaited, so the bound
+holds. A message that was refused is an offence as well, but only this worker may have seen it. Where all workers have
+to decide alike, it is shown in the statistics and does not ban.
 
-What always holds: where everyone judges the same terms in the same order, everyone decides alike, if they began
+What always holds: where all workers screen the same terms in the same order, they decide alike, if they began
 with the same state (`state`, which travels to a joiner and into checkpoints).
 """
 
@@ -31,17 +31,17 @@ KNOWN = 8
 
 
 class Screen:
-    """The gate and the strikes of one worker. Used by one thread, but for `note_refused`.
+    """The gate and the offences of one worker. Used by one thread, but for `note_refused`.
 
     Args:
         worker: our number.
-        factor: of the running median that is still accepted; 0 for no gate.
-        most_strikes: after how many a sender is muted; 0 for never.
-        is_alike: everyone judges the same terms, ours included; else each those of its peers, as they come.
-        say: called with one line for a person.
+        factor: how many running medians a norm may reach; 0 for no gate.
+        most_offences: after how many offences a sender is banned; 0 for never.
+        is_alike: whether all workers screen the same terms, ours included; else each screens its peers' as they come.
+        log: called with one line for a person.
 
     Attributes:
-        counts: what was left out, by reason.
+        counts: contributions that were left out, by reason.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Screen:
         self.counts: Counter[str] = Counter()
         self._worker, self._factor, self._most, self._is_alike, self._log = worker, factor, most_offences, is_alike, log
         self._windows: dict[Slice, deque[float]] = {}
-        # Per part the newest norm of each sender; only where they do not come all at once.
+        # Per part the newest norm of each sender; only where the terms do not come all at once.
         self._newest: dict[Slice, dict[int, float]] = {}
         self._offences: Counter[int] = Counter()
         self._incarnations: dict[int, str] = {}
         self._refused: deque[tuple[int, str]] = deque()
-        # Messages of theirs that only we may have seen, where all have to decide alike.
+        # Refused messages per sender that only we may have seen, where all workers have to decide alike.
         self._malformed: Counter[int] = Counter()
         # The parts in force; empty until `reschedule`.
         self._parts: frozenset[Slice] = frozenset()
@@ -74,7 +74,7 @@ class Screen:
 
         Args:
             terms: at most one of a sender, in worker order; their norms have been measured.
-            is_gated: whether the norms are such as the gate compares; else they only have to be finite.
+            is_gated: whether the gate compares the norms; else they only have to be finite.
         """
         self._take_refused()
         norms: dict[int, float] = {}
@@ -104,24 +104,24 @@ class Screen:
         return accepted
 
     def note_own(self, part: Slice, norm: float) -> None:
-        """What we have sent ourselves is a yardstick for the others'; where we are not judged with them."""
+        """Note the norm of our own contribution for the gate; where it is not screened with the others'."""
         if self.is_gating and math.isfinite(norm):
             self._newest.setdefault(part, {})[self._worker] = norm
             self._note(part, norm)
 
     def reschedule(self, schedule: Schedule) -> None:
-        """The parts are others from now on; former ones are forgotten, because a joiner knows nothing of them."""
+        """The parts are others from now on; former ones are forgotten, because a joiner does not know them."""
         self._parts = frozenset(schedule.slices)
         self._windows = {part: window for part, window in self._windows.items() if part in self._parts}
 
     def note_refused(self, sender: int, incarnation: str) -> None:
-        """A message that did not fit; from any thread."""
+        """Note a message of a sender that did not fit; from any thread."""
         self._refused.append((sender, incarnation))
 
     def _limit(self, part: Slice, sender: int, known: dict[int, float]) -> float:
         window = self._windows.get(part, ())
         others = sorted(norm for other, norm in known.items() if other != sender and norm > 0)
-        # Who is alone with its own has nobody to protect.
+        # A worker with only its own norm has no others to compare with.
         if len(window) < KNOWN or self._is_alike and not others:
             return math.inf
         # The lower median: no larger than an honest one's while fewer than half are bad.
@@ -129,12 +129,12 @@ class Screen:
         return self._factor * max(sorted(window)[len(window) // 2], witness)
 
     def _note(self, part: Slice, norm: float) -> None:
-        # As it is written into a state, so that whoever loads that decides alike.
+        # As float32, as `state` writes it, so that a worker that loads the state decides alike.
         norm = float(np.float32(min(norm, float(np.finfo(np.float32).max))))
         if norm > 0 and (not self._parts or part in self._parts):
             self._windows.setdefault(part, deque(maxlen=WINDOW)).append(norm)
 
-    # --- strikes ------------------------------------------------------------------------------
+    # --- offences -----------------------------------------------------------------------------
 
     def _take_refused(self) -> None:
         while self._refused:
@@ -146,7 +146,7 @@ class Screen:
                 self._note_offence(sender)
 
     def _meet(self, sender: int, incarnation: str) -> None:
-        """A sender that was started again begins with no strikes."""
+        """Note the sender's incarnation; a sender that was started again begins with no offences."""
         if not incarnation:
             return
         if self._incarnations.get(sender, incarnation) != incarnation:
@@ -155,7 +155,7 @@ class Screen:
         self._incarnations[sender] = incarnation
 
     def is_banned(self, sender: int) -> bool:
-        """Whether nothing that the sender says is used any more."""
+        """Whether the sender's contributions are not used any more."""
         return 0 < self._most <= self._offences[sender]
 
     def _note_offence(self, sender: int) -> None:
@@ -170,7 +170,7 @@ class Screen:
             )
 
     def stats(self) -> dict[str, Any]:
-        """For stats.jsonl: strikes by worker, and who is muted."""
+        """For stats.jsonl: offences by worker, and the banned workers."""
         offences = self._offences + self._malformed
         offenders = {sender: count for sender, count in sorted(offences.items()) if count}
         banned = [sender for sender in offenders if self.is_banned(sender)]
@@ -183,7 +183,7 @@ class Screen:
         return {"norms": WINDOW * max((schedule.parts, *choices))} if self.is_gating else {}
 
     def state(self, schedule: Schedule, choices: tuple[int, ...]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
-        """The accepted norms of the schedule's parts, `WINDOW` each, filled up with zeros; and everyone's strikes."""
+        """The accepted norms of the schedule's parts, `WINDOW` each, filled up with zeros; and everyone's offences."""
         arrays = {name: np.zeros(size, np.float32) for name, size in self.sizes(schedule, choices).items()}
         if self.is_gating:
             for row, part in zip(arrays["norms"].reshape(-1, WINDOW), schedule.slices, strict=False):
@@ -195,10 +195,10 @@ class Screen:
         return arrays, offences
 
     def load_state(self, schedule: Schedule, arrays: dict[str, np.ndarray], offences: list[list[Any]]) -> None:
-        """The inverse of `state`, as we or another worker has written it. Our own strikes stay behind: a new life.
+        """The inverse of `state`, from us or another worker. Our own offences are dropped: this is a new incarnation.
 
         Raises:
-            ValueError, TypeError: it does not fit.
+            ValueError, TypeError: the state does not fit.
         """
         if "norms" in arrays:
             self._windows = {

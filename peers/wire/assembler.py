@@ -1,6 +1,6 @@
 """From entries to whole messages: one sender's entries come in order, so there is at most one unfinished message.
 
-A header is believed only as far as the layout allows what it says, and memory is taken for nothing else.
+A header is accepted only if the layout allows its values, and memory is allocated for nothing else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Assembler:
     """Puts the entries of one stream of one sender together. Pure; entries come in order.
 
     Args:
-        layout: what this worker expects of everyone.
-        buffers: where the arrays of messages come from.
+        layout: the agreement of all workers.
+        buffers: the buffer pool for the arrays of messages.
     """
 
     def __init__(self, layout: Layout, buffers: BufferPool | None = None):
@@ -36,11 +36,11 @@ class Assembler:
         self._next = 0
 
     def feed(self, entry: Entry) -> Received | None:
-        """One entry; returns the message that it completes, if it does.
+        """Take one entry; returns the message that the entry completes, else None.
 
         Raises:
-            MessageError: the entry does not fit; an unfinished message is given up, unless what did not fit is an
-                entry that changed on its way (`is_damage`), which may come again.
+            MessageError: the entry does not fit; the unfinished message is dropped, except for an entry that changed on
+                its way (`is_damage`), which may come again.
         """
         try:
             return self._feed(entry)
@@ -75,7 +75,7 @@ class Assembler:
         chunk = partial.values[piece.start - whole.start : piece.stop - whole.start]
         codec.decode(entry.payload, chunk)
         if partial.squares is not None:
-            # The rules ask for its norm: here it is in the processor's cache, and the main thread computes.
+            # The rules need the norm: here the chunk is in the processor's cache, and the main thread is free to train.
             partial.squares = squares(chunk, partial.squares)
         self._next += 1
         if self._next < len(self._pieces):
@@ -89,7 +89,7 @@ class Assembler:
         try:
             header = decode_header(entry.header)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            # A ValueError too: text that is no UTF-8 comes as UnicodeDecodeError.
+            # A ValueError too: text that is no UTF-8 raises UnicodeDecodeError.
             raise MessageError("malformed", f"header: {error}") from None
         if header.v != VERSION:
             raise MessageError("version", f"protocol {header.v}, this is {VERSION}")
@@ -122,7 +122,7 @@ class Assembler:
             whole,
             self._buffers.take(whole.size),
             extras=header.x,
-            # Another codec than the usual one says that the values stand for themselves.
+            # Another codec than the usual one means that the values are weights and no differences.
             is_whole=codec.name != usual[0].name,
             squares=0.0 if header.k in self._kinds.measured else None,
         )

@@ -1,7 +1,7 @@
 """Messages to entries: a vector in chunks of at most 1 MiB of payload, each with a header; a small map as one entry.
 
 A vector's entries are made one by one, so that one travels while the next is made. `read_back` and `squares_of` give
-what a reader makes of our own entries, to the last bit, for rules in which everyone applies the same.
+a reader's result for our own entries, to the last bit, for rules in which all workers apply the same.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def encode_vector(
     extras: dict[str, float] | None = None,
     look: Callable[[np.ndarray], None] = lambda chunk: None,
 ) -> Iterator[tuple[bytes, Buffer]]:
-    """A vector message as (header, payload) entries, made one by one so that one leaves while the next is made.
+    """A vector message as (header, payload) entries, made one by one so that one travels while the next is made.
 
     Args:
-        whole: the slice that it covers.
+        whole: the slice that the message covers.
         values: float32 (whole.size,); payloads may be views of them.
-        codec: one of the layout's for this kind; the usual one unless another is given.
+        codec: one of the layout's for this kind; None for the usual one.
         write: writes one chunk (its slice and its values) with the codec; for error feedback.
         extras: small numbers for the first header.
         look: called with the values of each chunk that has been encoded, while the processor has them in its cache.
@@ -77,7 +77,7 @@ def encode_fields(layout: Layout, kind: str, round: int, fields: dict[str, Any])
 
 
 def read_back(entries: list[tuple[bytes, Buffer]], codec: Codec, size: int) -> tuple[np.ndarray, float]:
-    """What a reader makes of our own entries, float32 (size,), and the sum of the squares as it adds them up."""
+    """Our own entries as a reader decodes them, float32 (size,), and the sum of the squares as a reader adds it up."""
     found, start, total = np.empty(size, dtype=np.float32), 0, 0.0
     for _, payload in entries:
         chunk = found[start : start + codec.chunk_values]

@@ -28,10 +28,10 @@ def pack_fields(what: str, fields: dict[str, Any]) -> bytes:
 
 
 def decode_fields(payload: Buffer) -> dict[str, Any]:
-    """The inverse of the map's encoding, with limits.
+    """The inverse of `pack_fields`, with limits.
 
     Raises:
-        MessageError: not a map of MessagePack with text keys, or too large.
+        MessageError: the payload is no map of MessagePack with text keys, or too large.
     """
     if len(payload) > MAX_FIELDS_BYTES:
         raise MessageError("oversized", f"a map of {len(payload)} bytes")

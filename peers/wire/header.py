@@ -24,11 +24,11 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_
         k, r: kind of the message, and its round.
         i, n: number of this chunk, and of all chunks of the message.
         a, b: first and past-last element of the slice that the message covers.
-        f: fingerprint of what all workers agree on, 8 bytes.
+        f: fingerprint of the workers' agreement, 8 bytes.
         c: name of the codec.
-        x: small numbers, in the first chunk only. Of a part: `b` the checksum of the values that it is a difference
-            to, `p` the number of parts in force, `w` the number of parts that is proposed.
-        z: the checksum of everything before it in the header, and then of the payload; it comes last.
+        x: small numbers, in the first chunk only. Of a part: `b` the checksum of the reference that the values differ
+            from, `p` the number of parts in force, `w` the number of parts that the sender proposes.
+        z: the checksum of the header's bytes before it, and then of the payload; it comes last.
     """
 
     v: int
@@ -49,18 +49,18 @@ decode_header = msgspec.msgpack.Decoder(Header).decode
 
 
 def encode_header(header: Header, payload: Buffer) -> bytes:
-    """A header, with the checksum of itself and its payload in the place of the one that it has."""
+    """A header as bytes, with the checksum of itself and its payload as its `z`."""
     body = _pack_header(header)[:-SUM_BYTES]
     return body + checksum(payload, checksum(body)).to_bytes(SUM_BYTES, "big")
 
 
 def is_sound(entry: Entry) -> bool:
-    """Whether an entry bears the checksum of its own bytes, whatever these mean: it came as it was sent."""
+    """Whether an entry bears the checksum of its own bytes, valid message or not: it came as it was sent."""
     packed = bytes(entry.header)
     return checksum(entry.payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big") == packed[-SUM_BYTES:]
 
 
 def is_whole(header: Header, packed: Buffer, payload: Buffer) -> bool:
-    """Whether nothing has changed since the checksum was made."""
+    """Whether no byte has changed since the checksum was made."""
     expected = checksum(payload, checksum(packed[:-SUM_BYTES])).to_bytes(SUM_BYTES, "big")
     return header.z == expected == packed[-SUM_BYTES:]

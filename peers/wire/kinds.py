@@ -1,4 +1,4 @@
-"""Kinds of messages. The wire knows none of them by its name: each pattern, and each mode, hands in its own.
+"""Kinds of messages. The wire has no list of kinds: each pattern, and each mode, hands in its own.
 
 | handed in by       | kinds that carry a vector        | kinds that carry a small map |
 | ------------------ | -------------------------------- | ---------------------------- |
@@ -23,7 +23,7 @@ class Kinds:
     Attributes:
         vectors: the kinds that carry a vector, and the codecs that each may use, the usual one first.
         maps: the kinds that carry a small map.
-        measured: of the vectors, those whose squares are added up while their chunks are in the processor's cache.
+        measured: the kinds of vectors whose squares are summed while their chunks are in the processor's cache.
     """
 
     vectors: Mapping[str, tuple[Codec, ...]]

@@ -1,4 +1,4 @@
-"""What both sides of a message agree on, so that a receiver knows each size before it allocates anything.
+"""The agreement of both sides of a message, so that a receiver knows each size before it allocates anything.
 
 A vector travels in chunks of its codec's size. From the layout a receiver computes the slice, the number of chunks and
 the exact size of each payload that a header may announce; everything else is refused (`peers.wire.assembler`).
@@ -14,12 +14,12 @@ from peers.types import Slice
 from peers.wire.fields import MAX_FIELDS_BYTES
 from peers.wire.kinds import Kinds
 
-# The least that a read has room for: most maps are far smaller than they may be.
+# The least payload that a read has room for: most maps are far smaller than the largest one.
 LEAST_PAYLOAD_BYTES = MAX_FIELDS_BYTES // 16
 
 
 class Layout(Protocol):
-    """What every worker of a run must agree on to understand the others; each pattern has its own."""
+    """The agreement of all workers of a run, without which they do not understand each other; one for each pattern."""
 
     @property
     def fingerprint(self) -> bytes:
