@@ -8,7 +8,7 @@ PeersError
 │   └── AbsentError         a peer did not come in time
 ├── MessageError            a peer: it sent something invalid; counted, never fatal
 ├── LeaseExpiredError       we: our lease ended while we were away, so the others went on without us
-├── UnseenError             nobody: a server does not let us see something that we only wanted to know
+├── UnseenError             nobody: a server does not show a fact that we only wanted to know
 ├── BusError                a Redis that worked and then failed for longer than a lease
 └── StalledError            a live peer that stopped making progress
 """
@@ -69,7 +69,7 @@ class LeaseExpiredError(PeersError):
 
 
 class UnseenError(PeersError):
-    """A server does not show something; the message says why."""
+    """A server does not show a fact; the message says why."""
 
 
 class BusError(PeersError):

@@ -50,12 +50,12 @@ class Bus(Protocol):
         """
 
     def publish(self, entries: Iterable[tuple[bytes, Buffer]]) -> None:
-        """Append to my outbox, which everyone reads.
+        """Append to my outbox, which every peer reads.
 
         Entries may be made while earlier ones travel; a payload may not change before this returns.
 
         Raises:
-            BusError: my node's Redis did not take it in time.
+            BusError: my node's Redis did not take the entries in time.
             LeaseExpiredError: my node's Redis has lost earlier entries of mine.
         """
 
@@ -112,7 +112,7 @@ class Bus(Protocol):
         """Write fields of my state hash; all of the hash expires after `ttl_s`."""
 
     def delete_state(self, names: Sequence[str]) -> None:
-        """Take fields of my state hash away. Raises as `publish`."""
+        """Delete fields of my state hash. Raises as `publish`."""
 
     def get_state(self, peer: int, incarnation: str, names: Sequence[str]) -> dict[str, bytes]:
         """Fields of a peer's state hash; missing fields are left out.

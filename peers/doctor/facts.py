@@ -19,7 +19,7 @@ PINGS, TIMES = 20, 5
 SCAN_S = 2.0
 
 
-# --- who it is, and who we are --------------------------------------------------------------------
+# --- the server, and our user ---------------------------------------------------------------------
 
 
 def version(node: Node) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def writing(node: Node) -> tuple[dict[str, str], bool, str, str]:
     return node.refused, node.visit.is_own, prefix, node.user
 
 
-# --- what it keeps --------------------------------------------------------------------------------
+# --- memory and disk ------------------------------------------------------------------------------
 
 
 def memory(node: Node) -> tuple[int, int, int, int, int]:
@@ -124,7 +124,7 @@ def persistence(node: Node) -> tuple[dict[str, Any], dict[str, str]]:
     return node.info("persistence"), config
 
 
-# --- how far away it is ---------------------------------------------------------------------------
+# --- distance and speed ---------------------------------------------------------------------------
 
 
 def clock(node: Node) -> tuple[float]:
@@ -174,7 +174,7 @@ def _has_no_room(node: Node) -> str:
     return "it is almost full" if limit and limit - used < 4 * goodput.TRANSFER_BYTES else ""
 
 
-# --- who is there ---------------------------------------------------------------------------------
+# --- leases and keys ------------------------------------------------------------------------------
 
 
 def running(node: Node) -> tuple[Sequence[Incarnation], Mapping[int, str]]:

@@ -24,7 +24,7 @@ MAX_OFFSET_S = 0.5
 FAR_S = 0.1
 # An answer of XREAD may take this many bytes, so a reader may be behind by as many.
 LEAST_BUFFER_BYTES = 8 * 2**20
-# What allocating costs beyond the payload, and the memory of a server without any keys.
+# The cost of allocating beyond the payload, and the memory of a server without any keys.
 MARGIN, EMPTY_BYTES = 1.25, 16 * 2**20
 SECURE = "python -m launch secure makes users that write under their own keys only"
 
@@ -126,7 +126,7 @@ def _tls_fix(text: str) -> str:
 
 
 def version(name: str, number: str) -> Finding:
-    """`name` is what the server calls itself: redis, valkey, fakeredis or another name."""
+    """The server and its version; `name` is redis, valkey, fakeredis or another name that the server gives itself."""
     seen = printable(f"{name} {number}")
     major = int(found[0]) if (found := re.match(r"\d+", number)) else 0
     if name == "fakeredis":
@@ -195,7 +195,7 @@ def _writing_fix(why: str) -> str:
 
 
 def policy(name: str, limit_bytes: int) -> Finding:
-    """What a full server does: only refusing is acceptable, since every other policy deletes keys of ours."""
+    """The policy of a full server: only refusing is acceptable, since every other policy deletes keys of ours."""
     if name == "noeviction":
         return Finding("policy", OK, "noeviction")
     fix = "set it to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction"

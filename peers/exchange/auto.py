@@ -11,8 +11,8 @@ bytes also cost processor time that a busy machine does not have. So parts becom
 not where the training thread has to queue for a processor. If steps then take longer than before, the halving is
 taken back. A number that has turned out too small is not tried again soon; each time the wait is twice as long.
 
-What always holds: with equal members two workers change to the same number after the same step. A part
-says in its header which slice it is. So the others still understand a worker that decided otherwise (because it
+What always holds: with equal members two workers change to the same number after the same step. The header
+of a part names its slice. So the others still understand a worker that decided otherwise (because it
 dropped a member in that very round), until the next decision makes them alike again.
 
 Without a bound (slack None) there is no such common round; each worker looks at the newest proposals it has.
@@ -34,9 +34,9 @@ EARLY_STEPS, EVERY_STEPS = 16, 50
 SHARE, ROOM = 0.8, 1.5
 # How much longer a step may take with fewer parts: more bytes cost more than the wire's time.
 SLOWER = 1.05
-# How much of its own work a training thread may have queued for a processor before all of them count as taken.
+# How much of its own work a training thread may spend queueing before all processors count as taken.
 CROWDED = 0.1
-# How many steps a number that was too small is left alone, at first.
+# For how many steps a number that was too small is not tried again, at first.
 REST_STEPS = 500
 
 
@@ -60,7 +60,7 @@ class AutoParts:
         self._computed_s: list[float] = []
         self._took_s: list[float] = []
         self._busy_s = self._queued_s = 0.0
-        # What a step took before parts became fewer, until that change has been checked.
+        # The seconds of a step before parts became fewer, until that change has been checked.
         self._took_before_s: float | None = None
         self._steps = 0
         # Per number of parts that was too small: until which step it is not tried again, and for how many steps.

@@ -6,7 +6,7 @@ None never waits. Every worker keeps its own `SspClock` from the messages that i
 no referee.
 
 What always holds: a clock never goes back within one membership; a peer that is no member is
-never awaited; with n members of which each obeys the bound, nobody leads another by more than
+never awaited; with n members of which each obeys the bound, no worker leads another by more than
 slack + 1 rounds.
 
 Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter

@@ -25,7 +25,7 @@ class GradientEncoder:
 
     Args:
         worker: our number.
-        layout: what all workers agree on.
+        layout: the agreement of all workers.
         size: number of values in the vector.
         is_published: our own gradient enters as the others read it.
         measures_own: whether the norms of our leaving parts are needed.
@@ -94,7 +94,7 @@ class ParameterEncoder:
 
     Args:
         worker: our number.
-        layout: what all workers agree on.
+        layout: the agreement of all workers.
         backlog: how many rounds of our own are remembered; None for all that have not been applied.
 
     Attributes:

@@ -51,8 +51,8 @@ class Exchange:
 
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
-        layout: what all workers agree on; with several numbers of parts the workers choose one by themselves.
-        initial: the vector with which everyone begins, float32 (size,); only the rule of parameters looks at it.
+        layout: the agreement of all workers; with several numbers of parts the workers choose one by themselves.
+        initial: the vector with which every worker begins, float32 (size,); only the rule of parameters uses it.
         options: rule, bound, reduction and patience.
         log: called with one line for a person.
 
@@ -132,7 +132,7 @@ class Exchange:
         return self._round
 
     def _join(self, start: Start, sizes: dict[str, int], load: Load | None) -> None:
-        """Ask the helper for its state, and stand where it stands: its weights, its round, its cursors."""
+        """Ask the helper for its state, and take over its weights, its round and its cursors."""
         assert start.helper is not None and load is not None, "a join has a helper and somewhere to put its state"
         helper, incarnation = start.helper, start.incarnations[start.helper]
         self._log(f"the others are training; asking worker {helper} for its state")
@@ -260,7 +260,7 @@ class Exchange:
         return np.asarray(total / np.float32(len(states)), np.float32)
 
     def ask_to_stop(self, step: int) -> None:
-        """All workers stop together after the first step that everyone can still reach."""
+        """All workers stop together after the first step that every worker can still reach."""
         at = step + 1 + (self._options.slack or 0)
         self.gate.stop(at)
         self._session.publish("stop", at, {})
@@ -312,7 +312,7 @@ class Exchange:
     # --- state and statistics -----------------------------------------------------------------
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """For a checkpoint: window and error feedback (our unsent values), and cursors (how far peers are applied)."""
+        """For a checkpoint: window and error feedback (our unsent values), and cursors (the peers' applied rounds)."""
         self._session.drain()
         arrays, values = self._rule.state()
         followed = {str(peer): cursor.to_plain() for peer, cursor in self._taken.items()}

@@ -43,7 +43,7 @@ class GradientRule:
 
     Args:
         worker: our number; a sum goes in worker order, so that every worker gets the same.
-        layout: what all workers agree on.
+        layout: the agreement of all workers.
         size: number of values in the vector.
         lag: the staleness bound in rounds, None for none.
         is_mean: divide by the number of workers that share; else sum.

@@ -36,7 +36,7 @@ class Inbox(Decoder):
 
     Args:
         worker: our number.
-        layout: what every message must fit.
+        layout: the layout that every message must fit.
         accumulator: takes the contributions.
         gate: takes clocks, membership, states and the step to stop at.
         proposals: takes the numbers of parts that the peers propose; None where the number is fixed.

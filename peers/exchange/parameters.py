@@ -63,7 +63,7 @@ class ParameterRule:
 
     Args:
         worker: our number.
-        layout: what all workers agree on.
+        layout: the agreement of all workers.
         initial: the weights with which every worker begins, float32 (size,); copied.
         lag: the staleness bound in rounds, None for none.
         backlog: without a bound, how many rounds of our own are remembered.

@@ -26,7 +26,7 @@ class MessageStore(Waiting, Decoder):
     """The messages of the peers, and the peers that are there.
 
     Args:
-        layout: what every message must fit.
+        layout: the layout that every message must fit.
         stall_timeout_s, log, now: as of `Waiting`.
 
     Attributes:

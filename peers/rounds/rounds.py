@@ -68,7 +68,7 @@ class Rounds:
 
     Args:
         bus: our door; `claim` and `meet` of the rendezvous come before `start`.
-        layout: what all workers agree on.
+        layout: the agreement of all workers.
         leadership: chooses the leader.
         deadline: of the gathers.
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the

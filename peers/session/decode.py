@@ -41,7 +41,7 @@ class Decoder(abc.ABC):
     sender.
 
     Args:
-        layout: what every message must fit.
+        layout: the layout that every message must fit.
         refused: called with sender and incarnation for an entry that its sender should not have sent.
         buffers: the buffer pool for the arrays of messages.
     """

@@ -94,7 +94,7 @@ class LeaseKeeper:
         """Whether another lease was written on our host."""
         return lease.host == self._lease.host
 
-    # --- what the lease shows -----------------------------------------------------------------
+    # --- the fields of the lease --------------------------------------------------------------
 
     def progress(self, step: int) -> None:
         """Show our newest finished step."""

@@ -137,7 +137,7 @@ class PeerReader:
                 self._known[peer] = lease.incarnation
                 self._bus.follow(peer, lease.incarnation)
             elif peer in self._is_absent:
-                # The same incarnation is back: only the connection to it was cut.
+                # The same incarnation is back: only the connection to it was interrupted.
                 self._gate.returned(peer)
             self._is_absent.discard(peer)
 

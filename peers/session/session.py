@@ -52,7 +52,7 @@ class Session:
 
     Args:
         bus: our door; closed by its owner.
-        layout: what every message must fit.
+        layout: the layout that every message must fit.
         listener: takes the entries of the peers.
         peers: is told which peers are there, and waits.
         lease_s, stall_timeout_s, finish_timeout_s: how long a lease lasts; how long a wait may take; how long the end

@@ -14,7 +14,7 @@ from peers.types import Slice
 
 
 def balanced(whole: Slice, parts: int) -> list[Slice]:
-    """Cut `whole` into `parts` slices whose sizes differ by at most one element.
+    """Split `whole` into `parts` slices whose sizes differ by at most one element.
 
     Raises:
         ValueError: parts below 1.

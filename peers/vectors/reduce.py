@@ -1,4 +1,4 @@
-"""Robust rules: several vectors of the same slice become one, and a few bad ones among them cannot move it far.
+"""Robust rules: several vectors of the same slice become one, which a few bad vectors cannot move far.
 
 | rule          | result | influence of a bad vector |
 | ------------- | ------ | ------------------------- |

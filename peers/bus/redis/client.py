@@ -121,7 +121,7 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
     """
     made = client.connection_pool.make_connection()
     made.connect()  # type: ignore[no-untyped-call]
-    # From here on the socket is ours: the client's connection would close it when it is deleted.
+    # From here on the socket is ours: redis-py's connection would close the socket with itself.
     socket: Any = vars(made)["_sock"]
     vars(made)["_sock"] = None
     link: Any = TlsLink(socket) if isinstance(socket, ssl.SSLSocket) else socket
@@ -170,7 +170,7 @@ class _Stream:
 
 
 class Reader:
-    """Follows the streams on one server. Thread-safe; one thread at a time reads, over a link of its own.
+    """Follows the streams on one server. Thread-safe; one thread at a time reads, over a connection of its own.
 
     The next answer is asked for before the last one is handed out: the server gathers it meanwhile.
 
@@ -191,7 +191,7 @@ class Reader:
         self._busy = busy
         self._reading, self._changing = threading.Lock(), threading.Lock()
         self._followed = threading.Event()
-        # By key. A new map when other streams are followed, so that an answer's streams differ from those of now.
+        # By key. A new map each time other streams are followed, so an answer's map shows whether it is outdated.
         self._streams: dict[bytes, _Stream] = {}
         self._link: Connection | None = None
         # The streams of the question whose answer has not been read, and the question up to the cursors.
@@ -208,7 +208,7 @@ class Reader:
         self._followed.set()
 
     def holds(self, key: str, after: int) -> bool:
-        """Whether everything after entry number `after` of a stream can still be read."""
+        """Whether every entry after number `after` of a stream can still be read."""
         try:
             first: Any = self.client.xrange(key, count=1)
             last = self.newest(key)
@@ -261,7 +261,7 @@ class Reader:
             except redis.RedisError as error:
                 self._hang_up()
                 raise BusError(f"Redis at {self.name}: {error}") from None
-            # The cursors move only now: an answer of which a part is malformed counts as a whole as not received.
+            # The cursors move only now: if a part of an answer is malformed, nothing of the answer is used.
             for stream, _, after, item_id in taken:
                 stream.after = after
                 if item_id:
@@ -360,7 +360,7 @@ class Reader:
         """Why an entry is not handed on.
 
         Args:
-            is_next: whether a worker may have put it there: its ids end with -0 and ascend.
+            is_next: whether a worker may have written the entry's id: its ids end with -0 and ascend.
         """
         if macs is None:
             return "malformed"

@@ -5,8 +5,8 @@ that key, which is the entry's number or the field's name; and the content. The 
 its incarnation and the stream (or it names the state or the lease). So a MAC is valid in one place only: not under
 another number, from another worker, in another incarnation, stream or run.
 
-A MAC does not show that a value is the newest in its place (an older value of the same field, or of the lease, has
-a valid one too), nor that nothing is missing; for entries, gaps in the numbers show that.
+A MAC shows neither that a value is the newest in its place (an older value of the same field, or of the lease, has
+a valid one too), nor that no value is missing; missing entries show as gaps in the numbers.
 """
 
 from __future__ import annotations
