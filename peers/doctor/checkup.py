@@ -23,7 +23,7 @@ from peers.errors import UnreachableError, UnseenError
 
 
 class Check(NamedTuple):
-    """One row: `facts` asks a node, and the function of the findings takes its answers as arguments."""
+    """One row: `ask` returns facts of a node, which are the arguments of `decide`."""
 
     name: str
     ask: Callable[[Node], tuple[Any, ...]]

@@ -158,7 +158,7 @@ def writing(refused: Mapping[str, str], is_own: bool, prefix: str, user: str) ->
     """Whether we may use the commands that a worker of that node uses.
 
     Args:
-        refused: the reason by command.
+        refused: by command, the reason of the refusal.
         is_own: whether it is this host's node.
     """
     may_not = [name for name, why in refused.items() if _is_refusal(why)]

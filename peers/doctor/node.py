@@ -61,7 +61,7 @@ class Node:
     Attributes:
         keys: names of the run's keys.
         probes: by type, the keys that are written to see whether that is allowed.
-        refused: the reason by command; once `facts.writing` has tried.
+        refused: by command, the reason of the refusal; once `facts.writing` has tried.
         user: our user there; once `facts.access` has asked.
         incarnations: the leases that were found; once `facts.running` has looked.
         own_bytes: of all keys of the run whose size the server shows; once `facts.left_over` has looked.

@@ -28,7 +28,7 @@ class Outbox:
         self.payload_bytes = layout.largest_payload_bytes()
 
     def _entries(self, keep_rounds: int) -> int:
-        # With `parts: auto` one of the rounds may be a smaller one of many more entries.
+        # With `parts: auto` a round's part may also be a small one, of very many parts.
         small = max(self._layout.parts, default=0)
         return keep_rounds * self._layout.entries_per_round() + small + self._state_entries(keep_rounds) + 16
 

@@ -95,7 +95,7 @@ class MessageStore(Waiting, Decoder):
         self.admit(peer)
 
     def restarted(self, peer: int, incarnation: str) -> None:
-        """The peer was started again: until its next hello it is there, but neither leads nor can be asked."""
+        """The peer was started again: until its hello it is there, but neither leads nor can be asked."""
         with self._changed:
             self.begin_incarnation(peer, incarnation)
             self._catching_up.add(peer)
@@ -126,7 +126,7 @@ class MessageStore(Waiting, Decoder):
             return frozenset(self._live)
 
     def caught_up(self) -> frozenset[int]:
-        """The live peers that have caught up, if they were started in the middle of the run."""
+        """The live peers without those that are still catching up after a start in the middle of the run."""
         with self._changed:
             return frozenset(self._live - self._catching_up)
 

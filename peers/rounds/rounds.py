@@ -3,7 +3,7 @@
     rounds.publish("round_start", t, {...})             one XADD, every worker reads it
     rounds.send(leader, "result", t, vector)            my stream for one peer
     rounds.gather("result", t, cohort, quorum)          until all live ones have answered, or the deadline
-    rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash, for single readers
+    rounds.put("m7", {...})  rounds.fetch(peer, ...)    whole models through the state hash, read on demand
 
 One thread encodes and publishes, in the order of the calls, so a model is there before the announcement that points to
 it. The reader threads read and decode. A message is kept until the mode asks for it (`peers.rounds.messages`).
@@ -151,7 +151,7 @@ class Rounds:
         """Publish a message for every worker: a small map, or a vector of the layout's size for its kind.
 
         Args:
-            content: the rounds read a vector until `drain` or the end of the run: give a copy if it changes.
+            content: the sender thread reads a vector until `drain` or the end of the run: give a copy if it changes.
             extras: small numbers that go with a vector.
         """
         self._session.submit(lambda: self._bus.publish(self._entries(kind, round, content, extras)))
@@ -259,8 +259,8 @@ class Rounds:
     ) -> Gathered:
         """Wait for the answers of a round: until all senders that still live have answered, or the deadline.
 
-        An answer that is not finite, or far longer than usual, is left out, counted and logged. An answer of another
-        term than ours does not count.
+        An answer that is not finite, or has a far larger norm than usual, is left out, counted and logged. An answer of
+        another term than ours does not count.
 
         Args:
             senders: the workers that were asked, besides ourselves.

@@ -1,4 +1,4 @@
-"""A peer's entries to received messages, for every pattern; entries that do not fit are counted by reason.
+"""A peer's entries to received messages, for every pattern, and the offences of senders whose entries do not fit.
 
 An entry that changed on its way is asked for again, once. An entry that does not fit is counted by reason. It is an
 offence of its sender, but for two cases: the entry is damaged, or it belongs to a message whose beginning was damaged
@@ -28,7 +28,7 @@ class _Stream:
 
     Attributes:
         is_torn: whether the beginning of its next message may be missing.
-        is_damaged: an entry of its next message changed on its way.
+        is_damaged: whether an entry of its next message changed on its way.
     """
 
     assembler: Assembler

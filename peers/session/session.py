@@ -1,6 +1,6 @@
 """The part of every pattern that deals with peers: threads, hello, goodbye, the end, and the counts.
 
-    session.follow(cursors)      start the reader threads; entries go to the pattern's listener
+    session.read(incarnations)   start the reader threads; entries go to the pattern's listener
     session.publish(...)         one thread encodes and publishes, in the order of the calls
     session.finish(...)          goodbye, and wait until the peers have published theirs
 
@@ -99,7 +99,7 @@ class Session:
         """Say goodbye after a round, and wait until the peers have finished as well.
 
         Args:
-            unfinished: the peers that have not finished; called with the lock of the wait held.
+            unfinished: returns the peers that have not finished; called with the lock of the wait held.
 
         Returns:
             How many peers had not finished within the finish timeout.

@@ -140,7 +140,7 @@ def centered_clip(vectors: list[np.ndarray], radius: float | None = None, rounds
 
 
 def squares(values: np.ndarray, before: float = 0.0) -> float:
-    """The sum of the squares, added to `before`: the sum of the earlier values of a longer vector.
+    """The sum of the squares, added to `before`: that of the earlier values of a longer vector.
 
     So a caller that gets a vector piece by piece adds each piece while it is in the processor's cache. The last bits
     of the sum depend on the pieces.

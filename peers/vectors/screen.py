@@ -1,4 +1,4 @@
-"""The screen: which contributions are used. It refuses those not finite, far too long, or of a banned sender.
+"""The screen: which contributions are used. It refuses those not finite, too large, or of a banned sender.
 
 The norm gate: a contribution whose norm is more than `factor` times the running median of the accepted norms of its
 part is left out, once `KNOWN` norms are known. The scale may change for all workers at once (a loss that bursts, a

@@ -75,7 +75,7 @@ class Assembler:
         chunk = partial.values[piece.start - whole.start : piece.stop - whole.start]
         codec.decode(entry.payload, chunk)
         if partial.squares is not None:
-            # The rules need the norm: here the chunk is in the processor's cache, and the main thread is free to train.
+            # The rules need the norm: here the chunk is in the processor's cache, and the main thread has other work.
             partial.squares = squares(chunk, partial.squares)
         self._next += 1
         if self._next < len(self._pieces):
