@@ -119,7 +119,7 @@ class Lockstep:
     def serve(self, helper: int, make_state) -> None:
         """Wait until a peer has asked for the helper's state, and give it."""
         exchange = self.exchanges[helper]
-        exchange.gate.until(lambda: bool(exchange._inbox._proposals), lambda: "a wish to join")
+        exchange.gate.until(lambda: bool(exchange._inbox._requests), lambda: "a request to join")
         exchange.serve(make_state)
 
     def deliver(self) -> None:

@@ -14,7 +14,7 @@ throughout; for a feedback its parameters stay, and its running statistics take 
 Our own steps are guarded: D keeps what it was where its gradient is not finite, and a feedback that is not finite is
 sent as zeros.
 
-What always holds: a feedback that is late, not finite, or far longer than usual, is left out and counted, and under
+What always holds: a feedback that is late, not finite, or far larger than usual, is left out and counted, and under
 the quorum G stays; a discriminator that is swapped is replaced only by one that has come whole; nobody waits for
 another's swap, and one that is slow is taken between two later rounds. Every `state_every` rounds and at cuts the
 leader puts G under its state key (weights, running statistics, Adam's moments, moving average); those who may lead

@@ -269,7 +269,7 @@ def persistence(info: Mapping[str, Any], config: Mapping[str, str]) -> Finding:
             config.get("appendfsync", ""), "a second"
         )
         return Finding("persistence", OK, f"AOF: a crash loses {lost}")
-    loses = "its worker then starts a new life, the others go on"
+    loses = "its worker then begins a new incarnation, the others go on"
     if "save" in config and not config["save"]:
         return Finding("persistence", OK, f"none: a crash loses all that it holds; {loses}")
     if info.get("rdb_last_bgsave_status", "ok") != "ok" and stops:

@@ -62,7 +62,7 @@ class Inbox(Decoder):
         self._lock = threading.Lock()
         self._senders: dict[int, _Sender] = {}
         self._counts: Counter[str] = Counter()
-        self._proposals: dict[int, tuple[str, str]] = {}
+        self._requests: dict[int, tuple[str, str]] = {}
         # After a restart: per peer the number of its newest entry at that time.
         self._unread: dict[int, int] = {}
 
@@ -75,11 +75,11 @@ class Inbox(Decoder):
         with self._lock:
             self._counts[reason] += how_many
 
-    def take_proposals(self) -> dict[int, tuple[str, str]]:
+    def take_requests(self) -> dict[int, tuple[str, str]]:
         """Peers that have asked for our state since the last call: their incarnation and the token of the request."""
         with self._lock:
-            proposals, self._proposals = self._proposals, {}
-            return proposals
+            requests, self._requests = self._requests, {}
+            return requests
 
     def expect_after(self, sender: int, cursor: Cursor) -> None:
         """The rounds up to the cursor are known already; the rounds after it come next."""
@@ -132,7 +132,7 @@ class Inbox(Decoder):
                 if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
                     raise ValueError("token")
                 with self._lock:
-                    self._proposals[peer] = (received.incarnation, token)
+                    self._requests[peer] = (received.incarnation, token)
             case "admit":
                 other, incarnation = int(fields["worker"]), str(fields["incarnation"])
                 if other != self._worker:

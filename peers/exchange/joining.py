@@ -139,7 +139,7 @@ class Giver:
         while self._given and time.monotonic() >= self._given[0][0]:
             _, names = self._given.pop(0)
             self._session.submit(partial(self._bus.delete_state, names))
-        for peer, (incarnation, token) in self._inbox.take_proposals().items():
+        for peer, (incarnation, token) in self._inbox.take_requests().items():
             vectors, meta = make(peer)
             # From our next round on all workers await the peer: the others read `admit` before that round.
             self._session.publish("admit", round, {"worker": peer, "incarnation": incarnation})

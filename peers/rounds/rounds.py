@@ -313,7 +313,7 @@ class Rounds:
         accepted = self._screen.usable(Slice(0, self._layout.kinds[kind][0]), terms)
         for term in terms:
             if term.sender not in accepted and not self._screen.is_banned(term.sender):
-                why = "far longer than usual" if math.isfinite(term.norm) else "not finite"
+                why = "far larger than usual" if math.isfinite(term.norm) else "not finite"
                 self._log(f"round {round}: the {kind} of worker {term.sender} is {why}; left out")
         answers = {worker: answers[worker] for worker in asked if worker in accepted}
         return Gathered(answers, kept, gone, len(answers) < quorum)

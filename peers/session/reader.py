@@ -60,7 +60,7 @@ class PeerReader:
         self._ease = max(1.0, len(bus.servers) / FEW_SERVERS)
         self._log = log
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"degan-pump-{server}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"degan-reader-{server}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

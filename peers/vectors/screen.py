@@ -165,7 +165,7 @@ class Screen:
                 known.pop(sender, None)
             who = "this worker" if sender == self._worker else f"worker {sender}"
             self._log(
-                f"{who} is muted: {self._most} of its contributions were too long, not finite or malformed; "
+                f"{who} is banned: {self._most} of its contributions were too large, not finite or malformed; "
                 "it is still awaited, but what it sends is not used any more"
             )
 

@@ -185,16 +185,16 @@ def test_wishes_are_granted_once_and_by_the_token_that_they_name(post):
 # --- joining --------------------------------------------------------------------------------------
 
 
-def answer_proposals(post, answer):
+def answer_requests(post, answer):
     """What is asked of the others; `answer` is called with peer and token while the wish is on its way."""
-    proposals = []
+    requests = []
 
     def send(peer, kind, round, content, *rest):
-        proposals.append((peer, kind, round))
+        requests.append((peer, kind, round))
         answer(peer, content["token"])
 
     post.mode._rounds.send = send
-    return proposals
+    return requests
 
 
 def test_who_joins_takes_the_one_that_names_its_wish(post):
@@ -203,9 +203,9 @@ def test_who_joins_takes_the_one_that_names_its_wish(post):
         post.give(6, value=0.1, token=float(token + 1))
         post.give(7, value=0.9, token=float(token))
 
-    proposals = answer_proposals(post, answer)
+    requests = answer_requests(post, answer)
     post.swaps.ask(8, LONG_S, (0,))
-    assert proposals == [(2, "want", 8)] and post.holds(0.9)
+    assert requests == [(2, "want", 8)] and post.holds(0.9)
     assert post.fleet.lines[1][-1] == "begins with the discriminator of worker 2"
     # That it was no swap.
     assert post.counts() == (0, 0) and post.messages.received("swap", 2) is None
@@ -214,14 +214,14 @@ def test_who_joins_takes_the_one_that_names_its_wish(post):
 def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
     def answer(peer, token):
         post.giver = peer
-        if len(proposals) == 1:
+        if len(requests) == 1:
             post.give(7, value=math.nan, token=float(token))
         else:
             post.tell("hello", 7, peer, "b", is_joining=True, is_replaying=False)
 
-    proposals = answer_proposals(post, answer)
+    requests = answer_requests(post, answer)
     post.swaps.ask(8, 5.0, ())
-    assert sorted(peer for peer, *_ in proposals) == [0, 2]
+    assert sorted(peer for peer, *_ in requests) == [0, 2]
     assert post.fleet.lines[1][-2:] == [
         "malformed: the discriminator after round 7 cannot be used",
         "nobody has given its discriminator; going on with the one that this worker has",
@@ -232,6 +232,6 @@ def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
 def test_who_catches_up_itself_is_not_asked(post):
     for peer in (0, 2):
         post.messages.restarted(peer, "b")
-    proposals = answer_proposals(post, lambda peer, token: None)
+    requests = answer_requests(post, lambda peer, token: None)
     post.swaps.ask(8, 5.0, ())
-    assert not proposals
+    assert not requests

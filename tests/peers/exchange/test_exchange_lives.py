@@ -53,7 +53,7 @@ def test_what_a_former_life_had_not_said_is_not_missed_in_the_next(monkeypatch):
 def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypatch):
     """Between its wish, to one of us, and its greeting, to all, there is no order."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
-    fleet.exchanges[0]._inbox._proposals = {1: (fleet.buses[1].incarnation, "token")}
+    fleet.exchanges[0]._inbox._requests = {1: (fleet.buses[1].incarnation, "token")}
     fleet.buses[0].follow(1, fleet.buses[1].incarnation)
     fleet.exchanges[0].serve(lambda: ({}, {}))
     assert fleet.exchanges[0].gate.members() == (1,)

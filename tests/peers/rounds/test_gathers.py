@@ -174,7 +174,7 @@ def test_what_is_far_longer_than_usual_is_left_out_by_the_length_that_was_asked_
         gathered = first.gather("result", round, [1, 2], 1, LONG_S, measure=lambda x: float(abs(x[0] - 99.0)))
     # Eleven away, where the others are one; of their own length they differ by a tenth.
     assert list(gathered.answers) == [1] and first.stats()["dropped"] == {"gated": 1}
-    assert "round 6: the result of worker 2 is far longer than usual; left out" in lines
+    assert "round 6: the result of worker 2 is far larger than usual; left out" in lines
 
 
 def test_a_muted_worker_is_heard_again_in_a_new_life(make):

@@ -269,7 +269,7 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
     box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
     assert box.gate.members() == (2,)
     box.log(1, "want", 0, {"token": "t"}, incarnation="b", is_direct=True)
-    assert box.inbox.take_proposals() == {1: ("b", "t")} and box.inbox.take_proposals() == {}
+    assert box.inbox.take_requests() == {1: ("b", "t")} and box.inbox.take_requests() == {}
     box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
     box.log(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")

@@ -90,7 +90,7 @@ def test_after_so_many_strikes_a_sender_is_muted_and_that_is_said_once():
     assert screen.usable(PART, terms(1, 1)) == {0}
     assert screen.stats() == {"offences": {"1": 3}, "banned": [1]}
     assert screen.counts == {"not_finite": 3, "banned": 1}
-    assert len(lines) == 1 and "worker 1 is muted" in lines[0]
+    assert len(lines) == 1 and "worker 1 is banned" in lines[0]
     # Another life of it begins anew.
     assert screen.usable(PART, terms(1, 1, incarnation="b")) == {0, 1}
     assert screen.stats() == {"offences": {}, "banned": []}

@@ -57,7 +57,7 @@ class Partial:
         found = self.accumulator.take(rounds)
         assert [(item.sender, item.round) for item in found] == [(1, round) for round in range(1, rounds + 1)]
         assert self.accumulator.take(2**60) == []
-        assert self.gate.members() == () and self.gate.stop_at is None and not self.inbox.take_proposals()
+        assert self.gate.members() == () and self.gate.stop_at is None and not self.inbox.take_requests()
 
 
 class LeaderBased:
