@@ -1,11 +1,11 @@
-"""The folder with a worker's secrets: what is there is used, and what others could read is refused.
+"""The folder with a worker's secrets: a file that is there is used, and a secret that others can read is refused.
 
 | file                   | what |
 | ---------------------- | ---- |
 | ca.crt                 | the certificate authority that `rediss://` trusts, and no other |
-| worker.crt, worker.key | what this worker shows |
+| worker.crt, worker.key | the certificate that this worker shows, and its key |
 | password               | of the Redis user `worker-N` |
-| run.key                | 64 hexadecimal digits that all workers of the run share, for the seals |
+| run.key                | 64 hexadecimal digits that all workers of the run share, for the MACs |
 
 `python -m launch secure` writes them.
 """
@@ -54,7 +54,7 @@ def read_secrets(folder: str | None, worker: int) -> Secrets:
         folder: `security.folder`; `{worker}` in it stands for the number. None for no secrets.
 
     Raises:
-        UsageError: it is not there or empty, a file is not what it should be, or others can read a secret.
+        UsageError: the folder is missing or empty, a file is not what it should be, or others can read a secret.
     """
     if folder is None:
         return Secrets(user_of(worker))
