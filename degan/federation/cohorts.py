@@ -6,8 +6,8 @@ holds this class, round robin. So classes that few workers hold are trained on a
 
 What always holds: no function here reads a clock, or a random generator that is kept between calls. `uniform` depends
 on (seed, round) only, `balanced` on its state only. This state is a few integers. A leader announces them with each
-round, so that its successor continues where the leader stopped. The order of `live`, of `answered` and of a mapping never
-matters.
+round, so that its successor continues where the leader stopped. The order of `live`, of `answered` and of a mapping has
+no effect.
 
 Source: `uniform` and size weights, McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", 2017, algorithm 1. `balanced` and KL weights, Guerraoui, Guirguis, Kermarrec, Le Merrer,
