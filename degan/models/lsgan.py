@@ -71,7 +71,7 @@ def build(settings: Lsgan, sample_shape: tuple[int, ...]) -> tuple[Generator, Di
 
 
 def _start(network: nn.Module) -> None:
-    """As released: convolutions N(0, 0.02), BatchNorm N(1, 0.02); dense layers and biases as torch has them."""
+    """As released: convolutions N(0, 0.02), BatchNorm N(1, 0.02); dense layers and biases as in torch."""
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             start_uniform(layer)
