@@ -2,7 +2,7 @@
 
 
 class UsageError(Exception):
-    """Something that a person typed, forgot or misplaced. The message says what to do.
+    """An error in a command line, a file or a setting of a person. The message names the fix.
 
     The text is printable, whatever a file or a command line put into the message.
     """

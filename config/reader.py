@@ -56,10 +56,10 @@ for _class in (_Loader, _Dumper):
 
 
 def find_experiment(name: str | Path) -> Path:
-    """The file `name`, or the experiment of that name that comes with degan.
+    """The file `name`, or degan's own experiment of that name.
 
     Raises:
-        UsageError: there is neither; the message lists what comes with degan.
+        UsageError: there is neither; the message lists degan's own experiments.
     """
     path = Path(name)
     try:
@@ -265,7 +265,7 @@ _PATTERNS = {
 
 
 def _readable(message: str) -> str:
-    """msgspec says "Expected `int` >= 1 - at `$.mode.parts`"; we say "mode.parts: expected int >= 1"."""
+    """msgspec's "Expected `int` >= 1 - at `$.mode.parts`" as degan's "mode.parts: expected int >= 1"."""
     problem, _, where = message.partition(" - at ")
     path = where.strip("`").removeprefix("$").lstrip(".")
     missing = re.fullmatch(r"Object missing required field `(.*)`", problem)

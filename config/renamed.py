@@ -1,6 +1,6 @@
-"""What the settings of degan 0.1 are called now, so that its run folders stay readable.
+"""The present names of the settings of degan 0.1, so that its run folders stay readable.
 
-A file of 0.1 is read as what it means today. A removed key is ignored where it has the value that is now the only
+A file of 0.1 is read with its present meaning. A removed key is ignored where it has the value that is now the only
 one, and refused with any other value.
 """
 

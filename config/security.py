@@ -1,4 +1,4 @@
-"""The folder with a worker's secrets: a file that is there is used, and a secret that others can read is refused.
+"""The folder with a worker's secrets: all files in the folder are used, and a secret that others can read is refused.
 
 | file                   | what |
 | ---------------------- | ---- |
@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Secrets:
-    """What a worker's folder holds; None where a file is not there.
+    """The content of a worker's folder; None for a missing file.
 
     Attributes:
         user: name of the Redis user.
@@ -51,10 +51,10 @@ def read_secrets(folder: str | None, worker: int) -> Secrets:
     """Read a worker's folder.
 
     Args:
-        folder: `security.folder`; `{worker}` in it stands for the number. None for no secrets.
+        folder: `security.folder`; `{worker}` in the path is the number. None for no secrets.
 
     Raises:
-        UsageError: the folder is missing or empty, a file is not what it should be, or others can read a secret.
+        UsageError: the folder is missing or empty, a file has the wrong content, or others can read a secret.
     """
     if folder is None:
         return Secrets(user_of(worker))

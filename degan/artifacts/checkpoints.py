@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, whole or not there, read without executing anything.
+"""Checkpoints: one folder for each step, complete or absent, read without executing anything.
 
     checkpoints/000500/model.safetensors      generator.*, discriminator.*, ema.*
                        optimiser.safetensors  Adam's moments, random generators, the mode's arrays

@@ -1,7 +1,7 @@
 """The GAN pair: a generator and a discriminator, their optimisers, and the generator's moving average.
 
-The vector is the generator's parameters followed by the discriminator's. What happens between `gradients` and `apply`
-(nothing, or an exchange with peers) is the mode's business.
+The vector is the generator's parameters followed by the discriminator's. The mode decides what happens between
+`gradients` and `apply`: nothing, or an exchange with peers.
 """
 
 from __future__ import annotations

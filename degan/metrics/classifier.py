@@ -33,7 +33,7 @@ from degan.errors import CacheError, DataError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the architecture and the training below; raise it when either changes
+VERSION = 1  # of the architecture and the training below; raise the number when either changes
 FEATURES = 64
 
 _SEED = 977

@@ -57,8 +57,8 @@ class Metric:
     """One result.
 
     Attributes:
-        name: with the sample count in it.
-        value: NaN where it depends on samples that are not finite (a diverged generator); a list by class.
+        name: with the sample count.
+        value: NaN where the samples are not finite (a diverged generator); a list by class.
         seconds: the time of the metric, with the pass over the samples that metrics of one network share.
         weights_sha256: of the Inception weights file, where the metric uses it.
     """

@@ -22,7 +22,7 @@ LEADERS = 3  # The number of workers that may lead, where the settings name none
 
 @dataclass(frozen=True)
 class Needs:
-    """The upper bounds of what one worker needs, in bytes.
+    """The upper bounds of one worker's needs, in bytes.
 
     Attributes:
         outbox_bytes: its streams, full.

@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """How the data is cut: `dirichlet 0.5`."""
+        """The split of the data: `dirichlet 0.5`."""
         block = {key.rpartition(".")[2]: value for key, value in self.settings.items() if key.startswith("data.split.")}
         kind = str(block.pop("kind", ""))
         # The characteristic number of the split; the other settings only bound the split.

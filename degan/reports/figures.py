@@ -20,7 +20,7 @@ class Figure:
     Args:
         legend: (index, name, value) for each curve.
         views: (CSS class, chart); a chart is "" if it has no points. The page shows one of several views.
-        floor: the value of the dashed line as text; "" where there is none.
+        floor: the value of the dashed line as text; "" where there is no floor.
         aside: a remark under the charts.
     """
 

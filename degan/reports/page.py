@@ -32,7 +32,7 @@ class Cell:
         line: the curve whose line stands before the text.
         then: the first value.
         share: how strongly the cell is coloured, 0 to 1.
-        span: how many columns wide it is.
+        span: the width of the cell in columns.
     """
 
     text: str
@@ -57,7 +57,7 @@ def write_page(path: Path, html: str) -> None:
     """Write a page whole or not at all.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the page cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -56,5 +56,5 @@ def whole_or_short(value: float) -> str:
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:
-    """The unit of a time axis, and how many seconds it has."""
+    """The unit of a time axis, and the seconds in one unit."""
     return next((unit for unit in (("s", 1), ("min", 60)) if longest_s <= 120 * unit[1]), ("h", 3600))

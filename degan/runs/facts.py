@@ -143,7 +143,7 @@ def _all_at(run: Run, key: str, step: int) -> float | None:
     return _total(worker.count_at(key, step) for worker in run.workers.values())
 
 
-# --- what a run did -----------------------------------------------------------------------------------
+# --- progress and cost --------------------------------------------------------------------------------
 
 
 def steps(run: Run) -> int | None:
@@ -212,7 +212,7 @@ def waiting_share(worker: Worker) -> float | None:
     return sum(waits) / sum(took) if waits and sum(took) > 0 else None
 
 
-# --- what went wrong ----------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------
 
 
 def dropped(worker: Worker) -> int:

@@ -154,7 +154,7 @@ def check_is_one(folder: Path) -> None:
     """Refuse a folder of run folders.
 
     Raises:
-        UsageError: says how to name the runs in it.
+        UsageError: the message shows how to name the runs in the folder.
     """
     try:
         inside = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))

@@ -1,4 +1,4 @@
-"""`python -m degan.worker.doctor EXPERIMENT`: every node and this host, checked before or while something trains.
+"""`python -m degan.worker.doctor EXPERIMENT`: every node and this host, checked before or during a run.
 
     settings -> this host: data, networks (and with them the bytes that a node needs), device, memory, disk
              -> every node, all at the same time (`peers.doctor.checkup`)
