@@ -1,7 +1,7 @@
 """`DEGAN_FAULTS` in a worker: the points of a step at which the fault injector acts, outside of the bus.
 
-Without the variable there is no injector. `peers.chaos.faults` has the grammar, `peers.chaos.faulty_bus` the faults of
-publishing. An attack is part of the code that makes the message.
+Without the variable nothing is injected. `peers.chaos.faults` has the grammar, `peers.chaos.faulty_bus` the faults of
+publishing. An attack acts where the message is made.
 """
 
 from __future__ import annotations

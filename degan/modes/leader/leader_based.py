@@ -192,7 +192,7 @@ class LeaderBased(abc.ABC):
         """Raises LeaseExpiredError if this worker has led alone while isolated, and is now far ahead of the leader."""
         newest = self._rounds.newest()
         if newest and newest[0] != self._me and newest[1].round + AHEAD < self._step:
-            # The leader would ask this worker in every round, and each round would wait until its deadline.
+            # Until the others caught up, the leader would ask this worker in every round, and wait until each deadline.
             raise LeaseExpiredError(
                 f"worker {newest[0]} leads at round {newest[1].round}, and this one has gone on to "
                 f"round {self._step} by itself"
@@ -241,7 +241,7 @@ class LeaderBased(abc.ABC):
         return live
 
     def _peer_info(self, worker: int) -> dict[str, Any]:
-        """The peer info of a worker; asked for once for each incarnation."""
+        """The peer info of a worker; requested again for a new incarnation."""
         incarnation = self._rounds.messages.incarnation(worker)
         known, peer_info = self._peer_infos.get(worker, ("", {}))
         if worker == self._me or incarnation is None or known == incarnation:
