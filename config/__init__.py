@@ -1,4 +1,4 @@
-"""Settings: YAML in, frozen typed structs out. Knows no torch, no Redis, no other package."""
+"""Settings: YAML in, frozen typed structs out. The package knows no torch, no Redis and no other package."""
 
 from config.errors import SettingsError, UsageError
 from config.reader import agreed, build, dump, find_experiment, load, parse

@@ -1,10 +1,10 @@
-"""Errors that a person can mend: shown as a line or a few, exit code 2, never as a traceback."""
+"""Errors that a person can fix: shown as a line or a few, with exit code 2, never as a traceback."""
 
 
 class UsageError(Exception):
-    """Something that a person typed, forgot or misplaced. The message says what to do.
+    """An error in a command line, a file or a setting of a person. The message names the fix.
 
-    As text it is printable, whatever came into it out of a file or a command line.
+    The text is printable, whatever a file or a command line put into the message.
     """
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """From a YAML file and `--set` overrides to an `Experiment`, and back; every error names its key.
 
-The file may come from someone else, so it is read with the safe loader, up to a size, without
+The file may come from someone else. So the reader uses the safe loader, limits the size and refuses
 aliases (an alias can blow a small file up to gigabytes). YAML 1.1 reads `2e-4` as a string; the
-loader here reads it as the number it is.
+loader here reads `2e-4` as a number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 # Settings that may differ from worker to worker; all the others must agree (see `agreed`).
 PRIVATE = ("peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder")
 
-# Settings that one kind of learner does not read: they are no part of what its workers agree on.
+# Settings that one kind of learner does not read. Its workers need not agree on these.
 OF_CLASSIFIERS = ("classifier", "optimiser.lr")
 OF_GANS = (
     *("model", "loss", "regularisation"),
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Its counterpart: the text "2e-4" is written with quotes."""
+    """The counterpart of `_Loader`: the text "2e-4" is written with quotes."""
 
 
 for _class in (_Loader, _Dumper):
@@ -56,10 +56,10 @@ for _class in (_Loader, _Dumper):
 
 
 def find_experiment(name: str | Path) -> Path:
-    """The file `name`, or the experiment of that name that comes with degan.
+    """The file `name`, or degan's own experiment of that name.
 
     Raises:
-        UsageError: there is neither; the message lists what comes with degan.
+        UsageError: there is neither; the message lists degan's own experiments.
     """
     path = Path(name)
     try:
@@ -92,7 +92,7 @@ def parse(text: str, where: str = "settings") -> Any:
         finally:
             loader.dispose()
     except Exception as error:
-        # PyYAML lets what its constructors stumble over pass: `!!int ""` is an IndexError.
+        # PyYAML does not catch the errors of its own constructors: `!!int ""` is an IndexError.
         raise SettingsError(f"{where}: not valid YAML: {error or type(error).__name__}") from None
 
 
@@ -146,7 +146,7 @@ def build(data: dict[str, Any]) -> Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved settings as YAML; `load` of it gives the same `Experiment`."""
+    """The resolved settings as YAML; `load` of that file gives the same `Experiment`."""
     absent = "model" if experiment.model is None else "classifier"
     data = {key: value for key, value in msgspec.to_builtins(experiment).items() if key != absent}
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None)
@@ -205,7 +205,7 @@ def _tagged(kind: Any) -> tuple[str, dict[str, type[msgspec.Struct]]] | None:
 
 @functools.cache
 def _types_of(struct: type) -> dict[str, Any]:
-    """The types of a struct's fields; read out of their texts once."""
+    """The types of a struct's fields, resolved from the texts of its annotations; cached."""
     return get_type_hints(struct, include_extras=True)
 
 
@@ -257,7 +257,7 @@ def _nearest(word: Any, known: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
-# What a person should read where a text has a pattern.
+# The words of an error message in place of a pattern.
 _PATTERNS = {
     "name": "1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or a digit",
     "device": "auto, cpu, cuda or cuda:N",
@@ -265,7 +265,7 @@ _PATTERNS = {
 
 
 def _readable(message: str) -> str:
-    """msgspec says "Expected `int` >= 1 - at `$.mode.parts`"; we say "mode.parts: expected int >= 1"."""
+    """msgspec's "Expected `int` >= 1 - at `$.mode.parts`" as degan's "mode.parts: expected int >= 1"."""
     problem, _, where = message.partition(" - at ")
     path = where.strip("`").removeprefix("$").lstrip(".")
     missing = re.fullmatch(r"Object missing required field `(.*)`", problem)

@@ -1,7 +1,7 @@
-"""What the settings of degan 0.1 are called now, so that its run folders stay readable.
+"""The present names of the settings of degan 0.1, so that its run folders stay readable.
 
-A file of 0.1 is read as what it means today. A key that has gone is passed over where it has the value that has become
-the only one, and is refused with any other.
+A file of 0.1 is read with its present meaning. A removed key is ignored where it has the value that is now the only
+one, and refused with any other value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def renamed(flat: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted key, as 0.1 or today's degan has them, under today's names.
 
     Raises:
-        SettingsError: a setting that has gone has a value that no run can have any more.
+        SettingsError: a removed setting has a value that no run can have any more.
     """
     found = {}
     for key, value in flat.items():
@@ -34,7 +34,7 @@ def renamed(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_blocks(data: dict[str, Any]) -> dict[str, Any]:
-    """As `renamed`, of an experiment file's blocks; the rest of it stays as it is.
+    """As `renamed`, of an experiment file's blocks; the rest of the file stays as it is.
 
     Raises:
         SettingsError: as `renamed`.

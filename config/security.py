@@ -1,11 +1,11 @@
-"""The folder with a worker's secrets: what is there is used, and what others could read is refused.
+"""The folder with a worker's secrets: all files in the folder are used, and a secret that others can read is refused.
 
 | file                   | what |
 | ---------------------- | ---- |
 | ca.crt                 | the certificate authority that `rediss://` trusts, and no other |
-| worker.crt, worker.key | what this worker shows |
+| worker.crt, worker.key | the certificate that this worker shows, and its key |
 | password               | of the Redis user `worker-N` |
-| run.key                | 64 hexadecimal digits that all workers of the run share, for the seals |
+| run.key                | 64 hexadecimal digits that all workers of the run share, for the MACs |
 
 `python -m launch secure` writes them.
 """
@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Secrets:
-    """What a worker's folder holds; None where a file is not there.
+    """The content of a worker's folder; None for a missing file.
 
     Attributes:
         user: name of the Redis user.
@@ -51,10 +51,10 @@ def read_secrets(folder: str | None, worker: int) -> Secrets:
     """Read a worker's folder.
 
     Args:
-        folder: `security.folder`; `{worker}` in it stands for the number. None for no secrets.
+        folder: `security.folder`; `{worker}` in the path is the number. None for no secrets.
 
     Raises:
-        UsageError: it is not there or empty, a file is not what it should be, or others can read a secret.
+        UsageError: the folder is missing or empty, a file has the wrong content, or others can read a secret.
     """
     if folder is None:
         return Secrets(user_of(worker))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-# command: (module with main(argv) -> int, whether it is given the command's own name, what it does)
+# command: (module with main(argv) -> int, whether main gets the command's own name, one line of help)
 COMMANDS = {
     "local": ("launch.__main__", True, "train with all workers and their Redis servers on this machine"),
     "worker": ("degan.worker.__main__", False, "run one worker of an experiment: degan worker 0 --config FILE"),

@@ -1,7 +1,7 @@
 """Run folders side by side: `python -m degan.compare RUN RUN ... --out compare.html`.
 
-One page that needs nothing beside it, the tables as Markdown, or everything as JSON. What is compared is
-said in `degan.reports.compare_data`. It imports no torch, so it starts in a blink.
+The output is one page that needs no other file, the tables as Markdown, or everything as JSON.
+`degan.reports.compare_data` documents the comparison. The command imports no torch, so its start is fast.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(runs: Sequence[Path], out: Path | None, markdown: bool = False, as_data: bool = False) -> list[str]:
-    """Read the runs, write the page where one is wanted, and return what is to be printed.
+    """Read the runs, write the page where one is wanted, and return the text to print.
 
     Args:
-        out: the page; None for `DEFAULT_OUT`, or for no page where the tables or the data are printed.
+        out: the page; None means `DEFAULT_OUT`, or no page where the tables or the data are printed.
 
     Raises:
-        UsageError: there are not two run folders, or the page cannot be written.
+        UsageError: fewer than two run folders are given, or the page cannot be written.
     """
     entries = read(runs)
     together = groups(entries)
@@ -51,7 +51,7 @@ def compare(runs: Sequence[Path], out: Path | None, markdown: bool = False, as_d
     said += [as_json(entries, together)] if as_data else []
     if out is not None or not said:
         write_page(out or DEFAULT_OUT, compare_page(entries, together))
-    # What is printed is one thing that a program can read; the page's name only where nothing else is.
+    # Standard output holds one thing that a program can read: the page's name only where nothing else is printed.
     return said or [str(out or DEFAULT_OUT)]
 
 

@@ -1,7 +1,7 @@
 """Errors of the GAN floor that a person can cause: one line, exit code 2, never a traceback.
 
 config.errors.UsageError
-├── DataError      a data set that is missing, damaged, or too small for what is asked of it
+├── DataError      a data set that is missing, damaged, or too small for the request
 ├── CacheError     the cache folder cannot be used, or another process holds it for too long
 └── WeightsError   a file of feature-extractor weights that is missing or of another network
 """
@@ -12,7 +12,7 @@ from config.errors import UsageError
 
 
 class DataError(UsageError):
-    """The data is missing, damaged, or too small for what is asked of it."""
+    """The data is missing, damaged, or too small for the request."""
 
 
 class CacheError(UsageError):

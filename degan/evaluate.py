@@ -11,7 +11,7 @@ from config import UsageError
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate; 0, or 2 with one line when a person has to mend something."""
+    """Evaluate; returns 0, or 2 with one line when a person has to fix something."""
     parser = argparse.ArgumentParser(prog="python -m degan.evaluate", description="Measure a run's newest checkpoints.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--worker", type=int, metavar="N", help="only this worker (default: all)")

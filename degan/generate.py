@@ -1,6 +1,6 @@
 """`python -m degan.generate RUN --count N --out PATH`: samples from a trained generator.
 
-The ending of PATH says what is made: FILE.png one grid; FILE.npz one uint8 array `images` of shape
+The ending of PATH selects the output: FILE.png one grid; FILE.npz one uint8 array `images` of shape
 (N, H, W, C) (points: float32 `points` of shape (N, 2)); anything else is a folder, one picture a sample.
 """
 
@@ -15,7 +15,7 @@ from config import UsageError
 
 
 def main(argv: list[str]) -> int:
-    """Generate samples; 0, or 2 with one line when a person has to mend something."""
+    """Generate samples; returns 0, or 2 with one line when a person has to fix something."""
     parser = argparse.ArgumentParser(prog="python -m degan.generate", description="Samples from a trained generator.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--worker", type=int, metavar="N", help="whose generator (default: the lowest that has one)")

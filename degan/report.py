@@ -1,4 +1,4 @@
-"""A run folder as one HTML page: `python -m degan.report RUN` writes RUN/report.html. It loads no torch."""
+"""A run folder as one HTML page: `python -m degan.report RUN` writes RUN/report.html. The command loads no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_report(run: Path) -> Path:
-    """Write `run`/report.html from what is there, and return its path.
+    """Write `run`/report.html from the files of the folder, and return its path.
 
-    The folder may be of a run that is still going on or has died; what is missing is left out.
+    The run may still be in progress or have died; missing parts are left out.
 
     Raises:
-        UsageError: `run` is no run folder, or cannot be written to.
+        UsageError: `run` is not a run folder, or cannot be written to.
     """
     path = Path(run) / "report.html"
     write_page(path, run_page(read_run(Path(run))))

@@ -1,4 +1,4 @@
-"""`python -m launch COMMAND`: what is typed, checked and handed to the command; errors become one line."""
+"""`python -m launch COMMAND`: parses and checks the command line, runs the command; errors become one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPILOG = """examples:
 
 
 class Call(NamedTuple):
-    """What a command is given: the words that were typed, and who else is called, for how long; see `main`."""
+    """The arguments of a command: the words that were typed, the commands to call, and the limits; see `main`."""
 
     words: argparse.Namespace
     voice: Voice
@@ -35,11 +35,11 @@ def main(argv: list[str], commands: Commands | None = None, limits: Limits | Non
 
     Args:
         argv: the words after the program's name.
-        commands: how workers, preparation and report are called; tests give a stand-in.
-        limits: how long to wait for what.
+        commands: the command lines of workers, preparation and report; tests give a stand-in.
+        limits: the longest waits.
 
     Returns:
-        The exit code; 2 for a thing that the person can mend, said in one line.
+        The exit code; 2, with one line, for an error that the person can fix.
     """
     words = _parser().parse_args(argv)
     voice = Voice()
@@ -118,7 +118,7 @@ def _run_compare(call: Call) -> int:
     words = call.words
     options = [f"--out={words.out}"] if words.out is not None else []
     options += [f"--{name}" for name in ("markdown", "json") if getattr(words, name)]
-    # "--" before the folders: the name of one may begin with a dash.
+    # "--" before the folders, because the name of a folder may begin with a dash.
     return handover.run(
         [*call.commands.compare, *options, "--", *words.runs], "comparing", call.limits.report_s, call.voice
     )
@@ -142,7 +142,7 @@ def _run_doctor(call: Call) -> int:
     options += [f"--out={words.out}"] if words.out is not None else []
     options += ["--json"] if words.json else []
     if isinstance(config.load(words.file, words.set).peers, int):
-        # No nodes yet: what stands for them is what `local` would start.
+        # There are no nodes yet. The doctor reports the server that `local` would start instead.
         try:
             options.append(f"--local-redis={servers.find('auto').about()}")
         except UsageError as error:

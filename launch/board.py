@@ -1,4 +1,4 @@
-"""The records of a run while it goes on, followed as its files grow: a `Row` a worker."""
+"""The records of a run in progress, followed as its files grow: one `Row` for each worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launch.folder import RunFolder
 
 @dataclass
 class Row:
-    """One worker's line of every table: its own record, and those of all for what is the run's."""
+    """One worker's row of every table: its own record, and all records for the values of the run."""
 
     record: Record
     total: int
@@ -32,14 +32,14 @@ class Board:
     """Follows the files of a run; `update` is cheap enough for a few calls a second."""
 
     def __init__(self, folder: RunFolder, workers: Sequence[Worker], total: int) -> None:
-        """Of a run that is resumed, the lines of earlier incarnations count for the metrics and for nothing else."""
+        """In a resumed run the lines of earlier incarnations are read for the metrics only."""
         self.records = Records({worker.number: Record(worker.number) for worker in workers})
         self.rows = [Row(self.records.workers[worker.number], total, self.records) for worker in workers]
         self._workers = workers
         self._metrics = Tail(folder.path / METRICS)
 
     def update(self) -> None:
-        """Read what is new."""
+        """Read the new lines."""
         for line in self._metrics.read():
             self.records.add_metric(line)
         for worker, row in zip(self._workers, self.rows, strict=True):

@@ -1,4 +1,4 @@
-"""A private certificate authority and the certificates that it issues: who belongs to a run, and on which host."""
+"""A private certificate authority, and the certificates that it issues for the workers and hosts of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-# Clocks of hosts differ by so much at most.
+# The largest difference between the clocks of two hosts.
 LEEWAY = datetime.timedelta(hours=1)
 LOCAL = ("localhost", "127.0.0.1")
 
@@ -20,13 +20,13 @@ class Authority:
     """One CA, with its key in memory.
 
     Args:
-        name: for people.
+        name: a readable name.
         days: how long its certificates are valid.
-        now: from when; a time with a zone.
+        now: the beginning of that time; with a time zone.
 
     Attributes:
         certificate, key: PEM.
-        until: when all of them end.
+        until: the end of validity of all certificates.
     """
 
     def __init__(self, name: str, days: int, now: datetime.datetime):
@@ -45,10 +45,10 @@ class Authority:
         """A certificate for a server and a client on these hosts, and its key; PEM.
 
         Args:
-            hosts: names or addresses; with a local one all names of the own machine are added.
+            hosts: names or addresses; a local host adds all names of this machine.
 
         Raises:
-            ValueError: a host name that is none.
+            ValueError: an invalid host name.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names = list(dict.fromkeys([*hosts, *(LOCAL if any(map(is_local, hosts)) else ())]))
@@ -78,7 +78,7 @@ class Authority:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host name or address is the own machine's only."""
+    """Whether a host name or address always means this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,13 +1,13 @@
 """Become a command that dies with its parent: `python -I -S launch/child.py PARENT_PID COMMAND...`.
 
-How it works. On Linux the wrapper asks the kernel to be killed when its parent goes (the request
-survives exec), checks that the parent has not gone already, and becomes the command: same process
-id, nothing left of the wrapper. Elsewhere it stays, runs the command below itself and looks at its
-parent's id a few times a second.
+How it works. On Linux the wrapper asks the kernel to kill it when its parent ends (the request
+survives exec), checks that the parent has not ended already, and becomes the command. The process id stays
+the same, and nothing of the wrapper is left. Elsewhere the wrapper stays, runs the command as a child and
+checks its parent's id a few times a second.
 
-What always holds: when the launcher is gone, even by `kill -9`, so is the command.
+What always holds: when the launcher has ended, even by `kill -9`, the command ends too.
 
-The kernel counts the parent's *thread*: whoever starts this must do so from its main thread.
+For the kernel the parent is a *thread*: a process must start this wrapper from its main thread.
 """
 
 import os
@@ -21,7 +21,7 @@ NOT_FOUND = 127
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent ends; exit at once where it has ended already."""
+    """Ask Linux to kill this process when its parent ends; exit at once where the parent has ended already."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -32,7 +32,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def watch(parent: int, command: list[str]) -> int:
-    """Run `command` below this process and kill it when `parent` ends: for systems without prctl.
+    """Run `command` as a child of this process, and kill it when `parent` ends: for systems without prctl.
 
     Returns:
         The command's exit code, as a shell counts it (128 + n for signal n).
@@ -61,7 +61,7 @@ def watch(parent: int, command: list[str]) -> int:
 def main(argv: list[str]) -> int:
     """Run `argv[1:]` as a child that does not outlive process `argv[0]`."""
     parent, command = int(argv[0]), argv[1:]
-    # Python ignores these at start, and what is ignored stays ignored after exec.
+    # Python ignores these signals at its start, and an ignored signal stays ignored after exec.
     for name in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     try:

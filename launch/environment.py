@@ -1,4 +1,4 @@
-"""Where and with what a run was made: the text of environment.json."""
+"""The host and the software versions of a run: the text of environment.json."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of degan's own repository; None where it is installed without one."""
+    """The commit of degan's own repository; None for an installation without a repository."""
     if not (ROOT / ".git").exists():
         return None
     try:

@@ -1,8 +1,9 @@
-"""fakeredis' TCP server as a process: `python -m launch.fake PORT`, the last resort where there is no Redis.
+"""fakeredis' TCP server as a process: `python -m launch.fake PORT`, the last choice where there is no Redis.
 
-It departs from fakeredis in two things, to answer as a real server does: an error reply (a repeated
-XADD, say) no longer closes the connection, which lost the rest of the pipeline; and replies leave at
-once, where a pipeline's used to wait 40 ms for an acknowledgement.
+The server departs from fakeredis in two points, and there answers as a real server does. In fakeredis an
+error reply (of a repeated XADD, for example) closes the connection, and the rest of the pipeline is lost; here the
+connection stays open. In fakeredis the replies of a pipeline wait 40 ms for an acknowledgement; here they are
+sent at once.
 """
 
 from __future__ import annotations

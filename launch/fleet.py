@@ -1,4 +1,4 @@
-"""The run's worker processes: started, asked how they are, signalled; also those restarted by hand."""
+"""The run's worker processes: their start, state and signals; with the workers restarted by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Worker:
 
     def __init__(self, plan: Plan, number: int, folder: Path) -> None:
         self.number, self.folder, self.log = number, folder, folder / "log.txt"
-        # Before the start: what an earlier life wrote is not this one's.
+        # Before the start: the lines of an earlier incarnation are not this one's.
         self.stats = Tail(folder / STATS, from_end=True)
         self.by_hand = shlex.join(plan.worker_command(number, resume=True))
         with open(self.log, "ab") as log:
@@ -36,16 +36,16 @@ class Worker:
 
     @property
     def live_pid(self) -> int | None:
-        """The process that says in `pid` that it is this worker: ours, or one restarted by hand."""
+        """The process in the file `pid` of this worker: the launcher's child, or one restarted by hand."""
         return processes.live_pid(self.folder / "pid")
 
     @property
     def adopted_pid(self) -> int | None:
-        """The process of a worker that was restarted by hand after ours had ended."""
+        """The process of a worker that was restarted by hand after the launcher's child had ended."""
         return self.live_pid if self.code is not None else None
 
     def state(self, seen: bool) -> str:
-        """starting, training, finished or died; `seen` says whether it has reported a step."""
+        """starting, training, finished or died; `seen`: whether the worker has reported a step."""
         if self.code is None:
             return "training" if seen else "starting"
         if self.code == 0:
@@ -53,7 +53,7 @@ class Worker:
         return "training" if self.adopted_pid is not None else "died"
 
     def last_lines(self) -> list[str]:
-        """The last lines of its log since it was started."""
+        """The last lines of the worker's log since its start."""
         return processes.last_lines(self.log, start=self._log_start)
 
 
@@ -66,7 +66,7 @@ class Fleet:
         self._reaped: set[int] = set()
 
     def start(self) -> None:
-        """Start one process a worker.
+        """Start one process for each worker.
 
         Raises:
             UsageError: a worker's folder or log cannot be written.
@@ -79,16 +79,16 @@ class Fleet:
 
     @property
     def running(self) -> list[Worker]:
-        """Our workers that have not ended."""
+        """The launcher's workers that have not ended."""
         return [worker for worker in self.workers if worker.code is None]
 
     @property
     def adopted(self) -> list[Worker]:
-        """Workers that ended and were restarted by hand, and still run."""
+        """The running workers that were restarted by hand after their end."""
         return [worker for worker in self.workers if worker.adopted_pid is not None]
 
     def newly_ended(self) -> list[Worker]:
-        """Our workers that have ended since the last call."""
+        """The launcher's workers that have ended since the last call."""
         ended = [worker for worker in self.workers if worker.code is not None and worker.number not in self._reaped]
         self._reaped.update(worker.number for worker in ended)
         return ended
@@ -96,8 +96,8 @@ class Fleet:
     def stop_together(self, grace_s: float, tick: Callable[[], bool]) -> list[Worker]:
         """Ask all workers to agree on a last step, save and end; kill those that have not after `grace_s`.
 
-        A worker that does not listen yet would be ended by the question, and the others would wait for
-        its answer; so while any is still starting, each is asked to save and end by itself.
+        The signal would end a worker without a signal handler, and the others would wait for its answer. So while
+        any worker is still starting, each worker is asked to save and end by itself.
 
         Returns:
             The workers that had to be killed.
@@ -114,7 +114,7 @@ class Fleet:
         return self._stop(signal.SIGTERM, grace_s, tick)
 
     def kill(self) -> None:
-        """End all of our workers now."""
+        """Kill all of the launcher's workers now."""
         processes.stop([worker.process for worker in self.workers], None, 0.0)
 
     def _stop(self, number: signal.Signals, grace_s: float, tick: Callable[[], bool]) -> list[Worker]:

@@ -1,4 +1,4 @@
-"""The run folder: made, filled, and unmade again when the start fails, so that nothing half-written is left."""
+"""The run folder: created, filled, and restored when the start fails, so that nothing half-written is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degan.runs.folder import SETTINGS
 
 
 class RunFolder:
-    """One run's folder, as named by the person."""
+    """The run folder with the name that a person gave."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,10 +26,10 @@ class RunFolder:
         return self.path / SETTINGS
 
     def open(self) -> None:
-        """Make the folder where it is missing, and prove that it can be written.
+        """Create the folder where it is missing, and check that it can be written.
 
         Raises:
-            UsageError: it cannot be made or written.
+            UsageError: the folder cannot be created or written.
         """
         try:
             self._make(self.path)
@@ -40,11 +40,11 @@ class RunFolder:
             raise UsageError(f"cannot write to {self.path}: {error.strerror or error}; choose another --out") from None
 
     def worker(self, number: int) -> Path:
-        """Worker `number`'s folder, made where it is missing."""
+        """Worker `number`'s folder, created where it is missing."""
         return self.folder(f"w{number}")
 
     def folder(self, name: str) -> Path:
-        """A folder below, made where it is missing."""
+        """A folder inside the run folder, created where it is missing."""
         self._make(self.path / name)
         return self.path / name
 
@@ -61,14 +61,14 @@ class RunFolder:
         return path
 
     def track(self, name: str) -> Path:
-        """Remember file `name` as it is now, for `discard`."""
+        """Remember the present content of file `name`, for `discard`."""
         path = self.path / name
         if path not in self._before:
             self._before[path] = path.read_bytes() if path.is_file() else None
         return path
 
     def discard(self) -> None:
-        """Put everything back as it was before `open`; what cannot be undone is left."""
+        """Restore the state before `open`, as far as possible."""
         with contextlib.suppress(OSError):
             for path, before in self._before.items():
                 if before is None:

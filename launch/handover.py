@@ -1,4 +1,4 @@
-"""What a command of the floors below says is said, what it answers is answered: for commands that end by themselves."""
+"""Runs a command of the packages below that ends by itself, and passes its output and its exit code on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from launch.voice import Voice
 
 
 def run(command: Sequence[str], doing: str, timeout_s: float, voice: Voice) -> int:
-    """Run `command` to its end; `doing` names it, for the case that it takes too long.
+    """Run `command` to its end; `doing` names the command in the error of a timeout.
 
     Returns:
         The command's exit code, or 128 + n after signal n.
 
     Raises:
-        UsageError: it took longer than it may.
+        UsageError: the command took longer than its limit.
     """
     with Interrupts() as interrupts, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = processes.start(command, output, errors)

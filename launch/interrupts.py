@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as something to ask about, instead of an exception anywhere."""
+"""Ctrl-C, SIGTERM and a closed terminal as a counter to check, instead of an exception anywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup ignores SIGHUP for us; that stays so.
+            # Under nohup SIGHUP is ignored, and stays ignored.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, lambda came, frame: self._came.append(came))
         return self
@@ -34,21 +34,21 @@ class Interrupts:
 
     @property
     def count(self) -> int:
-        """How many came."""
+        """How many signals came."""
         return len(self._came)
 
     @property
     def name(self) -> str:
-        """What to call the first one."""
+        """The name of the first signal."""
         return "Ctrl-C" if self._came[0] == signal.SIGINT else signal.Signals(self._came[0]).name
 
     @property
     def exit_code(self) -> int:
-        """128 + the first signal, as shells do it."""
+        """128 + the first signal, as in shells."""
         return 128 + self._came[0]
 
     def check(self) -> None:
-        """End the launch if anything came.
+        """End the launch if a signal came.
 
         Raises:
             Interrupted: a signal came.
@@ -57,5 +57,5 @@ class Interrupts:
             raise Interrupted(self._came[0])
 
     def wait(self, seconds: float) -> None:
-        """Sleep; handlers run meanwhile."""
+        """Sleep; signal handlers run meanwhile."""
         time.sleep(seconds)

@@ -24,16 +24,16 @@ TAIL_LINES = 12
 
 
 def run(plan: Plan, voice: Voice, command_line: list[str]) -> int:
-    """Start the run, watch it, and say how it ended; nothing that was started is left running.
+    """Start the run, watch the run, and log how it ended; nothing that was started is left running.
 
     Args:
-        command_line: what the person typed, for the record.
+        command_line: the words that the person typed, for the record.
 
     Returns:
         The exit code: 0, the failed worker's, 1 where a worker had died, 128 + n after signal n.
 
     Raises:
-        UsageError: it could not be started; the run folder is as it was before.
+        UsageError: the run could not be started; the run folder is as it was before.
     """
     folder, servers = RunFolder(plan.out), Servers(plan.program)
     fleet = Fleet(plan, folder)
@@ -88,7 +88,7 @@ def _start(
 
 
 def _prepare(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts) -> None:
-    """Data and metric classifier, once for all workers, before the first of them starts."""
+    """Prepare the data and the metrics' classifier, once for all workers, before the first worker starts."""
     command = [*plan.commands.prepare, "--config", str(folder.settings)]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = processes.start(command, output, errors)
@@ -115,8 +115,8 @@ def _prepare(plan: Plan, folder: RunFolder, voice: Voice, interrupts: Interrupts
 
 
 def _log_new(output: IO[bytes], said: int, voice: Voice) -> int:
-    """Say the whole lines from byte `said` on; returns where to go on."""
-    # The child writes at its own place of the same open file: only look, never move it.
+    """Log the whole lines from byte `said` on; returns the byte for the next call."""
+    # The child shares this file's position for its writes, so the read must not move the position.
     data = _read(output, said)
     whole = data[: data.rfind(b"\n") + 1]
     for text in whole.decode("utf-8", "replace").splitlines():
@@ -135,7 +135,7 @@ def _lines(file: IO[bytes]) -> list[str]:
 def _conclude(
     plan: Plan, folder: RunFolder, board: Board, voice: Voice, interrupts: Interrupts, ending: Ending
 ) -> None:
-    """The summary, the report, how to go on, and last what went wrong."""
+    """Log the summary, the report, the command to go on, and last the error."""
     board.update()
     voice.log(table.aligned(board.rows))
     _report(plan, folder, voice, interrupts)

@@ -1,4 +1,4 @@
-"""The nodes of a secured run: their addresses, the redis.conf of each, and who may do what on it."""
+"""The nodes of a secured run: their addresses, the redis.conf of each, and the rights of its users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from config.security import CA, CERTIFICATE, KEY, user_of
 
 PORT = 6379
 CONF, USERS = "redis.conf", "users.acl"
-# All that a worker says to Redis; SELECT where its URL has a database. A test trains with no more than these.
+# All Redis commands of a worker; SELECT as well where its URL has a database. A test trains with only these.
 COMMANDS = (
     *("ping", "get", "set", "mget", "del", "expire", "hset", "hmget", "hdel"),
     *("xadd", "xread", "xrange", "xrevrange", "xtrim", "watch", "unwatch", "multi", "exec"),
@@ -23,11 +23,11 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})|[0-9a-fA-F:]{2,39}")
 
 @dataclass(frozen=True)
 class Node:
-    """Where a worker's Redis is.
+    """The address of a worker's Redis.
 
     Attributes:
-        database: its number; 0 for most.
-        socket: a unix socket beside the port, for its own worker; empty for none.
+        database: the number of the database; mostly 0.
+        socket: a unix socket beside the port, for the node's own worker; empty for none.
     """
 
     host: str
@@ -37,12 +37,12 @@ class Node:
 
     @property
     def place(self) -> tuple[str, int]:
-        """What two workers have in common that share a Redis."""
+        """The key by which two workers share a Redis."""
         return self.host, self.port
 
     @property
     def url(self) -> str:
-        """As all workers write it."""
+        """The URL that all workers use."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         database = f"/{self.database}" if self.database else ""
         return f"rediss://{host}:{self.port}{database}" + (f"?socket={quote(self.socket)}" if self.socket else "")
@@ -55,7 +55,7 @@ def nodes_of(experiment: Experiment, hosts: Sequence[str] = ()) -> list[Node]:
         hosts: a host, or host:port, for each worker, in the place of those in `peers`.
 
     Raises:
-        UsageError: a worker has no host that the others could reach.
+        UsageError: a worker has no host that the others can reach.
     """
     if isinstance(experiment.peers, int):
         if not hosts:
@@ -90,10 +90,10 @@ def _node(url: str, where: str) -> Node:
 
 
 def users(run: str, nodes: Sequence[Node], place: tuple[str, int], passwords: Sequence[str]) -> str:
-    """The users.acl of the node at a place: who works there may write its own keys, everybody may read.
+    """The users.acl of the node at a place: its workers may write their own keys, all workers may read.
 
     Args:
-        passwords: of the workers; only their hashes are written.
+        passwords: the workers' passwords; only their hashes are written.
     """
     commands = (*COMMANDS, "select") if any(node.database for node in nodes) else COMMANDS
     may = " ".join(["resetkeys", "resetchannels", "-@all", *(f"+{command}" for command in commands)])

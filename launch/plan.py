@@ -1,4 +1,4 @@
-"""What will be started: settings resolved and every refusal made before anything is written or started."""
+"""The plan of a local run: resolved settings, and every check before anything is written or started."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Commands:
-    """How the launcher calls the floors below, by command line only: the seam where tests put a stand-in.
+    """The command lines with which the launcher calls the packages below; tests replace them by stand-ins.
 
-    The worker's number, `--config FILE --out DIR` and, where a run goes on, `--resume latest` follow
-    `worker`; `--config FILE` follows `prepare`; the run folder follows `report`, run folders and options `compare`,
-    options and an experiment file `doctor`.
+    Arguments are appended. `worker`: the worker's number, `--config FILE --out DIR` and, for a resumed run,
+    `--resume latest`. `prepare`: `--config FILE`. `report`: the run folder. `compare`: run folders and options.
+    `doctor`: options and an experiment file.
     """
 
     worker: tuple[str, ...] = (sys.executable, "-m", "degan.worker")
@@ -34,7 +34,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long the launcher waits for what."""
+    """The launcher's longest waits, and the period of its plain lines."""
 
     prepare_s: float = 3600.0
     together_s: float = 60.0
@@ -53,25 +53,25 @@ class Plan:
     one_server: bool = False
     port: int | None = None
     resume: bool = False
-    # The options with which this run was started, for the line that says how to go on.
+    # The options of this run, for the command that resumes it.
     options: tuple[str, ...] = ()
     commands: Commands = field(default_factory=Commands)
     limits: Limits = field(default_factory=Limits)
 
     @property
     def workers(self) -> int:
-        """How many workers."""
+        """Number of workers."""
         return self.experiment.workers
 
     @property
     def servers(self) -> int:
-        """How many Redis servers."""
+        """Number of Redis servers."""
         return 1 if self.one_server else self.workers
 
     def settings_at(self, urls: list[str]) -> Experiment:
-        """The settings of the run with its servers' URLs, one a worker."""
+        """The settings of the run with its servers' URLs, one for each worker."""
         peers = [urls[number % len(urls)] for number in range(self.workers)]
-        # These servers are this machine's own, and know no users.
+        # These servers are local to this machine, and have no users.
         return config.build({**config.parse(config.dump(self.experiment)), "peers": peers, "security": {}})
 
     def worker_command(self, number: int, resume: bool) -> list[str]:
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def go_on(self) -> str:
-        """What a person types to resume the run."""
+        """The command with which a person resumes the run."""
         out = str(self.out)
         return shlex.join(["python", "-m", "launch", "local", out, "--out", out, *self.options, "--resume", "latest"])
 
@@ -98,17 +98,17 @@ def make(
     commands: Commands | None = None,
     limits: Limits | None = None,
 ) -> Plan:
-    """Resolve the settings and check all that can be checked without writing.
+    """Resolve the settings and do all checks that need no writing.
 
     Args:
-        workers: how many; None for as many as the file has. The file's own Redis URLs are not used.
+        workers: number of workers; None for the file's number. The file's own Redis URLs are not used.
         overrides: `a.b=c`, as given to `--set`.
         bus: "auto" or one of `servers.KINDS`.
         port: the first server's port; None for any free ones.
         resume: go on with the run in `out`.
 
     Raises:
-        UsageError: in one line, what does not fit and what to do.
+        UsageError: one line with the error and its fix.
     """
     if workers is not None:
         overrides = [*overrides, f"peers={workers}"]

@@ -1,4 +1,4 @@
-"""Starting and stopping processes: everything the launcher starts goes through `start` and `stop`."""
+"""Starting and stopping processes: the launcher starts and stops all its processes here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 CHILD = Path(__file__).with_name("child.py")
 POLL_S = 0.05
-# A killed process is gone as soon as the kernel gets to it; longer means a disk or driver that hangs.
+# A killed process ends almost at once; a longer time means a disk or driver that hangs.
 KILLED_S = 10.0
 TAIL_BYTES = 16 * 1024
 
@@ -28,7 +28,7 @@ def start(
     Must be called from the main thread (see `launch.child`). A terminal's Ctrl-C does not reach the child.
 
     Args:
-        output: a file for its standard output, and for its standard error too where `errors` is None.
+        output: a file for the standard output, and for the standard error too where `errors` is None.
         one_thread: one OpenMP and one MKL thread, unless the user has set these.
     """
     wrapper = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid())]
@@ -47,7 +47,7 @@ def _environment(one_thread: bool) -> dict[str, str]:
     if ROOT.name not in ("site-packages", "dist-packages"):
         paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
-    # Someone's own config.py in the current folder must not stand in for our package.
+    # A config.py in the current folder must not replace degan's package `config`.
     environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONUNBUFFERED"] = "1"
     if one_thread:
@@ -62,10 +62,10 @@ def stop(
     grace_s: float,
     tick: Callable[[], bool] = lambda: False,
 ) -> list[subprocess.Popen]:
-    """Send signal `number` (none where None), wait up to `grace_s`, then kill what is left; all have ended on return.
+    """Send signal `number` (none where None), wait up to `grace_s`, then kill the rest; all have ended on return.
 
     Args:
-        tick: called between looks; True means "do not wait any longer".
+        tick: called between two polls; True ends the wait.
 
     Returns:
         The processes that had to be killed.
@@ -86,26 +86,26 @@ def stop(
 
 
 def wait(process: subprocess.Popen, timeout_s: float, tick: Callable[[], bool]) -> bool:
-    """Wait for the end of `process`; kill it after `timeout_s`, or when `tick`, called between looks, says True.
+    """Wait for the end of `process`; kill it after `timeout_s`, or when `tick`, called between two polls, returns True.
 
     Returns:
-        Whether it ended by itself.
+        Whether the process ended by itself.
     """
     return not stop([process], None, timeout_s, tick)
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a process with all of its session's processes; nothing happens where it has ended."""
+    """Kill a process with all processes of its session; no effect on an ended process."""
     if process.poll() is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            # Its own session is not there yet, or is gone already.
+            # The child has not made its own session yet, or the session has ended already.
             process.kill()
 
 
 def signal_pid(pid: int | None, number: signal.Signals) -> None:
-    """Send a signal to a process that is not our child; nothing happens where there is none."""
+    """Send a signal to a process that is not a child of this one; no effect where there is none."""
     if pid is not None:
         with contextlib.suppress(OSError):
             os.kill(pid, number)

@@ -1,7 +1,8 @@
 """`python -m launch secure`: certificates, users, passwords and a run key for an experiment's hosts, in one folder.
 
-Each worker's subfolder holds what its host needs and no other has: whoever gets hold of one host has that worker's
-rights, and the run key. The CA's own key stays where it was made.
+Each worker's subfolder holds the secrets of its host. No other host has them, except the run key, which all hosts
+share. An intruder on one host therefore has the rights of that worker, and the run key. The CA's own key stays on the
+machine that made it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_DAYS = 3650
 
 
 def run(file: str, out: str, days: int, hosts: Sequence[str], voice: Voice, now: datetime.datetime) -> int:
-    """Write everything and say what goes where.
+    """Write all files and log the host of each.
 
     Args:
         file: the experiment.
@@ -36,7 +37,7 @@ def run(file: str, out: str, days: int, hosts: Sequence[str], voice: Voice, now:
         now: a time with a zone.
 
     Raises:
-        UsageError: no hosts, or the folder is not free.
+        UsageError: there are no hosts, or the folder already has secrets.
     """
     if not 1 <= days <= MAX_DAYS:
         raise UsageError(f"--days {days}: expected 1 to {MAX_DAYS}")
@@ -80,7 +81,7 @@ def run(file: str, out: str, days: int, hosts: Sequence[str], voice: Voice, now:
 
 
 def _leads(places: Sequence[nodes.Node], worker: int) -> bool:
-    """Whether a worker is the first of those that share its Redis: its folder has that server's files."""
+    """Whether a worker is the first of the workers that share its Redis: its folder has that server's files."""
     return places[worker].place not in [node.place for node in places[:worker]]
 
 
@@ -96,7 +97,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """A new file, readable by others only if `mode` says so, from its first byte on."""
+    """Write a new file with permissions `mode` from its first byte on."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with open(handle, "wb") as file:
         file.write(content)

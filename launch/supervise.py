@@ -1,6 +1,6 @@
-"""Watches a running fleet until it is over: deaths, failures, Ctrl-C, and workers restarted by hand.
+"""Watches a running fleet until its end: deaths, failures, Ctrl-C, and workers restarted by hand.
 
-What ends what:
+The events and their effects:
 
 | what happens | the others | exit code |
 | --- | --- | --- |
@@ -24,7 +24,7 @@ from launch.servers import Servers
 from launch.voice import Voice
 
 POLL_S = 0.1
-# How a worker ends when it is asked to stop before it listens for that.
+# The exit codes of a worker that is asked to stop before it has its signal handlers.
 NOT_LISTENING = (-signal.SIGTERM, -signal.SIGUSR2)
 
 
@@ -37,7 +37,7 @@ class Ending:
 
 
 class Supervisor:
-    """Owns the decisions; `run` returns when none of the run's workers is left."""
+    """Makes all decisions; `run` returns when none of the run's workers is left."""
 
     def __init__(
         self,
@@ -48,17 +48,17 @@ class Supervisor:
         limits: Limits,
         update: Callable[[], None],
     ) -> None:
-        """`update` is called some times a second: the display."""
+        """`update` is called several times a second, for the display."""
         self._fleet, self._servers, self._interrupts = fleet, servers, interrupts
         self._voice, self._limits, self._update = voice, limits, update
         self._lost: list[Worker] = []
         self._awaited: list[int] = []
 
     def run(self) -> Ending:
-        """Until all workers have ended, those restarted by hand included."""
+        """Watch until all workers have ended, those restarted by hand included."""
         while True:
             ended = self._fleet.newly_ended()
-            # Of several in one look, an error that a person can mend (2) explains more than its consequences (1).
+            # Of several failures, an error that a person can fix (2) explains more than its consequences (1).
             failed = sorted((w for w in ended if w.code > 0), key=lambda w: (w.code != 2, w.number))
             for worker in ended:
                 if worker.code < 0:
@@ -141,7 +141,7 @@ class Supervisor:
         return Ending(self._interrupts.exit_code)
 
     def _log_left(self) -> None:
-        """Those restarted by hand are the person's processes: asked to stop, never killed."""
+        """Log the workers restarted by hand: a person's processes, which are asked to stop but never killed."""
         for worker in self._fleet.adopted:
             self._voice.log(
                 f"worker {worker.number} (pid {worker.adopted_pid}), restarted by hand, still runs; "

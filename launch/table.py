@@ -21,14 +21,14 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A title and what a row shows under it.
+    """A title, and its text for a row.
 
     Args:
         needs: the column is shown where a worker's newest line has this key, or this family of metrics was measured;
             "" for always.
-        unless: and where no worker's has this one.
-        right: whether it is aligned to the right.
-        spare: what a narrow terminal leaves out first: the highest; 0 is always shown.
+        unless: the column is shown only where no worker's newest line has this key.
+        right: whether the text is aligned to the right.
+        spare: the order in which a narrow terminal leaves columns out, highest first; 0 is always shown.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Column:
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, or a dash."""
+    """A number with `digits` significant digits, or a dash."""
     if value is None:
         return UNKNOWN
     # A number such as 999.6 rounds to one digit more. The code prints it as 1000, not as 1e+03.
@@ -53,7 +53,7 @@ def whole(value: float | None) -> str:
 
 
 def size(value_bytes: float | None) -> str:
-    """A number of bytes as people read it: 1.5 MiB."""
+    """A readable number of bytes: 1.5 MiB."""
     if value_bytes is None or not abs(value_bytes) < float("inf"):
         return UNKNOWN
     if abs(value_bytes) < 1024:
@@ -77,7 +77,7 @@ def _leader(row: Row) -> str:
 
 
 def _answered(row: Row) -> str:
-    """How many of the cohort answered in time, in the newest round: `3/4`; only the leader has counted them."""
+    """How many of the cohort answered in time, in the newest round: `3/4`; only the leader's row has these."""
     answered, cohort = row.record.newest("answered"), row.record.newest("cohort")
     if answered is None or row.record.newest("leader") != row.worker:
         return UNKNOWN
@@ -85,7 +85,7 @@ def _answered(row: Row) -> str:
 
 
 def _offences(row: Row) -> str:
-    """Whose contributions the worker could not use and how often, or that it uses them no more: `w2: 3, w7: banned`."""
+    """The offences that the worker has counted by peer, and the peers that it has banned: `w2: 3, w7: banned`."""
     offences, banned = facts.offences(row.record), facts.banned(row.record)
     told = [f"w{peer}: {'banned' if peer in banned else count}" for peer, count in offences.items()]
     return ", ".join(told) or UNKNOWN
@@ -125,7 +125,7 @@ LIVE = (
     STEP,
     Column("steps/s", lambda row: decimal(facts.rate(row.record, facts.RECENT))),
     _number("round", "round", whole, spare=9),
-    # The leader and the answers tell first whether a run with rounds is well.
+    # The leader and the answers are the first signs of trouble in a run with rounds.
     Column("leader", _leader, needs="leader", spare=1),
     Column("answered", _answered, needs="answered", spare=2),
     *ROUNDS,
@@ -164,14 +164,14 @@ def shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     """The columns whose keys the rows have."""
     keys = {key for row in rows for line in row.record.lines[-1:] for key in line}
     keys |= {facts.family(name) for row in rows[:1] for name in facts.measured(row.records, *facts.PRINCIPAL)}
-    # The key is there from the start, and says nothing as long as no worker has an offence.
+    # The key exists from the start, and has no meaning as long as no worker has an offence.
     if not any(facts.offences(row.record) for row in rows):
         keys.discard("offences")
     return [column for column in columns if (not column.needs or column.needs in keys) and column.unless not in keys]
 
 
 def line(row: Row, columns: Sequence[Column] = LIVE) -> str:
-    """One worker as one plain line: `w0 training  step 10/60  steps/s 3.1 ...`; what is unknown is left out."""
+    """One worker as one plain line: `w0 training  step 10/60  steps/s 3.1 ...`; unknown values are left out."""
     cells = [(column.title, column.show(row)) for column in shown([row], columns) if column not in (WORKER, STATE)]
     known = [f"{title} {text}" for title, text in cells if text != UNKNOWN]
     return "  ".join([f"{WORKER.show(row)} {STATE.show(row)}", *known])
@@ -182,7 +182,7 @@ def _widths(rows: Sequence[Row], columns: Sequence[Column]) -> list[int]:
 
 
 def fitting(rows: Sequence[Row], columns: Sequence[Column], width: int) -> list[Column]:
-    """The columns that fit side by side into `width` characters, two between them; the spare ones go first."""
+    """The columns that fit side by side into `width` characters, two between them; spare columns are dropped first."""
     kept = list(columns)
     while sum(_widths(rows, kept)) + 2 * (len(kept) - 1) > width and any(column.spare for column in kept):
         kept.remove(max(kept, key=lambda column: column.spare))
@@ -204,7 +204,7 @@ def aligned(rows: Sequence[Row], columns: Sequence[Column] = FINAL) -> str:
 
 
 class PlainDisplay:
-    """One line a worker when its state changes, and about every `every_s` while it moves."""
+    """One line for a worker when its state changes, and about every `every_s` seconds while its step advances."""
 
     def __init__(self, board: Board, voice: Voice, every_s: float) -> None:
         self._board, self._voice, self._every_s = board, voice, every_s
@@ -217,7 +217,7 @@ class PlainDisplay:
         self.update()
 
     def update(self) -> None:
-        """Read what is new and print what is due."""
+        """Read the new lines and print the due ones."""
         self._board.update()
         now = time.monotonic()
         for row in self._board.rows:
@@ -229,13 +229,13 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """The table on a terminal, drawn anew twice a second; what is said meanwhile scrolls above it."""
+    """The table on a terminal, drawn twice a second; log lines scroll above the table."""
 
     def __init__(self, board: Board) -> None:
         from rich.live import Live
 
         self._board, self._drawn = board, 0.0
-        # Drawn by this thread only: a refreshing thread would meet the printing of what is said.
+        # Only this thread draws: a refreshing thread would collide with the printing of log lines.
         self._live = Live(auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveDisplay:
@@ -250,7 +250,7 @@ class LiveDisplay:
             to_nowhere(sys.__stdout__)
 
     def update(self) -> None:
-        """Read what is new and draw, at most every `REDRAW_S`."""
+        """Read the new lines and draw, at most every `REDRAW_S` seconds."""
         now = time.monotonic()
         if now - self._drawn < REDRAW_S:
             return

@@ -1,4 +1,4 @@
-"""What the launcher says: to the person at once, and into the run folder's log.txt from when there is one."""
+"""The launcher's output: printed at once, and logged in the run folder's log.txt as soon as the folder exists."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import TextIO
 
 
 def to_nowhere(stream: TextIO) -> None:
-    """Lead a stream whose reader has gone (`| head`, a closed terminal) to nowhere; it would fail for ever."""
+    """Redirect a stream to /dev/null after its reader has gone (`| head`, a closed terminal): each write would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 class Voice:
-    """One door for all that is said; a closed pipe on the other end never ends a run."""
+    """The one place for all output of the launcher; a closed pipe on the other end never ends a run."""
 
     def __init__(self) -> None:
         self._log: Path | None = None
         self._unwritten: list[str] = []
 
     def log_to(self, path: Path) -> None:
-        """From now on, and for all that was said before: append to `path` as well."""
+        """Append all output to `path` as well, earlier output included."""
         self._log = path
         earlier, self._unwritten = self._unwritten, []
         self._append("".join(earlier))
 
     def forget_log(self) -> None:
-        """The log is about to be unmade: say things to the person only."""
+        """Print only from now on, because the log file is about to be removed."""
         self._log = Path(os.devnull)
 
     def log(self, text: str) -> None:
@@ -39,7 +39,7 @@ class Voice:
         self.note(text)
 
     def show(self, text: str) -> None:
-        """Print `text` only: progress, whose record is elsewhere."""
+        """Print `text` only: for progress, which other files record."""
         self._print(text, sys.stdout)
 
     def note(self, text: str) -> None:
@@ -48,7 +48,7 @@ class Voice:
         self._append("".join(f"{now} {line}\n" for line in text.splitlines()))
 
     def error(self, text: str) -> None:
-        """Print `text` to standard error, after all that was said, and log it."""
+        """Print `text` to standard error, after all earlier output, and log it."""
         self._print(text, sys.stderr)
         self.note(text)
 
@@ -60,7 +60,7 @@ class Voice:
             with open(self._log, "a", encoding="utf-8") as file:
                 file.write(lines)
         except OSError as error:
-            # Said once: a full disk is the workers' to report, in their own words.
+            # Printed once. On a full disk the workers report their own errors.
             self._log = Path(os.devnull)
             self._print(f"cannot write the launcher's log: {error}", sys.stderr)
 

@@ -1,4 +1,4 @@
-"""How the workers hold together, and where a worker's secrets lie."""
+"""How the workers are connected, and where a worker's secrets are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from config.settings.base import Natural, Positive, Seconds, Settings, Weight
 
 
 class Bus(Settings, frozen=True):
-    """How the workers hold together. Times in seconds, sizes in bytes.
+    """How the workers are connected. Times in seconds, sizes in bytes.
 
-    Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with the very weights
-    of an undisturbed run, and else 64 MiB. With fewer than `min_peers` live peers a worker pauses
-    until they are back. A contribution longer than `norm_gate` times the running
-    median is left out, and after so many `offences` its sender is muted; 0 switches either off.
+    Without a value `replay_bytes` is 512 MiB where slack is 0, because a replay then ends with exactly the weights
+    of an undisturbed run; elsewhere 64 MiB. With fewer than `min_peers` live peers a worker pauses until
+    peers are back. A contribution is left out where its norm is more than `norm_gate` times the running
+    median, and after `offences` of these its sender is banned. The value 0 switches either off.
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
@@ -29,7 +29,7 @@ class Bus(Settings, frozen=True):
     offences: Natural = 10
 
     def check(self, workers: int) -> None:
-        """Refuse what no number of workers, or not this one, can have.
+        """Refuse settings that do not fit this number of workers, or any.
 
         Raises:
             SettingsError: names the key.
@@ -45,6 +45,6 @@ class Bus(Settings, frozen=True):
 
 
 class Security(Settings, frozen=True):
-    """Where this worker's certificates and keys lie (`config.security`); `{worker}` in it stands for its number."""
+    """Where this worker's certificates and keys are (`config.security`); `{worker}` in the path is its number."""
 
     folder: str | None = None

@@ -1,4 +1,4 @@
-"""What the workers train on, and who of them holds what.
+"""The data that the workers train on, and how the workers share it.
 
 To add a split: its struct here, and its place in the union of `Data.split`.
 """
@@ -14,7 +14,7 @@ from config.settings.base import Natural, Positive, Rate, Settings
 
 
 class Iid(Settings, frozen=True, tag_field="kind", tag="iid"):
-    """Each worker a random n-th of the data."""
+    """Each worker holds a random n-th of the data."""
 
 
 class Classes(Settings, frozen=True, tag_field="kind", tag="classes"):
@@ -37,7 +37,7 @@ class Shards(Settings, frozen=True, tag_field="kind", tag="shards"):
 
 
 class Fegan(Settings, frozen=True, tag_field="kind", tag="fegan"):
-    """FeGAN's: worker 0 holds all classes, worker r of n only int(ramp r / n) + 1, in unlike numbers.
+    """FeGAN's: worker 0 holds all classes, worker r of n only int(ramp r / n) + 1, in uneven numbers.
 
     Without a value `magic_num`, the most that a worker wants of a class, is half of the mean class.
     """
@@ -54,11 +54,11 @@ class Mixed(Settings, frozen=True, tag_field="kind", tag="mixed"):
 
 
 class Own(Settings, frozen=True, tag_field="kind", tag="own"):
-    """Nothing is cut: all that a worker finds at its `root` is its shard. For hosts that each hold their own data."""
+    """No split: a worker's shard is all the data at its `root`. For hosts that each hold their own data."""
 
 
 class Data(Settings, frozen=True):
-    """What the workers train on. Everything but `root` and `download` must agree between workers."""
+    """The data that the workers train on. Everything but `root` and `download` must agree between workers."""
 
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder", "gaussian-ring"]
     root: str | None = None

@@ -1,4 +1,4 @@
-"""One experiment: all blocks together, and what no block can check by itself.
+"""One experiment: all blocks together, and the checks that need more than one block.
 
 A block with a `name` (or a split's `kind`) is a tagged union: the tag picks the struct, and the struct says which
 other keys are allowed. `degan/` looks a model, a data set or a mode up by the same tag.
@@ -53,7 +53,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the samples, where they are images."""
+        """Height and width of the samples, where these are images."""
         return self._network.image_size
 
     @property
@@ -69,12 +69,12 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between checkpoints; every snapshot unless said otherwise."""
+        """Steps between checkpoints; without a value of its own, as often as snapshots."""
         every = self.run.checkpoint_every
         return self.run.snapshot_every if every is None else every
 
     def check(self) -> None:
-        """Refuse what no single field can: blocks that do not fit together.
+        """Refuse blocks that do not fit together.
 
         Raises:
             SettingsError: names the key.
@@ -89,7 +89,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
         self.mode.check(self)
 
     def _check_learner(self) -> None:
-        """An experiment is one of a GAN or of a classifier."""
+        """Refuse an experiment that is not exactly one of a GAN or a classifier."""
         if self.model is None and self.classifier is None:
             raise SettingsError("model: missing; give a GAN as model or a classifier as classifier")
         if self.classifier is None:
@@ -112,7 +112,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
             try:
                 urlsplit(url).port  # noqa: B018
             except ValueError as error:
-                # Without what may be a password; the reason may quote a piece of one that has a slash in it.
+                # The message leaves out a possible password. The reason may quote a part of one that has a slash.
                 shown = re.sub(r"//.*@", "//", url)
                 why = str(error) if "@" not in url else "its host or port is none"
                 raise SettingsError(

@@ -1,4 +1,4 @@
-"""The networks, and how they are trained."""
+"""The networks, and how the workers train them."""
 
 from __future__ import annotations
 

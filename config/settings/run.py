@@ -1,4 +1,4 @@
-"""How long a run is, and how often it writes something."""
+"""How long a run is, and how often a worker writes something."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from config.settings.base import Natural, Positive, Settings
 
 
 class Run(Settings, frozen=True):
-    """How long, and how often something is written. 0 switches a periodic thing off."""
+    """How long a run is, and how often a worker writes something. The period 0 means never."""
 
     steps: Positive = 2000
     log_every: Positive = 10

@@ -1,1 +1,1 @@
-"""What a run leaves behind: checkpoints, saved generators, pictures."""
+"""The products of a run: checkpoints, saved generators, pictures."""

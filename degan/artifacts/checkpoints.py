@@ -1,11 +1,11 @@
-"""Checkpoints: a folder a step, whole or not there, read without executing anything.
+"""Checkpoints: one folder for each step, complete or absent, read without executing anything.
 
     checkpoints/000500/model.safetensors      generator.*, discriminator.*, ema.*
                        optimiser.safetensors  Adam's moments, random generators, the mode's arrays
                        manifest.json          step, counters, data position, cursors, sha256 of the files
 
-Written into a temporary folder, synced to disk, renamed. A folder whose files do not have the sums
-of its manifest is passed over, and said so.
+A checkpoint is written into a temporary folder, synced to disk and renamed. A folder whose files do not
+have the checksums of its manifest is skipped and logged.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MODEL, OPTIMISER, MANIFEST = "model.safetensors", "optimiser.safetensors", "mani
 
 @dataclass
 class Checkpoint:
-    """What was saved.
+    """The content of one checkpoint.
 
     Attributes:
-        step: after which it was taken.
+        step: the last step before the checkpoint.
         model, optimiser: tensors by name.
         values: everything small; plain JSON values.
-        agreed: the settings of the experiment that made it (`config.agreed`).
+        agreed: the settings of its experiment (`config.agreed`).
     """
 
     step: int
@@ -55,10 +55,10 @@ class Checkpoints:
 
     Args:
         folder: usually RUN/wN/checkpoints.
-        keep: how many of the newest stay.
-        say: called with one line for a person.
-        keeps_best: whether the best one stays besides.
-        written: called with each file that has been written; may raise as a full disk does.
+        keep: how many of the newest checkpoints stay.
+        log: called with one line for a person.
+        keeps_best: whether the best checkpoint stays as well.
+        written: called with each file after its write; may raise OSError, as a full disk does.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Checkpoints:
         self._written = written
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; returns its folder. An old one of the same step is replaced.
+        """Write a checkpoint; returns its folder. An old checkpoint of the same step is replaced.
 
         Raises:
-            UsageError: it cannot be written (a full disk); those before it are as they were.
+            UsageError: the checkpoint cannot be written (a full disk); the earlier checkpoints stay as they were.
         """
         temporary = self.folder / f".{checkpoint.step:06d}.{os.getpid()}"
         try:
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def _save(self, checkpoint: Checkpoint, temporary: Path) -> Path:
         final = self.folder / f"{checkpoint.step:06d}"
-        # A process that was killed while it saved left one behind.
+        # A process that was killed during a save leaves a temporary folder behind.
         for torn in self.folder.glob(".[0-9]*.[0-9]*"):
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -118,19 +118,19 @@ class Checkpoints:
         return final
 
     def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of steps after `step`, which are about to be lived again, perhaps otherwise."""
+        """Remove the checkpoints after `step`: the worker trains these steps again, perhaps with another result."""
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.folder / f"{later:06d}", ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, oldest first; whole or not."""
+        """Steps of all checkpoints, damaged ones included; oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch(r"\d{6,}", path.name))
 
     def whole_steps(self) -> list[int]:
-        """Steps of the checkpoints whose files are as they were written."""
+        """Steps of the checkpoints whose files have the checksums of their manifest."""
         return [step for step in self.steps() if self._is_whole(step)]
 
     def _is_whole(self, step: int) -> bool:
@@ -142,7 +142,7 @@ class Checkpoints:
             return False
 
     def best_step(self) -> int | None:
-        """The step whose samples measured best (the lowest `score` among the values); None where none was measured."""
+        """The step with the best samples (the lowest `score` among the values); None where none has a score."""
         scores = {}
         for step in self.steps():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -160,7 +160,7 @@ class Checkpoints:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, with its own sum and those of its files checked.
+    """The manifest of a checkpoint, after a check of its own checksum and those of its files.
 
     Raises:
         UsageError: no checkpoint, or a damaged one.
@@ -190,7 +190,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def check_same_experiment(checkpoint: Checkpoint, agreed: dict[str, Any], where: str) -> None:
-    """Refuse a checkpoint of another experiment; how long and how often may differ.
+    """Refuse a checkpoint of another experiment; the settings of the blocks `run` and `bus` may differ.
 
     Raises:
         UsageError: names the key that differs.

@@ -1,6 +1,6 @@
-"""A learner as it is saved: one tensor for each tensor of its networks, Adam's moments, and its random generators.
+"""A learner in a checkpoint: one tensor for each tensor of its networks, Adam's moments, and its random generators.
 
-The one door between a learner's vectors and the names of a checkpoint's files:
+The one place that converts between a learner's vectors and the names in a checkpoint's files:
 
     model.safetensors      NETWORK.TENSOR: parameters and buffers of every network, the average included
     optimiser.safetensors  NETWORK.exp_avg, NETWORK.exp_avg_sq, random.GENERATOR
@@ -33,15 +33,15 @@ def optimiser_tensors(learner: Learner) -> State:
 
 
 def counters(learner: Learner) -> Counters:
-    """All that a learner has counted."""
+    """All counters of a learner."""
     return learner.state()[1]
 
 
 def load(learner: Learner, model: State, optimiser: State, counted: Counters) -> None:
-    """The inverse of the three above.
+    """The inverse of the three functions above.
 
     Raises:
-        ValueError: a tensor is missing, or one is of another shape.
+        ValueError: a tensor is missing, or has another shape.
         KeyError: a counter or a random generator is missing.
     """
     for network, module in learner.modules.items():

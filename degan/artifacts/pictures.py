@@ -1,4 +1,4 @@
-"""Samples as pictures: grids of images, scatter plots of points, PNG files that are whole or absent."""
+"""Samples as pictures: grids of images, scatter plots of points, PNG files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STRAY = np.array([200, 30, 30], dtype=np.float32)
 
 
 def to_uint8(samples: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Images as bytes: -1 is 0, 1 is 255, rounded; what lies outside is clipped, NaN is black.
+    """Images as bytes: -1 becomes 0, 1 becomes 255, rounded; values outside are clipped, NaN is black.
 
     Args:
         samples: float (n, channels, height, width) in [-1, 1].
@@ -27,7 +27,7 @@ def to_uint8(samples: torch.Tensor | np.ndarray) -> np.ndarray:
         uint8 (n, height, width, channels).
 
     Raises:
-        ValueError: not four axes.
+        ValueError: `samples` does not have four axes.
     """
     values = _numpy(samples)
     if values.ndim != 4:
@@ -41,7 +41,7 @@ def grid(samples: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
 
     Images stand in rows of `columns` with one grey pixel between them; small ones are magnified by a
     whole factor. Points become a scatter plot of [-1.25, 1.25] squared, the first coordinate to the
-    right, the second upwards; those outside stick to the edge, in red; `columns` does not matter.
+    right, the second upwards. A point outside is drawn at the edge, in red. `columns` has no effect on points.
 
     Args:
         samples: float (n, channels, height, width) with 1 or 3 channels, or (n, 2), in [-1, 1]; n >= 1.
@@ -64,7 +64,7 @@ def grid(samples: torch.Tensor | np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_png(path: str | Path, array: np.ndarray) -> None:
-    """Write `array` as a PNG; a reader sees the old file or the new one, never half of it.
+    """Write `array` as a PNG; a reader sees the old file or the new file, never half of one.
 
     Args:
         path: the file; its folder must exist.

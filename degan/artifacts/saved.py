@@ -23,8 +23,8 @@ class Saved:
     """One worker's newest checkpoint.
 
     Attributes:
-        settings: of the run.
-        worker, step: whose checkpoint, and after which step.
+        settings: the run's.
+        worker, step: the worker of the checkpoint, and the last step before it.
         network: the generator's moving average, or the classifier; in evaluation mode, on the CPU.
         sample_shape: of one sample, (C, H, W) or (2,).
     """
@@ -40,7 +40,7 @@ class Saved:
         """Read the newest whole checkpoint of a worker (of the lowest that has one, if None).
 
         Args:
-            best: the one whose samples measured best instead.
+            best: read the checkpoint with the best samples instead of the newest one.
 
         Raises:
             UsageError: no run folder, or no checkpoint in it.
@@ -87,7 +87,7 @@ class Saved:
         """New samples, float32 (count, *sample_shape) in [-1, 1].
 
         Raises:
-            UsageError: it is a classifier.
+            UsageError: the network is a classifier.
         """
         if self.settings.model is None:
             raise UsageError(f"worker {self.worker} has trained a classifier, which generates nothing")
@@ -96,10 +96,10 @@ class Saved:
 
     @torch.no_grad()
     def measure(self, evaluate: Callable[[Callable[[Any], torch.Tensor]], Metrics], random: torch.Generator) -> Metrics:
-        """What an evaluator says of the network; as `degan.learners.protocols.Shown.measure`.
+        """The evaluator's metrics of the network; as `degan.learners.protocols.Shown.measure`.
 
         Args:
-            random: of a generator's latents.
+            random: draws a generator's latents.
         """
         if self.settings.model is None:
             return evaluate(self.network)

@@ -1,7 +1,7 @@
-"""Checkpoints of format 1, which degan 0.1 wrote, read as those of format 2.
+"""Reads checkpoints of format 1, which degan 0.1 wrote, as format 2.
 
-The files are the same. Settings have other names (`config.renamed`), and so has what the exchange keeps beside
-its arrays: a cursor is a round and a number, where it was a list of each.
+The files are the same. Settings have other names (`config.renamed`), and so have the values that the exchange keeps
+beside its arrays. A cursor is now a round and a number; in format 1 a cursor was a list of each.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def upgrade(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint of format 1 as one of format 2.
 
     Raises:
-        KeyError, TypeError, ValueError: no manifest of format 1, or of a step with two rounds, which none has any more.
-        config.SettingsError: it was made with a setting that has gone.
+        KeyError, TypeError, ValueError: not a manifest of format 1, or of a step with two rounds (no step has two now).
+        config.SettingsError: the checkpoint's settings contain one that was removed.
     """
     values = dict(manifest["values"])
     mode = dict(values.get("mode", {}))

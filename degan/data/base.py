@@ -1,4 +1,4 @@
-"""What a loaded data set is: labels, and samples in [-1, 1] by index."""
+"""A loaded data set: labels, and samples in [-1, 1] by index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESIZE_CHUNK = 2000
 
 
 class Batch(NamedTuple):
-    """What one local step learns from.
+    """The samples and labels of one local step.
 
     Attributes:
         samples: float32 (batch, *sample_shape) in [-1, 1].
@@ -62,7 +62,7 @@ class Source(ABC):
 
     @abstractmethod
     def _hash_content(self, digest) -> None:
-        """Feed whatever fixes the samples' values into `digest`."""
+        """Feed everything that determines the samples' values into `digest`."""
 
     def digest(self) -> str:
         """SHA-256 of the samples, labels, class names and shape: equal exactly for equal data."""
@@ -73,7 +73,7 @@ class Source(ABC):
 
 
 class ImageSource(Source):
-    """Images held as uint8; made floats when they are taken.
+    """Images held as uint8; `take` converts them to floats.
 
     Args:
         pixels: uint8 `(n, C, H, W)`.

@@ -1,4 +1,4 @@
-"""Files that several processes want at once: a lock with a deadline, and writing all or nothing."""
+"""Files that several processes use at once: a lock with a deadline, and writing all or nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _POLL_S = 0.1
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` under `$DEGAN_CACHE`, else under `~/.cache/degan`; made if it is not there.
+    """The folder `name` under `$DEGAN_CACHE`, else under `~/.cache/degan`; created where it is missing.
 
     Raises:
-        CacheError: it cannot be made.
+        CacheError: the folder cannot be created.
     """
     root = os.environ.get("DEGAN_CACHE")
     folder = (Path(root).expanduser() if root else Path.home() / ".cache" / "degan") / name
@@ -36,15 +36,15 @@ def cache_folder(name: str) -> Path:
 
 @contextmanager
 def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
-    """Hold the lock file `path` alone, among processes and threads; the kernel frees it if we die.
+    """Hold the lock file `path` alone, among processes and threads; the kernel releases a dead process's lock.
 
     Args:
-        path: the lock file; it is made if need be and stays behind (removing it would be a race).
-        timeout_s: how long to wait for another holder.
-        waiting_for: what the other holder is doing, for the log and the error.
+        path: the lock file; created where it is missing, and never removed (a removal would be a race).
+        timeout_s: how long to wait while another process holds the lock.
+        waiting_for: the other process's work, for the log and the error.
 
     Raises:
-        CacheError: the file cannot be made, or the wait took longer than `timeout_s`.
+        CacheError: the file cannot be created, or the wait took longer than `timeout_s`.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -54,7 +54,7 @@ def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
         _wait_for_lock(handle, path, timeout_s, waiting_for)
         yield
     finally:
-        os.close(handle)  # closing frees the lock
+        os.close(handle)  # closing releases the lock
 
 
 def _wait_for_lock(handle: int, path: Path, timeout_s: float, waiting_for: str) -> None:
@@ -78,7 +78,7 @@ def _wait_for_lock(handle: int, path: Path, timeout_s: float, waiting_for: str) 
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see all of it or nothing.
+    """Let `write` fill a temporary file beside `path`, then rename the file: readers see all of it or nothing.
 
     Raises:
         OSError: the folder cannot be written.

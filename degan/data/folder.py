@@ -1,9 +1,9 @@
 """A folder of images, one sub-folder a class, as a data set: any size, any mode, decoded when asked for.
 
 Layouts: `root/train/<class>/*` with `root/test/<class>/*` or `root/val/<class>/*`; or `root/<class>/*`
-alone. Where nothing is set apart for testing, a tenth of every class is held out: the files whose path's
-hash is smallest, so the choice depends neither on the disk's order nor on a seed, and changes little when
-files are added.
+alone. Where no folder is set apart for testing, a tenth of every class is held out: the files whose path's
+hash is smallest. So the choice depends neither on the disk's order nor on a seed, and new files change it
+little.
 
 An image is turned upright (EXIF), laid on white where it is transparent, cropped to the middle square,
 and resized (Lanczos). The data set has 1 channel exactly if the files of all parts are in grey modes.
@@ -79,11 +79,11 @@ class FolderSource(Source):
 
     Args:
         listing: from `scan`.
-        image_size: side of the images that come out, in pixels.
+        image_size: side of the resulting images, in pixels.
         part: "train" or "test".
 
     Raises:
-        DataError: a file is no readable image (here, or when it is taken).
+        DataError: a file is not a readable image (here, or in `take`).
     """
 
     def __init__(self, listing: Listing, image_size: int, part: str) -> None:
@@ -94,7 +94,7 @@ class FolderSource(Source):
         self.classes = listing.classes
         grey = all(_is_grey(listing.root / path) for path, _ in (*listing.train, *listing.test))
         self.sample_shape = (1 if grey else 3, image_size, image_size)
-        # The pages of an empty array cost nothing until an image is written there.
+        # A page of an empty array takes no memory until an image is written there.
         self._pixels = np.empty((len(files), *self.sample_shape), dtype=np.uint8)
         self._decoded = np.zeros(len(files), dtype=bool)
 
@@ -108,7 +108,7 @@ class FolderSource(Source):
     def _hash_content(self, digest) -> None:
         """Names, sizes, and the files' first and last 32 KiB.
 
-        Image files are compressed, so an edited picture differs in its size or near its end; reading all
+        Image files are compressed, so an edited picture differs in its size or near its end. Reading all
         of a folder of large photographs at every start would take longer than the evaluation.
         """
         for name in self._paths:
@@ -130,7 +130,7 @@ class FolderSource(Source):
 
 
 def _class_names(folder: Path) -> list[str]:
-    """The sub-folders that have images in them, sorted by name; hidden ones do not count."""
+    """The sub-folders that have images in them, sorted by name; hidden sub-folders do not count."""
     return sorted(
         entry.name
         for entry in folder.iterdir()
@@ -152,7 +152,7 @@ def _images(root: Path, folder: Path, first: bool = False) -> list[str]:
 
 
 def _held_out(paths: list[str]) -> set[str]:
-    """A tenth of the files, at least one where there are two."""
+    """A tenth of the files; at least one where there are two or more files."""
     count = max(round(_HOLD_OUT * len(paths)), 1 if len(paths) > 1 else 0)
     return set(sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())[:count])
 

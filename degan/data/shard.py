@@ -1,7 +1,7 @@
 """One worker's endless batches: every epoch's order is a pure function of (seed, worker, epoch).
 
-The position is therefore two integers, and a resumed worker continues with the very batch that the
-stopped one would have taken next.
+The position is therefore two integers, and a resumed worker continues with exactly the batch that the
+stopped worker would have taken next.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Shard:
 
     @property
     def drawn(self) -> int:
-        """How many samples have been taken in all, those of earlier epochs too."""
+        """How many samples have been taken in all, earlier epochs included."""
         return (self._epoch * self.batches_per_epoch + self._batch) * self._batch_size
 
     def next_batch(self) -> Batch:
@@ -70,7 +70,7 @@ class Shard:
         return batch
 
     def state(self) -> dict[str, int]:
-        """The position, as plain integers, with what it depends on."""
+        """The position as plain integers, with the values that the position depends on."""
         return {
             "epoch": self._epoch,
             "batch": self._batch,
@@ -79,10 +79,10 @@ class Shard:
         }
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken.
+        """Continue at the position of `state`.
 
         Raises:
-            DataError: it was taken with another batch size or another number of samples.
+            DataError: the state is of another batch size or another number of samples.
         """
         for key, words, mine in (
             ("batch_size", "batches of", self._batch_size),

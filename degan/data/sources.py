@@ -1,4 +1,4 @@
-"""The data sets by name: `prepare` makes sure that one is there, `load` reads one part of it.
+"""The data sets by name: `prepare` makes sure that a data set is there, `load` reads one part of the set.
 
 | name | samples | held out for "test" |
 | --- | --- | --- |
@@ -45,7 +45,7 @@ def load(data: Data, image_size: int, part: Part) -> Source:
         part: "train" or "test"; the two are disjoint.
 
     Raises:
-        DataError: the data is not there or not readable; the message says what to do.
+        DataError: the data is missing or not readable; the message says what to do.
     """
     if part not in ("train", "test"):
         raise ValueError(f'part is "train" or "test", not {part!r}')
@@ -53,16 +53,16 @@ def load(data: Data, image_size: int, part: Part) -> Source:
 
 
 def prepare(data: Data, image_size: int) -> None:
-    """Download the data if `data.download` asks for it and it is missing; then check that it is there.
+    """Download missing data if `data.download` asks for that; then check that the data is there.
 
     Safe when several processes call it at once: one downloads, the others wait.
 
     Args:
         data: the settings.
-        image_size: the model's; kept in the call so that a data set may check it.
+        image_size: the model's; an argument so that a data set may check the size.
 
     Raises:
-        DataError: the data is not there, or could not be downloaded.
+        DataError: the data is missing, or could not be downloaded.
     """
     if data.name in torchvision_sets.NAMES:
         torchvision_sets.prepare(data)
@@ -73,7 +73,7 @@ def prepare(data: Data, image_size: int) -> None:
 
 
 def _load_digits():
-    """scikit-learn's bundled digits, or what to install."""
+    """scikit-learn's bundled digits. Raises DataError: names the package to install."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:

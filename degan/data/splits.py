@@ -1,8 +1,8 @@
-"""Who holds which samples: a pure function of the labels, the number of workers and the seed.
+"""The split of the samples between workers: a pure function of the labels, the number of workers and the seed.
 
-Every worker computes the whole table from the same arguments and takes its own row. Parts are disjoint
-and, together, everything (for `classes`: everything of the classes that some worker lists; `fegan` leaves
-out what nobody wants); no part is empty.
+Every worker computes the whole table from the same arguments and takes its own row. The parts are disjoint,
+and no part is empty. Together they are all samples. Exceptions: for `classes`, all samples of the classes that
+some worker lists; `fegan` leaves out the samples that no worker wants.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PURPOSE = 0x5B17  # keeps this stream of random numbers apart from others drawn
 
 
 def split(kind: Split, labels: np.ndarray, workers: int, seed: int) -> list[np.ndarray]:
-    """Share the samples out.
+    """Split the samples between the workers.
 
     Args:
         kind: `settings.data.split`.
@@ -35,7 +35,7 @@ def split(kind: Split, labels: np.ndarray, workers: int, seed: int) -> list[np.n
         samples: another worker's indices mean its own files, which are not here.
 
     Raises:
-        DataError: a group names a class that the data does not have, or some worker would get nothing
+        DataError: a group names a class that the data does not have, or a worker would get no sample
             (for `dirichlet` and `fegan`: fewer than `min_samples`).
 
     Source: `dirichlet`, Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution",
@@ -98,7 +98,7 @@ def _by_classes(kind: Classes, labels: np.ndarray, workers: int, random: np.rand
             continue
         shares = np.array_split(random.permutation(np.flatnonzero(labels == name)), len(holders))
         for position, share in enumerate(shares):
-            # The first shares are the larger ones by at most one: do not always give them to the same worker.
+            # The first shares are larger, by at most one sample. So each class begins at another worker.
             parts[holders[(position + int(name)) % len(holders)]].append(share)
     return [np.concatenate(part) for part in parts]
 
@@ -138,17 +138,19 @@ def _by_shards(kind: Shards, labels: np.ndarray, workers: int, random: np.random
 
 
 def _by_fegan(kind: Fegan, labels: np.ndarray, workers: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Worker 0 wants some of every class, worker r of n of int(ramp r / n) + 1 random ones; nobody shares a sample.
+    """Worker 0 wants samples of every class, worker r of n those of int(ramp r / n) + 1 random classes; no overlap.
 
     Of each class that it holds a worker wants a random number of samples, 1 to `magic_num`. In the released code
-    every worker reads a class from its beginning, so the workers mostly hold the same samples. Here they do not:
-    where a class runs out, its holders get shares in proportion to what they want, but each at least one sample,
-    and the unevenness stays. Where it has even fewer samples than holders, those that want the most get one each.
+    every worker reads a class from its beginning, so the workers mostly hold the same samples. Here no two workers
+    hold the same sample. Where a class runs out, its holders get shares in proportion to what they want, but each at
+    least one sample, and the unevenness stays. Where a class has fewer samples than holders, the holders that want
+    the most get one each.
 
     The released experiments take magic_num 3,000 for MNIST, half of the mean class, which is therefore the default
     for any data set. Their `ramp` is 200, for Tiny ImageNet's 200 classes: with 10 classes and fewer than 23 workers
-    everybody holds all of them, and only the numbers are uneven. A ramp of the number of classes (the released code
-    names 10 to 25 as tried) makes the low workers poor in classes. Not taken over: its later cap of r squared.
+    every worker holds all classes, and only the numbers are uneven. A ramp of the number of classes (the released code
+    names 10 to 25 as tried) makes the low workers poor in classes. The released code's
+    later cap of r squared is not used here.
     """
     _check_enough(kind.min_samples, labels, workers)
     members = [random.permutation(np.flatnonzero(labels == name)) for name in np.unique(labels)]
@@ -180,14 +182,14 @@ def _by_fegan(kind: Fegan, labels: np.ndarray, workers: int, random: np.random.G
 
 
 def _ration(wanted: np.ndarray, supply: int) -> np.ndarray:
-    """What each gets of `supply`: what it wants, or a share in proportion, which is at least 1 if supply allows it.
+    """Each worker's part of `supply`: all that it wants, or a share in proportion, at least 1 if the supply is enough.
 
     Args:
-        wanted: int64 `(k,)`, >= 0; who wants nothing gets nothing.
+        wanted: int64 `(k,)`, >= 0; a worker that wants 0 gets 0.
         supply: >= 0.
 
     Returns:
-        int64 `(k,)`, nowhere more than wanted; the sum is the smaller of `supply` and what is wanted.
+        int64 `(k,)`, nowhere more than wanted; the sum is the smaller of `supply` and the sum of `wanted`.
     """
     if wanted.sum() <= supply:
         return wanted
@@ -196,7 +198,7 @@ def _ration(wanted: np.ndarray, supply: int) -> np.ndarray:
         given = np.zeros_like(wanted)
         given[np.argsort(-wanted, kind="stable")[:supply]] = 1
         return given
-    # One for each, the rest by largest remainder: whole numbers throughout, so the same on every machine.
+    # One for each, the rest by largest remainder. All numbers are integers, so the result is the same on every machine.
     more, left = wanted - first, supply - first.sum()
     given = first + more * left // more.sum()
     given[np.argsort(-(more * left % more.sum()), kind="stable")[: supply - given.sum()]] += 1
@@ -209,7 +211,7 @@ def _by_mixed(kind: Mixed, labels: np.ndarray, workers: int, random: np.random.G
     evenly, rest = np.split(order, [round(kind.even * len(labels))])
     rest = rest[np.argsort(labels[rest], kind="stable")]
     shares = np.array_split(evenly, workers)
-    # A share of the even part is never larger than one of everything, so the cuts fill up what is missing to that.
+    # A share of the even part is never larger than an equal share of all samples. The cuts fill up the difference.
     missing = [len(all_of) - len(share) for all_of, share in zip(np.array_split(order, workers), shares, strict=True)]
     cuts = np.split(rest, np.cumsum(missing)[:-1])
     return [np.concatenate(both) for both in zip(shares, cuts, strict=True)]

@@ -1,7 +1,7 @@
 """MNIST, Fashion-MNIST and CIFAR-10 through torchvision: found, downloaded once, read.
 
-A download goes to a temporary folder under `data.root` and is moved file by file when it is complete,
-so a process that dies half-way leaves no truncated file that would pass for the data.
+A download goes to a temporary folder under `data.root`. The files are moved one by one when all are complete,
+so a process that dies half-way leaves no truncated file that looks like the data.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ NAMES = tuple(_SETS)
 
 
 def _reader(chosen: _Set) -> type:
-    # Here, so that the other data sets need not wait for torchvision to load.
+    # Imported here, so that the other data sets do not wait for torchvision.
     from torchvision import datasets
 
     return getattr(datasets, chosen.reader)
 
 
 def prepare(data: Data) -> None:
-    """Download if asked to and needed, under a file lock; then check that every file is there.
+    """Download missing files under a file lock, if the settings ask for that; then check that every file is there.
 
     Raises:
         DataError: a file is missing, or the download failed.
@@ -58,7 +58,7 @@ def prepare(data: Data) -> None:
         except OSError as error:
             raise DataError(f"data.root: cannot make the folder {root} ({error.strerror}); name another") from None
         with locked(root / ".degan-download.lock", _DOWNLOAD_TIMEOUT_S, f"downloading {data.name}"):
-            if _missing(data, root) is not None:  # else another process was first
+            if _missing(data, root) is not None:  # otherwise another process has downloaded the files
                 _download(data, root)
     _require(data, root)
 
@@ -74,11 +74,11 @@ def read(data: Data, part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     chosen = _SETS[data.name]
     try:
         with warnings.catch_warnings():
-            # CIFAR-10's files are pickles made by an old numpy, which a new one remarks on; torchvision
+            # CIFAR-10's files are pickles of an old numpy, about which a new numpy warns; torchvision
             # checks their MD5 before it opens them.
             warnings.simplefilter("ignore")
             found = _reader(chosen)(str(root), train=part == "train", download=False)
-    except Exception as error:  # whatever a damaged file makes torchvision raise
+    except Exception as error:  # a damaged file makes torchvision raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{data.name}: a file in {root / chosen.folder} is damaged ({reason}); remove that folder "
@@ -91,7 +91,7 @@ def read(data: Data, part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def _root(data: Data) -> Path:
-    """`data.root` with ~ expanded, or what to set."""
+    """`data.root` with ~ expanded. Raises DataError: names the setting to give."""
     if data.root is None:
         folder = _SETS[data.name].folder
         raise DataError(f"data.root is not set; {data.name} needs the folder that has (or shall get) {folder} in it")
@@ -99,7 +99,7 @@ def _root(data: Data) -> Path:
 
 
 def _missing(data: Data, root: Path) -> Path | None:
-    """The first file that is not there."""
+    """The first missing file."""
     chosen = _SETS[data.name]
     return next((path for name in chosen.files if not (path := root / chosen.folder / name).is_file()), None)
 

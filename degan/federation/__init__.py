@@ -1,1 +1,1 @@
-"""Who takes part in a federated round, and whose network goes where; pure."""
+"""The cohort of a federated round, its weights, and the swap of discriminators; pure functions."""

@@ -1,17 +1,18 @@
-"""Who takes part in a federated round, and how much each answer counts: pure functions of what the leader knows.
+"""The cohort of a federated round, and the weight of each answer: pure functions of what the leader knows.
 
-How balanced sampling works: the leader keeps, for each class, how many samples of it all cohorts so far have held.
-It fills a cohort by asking again and again which class has been seen least and letting the next worker that holds
-it in, round robin. So classes that few workers hold are trained on as often as the others.
+How balanced sampling works: for each class, the leader counts the samples that all cohorts so far have held. The
+leader fills a cohort one worker at a time: it picks the class that has been seen least, and adds the next worker that
+holds this class, round robin. So classes that few workers hold are trained on as often as the others.
 
-What always holds: nothing here draws from a clock or a generator that is kept. `uniform` depends on (seed, round)
-only, `balanced` on its state only, and that is a few integers, which a leader says with each round so that its
-successor goes on where it stopped. The order of `live`, of `answered` and of a mapping never matters.
+What always holds: no function here reads a clock, or a random generator that is kept between calls. `uniform` depends
+on (seed, round) only, `balanced` on its state only. This state is a few integers. A leader announces them with each
+round, so that its successor continues where the leader stopped. The order of `live`, of `answered` and of a mapping has
+no effect.
 
 Source: `uniform` and size weights, McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", 2017, algorithm 1. `balanced` and KL weights, Guerraoui, Guirguis, Kermarrec, Le Merrer,
 "FeGAN: Scaling Distributed GANs", Middleware 2020, its balanced sampling and its KL weighting, with the released
-code (github.com/LPD-EPFL/FeGAN, dist-lsgan.py: init_groups, run, average_models); departures are said below.
+code (github.com/LPD-EPFL/FeGAN, dist-lsgan.py: init_groups, run, average_models); departures are named below.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _PURPOSE = 0xC040  # keeps this stream of random numbers apart from others drawn
 
 @dataclass(frozen=True)
 class BalancedState:
-    """What balanced sampling carries from round to round; plain integers, so that it fits a message or a checkpoint.
+    """The state of balanced sampling between rounds; plain integers, so that it fits a message or a checkpoint.
 
     Attributes:
         counts: for each class, the samples of it that all cohorts so far have held, >= 0.
-        turns: for each class, the worker that was last let in for it, -1 for none.
+        turns: for each class, the worker that was last added for this class, -1 for none.
     """
 
     counts: tuple[int, ...]
@@ -48,15 +49,15 @@ class BalancedState:
         return cls((0,) * classes, (-1,) * classes)
 
     def to_plain(self) -> dict[str, list[int]]:
-        """As lists of integers, for MessagePack or JSON."""
+        """The state as lists of integers, for MessagePack or JSON."""
         return {"counts": list(self.counts), "turns": list(self.turns)}
 
     @classmethod
     def from_plain(cls, plain: object) -> BalancedState:
-        """What `to_plain` gave.
+        """The inverse of `to_plain`.
 
         Raises:
-            ValueError: it is anything else.
+            ValueError: the value is not of that form.
         """
         if not isinstance(plain, dict) or plain.keys() != {"counts", "turns"}:
             raise ValueError("the state of balanced sampling is a mapping of counts and turns")
@@ -80,7 +81,7 @@ def cohort_size(fraction: float, live: int) -> int:
     A half is rounded to the even number (Python's `round`): 0.5 x 5 workers are 2, 0.5 x 7 are 4.
 
     Raises:
-        ValueError: `fraction` is outside (0, 1], or nobody is live.
+        ValueError: `fraction` is outside (0, 1], or no worker is live.
     """
     if not 0 < fraction <= 1 or live < 1:
         raise ValueError(f"a cohort is a fraction in (0, 1] of at least 1 worker, not {fraction} of {live}")
@@ -88,9 +89,9 @@ def cohort_size(fraction: float, live: int) -> int:
 
 
 def quorum(share: float, asked: int) -> int:
-    """How many answers a round needs: `share` of those that were asked, a part of one rounded up.
+    """How many answers a round needs: `share` of the workers that were asked, rounded up.
 
-    A product of floats can lie above its whole number by rounding alone. So 0.28 x 25 workers are 7, not 8.
+    Rounding alone can put a product of floats above its whole number. So 0.28 x 25 workers are 7, not 8.
     """
     return math.ceil(round(share * asked, 6))
 
@@ -117,24 +118,24 @@ def balanced(
 ) -> tuple[list[int], BalancedState]:
     """`size` of the live workers, such that all classes have been seen about equally often; and the next state.
 
-    Until the cohort is full: take the class with the smallest count that somebody outside the cohort holds, let in the
-    worker that follows the class' turn in worker order, and add its whole histogram to the counts. Of classes with
-    equal counts the lowest goes first, as in the released code: it needs no seed, and a tie is broken by the
-    very histogram that it adds. Nothing is drawn, so there is no seed and no round.
+    Until the cohort is full: take the class with the smallest count that a worker outside the cohort holds, add the
+    holder that follows the class' turn in worker order, and add its whole histogram to the counts. Of classes with
+    equal counts the lowest goes first, as in the released code. The histogram of the added worker then breaks the
+    tie. Nothing is drawn, so there is no seed and no round.
 
-    Workers without a sample of any class are let in only when nobody else is left, the lowest first.
+    Workers without a sample of any class are added only when no other worker is left, the lowest first.
 
-    Departure from the released code: a class that nobody outside the cohort holds is passed over. There it ends the
-    cohort early, and hangs the server if nobody at all holds it.
+    Departure from the released code: a class that no worker outside the cohort holds is skipped. In the released code
+    such a class ends the cohort early, and hangs the server if no worker at all holds the class.
 
     Args:
         live: worker numbers, each once, in any order.
         size: how many, 1 to `len(live)`.
         histograms: for (at least) each live worker its samples of each class, integers `(classes,)`, >= 0.
-        state: after the last round; `BalancedState.fresh(classes)` before the first.
+        state: the one after the last round; `BalancedState.fresh(classes)` before the first round.
 
     Returns:
-        The cohort in worker order, and the state to go on with.
+        The cohort in worker order, and the state for the next round.
 
     Raises:
         ValueError: a worker is listed twice, `size` does not fit, a histogram is missing or of another length.
@@ -149,7 +150,7 @@ def balanced(
         holds = (rows > 0) & outside[:, None]  # (workers, classes)
         classes = np.flatnonzero(holds.any(axis=0))
         if len(classes):
-            name = min(classes.tolist(), key=counts.__getitem__)  # the first of those that are equal
+            name = min(classes.tolist(), key=counts.__getitem__)  # the first of equal classes
             at = _next(workers, holds[:, name], turns[name])
             turns[name] = workers[at]
         else:
@@ -161,7 +162,7 @@ def balanced(
 
 
 def _next(workers: list[int], holds: np.ndarray, turn: int) -> int:
-    """Where in `workers` the first holder after worker `turn` is, going round; `holds` is bool `(workers,)`."""
+    """The position in `workers` of the first holder after worker `turn`, cyclically; `holds` is bool `(workers,)`."""
     holders = np.flatnonzero(holds).tolist()
     return next((at for at in holders if workers[at] > turn), holders[0])
 
@@ -174,13 +175,13 @@ def weights(
     sizes: Mapping[int, int],
     histograms: Mapping[int, np.ndarray] | None,
 ) -> dict[int, float]:
-    """How much each answer counts in the mean; at least 0 each, together 1.
+    """The weight of each answer in the mean; each weight is at least 0, their sum is 1.
 
-    `uniform` and `size` look at nothing but those that answered. With `kl` worker j's score is
-    KL(histogram_j || global histogram) x size_j / total size, where both histograms are shares, the size is the sum
-    of the histogram, and "global" and "total" are over everybody in `histograms`, whether it answered or not. The
-    released code takes them over the whole training set, as constants, so that a score does not depend on who
-    happens to answer; all histograms that were ever said are the nearest to this that a leader knows.
+    `uniform` and `size` read only the workers that answered. With `kl` worker j's score is
+    KL(histogram_j || global histogram) x size_j / total size, where both histograms are shares and the size is the sum
+    of the histogram. "Global" and "total" are over all workers in `histograms`, with or without an answer. The
+    released code takes them over the whole training set, as constants, so that a score does not depend on which
+    workers answer. The histograms of all workers that ever sent one are the nearest to this that a leader knows.
 
     The weight, before all are divided by their sum:
 
@@ -188,27 +189,27 @@ def weights(
     | --- | --- | --- |
     | exp | exp(-score) | exp(+score) |
     | linear | size / (1 + KL) | score |
-    | dirac | as exp; then what is under half of the uniform share becomes 0 | the same, with exp(+score) |
+    | dirac | as exp; then weights under half of the uniform share become 0 | the same, with exp(+score) |
 
-    As released, a more divergent worker weighs more, in `linear` too, whose weights there are the scores themselves.
+    As released, a more divergent worker weighs more. The released weights of `linear` are the scores themselves.
     Departure: the released dirac thresholds normalised scores at 0.5, which leaves one or two workers, or none and
-    then 0/0. Half of the uniform share always leaves the heaviest. Where all weights would be 0 (nobody has samples;
-    `linear` as released when nobody diverges) they are uniform.
+    then 0/0. Half of the uniform share always leaves the heaviest. Where all weights would be 0 (no worker has samples;
+    `linear` as released when no worker diverges) they are uniform.
 
-    How much it can matter: everybody's histogram includes worker j's, so KL is at most log(total size / size_j) and a
-    score at most max of x log(1/x) = 1/e. Weights by `exp` therefore differ by at most a factor e^(1/e) = 1.44, and
+    The largest possible effect: the global histogram includes worker j's, so KL is at most log(total size / size_j) and
+    a score at most max of x log(1/x) = 1/e. Weights by `exp` therefore differ by at most a factor e^(1/e) = 1.44, and
     no such weight is ever under half of the uniform share: `dirac` gives what `exp` gives. Sizes count in `linear`.
 
     Args:
         answered: worker numbers, each once, in any order; at least one.
-        sizes: for `size`, the samples of (at least) each that answered, >= 0.
-        histograms: for `kl`, the samples of each class of everybody known, integers `(classes,)`, >= 0.
+        sizes: for `size`, the samples of (at least) each worker that answered, >= 0.
+        histograms: for `kl`, the samples of each class of every known worker, integers `(classes,)`, >= 0.
 
     Returns:
-        The weight of each that answered, in worker order.
+        The weight of each worker that answered, in worker order.
 
     Raises:
-        ValueError: a setting is unknown, nobody answered, or a size or histogram is missing.
+        ValueError: a setting is unknown, no worker answered, or a size or histogram is missing.
     """
     if not len(answered):
         raise ValueError("nobody answered, so there is nothing to weigh")
@@ -237,10 +238,10 @@ def _by_divergence(scheme: Scheme, sign: Sign, workers: list[int], histograms: M
     sizes, total = rows.sum(axis=1), max(int(everyone.sum()), 1)
     per_row = np.maximum(sizes, 1).astype(np.float64)[:, None]  # a worker without samples has a share of 0 in all
     shares = rows / per_row  # (workers, classes)
-    # Where a worker has samples of a class, everyone has: only 0 log 0 = 0 needs care, and a ratio of 1 gives it.
-    # Multiplied before it is divided, a ratio of equal shares is exactly 1.
+    # A class of one worker is in the global histogram. Only 0 log 0 = 0 needs care; a ratio of 1 gives it.
+    # The product comes before the quotient, so the ratio of equal shares is exactly 1.
     ratio = np.divide(rows * float(total), per_row * everyone, out=np.ones_like(shares), where=rows > 0)
-    divergence = np.maximum((shares * np.log(ratio)).sum(axis=1), 0.0)  # rounding can take a zero below itself
+    divergence = np.maximum((shares * np.log(ratio)).sum(axis=1), 0.0)  # rounding can make a zero negative
     score = divergence * (sizes / total)
     if scheme == "linear":
         return score if sign == "as_released" else sizes / (1.0 + divergence)
@@ -254,7 +255,7 @@ def _by_divergence(scheme: Scheme, sign: Sign, workers: list[int], histograms: M
 
 
 def without_light(raw: np.ndarray) -> np.ndarray:
-    """The weights, with 0 for what is under half of the uniform share; the heaviest always stays.
+    """The weights, with 0 for those under half of the uniform share; the heaviest always stays.
 
     Args:
         raw: float64 `(k,)`, >= 0, with a positive sum that need not be 1.
@@ -263,7 +264,7 @@ def without_light(raw: np.ndarray) -> np.ndarray:
 
 
 def _members(workers: Sequence[int], size: int) -> list[int]:
-    """In worker order, each once, and enough for `size`."""
+    """The workers in order, after a check that each is listed once and that there are enough for `size`."""
     if len(set(workers)) != len(workers):
         raise ValueError(f"a worker is listed twice: {sorted(workers)}")
     if not 1 <= size <= len(workers):

@@ -1,13 +1,13 @@
-"""Who gets whose discriminator when they change hands: a random permutation in which nobody keeps its own. Pure.
+"""The swap of discriminators: a random permutation in which no worker keeps its own; pure.
 
-How it works: permutations are drawn until one has no fixed point. That is about every third one (1/e of them; of two
-workers every second), and each derangement is equally likely, because each permutation is.
+How it works: permutations are drawn until one has no fixed point. About every third permutation has none (1/e of them;
+every second of two workers). Each derangement is equally likely, because each permutation is.
 
 What always holds: the result depends on the seed, the round and the set of workers only, never on the order in which
-they are listed, so every worker finds it out by itself.
+they are listed. So every worker computes the same result by itself.
 
-Source: the swap of Hardy, Le Merrer, Sericola, "MD-GAN", IPDPS 2019, algorithm 1. There each worker draws another one
-at random, which leaves open what becomes of two that draw the same; a permutation loses no discriminator.
+Source: the swap of Hardy, Le Merrer, Sericola, "MD-GAN", IPDPS 2019, algorithm 1. There each worker draws another
+worker at random. Two may draw the same one, a case that the paper leaves open. A permutation loses no discriminator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PURPOSE = 0x5A1D  # keeps this stream of random numbers apart from others drawn
 
 
 def derangement(seed: int, round: int, workers: Collection[int]) -> dict[int, int]:
-    """For each worker the one that it gives to; empty where there are not two.
+    """For each worker the one that gets its discriminator; empty where there are fewer than two workers.
 
     Args:
         seed: of the experiment, >= 0.

@@ -1,1 +1,1 @@
-"""What is trained, and the pieces between it and the wire."""
+"""The learners, and the pieces between a learner and the wire."""

@@ -12,14 +12,14 @@ from degan.learners.gan_pair import GanPair
 def build(
     settings: Experiment, sample_shape: tuple[int, ...], classes: int, worker: int, device: torch.device
 ) -> GanPair | Classifier:
-    """A GAN's pair or a classifier, with the weights that all workers begin with.
+    """A GAN pair or a classifier, with the common initial weights of all workers.
 
     Args:
         settings: the experiment.
         sample_shape: (channels, height, width) or (2,).
-        classes: of the data; a GAN does not read it.
-        worker: our number.
-        device: where to compute.
+        classes: number of classes of the data; a GAN does not use this.
+        worker: this worker's number.
+        device: the device of the computations.
 
     Raises:
         SettingsError: the networks do not fit the samples.

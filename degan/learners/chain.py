@@ -1,10 +1,10 @@
 """The pieces between a learner and the wire, and their composition.
 
-A piece maps an update of a worker (a gradient, a difference of parameters, a feedback) and its context to the update
-that goes on. `chain(a, b)` applies a, then b; a chain without pieces changes nothing. The non-finite guard is a piece
+A piece maps an update of a worker (a gradient, a difference of parameters, a feedback) and its context to the next
+update. `chain(a, b)` applies a, then b; a chain without pieces changes nothing. The non-finite guard is a piece
 (`degan.learners.guard`), and so is the attack of a byzantine worker.
 
-Source: the gradient transformations of optax, which compose in this way; here a piece keeps no state of an optimiser.
+Source: the gradient transformations of optax, which compose in this way. Here a piece keeps no state of an optimiser.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Context(NamedTuple):
-    """How an update came about.
+    """The origin of an update.
 
     Attributes:
         statistics: the learner's running statistics before the pass that made the update, float32 (buffers,).
@@ -40,5 +40,5 @@ def chain(*pieces: Piece) -> Piece:
 
 
 def attack(change: Callable[[np.ndarray], np.ndarray] | None) -> tuple[Piece, ...]:
-    """The piece of a byzantine worker, which changes what it sends; no piece where `change` is None."""
+    """The piece of a byzantine worker, which changes the update before it is sent; no piece where `change` is None."""
     return () if change is None else (lambda update, context: change(update),)

@@ -1,6 +1,6 @@
 """The classifier: one network that learns the labels by cross entropy.
 
-There is one network, so a round is one local step, and there is no moving average: the network itself is measured.
+There is one network, so a round is one local step. There is no moving average: the metrics are of the network itself.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ NETWORK = "classifier"
 class Classifier(Networks):
     """A classifier in training; see `degan.learners.protocols`.
 
-    Weights begin the same on every worker; they depend on the seed alone.
+    The initial weights are the same on every worker: they depend on the seed alone.
 
     Args:
         settings: the experiment.
         sample_shape: (channels, height, width) or (2,).
-        classes: how many there are.
-        device: where to compute.
+        classes: number of classes.
+        device: the device of the computations.
     """
 
     losses = ("c_loss", "accuracy")
@@ -47,7 +47,7 @@ class Classifier(Networks):
         (self._flat,) = self._trained.values()
 
     def sections(self, updates: str) -> list[Section]:
-        """One local step of the whole vector; there is nothing that could alternate."""
+        """One local step of the whole vector; one network cannot alternate."""
         return [(0, self.size)]
 
     def gradients(self, section: Section, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
@@ -59,7 +59,7 @@ class Classifier(Networks):
 
         Returns:
             float32 (size,), and by name the loss and the share of the batch that was classified correctly. On the CPU
-            it is the gradient itself, not a copy: it is the caller's until the next call.
+            the array is the gradient itself, not a copy; the caller may change it until the next call.
         """
         samples = batch.samples.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
@@ -72,7 +72,7 @@ class Classifier(Networks):
 
     @torch.no_grad()
     def logits(self, samples: torch.Tensor) -> torch.Tensor:
-        """In evaluation mode, float32 (n, classes) on the CPU, for samples (n, *sample_shape)."""
+        """The logits in evaluation mode, float32 (n, classes) on the CPU, for samples (n, *sample_shape)."""
         module = self._flat.module.eval()
         try:
             return module(samples.to(self.device)).cpu()
@@ -84,7 +84,7 @@ class Classifier(Networks):
         return
 
     def measure(self, evaluate: Callable[[Callable[[Any], torch.Tensor]], list[Metrics]]) -> list[Metrics]:
-        """What the evaluator says of our logits."""
+        """The evaluator's metrics of this classifier's logits."""
         return evaluate(self.logits)
 
     def random_state(self) -> State:

@@ -1,7 +1,7 @@
-"""The one door between modules and flat vectors.
+"""The one place that converts between modules and flat vectors.
 
-`Flat` moves a module's parameters, and its floating-point buffers, into one tensor each; the module's own
-tensors become views of it. So "all parameters as a vector" costs nothing, an optimiser works on a
+`Flat` moves a module's parameters into one tensor and its floating-point buffers into another; the module's own
+tensors become views of these. So "all parameters as a vector" costs nothing, an optimiser works on a
 single tensor, and the exchange sees plain float32 numpy arrays.
 """
 
@@ -16,8 +16,8 @@ class Flat:
     """A module whose parameters, gradients and float buffers are views of flat tensors.
 
     Args:
-        module: its parameters are replaced in place; move it to its device before.
-        values, gradient: float32 (parameters,) memory to live in, for several modules in one vector; its own
+        module: its parameters are replaced in place; move the module to its device before.
+        values, gradient: float32 (parameters,) memory to use, for several modules in one vector; new memory
             where not given.
 
     Attributes:
@@ -58,11 +58,11 @@ class Flat:
         return self.values.numel()
 
     def clear_gradient(self) -> None:
-        """Zero the gradient in place; setting it to None would cut the views."""
+        """Zero the gradient in place; None in its place would detach the views."""
         self.gradient.zero_()
 
     def freeze(self, is_frozen: bool) -> None:
-        """Whether backward passes leave this module's gradients alone."""
+        """Set whether backward passes leave this module's gradients unchanged."""
         for parameter in self._parameters:
             parameter.requires_grad_(not is_frozen)
 

@@ -1,7 +1,7 @@
 """The GAN pair: a generator and a discriminator, their optimisers, and the generator's moving average.
 
-The vector is the generator's parameters followed by the discriminator's. What happens between `gradients` and `apply`
-(nothing, or an exchange with peers) is the mode's business.
+The vector is the generator's parameters followed by the discriminator's. The mode decides what happens between
+`gradients` and `apply`: nothing, or an exchange with peers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from degan.seeds import spawn_seed
 class GanPair(Networks):
     """A generator and a discriminator in training; see `degan.learners.protocols`.
 
-    Weights begin the same on every worker (they depend on the seed alone); latents differ (they depend
-    on the worker as well).
+    The initial weights are the same on every worker (they depend on the seed alone). Latents differ (they
+    depend on the worker as well).
 
     Args:
         settings: the experiment.
         sample_shape: (channels, height, width) or (2,).
-        worker: our number; seeds the latents.
-        device: where to compute.
+        worker: this worker's number; seeds the latents.
+        device: the device of the computations.
     """
 
     losses = ("d_loss", "g_loss")
@@ -46,7 +46,7 @@ class GanPair(Networks):
         networks = {"generator": generator, "discriminator": discriminator}
         optimiser = settings.optimiser
         rates = {"generator": optimiser.generator_lr, "discriminator": optimiser.discriminator_lr}
-        # The average starts as the generator itself. It is copied before the views are made.
+        # The average starts as a copy of the generator, made before the generator's tensors become views.
         super().__init__(networks, rates, copy.deepcopy(generator), optimiser, sample_shape, device)
         self.generator, self.discriminator, self.ema = self._flats.values()
         self.latent = settings.model.latent
@@ -55,7 +55,7 @@ class GanPair(Networks):
         self._fake: torch.Tensor | None = None
 
     def sections(self, updates: str) -> list[Section]:
-        """What one step updates, in order: `simultaneous` all at once, `alternating` D and then G."""
+        """The sections that one step updates, in order: `simultaneous` all at once, `alternating` D and then G."""
         whole, border = self.size, self.generator.size
         return [(0, whole)] if updates == "simultaneous" else [(border, whole), (0, border)]
 
@@ -65,17 +65,17 @@ class GanPair(Networks):
         """The gradient of one section at the current parameters.
 
         Simultaneous updates take both networks' gradients at the same parameters and the same fakes. In
-        alternating updates the generator is judged by the discriminator that has just been updated, on the
-        fakes that it has just seen.
+        alternating updates the generator's gradient is against the discriminator that has just been updated,
+        on the same fakes as that discriminator's update.
 
         Args:
             section: one of `sections(updates)`.
             batch: samples float32 (batch, *sample_shape) in [-1, 1] on any device; the labels are not read. None for
-                the generator's section, which goes on with the fakes of the discriminator's.
+                the generator's section, which uses the fakes of the discriminator's section.
 
         Returns:
-            float32 (section's size,), and the losses by name. On the CPU it is the gradient itself, not a copy:
-            it is the caller's until the next call.
+            float32 (section's size,), and the losses by name. On the CPU the array is the gradient itself, not a
+            copy; the caller may change it until the next call.
         """
         has_generator, has_discriminator = section[0] == 0, section[1] == self.size
         found = {}
@@ -127,7 +127,7 @@ class GanPair(Networks):
     def feedback(self, fake: np.ndarray) -> tuple[np.ndarray, float]:
         """The gradient of G's loss at generated samples, float32 like `fake`, and the loss.
 
-        D's parameters stay; its running statistics take the samples in, as in every step of G.
+        D's parameters stay unchanged; the samples update D's running statistics, as in every step of G.
         """
         samples = torch.from_numpy(fake).to(self.device).requires_grad_(True)
         self.discriminator.freeze(True)
@@ -139,12 +139,12 @@ class GanPair(Networks):
         return to_numpy(gradient), float(loss.detach())
 
     def generator_gradient(self, fakes: list[torch.Tensor], gradients: list[np.ndarray]) -> np.ndarray:
-        """G's gradient, for `apply`: those at its fakes, from `make_fakes`, propagated back through it."""
+        """G's gradient, for `apply`: the gradients at the fakes of `make_fakes`, propagated back through G."""
         self.generator.clear_gradient()
         torch.autograd.backward(fakes, [torch.from_numpy(g).to(self.device) for g in gradients])
         return to_numpy(self.generator.gradient)
 
-    # --- what comes out -----------------------------------------------------------------------
+    # --- the output ---------------------------------------------------------------------------
 
     def show(self, count: int) -> torch.Tensor:
         """Samples of the moving average for latents that stay the same for the whole run."""
@@ -166,7 +166,7 @@ class GanPair(Networks):
     # --- random generators --------------------------------------------------------------------
 
     def random_state(self) -> State:
-        """Every random generator of ours, as uint8 tensors by name; torch's global one feeds dropout."""
+        """Every random generator of the pair, as uint8 tensors by name; torch's global generator feeds dropout."""
         return {
             "latents": self._latents.get_state(),
             "mixing": self._mixing.get_state(),

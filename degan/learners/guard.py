@@ -1,8 +1,8 @@
-"""A step is skipped where our own gradient is no number, or so large that the optimiser could not square it.
+"""The non-finite guard: a step is skipped where its gradient is not finite, or too large for the optimiser to square.
 
-So nothing that is not finite is ever applied or sent. A usable gradient cannot make weights that are not finite:
-Adam's step is bounded by its rate, and that of plain descent by 1e19 times the rate. BatchNorm's running statistics
-take in what a forward pass sees before a gradient shows what that was; they are set back.
+So a value that is not finite is never applied or sent. A usable gradient cannot make weights that are not finite:
+Adam's step is bounded by its rate, and the step of plain descent by 1e19 times the rate. A forward pass updates
+BatchNorm's running statistics before the gradient is known; with a skipped step the guard restores the statistics.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from degan.learners.chain import Context
 from degan.learners.protocols import Adversarial, Section, Trainable
 from peers.vectors.reduce import is_finite, norm
 
-# The square of what is smaller is a float32.
+# The square of a smaller number is a finite float32.
 LARGEST = 1e19
 MOST_IN_A_ROW = 100
 LOG_EVERY = 100
 
 
 class NonFiniteGuard:
-    """Looks at every update of one worker before it is used; a piece of `degan.learners.chain`.
+    """Checks every update of one worker before its use; a piece of `degan.learners.chain`.
 
     Args:
-        learner: what is trained; the guard reads and sets back its running statistics.
+        learner: its running statistics are read, and restored after an unusable update.
         log: called with one line for a person.
 
     Attributes:
-        counts: what was skipped, by reason, for `dropped` in stats.jsonl.
+        counts: the number of skipped updates by reason, for `dropped` in stats.jsonl.
     """
 
     def __init__(self, learner: Trainable | Adversarial, log: Callable[[str], None]):
@@ -42,7 +42,7 @@ class NonFiniteGuard:
         self._in_a_row = 0
 
     def __call__(self, update: np.ndarray, context: Context) -> np.ndarray:
-        """The update, or zeros of its shape where it cannot be used; the statistics are then those of the context.
+        """The update; zeros where the update is unusable, and then the statistics are those of the context.
 
         Raises:
             UsageError: as `gradients`.
@@ -50,10 +50,10 @@ class NonFiniteGuard:
         return update if self.passes(update, context) else np.zeros_like(update)
 
     def gradients(self, section: Section, batch: Batch | None) -> tuple[np.ndarray, dict[str, float], bool]:
-        """As `Trainable.gradients`, and whether it may be used; if not it is zeros, and the learner is as before.
+        """As `Trainable.gradients`, and whether the gradient is usable; if not, zeros, and the learner is as before.
 
         Raises:
-            UsageError: for a hundred steps in a row it could not be used: the training has diverged.
+            UsageError: the gradients of more than a hundred steps in a row are unusable: the training has diverged.
         """
         context = self.context()
         gradient, losses = self._learner.gradients(section, batch)
@@ -63,21 +63,21 @@ class NonFiniteGuard:
         return gradient, losses, is_usable
 
     def context(self) -> Context:
-        """The context of the update that is made next: the running statistics as they are now."""
+        """The context of the next update: the current running statistics."""
         return Context(self._learner.statistics())
 
     def passes(self, update: np.ndarray, context: Context) -> bool:
-        """Whether an update may be used; if not, the statistics are those of the context. Raises as `gradients`."""
+        """Whether an update is usable; if not, the statistics become those of the context. Raises as `gradients`."""
         if self.allows(update, self.is_sound()):
             return True
         self._learner.load_statistics(context.statistics)
         return False
 
     def allows(self, gradient: np.ndarray, is_sound: bool = True) -> bool:
-        """Whether a gradient of ours, float32 of any shape, may be used; counted and said if not.
+        """Whether this worker's gradient, float32 of any shape, is usable; otherwise counted and logged.
 
         Args:
-            is_sound: as `is_sound` says after it was taken.
+            is_sound: the result of `is_sound` after the pass that made the gradient.
 
         Raises:
             UsageError: as `gradients`.
@@ -98,14 +98,14 @@ class NonFiniteGuard:
         return False
 
     def allows_together(self, gradient: np.ndarray) -> bool:
-        """Whether what came out of an exchange may be applied; counted if not."""
+        """Whether the result of an exchange may be applied; otherwise counted."""
         if is_usable(gradient):
             return True
         self.counts["not_finite"] += 1
         return False
 
     def is_sound(self) -> bool:
-        """Whether the running statistics are finite: activations may overflow where the gradient does not show it."""
+        """Whether the running statistics are finite: activations may overflow with a finite gradient."""
         return is_finite(self._learner.statistics())
 
 

@@ -1,8 +1,8 @@
-"""The GAN games: what discriminator and generator minimise, and the two penalties on the gradient.
+"""The GAN losses of discriminator and generator, and the two penalties on the gradient.
 
 All losses take logits (batch,) as the discriminator returns them, reduce by the mean and return a
 scalar that can be differentiated. `real` and `fake` may differ in batch size in the losses. The
-penalties are separate terms: the caller weighs and adds them, and R1 fits every loss.
+penalties are separate terms, which the caller weighs and adds. R1 fits every loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NAMES = ("non_saturating", "least_squares", "hinge", "wasserstein_gp")
 
 
 def discriminator_loss(name: str, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """What the discriminator minimises, a scalar.
+    """The loss of the discriminator, a scalar.
 
     Args:
         name: `non_saturating`: mean softplus(-real) + mean softplus(fake); cross-entropy on the logits.
@@ -44,7 +44,7 @@ def discriminator_loss(name: str, real_logits: torch.Tensor, fake_logits: torch.
 
 
 def generator_loss(name: str, fake_logits: torch.Tensor) -> torch.Tensor:
-    """What the generator minimises, a scalar.
+    """The loss of the generator, a scalar.
 
     Args:
         name: `non_saturating`: mean softplus(-fake). `least_squares`: half the mean of (fake - 1)^2.
@@ -72,11 +72,11 @@ def gradient_penalty(
     """Mean of (|gradient of D| - 1)^2 at random points between reals and fakes; multiply it by lambda (10).
 
     The norm is per sample, over all its values. The paper advises against BatchNorm in the
-    discriminator with this penalty: it makes one sample's logit depend on the others.
+    discriminator with this penalty: BatchNorm makes one sample's logit depend on the others.
 
     Args:
         real, fake: (batch, *sample_shape), one fake a real; no gradient flows into them.
-        generator: where the mixing weights, uniform in [0, 1), are drawn; may sit on another device.
+        generator: draws the mixing weights, uniform in [0, 1); may be on another device.
 
     Raises:
         ValueError: `real` and `fake` differ in shape.
@@ -94,8 +94,8 @@ def gradient_penalty(
 def r1_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
     """Mean squared norm of the gradient of D at the data; multiply it by gamma / 2.
 
-    Works with every loss. One more forward pass of the discriminator in its current mode: in training
-    mode BatchNorm sees these samples once more.
+    Fits every loss. The penalty takes one more forward pass of the discriminator in its current mode: in
+    training mode BatchNorm sees these samples once more.
 
     Args:
         real: (batch, *sample_shape); no gradient flows into it.

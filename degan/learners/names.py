@@ -1,4 +1,4 @@
-"""The names of a learner's vectors, and the lists of names that travel together.
+"""The names of a learner's vectors, and the lists of names that are sent together.
 
 `generator` holds a network's trainable parameters, `generator.buffers` its running statistics, `generator.exp_avg` and
 `generator.exp_avg_sq` Adam's moments. `ema` and `ema.buffers` are the moving average. The order of a list is the order
@@ -27,12 +27,12 @@ def network_of(name: str) -> str:
 
 
 def of_model(names: Iterable[str], has_moments: bool = False) -> list[str]:
-    """What is trained: all parameters, then all running statistics, then the moments if wanted."""
+    """The trained vectors: all parameters, then all running statistics, then the moments if wanted."""
     return [name for name in names if network_of(name) != AVERAGE and (has_moments or not is_moment(name))]
 
 
 def of_average(names: Iterable[str]) -> list[str]:
-    """The moving average: its parameters, then its running statistics; nothing where a learner has none."""
+    """The moving average: its parameters, then its running statistics; empty where a learner has no average."""
     return [name for name in names if network_of(name) == AVERAGE]
 
 
@@ -42,7 +42,7 @@ def of_network(names: Iterable[str], network: str, has_moments: bool = True) -> 
 
 
 def joined(vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The vectors one after the other, float32; a copy."""
+    """The vectors joined end to end, float32; a copy."""
     return np.concatenate([np.zeros(0, np.float32), *vectors.values()])
 
 

@@ -1,8 +1,8 @@
 """Named networks in training: one vector of all their parameters, an optimiser for each, and their state by name.
 
-What the learners have in common. The vector is the networks' parameters one after the other, each flattened in module
-order; parameters and gradients live in one tensor each, so an exchange on the CPU copies nothing. A moving average of
-a network is one more network, which no optimiser touches.
+The common base of the learners. The vector is the networks' parameters one after the other, each flattened in module
+order. All parameters are in one tensor and all gradients in another, so an exchange on the CPU copies nothing. A moving
+average of a network is one more network, without an optimiser.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from degan.learners.flat import Flat, count, to_numpy
 from degan.learners.names import AVERAGE, BUFFERS, MOMENTS, network_of
 from degan.learners.protocols import Counters, Section, Vectors
 
-# The counter of the steps that an average has followed.
+# The counter of the steps of an average.
 APPLIED = "applied"
 
 
 class Networks:
-    """See `degan.learners.protocols.Trainable`; a learner adds `sections` and `gradients`.
+    """The base of `degan.learners.protocols.Trainable`; a learner adds `sections` and `gradients`.
 
     Args:
-        networks: what is trained, by name, in the order of the vector.
+        networks: the trained networks by name, in the order of the vector.
         rates: each network's learning rate.
         average: a copy of the first network that becomes its moving average; None for no average.
         optimiser: algorithm, betas and decay.
-        sample_shape: of one sample.
-        device: where to compute.
+        sample_shape: the shape of one sample.
+        device: the device of the computations.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Networks:
                 made[name] = torch.optim.Adam([flat.values], lr=self._rates[name], betas=self._optimiser.betas)
         return made
 
-    # --- what it is -------------------------------------------------------------------------------
+    # --- sizes and facts --------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -79,7 +79,7 @@ class Networks:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What must be the same for all workers and is no setting."""
+        """Values other than settings on which all workers must agree."""
         return {"model (number of values)": self.size, "model (sample shape)": list(self.sample_shape)}
 
     @functools.cached_property
@@ -100,7 +100,7 @@ class Networks:
         """One step of the optimisers with a gradient of a section, float32 (section's size,)."""
         mine = self._gradient[section[0] : section[1]]
         theirs = torch.from_numpy(gradient)
-        # What `gradients` gave out and got back changed is in its place already.
+        # An array from `gradients` is already this memory, even if the caller has changed its values.
         if theirs.data_ptr() != mine.data_ptr():
             mine.copy_(theirs)
         begin = 0
@@ -114,19 +114,19 @@ class Networks:
         return to_numpy(self._values[section[0] : section[1]])
 
     def load_parameters(self, section: Section, values: np.ndarray) -> None:
-        """Put weights of a section in their place, float32 (section's size,)."""
+        """Set the weights of a section, float32 (section's size,)."""
         mine, theirs = self._values[section[0] : section[1]], torch.from_numpy(values)
         if theirs.data_ptr() != mine.data_ptr():
             mine.copy_(theirs)
 
     @torch.no_grad()
     def average(self, section: Section, steps: int = 1) -> None:
-        """After a section is what it is to be: the moving average of the first network, if that is in it.
+        """Update the moving average of the first network, if the section has that network; called after its update.
 
-        Weights and running statistics, with the decay warmed up over the first steps.
+        The average is over weights and running statistics; its decay is warmed up over the first steps.
 
         Args:
-            steps: how many steps of an optimiser led here; they decay as much as one by one.
+            steps: optimiser steps since the last call; they decay as much as one call for each step.
         """
         if section[0] or AVERAGE not in self._flats:
             return
@@ -139,7 +139,7 @@ class Networks:
         average.buffers.lerp_(first.buffers, 1 - decay)
 
     def reset_optimisers(self) -> None:
-        """As if no step had been taken."""
+        """Reset the optimisers to their state before the first step."""
         self._optimisers = self._make_optimisers()
 
     # --- running statistics -----------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Networks:
         return vectors, counters
 
     def load(self, vectors: Vectors, counters: Counters) -> None:
-        """Take vectors and counters over; those that are not given stay. A step count goes with its moments.
+        """Load vectors and counters; all others stay. A step count is loaded together with its moments.
 
         Raises:
             ValueError: a vector or a counter that this learner does not have, or one of another size.
@@ -185,7 +185,7 @@ class Networks:
                 self._moments(name)["step"] = torch.tensor(float(counters[name]))
 
     def _vector(self, name: str, is_written: bool = False) -> torch.Tensor:
-        """The memory of a vector; moments are made where there are none yet and they are to be written."""
+        """The memory of a vector. Missing moments are created if they are to be written."""
         network, _, part = name.partition(".")
         flat = self._flats[network]
         if not part:
@@ -197,7 +197,7 @@ class Networks:
         return self._moments(network)[part]
 
     def _moments(self, network: str) -> dict[str, torch.Tensor]:
-        """Adam's state of a network, made where it has not taken a step yet."""
+        """Adam's state of a network, created if the network has not taken a step yet."""
         values, optimiser = self._trained[network].values, self._optimisers[network]
         if values not in optimiser.state:
             moments = {moment: torch.zeros_like(values.data) for moment in MOMENTS}

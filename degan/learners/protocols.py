@@ -1,8 +1,8 @@
-"""What is trained, as the modes, the checkpoints and the worker's loop see it.
+"""The interfaces of a learner: for the modes, the checkpoints and the worker's loop.
 
 A learner is `Learner` for checkpoints and joining, `Trainable` for the modes that exchange vectors, `Adversarial` for
-the mode that splits a GAN over workers, and `Shown` for pictures and metrics. The names of the vectors are those of
-`degan.learners.names`.
+the mode that splits a GAN over workers, and `Shown` for pictures and metrics. `degan.learners.names` has the names of
+the vectors.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from degan.data.base import Batch
 
 # float32, one-dimensional, by name.
 Vectors = dict[str, np.ndarray]
-# Steps of an optimiser by network, batches that a BatchNorm has seen, steps of the average.
+# Steps of an optimiser by network, batches that a BatchNorm layer has seen, steps of the average.
 Counters = dict[str, int]
 State = dict[str, torch.Tensor]
-# The part of the vector that a local step updates: first value, and the one after the last.
+# The slice of the vector that a local step updates: the index of its first value, and of the one after its last.
 Section = tuple[int, int]
 
 Metrics = TypeVar("Metrics")
 
 
 class Learner(Protocol):
-    """What is saved, and what a joining worker receives.
+    """The state that a checkpoint saves and that a joining worker receives.
 
     Attributes:
-        sizes: the number of values of every vector of the state, in the order in which they travel.
-        facts: what must be the same for all workers and is no setting; plain values.
-        modules: the networks by name, whose tensors a checkpoint names.
-        sample_shape: of one sample, (channels, height, width) or (2,).
-        device: where it computes.
+        sizes: the number of values of every vector of the state, in the order on the wire.
+        facts: values other than settings on which all workers must agree; plain values.
+        modules: the networks by name; a checkpoint uses the names of their tensors.
+        sample_shape: the shape of one sample, (channels, height, width) or (2,).
+        device: the device of the computations.
     """
 
     sizes: dict[str, int]
@@ -48,7 +48,7 @@ class Learner(Protocol):
         """Copies of the named vectors (without names: all), and the counters of their networks."""
 
     def load(self, vectors: Vectors, counters: Counters) -> None:
-        """Take vectors and counters over; those that are not given stay. A step count goes with its moments.
+        """Load vectors and counters; all others stay. A step count is loaded together with its moments.
 
         Raises:
             ValueError: a vector or a counter that this learner does not have, or one of another size.
@@ -62,11 +62,11 @@ class Learner(Protocol):
 
 
 class Trainable(Learner, Protocol):
-    """What local, partial_exchange and federated train.
+    """A learner for local, partial_exchange and federated.
 
     Attributes:
         size: the number of values in the vector: all trainable parameters.
-        losses: the names of what a step returns beside its gradient.
+        losses: the names of the losses that a step returns beside its gradient.
     """
 
     size: int
@@ -79,26 +79,26 @@ class Trainable(Learner, Protocol):
         """The gradient of a section, float32 (section's size,), and the losses by name.
 
         Args:
-            batch: samples and labels; a section that goes on with what the one before has made does not read it.
+            batch: samples and labels; not read by a section that uses the fakes of the section before.
 
         Returns:
-            On the CPU the gradient itself, not a copy: it is the caller's until the next call.
+            On the CPU the gradient itself, not a copy; the caller may change it until the next call.
         """
 
     def apply(self, section: Section, gradient: np.ndarray) -> None:
         """One step of the optimisers with a gradient of a section, float32 (section's size,)."""
 
     def parameters(self, section: Section) -> np.ndarray:
-        """The parameters of a section, float32 (section's size,); on the CPU themselves, not a copy."""
+        """The parameters of a section, float32 (section's size,); on the CPU the parameters themselves, not a copy."""
 
     def load_parameters(self, section: Section, values: np.ndarray) -> None:
-        """Put parameters of a section in their place, float32 (section's size,)."""
+        """Set the parameters of a section, float32 (section's size,)."""
 
     def average(self, section: Section, steps: int = 1) -> None:
-        """After a section is what it is to be: the moving average, where there is one.
+        """Update the moving average, where there is one; called after the update of a section.
 
         Args:
-            steps: how many steps of an optimiser led here.
+            steps: optimiser steps since the last call.
         """
 
     def statistics(self) -> np.ndarray:
@@ -108,11 +108,11 @@ class Trainable(Learner, Protocol):
         """The inverse of `statistics`."""
 
     def reset_optimisers(self) -> None:
-        """As if no step had been taken."""
+        """Reset the optimisers to their state before the first step."""
 
 
 class Adversarial(Learner, Protocol):
-    """A GAN of which the two networks may be on different workers."""
+    """A GAN whose two networks may be on different workers."""
 
     size: int
     losses: tuple[str, ...]
@@ -146,14 +146,14 @@ class Adversarial(Learner, Protocol):
 
 
 class Shown(Protocol):
-    """What can be looked at, at a sync point."""
+    """A learner that a worker draws and measures at a sync point."""
 
     def show(self, count: int) -> torch.Tensor | None:
         """`count` samples for a picture, float32 (count, *sample_shape) in [-1, 1]; None where there is no picture."""
 
     def measure(self, evaluate: Callable[[Callable[[Any], torch.Tensor]], list[Metrics]]) -> list[Metrics]:
-        """What an evaluator says of this learner.
+        """An evaluator's metrics of this learner.
 
         Args:
-            evaluate: `Evaluator.evaluate` of the learner's kind; it is given what the learner computes.
+            evaluate: `Evaluator.evaluate` of the learner's kind; called with the learner's samples or logits function.
         """

@@ -1,11 +1,11 @@
-"""A vector brought into float16's range by a power of two, exactly, and back.
+"""A vector is scaled into float16's range by a power of two, exactly, and back.
 
-float16 keeps what lies between 2^-24 and 2^16, and gradients at generated samples lie where they will: divided by
-the number of samples, and small where the discriminator is sure. Scaled so that the largest is just below 2^15,
-everything down to 2^-39 of it is kept.
+float16 holds values between 2^-24 and 2^16. Gradients at generated samples can have any size: they are divided by
+the number of samples, and small where the discriminator is sure. The scale puts the largest value just below 2^15;
+then every value down to 2^-39 of the largest is kept.
 
-What always holds: a power of two changes no digit of a float32 that stays in its own range, so what is lost is only
-what float16 cannot hold; the way back is exact.
+What always holds: a power of two changes no digit of a float32 that stays in its own range. So the only loss is the
+precision that float16 does not have; the way back is exact.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 TOP_EXPONENT = 15
-# Of any finite float32: the largest is below 2^128, the smallest is 2^-149.
+# Bounds the exponent of any finite float32: the largest is below 2^128, the smallest is 2^-149.
 MAX_EXPONENT = 163
 
 
 def scaled(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The values times 2^exponent, float32, and that exponent, which is 0 for zeros and where one is not finite."""
+    """The values times 2^exponent, float32, and the exponent: 0 for zeros, and where a value is not finite."""
     largest = float(np.abs(values).max(initial=0.0))
     if not largest or not np.isfinite(largest):
         return values, 0

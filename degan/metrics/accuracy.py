@@ -1,12 +1,12 @@
-"""How well a classifier knows the test set: accuracy, cross entropy, and the accuracy on each class.
+"""The metrics of a classifier: accuracy, cross entropy, and the accuracy on each class of the test set.
 
-Everything is measured on the whole test part, whatever part of the data a worker trains on.
+Every metric is measured on the whole test part, and does not depend on the shard of a worker.
 
 | metric | what | best |
 | --- | --- | --- |
 | accuracy | the share that is classified correctly | 1 |
 | loss | mean cross entropy (nats); null where a logit is not finite | 0 |
-| accuracy_by_class | the accuracy on each class, in label order; null where the test part has none of it | 1 |
+| accuracy_by_class | the accuracy on each class, in label order; null for a class without test samples | 1 |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AccuracyEvaluator:
     """Measures classifiers of one experiment.
 
     Args:
-        settings: of the experiment; `data` and the classifier's `image_size` are read.
+        settings: the experiment's; `data` and the classifier's `image_size` are read.
     """
 
     def __init__(self, settings: Experiment) -> None:
@@ -53,7 +53,7 @@ class AccuracyEvaluator:
         return len(self._test.classes)
 
     def evaluate(self, logits: Callable[[torch.Tensor], torch.Tensor]) -> list[Metric]:
-        """The three metrics of the module's head, in that order.
+        """The three metrics of the module's docstring, in that order.
 
         Args:
             logits: called with samples float32 (k, *sample_shape), k <= 250; gives float32 (k, classes).
@@ -69,7 +69,7 @@ class AccuracyEvaluator:
             found = logits(batch.samples)
             if tuple(found.shape) != (len(batch.labels), self.classes):
                 raise ValueError(f"expected logits {(len(batch.labels), self.classes)}, got {tuple(found.shape)}")
-            # What is not finite is no answer.
+            # A logit that is not finite gives no answer.
             is_answer = torch.isfinite(found).all(dim=1)
             answers = (found.argmax(dim=1) == batch.labels) & is_answer
             right[start : start + len(answers)] = answers.numpy()
@@ -94,7 +94,7 @@ def evaluator_of(
     """The evaluator of the experiment's kind of learner; the arguments are those of `Evaluator`.
 
     Raises:
-        WeightsError: the weights file is missing or of another network, or there is one for a classifier.
+        WeightsError: the weights file is missing or of another network, or a file is given for a classifier.
     """
     if settings.classifier is None:
         return Evaluator(settings, inception, device=device, train=train)

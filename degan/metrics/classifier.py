@@ -1,13 +1,13 @@
-"""A small classifier, trained once on the data set's own training part, as the eye of the metrics.
+"""The feature network of the metrics: a small classifier, trained once on the data set's own training part.
 
-Its penultimate layer gives the features of the Frechet distance, its answers the label shares. Inception
-was trained on photographs and says little about 28 x 28 digits or points in a plane; a network that has
-learned this data set does, needs no download, and is small enough for one CPU thread. Distances from
-it compare only with distances from the same classifier: runs on the same data, at the same image size.
+Its penultimate layer gives the features of the Frechet distance, its answers the label shares. Inception was
+trained on photographs, and its features mean little for 28 x 28 digits or points in a plane. The features of a network
+that has learned this data set do. Such a network needs no download, and is small enough for one CPU thread. Its
+distances compare only with distances from the same classifier: runs on the same data, at the same image size.
 
 Training is deterministic on one kind of machine: own seed, one thread, the CPU. The result is kept in
-`$DEGAN_CACHE` (else `~/.cache/degan`) under a hash of everything that it depends on, checked when it is
-read, and trained by one process while the others wait.
+`$DEGAN_CACHE` (else `~/.cache/degan`) under a hash of all its inputs, and checked when a process reads it. One
+process trains while the others wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from degan.errors import CacheError, DataError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the architecture and the training below; raise it when either changes
+VERSION = 1  # of the architecture and the training below; raise the number when either changes
 FEATURES = 64
 
 _SEED = 977
@@ -51,8 +51,8 @@ class Classifier(nn.Module):
     """Three strided convolutions and a dense layer; for points, two dense layers.
 
     Args:
-        sample_shape: `(C, H, W)` or `(2,)`; images larger than 32 x 32 are first averaged down to that.
-        classes: how many.
+        sample_shape: `(C, H, W)` or `(2,)`; larger images are first averaged down to 32 x 32.
+        classes: number of classes.
     """
 
     def __init__(self, sample_shape: tuple[int, ...], classes: int) -> None:
@@ -100,10 +100,11 @@ class Classifier(nn.Module):
 
 
 def obtain(train: Source) -> Classifier:
-    """The classifier of this data: from the cache, or trained now and put there.
+    """The classifier of this data: from the cache, or trained now and put into the cache.
 
-    Several processes may ask at once: one trains, the others wait and read. A cache file that is damaged
-    is trained again. Neither uses nor changes the caller's random state, grad mode or thread count.
+    Several processes may ask at once: one trains, the others wait and read. For a damaged cache
+    file the classifier is trained again. The caller's random state, grad mode and thread count are neither used nor
+    changed.
 
     Args:
         train: the data set's whole training part.
@@ -154,23 +155,23 @@ def train_classifier(train: Source) -> Classifier:
 
 
 def _batches(order: np.ndarray) -> list[np.ndarray]:
-    """Equal batches; what is left over is dropped, unless it is all there is."""
+    """Equal batches; a last incomplete batch is dropped, unless it is the only one."""
     whole = len(order) // _BATCH_SIZE
     return np.split(order[: whole * _BATCH_SIZE], whole) if whole else [order]
 
 
 def _schedule(progress: float) -> float:
-    """Learning rate as a share of the largest: up over the first fifth, then down to nothing."""
+    """Learning rate as a share of the largest: up over the first fifth, then down to zero."""
     return progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8
 
 
 @contextmanager
 def _own_torch_state() -> Iterator[None]:
-    """Own seed, grad mode and a single thread, and the caller's again afterwards."""
+    """Set an own seed, grad mode and a single thread; the caller's are restored afterwards."""
     threads = torch.get_num_threads()
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        torch.set_num_threads(1)  # sums in another order give other weights
+        torch.set_num_threads(1)  # another order of a sum gives other weights
         try:
             yield
         finally:
@@ -185,7 +186,7 @@ def _frozen(classifier: Classifier) -> Classifier:
 
 
 def _key(train: Source) -> str:
-    """A hash of all that the weights depend on."""
+    """A hash of everything that determines the weights."""
     return hashlib.sha256(f"{VERSION}:{FEATURES}:{train.digest()}".encode()).hexdigest()[:32]
 
 
@@ -203,7 +204,7 @@ def _write(path: Path, classifier: Classifier) -> None:
 
 
 def _read(path: Path, train: Source) -> Classifier | None:
-    """What is in the cache, or None where it is missing or damaged."""
+    """The classifier in the cache, or None where the file is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -215,7 +216,7 @@ def _read(path: Path, train: Source) -> Classifier | None:
         with torch.device("meta"):  # no random numbers, no work: the values come from the file
             classifier = Classifier(train.sample_shape, len(train.classes))
         classifier.load_state_dict(tensors, assign=True)
-    except Exception as error:  # whatever is wrong with the file, training again mends it
+    except Exception as error:  # a new training replaces any damaged file
         log.warning("%s is damaged (%s); training the classifier again", path, " ".join(str(error).split()))
         return None
     return _frozen(classifier)

@@ -1,7 +1,7 @@
 """The metrics by name, and the evaluator that feeds them: samples in, named numbers out.
 
-Everything is measured against the whole test set, whatever part of the data a worker trains on. The number
-n of generated samples is in a metric's name, because a Frechet distance falls with n.
+Every metric is against the whole test set, and does not depend on the shard of a worker. The number n of
+generated samples is in a metric's name, because a Frechet distance falls with n.
 
 | metric | what | best |
 | --- | --- | --- |
@@ -12,8 +12,8 @@ n of generated samples is in a metric's name, because a Frechet distance falls w
 | classes | classes of the data set | - |
 | fid{n}_inception, fid{n}_inception_floor | with a weights file: Inception's features | the floor |
 
-Labels are the classifier's, of the generated samples and of the test set alike, so that what the classifier
-gets wrong is on both sides.
+All labels are the classifier's: those of the generated samples and those of the test set. So an error of the
+classifier is on both sides.
 
 To add a metric, write a function `(Evidence) -> float` and give the evaluator a longer tuple:
 `Evaluator(settings, metrics=(*METRICS, Definition("recall{n}_classifier", "classifier", recall)))`; to have it in
@@ -42,8 +42,8 @@ from degan.metrics import classifier, frechet
 
 log = logging.getLogger(__name__)
 
-# A class counts as covered from this part of its share in the test set. High enough that what the classifier
-# takes for it among blurred samples of other classes does not count, low enough for a class that is learnt late.
+# A class counts as covered from this part of its share in the test set. High enough that blurred samples of other
+# classes, which the classifier takes for this class, do not count. Low enough for a class that is learnt late.
 COVERED = 0.1
 
 _BATCH_SIZE = 250
@@ -57,10 +57,10 @@ class Metric:
     """One result.
 
     Attributes:
-        name: with the sample count in it.
-        value: NaN where it depends on samples that are not finite (a diverged generator); a list by class.
-        seconds: what it took, with the pass over the samples that metrics of one network share.
-        weights_sha256: of the Inception weights file, where it was used.
+        name: with the sample count.
+        value: NaN where the samples are not finite (a diverged generator); a list by class.
+        seconds: the time of the metric, with the pass over the samples that metrics of one network share.
+        weights_sha256: of the Inception weights file, where the metric uses it.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Metric:
 
 
 def score(metrics: Sequence[Metric]) -> float | None:
-    """What the best checkpoint is chosen by, the lowest is the best; None where nothing of the kind was measured."""
+    """The score of a checkpoint, the lowest is the best; None without a Frechet distance or an accuracy."""
     found = [m.value for m in metrics if m.name.startswith("fid") and not m.name.endswith("floor")]
     found += [1 - m.value for m in metrics if m.name == "accuracy"]
     return found[-1] if found else None
@@ -78,7 +78,7 @@ def score(metrics: Sequence[Metric]) -> float | None:
 
 @dataclass(frozen=True)
 class Features:
-    """What a network saw in n samples: values float32 `(n, d)`; labels int64 `(n,)`, none from Inception."""
+    """A network's features of n samples: values float32 `(n, d)`; labels int64 `(n,)`, none from Inception."""
 
     values: np.ndarray
     labels: np.ndarray | None
@@ -91,12 +91,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a metric may look at, all through the same network.
+    """The features that a metric may use, all from the same network.
 
     Attributes:
         generated: n generated samples; None for a constant metric.
         reference: the whole test set.
-        real: n training samples, all where there are fewer.
+        real: n training samples, or all if there are fewer.
         classes: of the data set.
     """
 
@@ -111,10 +111,10 @@ class Definition:
     """One metric of the registry.
 
     Attributes:
-        name: "{n}" in it becomes the sample count.
-        eye: the network whose features it wants; an "inception" metric is left out without a weights file.
+        name: its "{n}" becomes the sample count.
+        feature_network: the network of its features; an "inception" metric is left out without a weights file.
         compute: the metric.
-        constant: the same for every model: computed once, without generated samples.
+        constant: whether the value is the same for every model; then computed once, without generated samples.
     """
 
     name: str
@@ -142,9 +142,9 @@ def _shares(features: Features, classes: int) -> np.ndarray:
 
 
 def _coverage(evidence: Evidence) -> float:
-    """A class that the classifier never sees in the test set is never covered."""
+    """The number of covered classes. A class that the classifier finds nowhere in the test set is never covered."""
     there, made = (_counts(seen, evidence.classes) for seen in (evidence.reference, evidence.generated))
-    # Counts are cross-multiplied: a quotient is rounded, and exactly a tenth would not count.
+    # Counts are cross-multiplied, because a quotient is rounded: a share of exactly a tenth would not count.
     least = COVERED * (there * len(evidence.generated.labels))
     return float(np.sum((there > 0) & (made * len(evidence.reference.labels) >= least)))
 
@@ -170,14 +170,14 @@ METRICS = (
 
 
 class Evaluator:
-    """Measures models of one experiment; what does not depend on the model is computed once, when needed.
+    """Measures models of one experiment; values that do not depend on the model are computed once, when needed.
 
     Args:
-        settings: of the experiment; `data`, `model.image_size` and `run.evaluate_samples` are read.
+        settings: the experiment's; `data`, `model.image_size` and `run.evaluate_samples` are read.
         inception: a weights file for the `fid{n}_inception` metrics (see `degan.metrics.inception`).
         device: where the feature networks run.
-        metrics: which to compute.
-        train: the data set's training part, if the caller has it already; else it is loaded when needed.
+        metrics: the metrics to compute.
+        train: the data set's training part, if the caller has loaded it; otherwise loaded when needed.
 
     Raises:
         WeightsError: the weights file is missing or of another network.
@@ -197,7 +197,7 @@ class Evaluator:
         self._device = torch.device(device)
         self._inception = None
         if inception is not None:
-            # torchvision's models take a second and 90 MB, which most workers can do without.
+            # torchvision's models take a second and 90 MB, and most workers do not need them.
             from degan.metrics.inception import InceptionFeatures
 
             self._inception = InceptionFeatures(inception, self._device)
@@ -231,11 +231,11 @@ class Evaluator:
             for one in self._metrics
         ]
 
-    # --- what does not depend on the model ------------------------------------------------------
+    # --- values that do not depend on the model -------------------------------------------------
 
     @cached_property
     def _standards(self) -> dict[FeatureNetwork, Evidence]:
-        """The test set and the training samples, through each network."""
+        """The features of the test set and of the training samples, from each network."""
         data, size = self._settings.data, self._settings.image_size
         test = load(data, size, "test")
         if len(test) < 2:

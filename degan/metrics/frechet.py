@@ -4,7 +4,7 @@
 
 The last trace is the sum of the singular values of F_a^T F_b for any factors A = F_a F_a^T, B = F_b F_b^T:
 A B has the eigenvalues of (F_a^T F_b)(F_a^T F_b)^T. The factors come from symmetric eigenvalue problems,
-with eigenvalues at rounding level dropped. Unlike `sqrtm(A @ B)`, which the common codes use, this never
+with eigenvalues at rounding level dropped. The common codes use `sqrtm(A @ B)`. Unlike that, this sum never
 gives complex numbers, needs no offset on the diagonal for singular covariances (fewer samples than
 features, or features that are always zero), and does not take the root of a rounding error.
 
@@ -33,7 +33,7 @@ def fit(features: np.ndarray) -> Gaussian:
     """Mean and unbiased covariance (n - 1 below) of features `(n, d)`, any float type, n >= 2.
 
     Raises:
-        ValueError: not two-dimensional, or fewer than 2 rows.
+        ValueError: the features are not two-dimensional, or have fewer than 2 rows.
     """
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"a Gaussian needs features (n >= 2, d), got {features.shape}")
@@ -44,7 +44,7 @@ def fit(features: np.ndarray) -> Gaussian:
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-    """The squared Frechet distance, >= 0, in the features' squared unit; what is called FID.
+    """The squared Frechet distance, >= 0, in the features' squared unit; known as FID.
 
     Not a number where a mean or covariance is not finite.
 

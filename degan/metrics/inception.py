@@ -5,12 +5,12 @@ Two networks with the same layer names are in use, and their distances must not 
 | kind | outputs | file | differs by |
 | --- | --- | --- | --- |
 | fid | 1008 | the port of TensorFlow's 2015 network, e.g. pt_inception-2015-12-05-6726825d.pth | see below |
-| torchvision | 1000 | torchvision's `inception_v3` state dict | nothing |
+| torchvision | 1000 | torchvision's `inception_v3` state dict | no difference |
 
-The TensorFlow network averages, in the pooling branches of blocks A, C and the first E, over the pixels
-that are there (no zeros from the border), and the second block E takes a maximum instead. Published FIDs
+In the pooling branches of blocks A, C and the first E the TensorFlow network averages over the existing pixels
+only (no zeros from the border). Its second block E takes a maximum instead. Published FIDs
 are those of `fid`. Both networks want values in [-1, 1]: the first by its documentation; the second because
-`transform_input=True`, with which it was trained, turns ImageNet's normalisation back into just that.
+`transform_input=True`, with which it was trained, turns ImageNet's normalisation back into this range.
 
 Images are resized to 299 x 299 bilinearly, `align_corners=False`, without antialiasing, as pytorch-fid does.
 
@@ -45,7 +45,7 @@ class InceptionFeatures:
 
     Args:
         path: a state dict, saved by torch or as safetensors.
-        device: where to compute.
+        device: the device of the computations.
 
     Attributes:
         kind: "fid" or "torchvision".
@@ -68,7 +68,7 @@ class InceptionFeatures:
         """float32 `(batch, 1 or 3, H, W)` in [-1, 1] to float32 `(batch, 2048)`; grey is repeated three times.
 
         Raises:
-            ValueError: the samples are no images of 1 or 3 channels.
+            ValueError: the samples are not images of 1 or 3 channels.
         """
         if samples.ndim != 4 or samples.shape[1] not in (1, 3):
             raise ValueError(f"Inception looks at images (batch, 1 or 3, H, W), got {tuple(samples.shape)}")
@@ -77,7 +77,7 @@ class InceptionFeatures:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """The file's tensors by name, or one error."""
+    """The file's tensors by name. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"no Inception weights file {path}; {_WANTED}")
     try:
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             state = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch remarks on TorchScript archives; the error below says more
+                warnings.simplefilter("ignore")  # torch warns of TorchScript archives; the error below has more detail
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds
         raise WeightsError(f"{path}: not a state dict ({type(error).__name__}); {_WANTED}") from None
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _kind(path: Path, state: dict[str, torch.Tensor]) -> str:
-    """Which of the two networks, by the number of outputs."""
+    """The kind of the network, by its number of outputs."""
     last = state.get("fc.weight")
     if last is None or last.ndim != 2 or last.shape[0] not in _KINDS:
         came = "no layer fc" if last is None else f"fc.weight of shape {tuple(last.shape)}"
@@ -113,7 +113,7 @@ def _build(path: Path, kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
         for name, value in state.items()
         if not name.startswith(("AuxLogits.", "fc."))
     }
-    for name in wanted:  # a training-time counter that older files lack
+    for name in wanted:  # older files lack this counter of the training
         if name.endswith(".num_batches_tracked"):
             given.setdefault(name, torch.zeros((), dtype=torch.int64))
     wrong = next((n for n in wanted if n not in given or given[n].shape != wanted[n].shape), None)
@@ -164,7 +164,7 @@ class _Pool3(nn.Module):
 
 
 def _average(x: torch.Tensor) -> torch.Tensor:
-    """3 x 3 average over the pixels that are there."""
+    """3 x 3 average over the existing pixels."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 

@@ -1,7 +1,7 @@
 """Generators and discriminators, one file a pair, found by the tag of their settings.
 
 Every pair keeps the same contract. Generator: latents (batch, latent) -> samples (batch,
-*sample_shape), images in [-1, 1]; its `latent` is the size it expects. Discriminator: samples ->
+*sample_shape), images in [-1, 1]; its `latent` is the expected size. Discriminator: samples ->
 logits (batch,). Layers are named and drawn in a fixed order, so the same seed gives the same weights.
 """
 
@@ -26,7 +26,7 @@ def build(settings: Lsgan | Dcgan | Mlp | Degan, sample_shape: tuple[int, ...]) 
     Args:
         settings: the model block of an experiment; its tag picks the pair.
         sample_shape: (channels, size, size) with 1 or 3 channels and size = `settings.image_size`;
-            (2,) for points, which only `mlp` knows.
+            (2,) for points, which only `mlp` supports.
 
     Raises:
         SettingsError: the model cannot make samples of this shape.

@@ -4,7 +4,7 @@ Layers are named and drawn in a fixed order, so the same seed gives the same wei
 
 * `gn_lenet`: three 5 x 5 convolutions (32, 32, 64 maps), each with GroupNorm of two groups, ReLU and 2 x 2 pooling,
   then one dense layer. Source: Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning" (ICML 2020),
-  whose GN-LeNet decentralizepy takes over; departure: the dense layer has the size that the samples ask for.
+  whose GN-LeNet decentralizepy uses; departure: the dense layer's size follows from the samples.
 * `resnet`: a small residual network for small images: a 3 x 3 convolution, three stages of `(depth - 2) / 6` blocks
   with `width`, 2 and 4 times `width` maps, the mean over the image, one dense layer. Source: He et al., "Deep Residual
   Learning for Image Recognition" (CVPR 2016), section 4.2; departures: a strided 1 x 1 convolution where a block
@@ -26,7 +26,7 @@ from config.settings.models import GnLenet, MlpClassifier, Resnet
 from degan.models.weights import start_uniform
 
 GROUPS = 2
-# At most so many groups, where the number of maps is divisible by them.
+# The largest number of groups; fewer where this does not divide the number of maps.
 RESNET_GROUPS = 8
 
 
@@ -107,11 +107,11 @@ def build(settings: GnLenet | Resnet | MlpClassifier, sample_shape: tuple[int, .
 
     Args:
         settings: the classifier block of an experiment; its tag picks the network.
-        sample_shape: (channels, size, size) with size = `settings.image_size`; (2,) for points, which only `mlp` knows.
-        classes: how many, at least 2.
+        sample_shape: (channels, size, size) with size = `settings.image_size`; (2,) for points (only `mlp`).
+        classes: number of classes, at least 2.
 
     Raises:
-        SettingsError: the classifier cannot look at samples of this shape, or there is only one class.
+        SettingsError: the classifier does not support samples of this shape, or there is only one class.
     """
     name, shape = settings.__struct_config__.tag, tuple(sample_shape)
     if classes < 2:

@@ -5,8 +5,8 @@ Adversarial Networks" (ICLR 2016, arXiv:1511.06434), section 3 and figure 1: Bat
 except at the generator's output and the discriminator's input, ReLU and tanh in the generator,
 LeakyReLU(0.2) in the discriminator, weights from N(0, 0.02). The paper's generator for 64 x 64 is
 `width: 128`. Departures: kernels are 4 x 4, not 5 x 5 (every output pixel then has the same number of
-inputs, which avoids a checkerboard, and the authors' own Torch code does so too), and a layer that
-BatchNorm follows has no bias, since BatchNorm would subtract it.
+inputs, which avoids a checkerboard; the authors' own Torch code has the same kernels). A layer before
+BatchNorm has no bias, because BatchNorm would subtract the bias.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from degan.models.weights import start_normal
 
 
 def _widths(settings: Dcgan) -> list[int]:
-    """Maps at 4 x 4, 8 x 8, ... up to half the image size, where there are `settings.width`."""
+    """Numbers of maps at 4 x 4, 8 x 8, ... up to half the image size, where the number is `settings.width`."""
     halvings = settings.image_size.bit_length() - 4  # 32 -> 2, 64 -> 3
     return [settings.width * 2**level for level in range(halvings, -1, -1)]
 

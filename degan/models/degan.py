@@ -5,7 +5,7 @@ Follows Faezi, Bijani and Dolati, "DEGAN: Decentralized generative adversarial n
 have 4,240,320 values for latent 100 and one channel.
 
 Departures: the released code exchanged and applied only those nine arrays, so its biases and
-BatchNorm parameters never left their first values; here they train and travel like all the others.
+BatchNorm parameters never left their first values; here they are trained and exchanged like all the others.
 TensorFlow's "same" pads a strided convolution unevenly (one pixel less at the top and left for 5 x 5);
 here strided ones are padded evenly, and only the 2 x 2 one, which has no even padding, pads below and
 to the right as TensorFlow does.

@@ -4,7 +4,7 @@ Follows the released code of Guirguis et al., "FeGAN: Scaling Distributed GANs" 
 which takes these networks from PyTorch-GAN. For one channel of 32 x 32 pixels they have 1,049,729 and
 98,113 trainable values. Two habits of that code are kept, because the published numbers come from them:
 
-* BatchNorm's second argument is 0.8. It was meant as a momentum, and is the epsilon, so these layers
+* BatchNorm's second argument is 0.8. It was meant as a momentum, and is the epsilon. So these layers
   normalise much less than usual. `norm_eps` sets it for all five; 1e-5 is what most networks use.
 * The discriminator normalises after dropout, so its running statistics see the dropped maps.
 """
@@ -71,7 +71,7 @@ def build(settings: Lsgan, sample_shape: tuple[int, ...]) -> tuple[Generator, Di
 
 
 def _start(network: nn.Module) -> None:
-    """As released: convolutions N(0, 0.02), BatchNorm N(1, 0.02); dense layers and biases as torch has them."""
+    """As released: convolutions N(0, 0.02), BatchNorm N(1, 0.02); dense layers and biases as in torch."""
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             start_uniform(layer)

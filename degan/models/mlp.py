@@ -6,12 +6,12 @@ layers of units: input, two hidden ones of 256, output. So there are three dense
 
 * Images (the released `FourLayerPerceptron`): LeakyReLU(0.2), and tanh at the generator's output.
 * Points (its `CircularProblem`): tanh between the layers, and no tanh at the generator's output. The
-  targets lie well inside [-1, 1], and a bounded output would hide a generator that runs away, and pile
-  it up on a square frame; a smooth activation moves points through the plane without creases.
+  targets lie well inside [-1, 1]. A bounded output would hide a diverging generator, and collect its
+  points on a square frame. A smooth activation moves points through the plane without creases.
 
 Departures: the hidden width and the latent size come from the settings for both (released: 256 and 64
 for images, 128 and 256 for points); the discriminator returns logits, since the sigmoid belongs to the
-loss; weights are uniform as torch draws them, written out here.
+loss; weights are uniform as in torch, with the formula written out here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How weights start: explicit, module by module in their order, so that one seed gives one network."""
+"""Initial weights, drawn explicitly, module by module in order, so that one seed gives one network."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def start_normal(module: nn.Module, std: float = 0.02) -> None:
 def start_uniform(layer: nn.Linear | nn.Conv2d) -> None:
     """Draw weights and biases of one layer from U(-a, a) with a = 1 / sqrt(inputs of one output).
 
-    Source: what torch does for these layers when nobody says otherwise, so "left as they come" in
-    released code means this. Written out, it no longer depends on the release of torch.
+    Source: torch's default for these layers, which released code uses where it sets no weights. The formula
+    is written out, so the weights do not depend on the release of torch.
     """
     bound = 1.0 / math.sqrt(layer.weight[0].numel())
     nn.init.uniform_(layer.weight, -bound, bound)

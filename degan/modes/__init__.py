@@ -19,73 +19,73 @@ from degan.learners.protocols import Adversarial, Trainable
 from degan.modes.needs import Needs
 
 Arrays = dict[str, np.ndarray]
-# Loads the checkpoint of a step into the worker's own objects; returns what the mode had put into it.
+# Loads the checkpoint of a step into the worker's learner and shard; returns the mode's arrays and values in it.
 Load = Callable[[int], tuple[Arrays, dict[str, Any]]]
 
 
 class Mode(Protocol):
-    """How one worker trains, step by step. Called by the worker's loop, from the main thread only.
+    """How one worker trains, step by step. The worker's loop calls the methods, from the main thread only.
 
     Attributes:
-        is_shared: at a cut all workers hold the same model, so only the first measures and draws it.
+        is_shared: at a sync point all workers hold the same model, so only the first measures and draws the model.
     """
 
     is_shared: bool
 
     def begin(self, checkpoints: list[int], saved: dict[str, Any], load: Load) -> int:
-        """Find the peers and load what is agreed on; returns the step after which training goes on.
+        """Find the peers and load the agreed checkpoint; returns the step after which training continues.
 
         Args:
-            checkpoints: steps that could be resumed from, newest last; empty for a fresh start.
-            saved: the values that the mode put into the newest of them (from `state`).
+            checkpoints: the steps of usable checkpoints, newest last; empty for a fresh start.
+            saved: the values of the mode (from `state`) in the newest of these checkpoints.
             load: see `Load`.
         """
 
     def step(self, step: int, next_batch: Callable[[], Batch], is_sync_point: bool) -> dict[str, float]:
-        """Train one step on as many batches as it takes; returns the losses, or nothing if this worker had no part.
+        """Train one step on as many batches as the mode needs; returns the losses, empty if this worker had no part.
 
         Args:
-            next_batch: gives the next samples of this worker's shard, with their labels.
-            is_cut: something is saved or shown after this step.
+            next_batch: returns the next samples of this worker's shard, with their labels.
+            is_sync_point: whether something is saved or shown after this step.
         """
 
     def synchronise(self, step: int) -> bool:
-        """After a cut: make what the workers show alike; False if this worker has nothing to show of this step."""
+        """At a sync point: make the workers' models alike; False if this worker has no model of this step to show."""
 
     def finish(self) -> None:
-        """After the last step: exchange and apply what is left."""
+        """After the last step: exchange and apply the rest."""
 
     def leave(self, is_together: bool) -> None:
         """Stop before the end, alone or all together."""
 
     def ask_to_stop(self, step: int) -> None:
-        """Called after `step`: all workers stop together as soon as they can agree on a step."""
+        """Ask all workers to stop together as soon as they can agree on a step; called after `step`."""
 
     def is_stopping(self, step: int) -> bool:
-        """Whether `step` is the one to stop after."""
+        """Whether the workers stop after `step`."""
 
     def is_first(self) -> bool:
-        """Whether this worker writes what a run has once: it is the lowest live one."""
+        """Whether this worker writes the files that a run has only once: it is the lowest live worker."""
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """What a checkpoint must hold of the mode."""
+        """The mode's arrays and values for a checkpoint."""
 
     def stats(self) -> dict[str, Any]:
-        """Keys for stats.jsonl."""
+        """The mode's keys and values for stats.jsonl."""
 
     def close(self) -> None:
-        """Give back whatever is held; called however the run ends."""
+        """Release all resources; called at every end of a run, errors included."""
 
 
 class Context(NamedTuple):
-    """What a mode is built from.
+    """The arguments of a mode's `build`.
 
     Attributes:
-        settings, worker, learner: what is trained, and who we are.
-        facts: what must be the same for all workers and is no setting (the classes of the data).
-        peer_info: what others may have to know of this worker: `samples`, and their `histogram` over the classes.
+        settings, worker, learner: the experiment, this worker's number, and its learner.
+        facts: values other than settings on which all workers must agree (the classes of the data).
+        peer_info: facts about this worker that its peers need: `samples`, and their `histogram` over the classes.
         log: called with one line for a person.
-        may_take_over: replace a worker of our number that is still alive.
+        may_take_over: whether to replace a live worker with this worker's number.
     """
 
     settings: Experiment
@@ -98,7 +98,7 @@ class Context(NamedTuple):
 
 
 def module_of(settings: Experiment) -> ModuleType:
-    """The module of the mode that the settings name; a mode's module is loaded where it is used."""
+    """The module of the mode that the settings name; imported only when the mode is used."""
     return importlib.import_module(f"degan.modes.{settings.mode.__struct_config__.tag}")
 
 
@@ -112,5 +112,5 @@ def build(context: Context) -> Mode:
 
 
 def needs(settings: Experiment, learner: Trainable | Adversarial) -> Needs:
-    """What a worker of the mode that the settings name asks of its node and of the wire."""
+    """The memory and bytes that a worker of the mode in the settings needs from its node and the wire."""
     return module_of(settings).needs(settings, learner)

@@ -1,4 +1,4 @@
-"""What every mode on the wire has in common: the door to the peers, and what all must agree on."""
+"""The common parts of all modes on the wire: the bus, the agreement and its fingerprint, and the attack."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from peers.chaos.faulty_bus import FaultyBus, inject
 from peers.vectors.graph import complete
 from peers.wire.header import VERSION
 
-# Where nothing that is said leaves the machine.
+# Hosts at which no message leaves the machine.
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def open_bus(settings: Experiment, worker: int, log: Callable[[str], None], may_take_over: bool = False) -> Bus:
-    """Connect to our own Redis and to the peers'.
+    """Connect to this worker's Redis and to its peers'.
 
     Args:
-        may_take_over: replace a worker of our number that is still alive.
+        may_take_over: whether to replace a live worker with this worker's number.
 
     Raises:
         config.UsageError: `peers` is only a number, so there are no addresses; or a secret cannot be used.
@@ -61,13 +61,13 @@ def open_bus(settings: Experiment, worker: int, log: Callable[[str], None], may_
 
 
 def _with_faults(bus: Bus, settings: Experiment) -> Bus:
-    """The bus with what `DEGAN_FAULTS` has for it."""
+    """The bus, wrapped in a `FaultyBus` where `DEGAN_FAULTS` has faults for it."""
     plan = Faults.parse(os.environ[VARIABLE], settings.workers).for_worker(bus.worker, WIRE_HOOKS)
     return FaultyBus(bus, plan, inject) if plan.faults else bus
 
 
 def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
-    """What a worker shows to every Redis, and the run's key.
+    """The credentials of a worker for every Redis, and the run's key.
 
     Raises:
         config.UsageError: a secret cannot be used.
@@ -84,7 +84,7 @@ def access_of(settings: Experiment, worker: int) -> tuple[Access, bytes | None]:
 
 
 def agreement(settings: Experiment, learner: Learner, facts: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for all workers: settings, data, networks, protocol; plain values by path."""
+    """The values on which all workers must agree: settings, data, networks, protocol; plain values by path."""
     return config.agreed(settings) | {
         **facts,
         "protocol": VERSION,
@@ -93,7 +93,7 @@ def agreement(settings: Experiment, learner: Learner, facts: dict[str, Any]) -> 
 
 
 def attack_on(bus: Bus, log: Callable[[str], None]) -> Attack | None:
-    """The attack that `DEGAN_FAULTS` asks of this worker, for tests and benchmarks; said, because it is no accident.
+    """The attack that `DEGAN_FAULTS` asks of this worker, for tests and benchmarks; logged, because it is intended.
 
     Raises:
         peers.errors.SetupError: an unknown attack.
@@ -106,5 +106,5 @@ def attack_on(bus: Bus, log: Callable[[str], None]) -> Attack | None:
 
 
 def fingerprint(agreed: dict[str, Any]) -> bytes:
-    """8 bytes over what was agreed on, in every header."""
+    """8 bytes of a hash of the agreement; every header has them."""
     return hashlib.blake2b(msgpack.packb(sorted(agreed.items())), digest_size=8).digest()

@@ -1,26 +1,26 @@
-"""Federated rounds (FL-GAN, FeGAN): a cohort trains the leader's model on its own data, and their mean is the next.
+"""Federated rounds (FL-GAN, FeGAN): a cohort trains the leader's model on its own data; the mean is the next model.
 
     leader: choose a cohort, put the model, `round_start`
     member: fetch the model -> `local_steps` steps on its own shard -> `result` to the leader
-    leader: what came by the deadline, weighted -> the next model; under the quorum the round is void
+    leader: weighted mean of the answers before the deadline -> next model; without a quorum the round is void
 
-`reduce` asks for a robust rule instead of the weighted mean: over what the answers are away from the global model,
-each counting the same, because whoever could say how much it counts could say too much.
+`reduce` selects a robust rule instead of the weighted mean. The rule reduces the differences between the answers and
+the global model. All answers have the same weight, because a byzantine worker could claim too high a weight.
 
-The other leaders fetch every round's model, so each could go on from it; everybody fetches at a cut. The optimisers'
-moments stay with their worker (`optimiser_state: keep`), begin anew in every round (`reset`), or are averaged
-with the model and travel with it (`average`). G's moving average is the leaders' business: it takes a round as
-`local_steps` steps.
+The other workers that may lead fetch every round's model, so that each can continue from there. All workers fetch the
+model at a sync point. The optimisers' moments stay with their worker (`optimiser_state: keep`), are reset in every
+round (`reset`), or are averaged and sent with the model (`average`). The workers that may lead keep G's moving average,
+in which a round counts as `local_steps` steps.
 
-What always holds: between two rounds there is one model; a member that dies is missing from its round only; when the
-leader dies at most its round is lost. With all workers in the cohort, equal shards, one local SGD step and uniform
+What always holds: between two rounds there is one model. A member that dies is missing from its round only. When the
+leader dies, at most its round is lost. With all workers in the cohort, equal shards, one local SGD step and uniform
 weights a round is one step on the union of the batches.
 
 FL-GAN is `sampling: uniform, weighting: size`; FeGAN is `sampling: balanced, weighting: kl`.
 
 Sources: McMahan et al. 2017, algorithm 1; Guerraoui, Guirguis, Kermarrec, Le Merrer, "FeGAN", Middleware 2020, with
 its released code. Departures: succession of leaders and an adaptive deadline (there the server is one process and
-waits for ever), weights over those that answered, and what `degan.federation.cohorts` says.
+waits for ever), weights over the workers that answered, and the departures in `degan.federation.cohorts`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MODEL, SMOOTH = "model", "smooth"
 
 
 class Federated(LeaderBased):
-    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.Led`."""
+    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.LeaderBased`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Federated(LeaderBased):
         self._codec = build_codec(mode.codec, cast=torch_cast)
         self._has_moments = mode.optimiser_state == "average"
         self._sections = learner.sections("simultaneous" if mode.order == "generator_first" else "alternating")
-        # The global model, never changed in place, by the round after which it holds and the term of who made it.
+        # The global model, never changed in place. Its version is the term of its leader, and the round that made it.
         self._names = names.of_model(learner.sizes, self._has_moments)
         self._average_names = names.of_average(learner.sizes)
         self._model = self._rounded(self._model_of(learner))
@@ -100,15 +100,15 @@ class Federated(LeaderBased):
         )
 
     def _model_of(self, learner: Trainable) -> np.ndarray:
-        """What travels of a learner: all that is trained, float32 (model,); a copy."""
+        """The vectors of a learner that are sent: all trained values, float32 (model,); a copy."""
         return names.joined(learner.state(self._names)[0])
 
     def _hold_model(self, counters: dict[str, int] | None = None) -> None:
-        """The learner is the global model."""
+        """Load the global model into the learner."""
         self._learner.load(names.split(self._model, self._learner.sizes, self._names), counters or {})
 
     def _rounded(self, model: np.ndarray) -> np.ndarray:
-        """The model as those who fetch it get it, so that all hold the same."""
+        """The model rounded as the codec sends it, so that all workers hold the same."""
         if self._codec.is_exact:
             return model
         step = self._codec.chunk_values
@@ -126,7 +126,7 @@ class Federated(LeaderBased):
             return self._lead(step)
         message = found[1]
         if message.kind != "round_start" or message.round > step:
-            return {}  # We are behind: on to the newest.
+            return {}  # This worker is behind: continue with the newest round.
         return self._follow(*found)
 
     def _follow(self, sender: int, received: Received) -> dict[str, float]:
@@ -190,7 +190,7 @@ class Federated(LeaderBased):
         return cohort
 
     def _histograms(self, workers: list[int]) -> dict[int, np.ndarray]:
-        """What each holds of each class; zeros where a worker's cannot be read."""
+        """The samples of each class that each worker holds; zeros for a worker whose histogram cannot be read."""
         rows = {worker: np.array(self._peer_info(worker).get("histogram", []), dtype=np.int64) for worker in workers}
         classes = max([1, *(row.size for row in rows.values())])
         return {worker: row if row.size == classes else np.zeros(classes, np.int64) for worker, row in rows.items()}
@@ -209,7 +209,7 @@ class Federated(LeaderBased):
         return self._rounded(total)
 
     def _train(self) -> tuple[np.ndarray, dict[str, float]]:
-        """The model after our local steps, and the mean losses of those."""
+        """The model after this worker's local steps, and the mean losses of these steps."""
         learner, steps = self._learner, self._local_steps()
         has_moments = {names.network_of(name) for name in self._names if names.is_moment(name)}
         self._hold_model(dict.fromkeys(has_moments, self._steps_taken))
@@ -236,7 +236,7 @@ class Federated(LeaderBased):
     # --- the global model ---------------------------------------------------------------------
 
     def _adopt(self, model: np.ndarray, version: tuple[int, int]) -> None:
-        """A new global model; who may lead keeps G's moving average as well."""
+        """Take over a new global model; a worker that may lead updates G's moving average as well."""
         self._model, self._version = model, version
         self._steps_taken += self._mode.local_steps
         if self._rounds.leadership.may_lead(self._me):
@@ -244,7 +244,7 @@ class Federated(LeaderBased):
             self._learner.average((0, self._learner.size), self._mode.local_steps)
 
     def _put_model(self, is_sync_point: bool) -> None:
-        """Put the global model under our state key, if it is not there; at a cut the moving average too."""
+        """Put the global model under this worker's state key, if missing; at a sync point the moving average too."""
         version, versions = self._version, self._versions
         if version not in versions:
             model = Piece(_name(version), {MODEL: self._model}, codec=self._codec)
@@ -256,7 +256,7 @@ class Federated(LeaderBased):
             versions.keep(version)
 
     def _fetch(self, sender: int, received: Received) -> None:
-        """Hold the model that an announcement speaks of. Raises one of `MISSED`."""
+        """Fetch and adopt the model that an announcement names. Raises one of `MISSED`."""
         version, steps = _version(received), whole(received.fields, "steps")
         if version == self._version:
             return
@@ -268,7 +268,7 @@ class Federated(LeaderBased):
         self._steps_taken = steps
 
     def _note_start(self, message: Received) -> list[int]:
-        """The cohort that a leader announces, and what we would need to lead ourselves. Raises MessageError."""
+        """Return the announced cohort, and keep the state for leading in the leader's place. Raises MessageError."""
         cohort, sampled = message.fields.get("cohort"), message.fields.get("sampled")
         if not isinstance(cohort, list) or not all(isinstance(worker, int) for worker in cohort):
             raise MessageError("malformed", f"round {message.round} has no cohort")
@@ -280,7 +280,7 @@ class Federated(LeaderBased):
                 raise MessageError("malformed", f"round {message.round}: {error}") from None
         return cohort
 
-    # --- what all modes with a leader give ----------------------------------------------------
+    # --- the methods of a leader-based mode ---------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
         self._hold_model()
@@ -304,7 +304,7 @@ class Federated(LeaderBased):
             self._fetch(sender, received)
 
     def leave(self, is_together: bool) -> None:
-        # What is saved after this is the global model, as the version says, and not what we last made of it.
+        # The checkpoint must hold the global model of this version, not the result of this worker's last local steps.
         self._hold_model()
         super().leave(is_together)
 
@@ -327,7 +327,7 @@ class Federated(LeaderBased):
 
 
 def kinds_of(settings: Experiment, learner: Trainable) -> dict[str, tuple[int, Codec]]:
-    """The vectors that travel: number of values and codec by kind."""
+    """The vectors on the wire: number of values and codec by kind."""
     has_moments = settings.mode.optimiser_state == "average"
     size = names.size_of(learner.sizes, names.of_model(learner.sizes, has_moments))
     return {"result": (size, build_codec(settings.mode.codec, cast=torch_cast))}
@@ -340,13 +340,13 @@ def build(context: Context) -> Federated:
 
 
 def needs(settings: Experiment, learner: Trainable) -> Needs:
-    """What a worker asks of its node: results for whoever leads, and as a leader the models that are fetched."""
+    """The needs of a worker: its results for each leader, and as a leader the models that the others fetch."""
     kinds = kinds_of(settings, learner)
     model_bytes = encoded_bytes(*kinds["result"])
     others = min(len(leaders_of(settings)), settings.workers - 1)
     return Needs(
         outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), [("result",)] * others),
-        # The newest, the one before until its round is closed, and that of the newest cut, with its average.
+        # The newest model, the one before until its round is closed, that of the newest sync point with its average.
         state_bytes=3 * model_bytes + 2 * 4 * names.size_of(learner.sizes, names.of_average(learner.sizes)),
         step_bytes=model_bytes,
         vector_bytes=4 * learner.size,
@@ -354,7 +354,7 @@ def needs(settings: Experiment, learner: Trainable) -> Needs:
 
 
 def stragglers(settings: Experiment) -> dict[int, int]:
-    """FeGAN's weak workers and their local steps; drawn by the seed, the same on every worker."""
+    """FeGAN's weak workers and their local steps; drawn from the seed, the same on every worker."""
     mode = settings.mode
     random = np.random.default_rng(spawn_seed(settings.seed, "stragglers"))
     count = round(mode.stragglers.fraction * settings.workers)

@@ -1,4 +1,4 @@
-"""Local training: no exchange, each worker alone with its shard. The base line of every other mode."""
+"""Local training: no exchange, each worker alone with its shard; the baseline of every other mode."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Local:
 
     Args:
         settings: the experiment.
-        worker: our number.
-        learner: what is trained.
-        say: called with one line for a person.
+        worker: this worker's number.
+        learner: the learner that is trained.
+        log: called with one line for a person.
     """
 
     is_shared = False
@@ -92,5 +92,5 @@ def build(context: Context) -> Local:
 
 
 def needs(settings: Experiment, learner: Trainable) -> Needs:
-    """What a worker asks of its node: nothing, it has none."""
+    """The needs of a worker: none, because it has no node."""
     return Needs(vector_bytes=4 * learner.size)

@@ -4,22 +4,22 @@
     worker at place j of the list: discriminator steps on its own data and fakes j + 1 (mod k) -> the gradient of G's
         loss at fakes j (mod k), `feedback` to the leader
     leader: each batch's feedbacks summed, over the number of answers -> back through G -> one step of its optimiser
-    every few epochs: each worker sends its discriminator on (`swap`, a derangement of those that were asked)
+    every few epochs: each worker sends its discriminator to another (`swap`, a derangement of the asked workers)
 
 A feedback is the gradient of the mean loss over a batch, so the chain rule does the rest: with one worker a round is
 a plain alternating GAN step, and with equal discriminators a step on their mean loss. D is in its training mode
 throughout; for a feedback its parameters stay, and its running statistics take the fakes in, as in any GAN step.
 
-`reduce` asks for a robust rule instead of the sum, over the feedbacks to one batch; it takes three to choose among.
-Our own steps are guarded: D keeps what it was where its gradient is not finite, and a feedback that is not finite is
-sent as zeros.
+`reduce` selects a robust rule instead of the sum, over the feedbacks to one batch; the rule needs at least three. The
+non-finite guard checks each worker's own steps: D stays unchanged where its gradient is not finite, and a feedback that
+is not finite is sent as zeros.
 
-What always holds: a feedback that is late, not finite, or far larger than usual, is left out and counted, and under
-the quorum G stays; a discriminator that is swapped is replaced only by one that has come whole; nobody waits for
-another's swap, and one that is slow is taken between two later rounds. Every `state_every` rounds and at cuts the
-leader puts G under its state key (weights, running statistics, Adam's moments, moving average); those who may lead
-fetch it, at a cut everybody does. When the leader dies, what G learned since is lost, and no discriminator but the
-leader's is.
+What always holds: a feedback is left out and counted if it is late or not finite, or if its norm is far above usual.
+Without a quorum G stays unchanged. A swapped discriminator is replaced only by one that has come whole. No worker waits
+for another worker's swap, and a slow discriminator is loaded between two later rounds. Every `state_every` rounds and
+at sync points the leader puts G under its state key (weights, running statistics, Adam's moments, moving average). The
+workers that may lead fetch this state; at a sync point all workers do. When the leader dies, G's training since that
+state is lost, and of the discriminators only the leader's.
 
 Source: Hardy, Le Merrer, Sericola, "MD-GAN", IPDPS 2019, algorithm 1. Departures: succession of leaders, an adaptive
 deadline and a quorum (there the server waits for all); each discriminator step has a batch of its own; the swap is a
@@ -60,18 +60,18 @@ from peers.session.transfer import encoded_bytes
 from peers.types import Received
 from peers.vectors import reduce as robust
 
-# Names of the vectors in a state, and how many states are kept for those who are slow to fetch one.
+# Names of the vectors in a state, and the number of states that are kept for slow workers.
 NETWORK, SMOOTH, MOMENTS = "generator", "smooth", "moments"
 KEPT_STATES = 2
-# Of a deadline that somebody announces.
+# The bound of an announced deadline.
 MAX_DEADLINE_S = 1e7
 
-# The term, the round and the worker of a state.
+# The term, the round and the leader of a state.
 Version = tuple[int, int, int]
 
 
 class Plan(NamedTuple):
-    """What the leader says of a round: who takes part, in which places, and whether discriminators change hands."""
+    """The announcement of a round: its workers in their places, and whether they swap discriminators after it."""
 
     workers: list[int]
     is_swap: bool
@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 
 
 class MultiDiscriminator(LeaderBased):
-    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.Led`."""
+    """See `degan.modes.Mode` and `degan.modes.leader.leader_based.LeaderBased`."""
 
     maps = LeaderBased.maps | {"want"}
 
@@ -97,7 +97,7 @@ class MultiDiscriminator(LeaderBased):
         self._shape = (settings.data.batch_size, *learner.sample_shape)
         self._batches = batches_of(settings)
         self._has_scale = mode.feedback_codec == "float16"
-        # The state that G was last put as, or fetched; and the term in which we have begun to lead.
+        # The newest state of G that was put or fetched; the term in which this worker has begun to lead.
         self._version: Version | None = None
         self._leads_since: int | None = None
         self._of_discriminator, self._of_generator = learner.sections("alternating")
@@ -130,7 +130,7 @@ class MultiDiscriminator(LeaderBased):
             return self._lead(step)
         message = found[1]
         if message.kind != "round_start" or message.round > step:
-            return {}  # We are behind: on to the newest.
+            return {}  # This worker is behind: continue with the newest round.
         return self._follow(*found)
 
     def _follow(self, sender: int, received: Received) -> dict[str, float]:
@@ -148,10 +148,10 @@ class MultiDiscriminator(LeaderBased):
         return losses
 
     def _answer(self, sender: int, received: Received, plan: Plan) -> dict[str, float]:
-        """Our part in somebody else's round. Raises one of `MISSED`."""
+        """Do this worker's part in another worker's round. Raises one of `MISSED`."""
         step = received.round
         batch = self._rounds.messages.received("batch", sender, step)
-        # It was said before the round was announced, so it is here or it is lost.
+        # The batch was published before the announcement of the round, so it is here or lost.
         if batch is None or batch.incarnation != received.incarnation:
             raise MessageError("incomplete", f"the batch of worker {sender} has not come whole")
         self._predicted["received"] += self._bytes["batch"]
@@ -171,7 +171,7 @@ class MultiDiscriminator(LeaderBased):
         return losses
 
     def _train(self, workers: list[int], fakes: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
-        """Our discriminator's steps; then the feedback, float32 (values of a batch,), and the losses."""
+        """Train this worker's discriminator; returns the feedback, float32 (values of a batch,), and the losses."""
         place, count = workers.index(self._me), self._mode.discriminator_steps
         learned, judged = fakes[(place + 1) % self._batches], fakes[place % self._batches]
         d_loss = sum(self._learn(self._next_batch().samples, learned) for _ in range(count)) / count
@@ -181,7 +181,7 @@ class MultiDiscriminator(LeaderBased):
         return feedback.reshape(-1), {"d_loss": d_loss, "g_loss": g_loss}
 
     def _learn(self, real: torch.Tensor, fake: np.ndarray) -> float:
-        """One step of our discriminator; returns the loss."""
+        """One step of this worker's discriminator; returns the loss."""
         context = self._guard.context()
         gradient, loss = self._learner.discriminator_gradient(real, fake)
         if self._guard.passes(gradient, context):
@@ -192,7 +192,7 @@ class MultiDiscriminator(LeaderBased):
         common = self._announcement(step)
         workers = self._await_live()
         if self._leads_since != common["term"] and step > 1:
-            # The others go on from what we begin with, should it come to that.
+            # If this leader dies, the others continue from its initial state.
             self._put_state(step - 1)
         self._leads_since = common["term"]
         plan = Plan(workers, self._is_swap(step, workers), self._rounds.deadline.seconds, self._version)
@@ -221,7 +221,7 @@ class MultiDiscriminator(LeaderBased):
         return losses or mean_losses(answered, self._learner.losses)
 
     def _update(self, workers: list[int], fakes: list[torch.Tensor], answers: dict[int, np.ndarray]) -> None:
-        """One step of G: of each batch that somebody has judged the sum of the answers, over all answers."""
+        """One step of G: for each batch with a feedback the sum of its feedbacks, over the number of all answers."""
         judged: dict[int, list[np.ndarray]] = {}
         for place, worker in enumerate(workers):
             if worker in answers:
@@ -233,18 +233,18 @@ class MultiDiscriminator(LeaderBased):
             self._learner.average(self._of_generator)
 
     def _sum(self, feedbacks: list[np.ndarray]) -> np.ndarray:
-        """Of the feedbacks to one batch, in worker order; by a robust rule if one is asked for and has a choice."""
+        """The sum of the feedbacks to one batch, in worker order; by a robust rule if set, for at least three."""
         if self._mode.reduce != "mean" and len(feedbacks) >= 3:
             return robust.build(self._mode.reduce, self._mode.byzantine)(feedbacks) * np.float32(len(feedbacks))
         with np.errstate(over="ignore", invalid="ignore"):
             return functools.reduce(np.add, feedbacks)
 
     def _is_swap(self, step: int, workers: list[int]) -> bool:
-        """Whether discriminators change hands after this round: every so many epochs of the mean shard."""
+        """Whether the workers swap discriminators after this round: every `swap_every` epochs of the mean shard."""
         every = self._mode.swap_every
         every = float(self._settings.workers > 1) if every is None else every
         if self._joined_at == step - 1:
-            return False  # The others may have had this round, and its swap, with our former life.
+            return False  # The others may have had this round, with its swap, with this worker's former incarnation.
         samples = [
             peer_info["samples"]
             for _, peer_info in self._peer_infos.values()
@@ -257,7 +257,7 @@ class MultiDiscriminator(LeaderBased):
     # --- the state of G -----------------------------------------------------------------------
 
     def _put_state(self, step: int, is_sync_point: bool = False) -> None:
-        """Put G as it is after a round under our state key; what nobody can be fetching any more is taken away."""
+        """Put G after a round under this worker's state key; states that no worker can be fetching are removed."""
         version = self._rounds.leadership.term, step, self._me
         if version != self._version:
             network, counters = self._learner.state(names.of_network(self._learner.sizes, NETWORK))
@@ -275,7 +275,7 @@ class MultiDiscriminator(LeaderBased):
         self._versions.forget()
 
     def _fetch_state(self, sender: int, incarnation: str, version: Version | None) -> None:
-        """Hold the G that an announcement speaks of; who may lead its moments, too. Raises one of `MISSED`."""
+        """Fetch the G that an announcement names; if this worker may lead, its moments too. Raises one of `MISSED`."""
         if version is None or version == self._version:
             return
         if version[2] != sender:
@@ -297,7 +297,7 @@ class MultiDiscriminator(LeaderBased):
         self._learner.load(network | average, counters)
         self._version = version
 
-    # --- what all modes with a leader give ----------------------------------------------------
+    # --- the methods of a leader-based mode ---------------------------------------------------
 
     def _end_fields(self, step: int) -> dict[str, Any]:
         self._put_state(step, is_sync_point=True)
@@ -309,7 +309,7 @@ class MultiDiscriminator(LeaderBased):
     def _catch_up(self, sender: int, received: Received) -> None:
         if self._rounds.leadership.may_lead(self._me):
             self._fetch_state(sender, received.incarnation, _version(received))
-        # Who leads and does not train has a discriminator that nobody wants.
+        # A leader that does not train has an untrained discriminator.
         but = () if self._mode.leader_trains else (sender,)
         self._swaps.ask(received.round, self._rounds.deadline.seconds, but)
 
@@ -335,7 +335,7 @@ class MultiDiscriminator(LeaderBased):
 
 
 def kinds_of(settings: Experiment, learner: Adversarial) -> dict[str, tuple[int, Codec]]:
-    """The vectors that travel: number of values and codec by kind."""
+    """The vectors on the wire: number of values and codec by kind."""
     mode, size = settings.mode, settings.data.batch_size * math.prod(learner.sample_shape)
     return {
         "batch": (batches_of(settings) * size, build_codec(mode.codec, cast=torch_cast)),
@@ -351,11 +351,11 @@ def build(context: Context) -> MultiDiscriminator:
 
 
 def needs(settings: Experiment, learner: Adversarial) -> Needs:
-    """What a worker asks of its node: batches for all, feedbacks and discriminators for each, and the states of G."""
+    """The needs of a worker: batches for all, feedbacks and discriminators for each peer, and the states of G."""
     kinds = kinds_of(settings, learner)
     streams = [("batch",), *[("feedback", "swap")] * (settings.workers - 1)]
     g = [*names.of_network(learner.sizes, NETWORK), *names.of_average(learner.sizes)]
-    # The states that are kept, that of the newest cut, and one that is being put.
+    # The kept states, that of the newest sync point, and one that is being put.
     states = KEPT_STATES + 2
     return Needs(
         outbox_bytes=leader_outbox_bytes(RoundLayout(bytes(8), kinds), streams),
@@ -366,7 +366,7 @@ def needs(settings: Experiment, learner: Adversarial) -> Needs:
 
 
 def batches_of(settings: Experiment) -> int:
-    """k: how many batches the leader makes a round; the same for the whole run, whoever is alive."""
+    """k: the number of batches in a round; the same for the whole run, however many workers are live."""
     batches = settings.mode.batches
     return max(1, math.floor(math.log(settings.workers))) if batches == "log" else batches
 
@@ -376,7 +376,7 @@ def _name(prefix: str, version: Version) -> str:
 
 
 def _version(message: Received) -> Version | None:
-    """The state that an announcement speaks of; None while there is none but the beginning."""
+    """The state that an announcement names; None as long as G is the initial one."""
     found = message.fields.get("state")
     if found is None:
         return None
@@ -387,7 +387,7 @@ def _version(message: Received) -> Version | None:
 
 
 def _plan(message: Received) -> Plan:
-    """What a leader announces. Raises MessageError."""
+    """A leader's announcement. Raises MessageError."""
     fields = message.fields
     workers, deadline_s = fields.get("workers"), fields.get("deadline_s")
     if not isinstance(workers, list) or not all(isinstance(worker, int) for worker in workers):
@@ -400,5 +400,5 @@ def _plan(message: Received) -> Plan:
 
 
 def _feedback(message: Received) -> np.ndarray:
-    """The gradient that a message stands for. Raises ValueError."""
+    """The gradient in a message. Raises ValueError."""
     return scaling.unscaled(message.values, message.extras.get("exponent", 0.0))

@@ -1,7 +1,7 @@
-"""What one worker asks of its node's Redis and of the wire, in bytes, as the settings have it.
+"""The needs of one worker: bytes on its node's Redis and on the wire, computed from the settings.
 
-Each mode computes its own (`needs` beside the mode's class) from the very layout and limits that it trains with; the
-worker prints them at its start and the doctor holds them against what a node has.
+Each mode computes its own needs (`needs` beside the mode's class) from the layout and limits of its training. The
+worker prints them at its start, and the doctor compares them with a node's memory.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from peers.rounds.rounds import kept_entries
 from peers.types import Slice
 from peers.wire.layout import chunks
 
-LEADERS = 3  # Where the settings do not say how many may lead.
+LEADERS = 3  # The number of workers that may lead, where the settings name none.
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The most that one worker needs, in bytes.
+    """The upper bounds of one worker's needs, in bytes.
 
     Attributes:
         outbox_bytes: its streams, full.
-        state_bytes: its state hash, with what a joiner or the followers of a leader fetch from there.
-        step_bytes: what one peer reads from it in a step.
-        vector_bytes: the vector that is trained, as float32.
+        state_bytes: its state hash, from which a joiner or the followers of a leader fetch.
+        step_bytes: bytes that one peer reads from this worker in a step.
+        vector_bytes: the trained vector, as float32.
     """
 
     outbox_bytes: int = 0
@@ -38,23 +38,23 @@ class Needs:
 
     @property
     def redis_bytes(self) -> int:
-        """All that its node's Redis must have room for."""
+        """The memory that its node's Redis must have."""
         return self.outbox_bytes + self.state_bytes
 
     def __str__(self) -> str:
-        """For the line at a worker's start."""
+        """The text for the line at a worker's start."""
         outbox, state = self.outbox_bytes / 2**20, self.state_bytes / 2**20
         return f"at most {outbox:,.1f} MiB of streams and {state:,.1f} MiB of states on this node's Redis"
 
 
 def entry_bytes(size: int, codec: Codec) -> int:
-    """The mean payload of the entries in which a vector of `size` values travels, rounded up."""
+    """The mean payload of the entries of a vector of `size` values, rounded up."""
     sizes = [codec.encoded_bytes(piece.size) for piece in chunks(Slice(0, size), codec)]
     return -(-sum(sizes) // len(sizes))
 
 
 def leader_outbox_bytes(layout: RoundLayout, streams: list[tuple[str, ...]]) -> int:
-    """The streams of a worker in a mode with a leader, full.
+    """The bytes of a worker's full streams in a leader-based mode.
 
     Args:
         streams: for each stream the kinds of vectors that may fill it.
@@ -64,7 +64,7 @@ def leader_outbox_bytes(layout: RoundLayout, streams: list[tuple[str, ...]]) -> 
 
 
 def float_bytes(arrays: dict[str, np.ndarray] | dict[str, int]) -> int:
-    """Bytes of float32 vectors by name, given themselves or by their numbers of values."""
+    """Bytes of float32 vectors by name, given as arrays or as numbers of values."""
     return 4 * sum(array if isinstance(array, int) else array.size for array in arrays.values())
 
 

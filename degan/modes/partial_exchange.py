@@ -1,4 +1,4 @@
-"""Partial exchange (DEGAN, Ako): every worker trains its own replica, and one part of it travels in each step.
+"""Partial exchange (DEGAN, Ako): every worker trains its own replica, and one part is exchanged in each step.
 
 `exchange: gradients`
 
@@ -11,16 +11,16 @@
     -> move the part of step t - slack to the average of what all published then -> moving average of G
 
 What always holds: replicas start from the same weights; each gradient of each worker reaches each
-live peer exactly once, at most p - 1 + slack steps late (with slack null: whenever it comes); with
-one worker it is the local mode; with parts 1, slack 0, the raw codec and the mean it is one process
+live peer exactly once, at most p - 1 + slack steps late (with slack null, without a bound). With one worker
+the mode equals the local mode. With parts 1, slack 0, the raw codec and the mean the mode equals one process
 that averages the workers' gradients (or their weights), bit for bit. Under a bound a checkpoint is a
-synchronous step (everyone is awaited), so it has nothing in flight; with slack null nobody is awaited,
-and a run that is resumed as a whole loses what was. Parameters repeat bit by bit under any slack, and
-after the last step all workers have the same.
+synchronous step (all workers wait for all), so nothing is in flight. With slack null no worker waits, and a
+run that is resumed as a whole loses the gradients in flight. Parameters repeat bit by bit under any slack,
+and after the last step all workers have the same.
 
 With `updates: alternating` a step is two local steps and one round: the discriminator's gradient is applied, then
-the generator's, taken against the updated discriminator, and then the weights of both are exchanged. That needs
-`exchange: parameters`; gradients of the generator would have to wait for the discriminators' exchange.
+the generator's, taken against the updated discriminator, and then the weights of both are exchanged. This needs
+`exchange: parameters`, because gradients of the generator would have to wait for the discriminators' exchange.
 
 Sources: Faezi, Bijani, Dolati, "DEGAN", Neurocomputing 419 (2021); Watcharapichat et al., "Ako",
 SoCC 2016; Ho et al., NIPS 2013. Departures from the released DEGAN code: common initial weights,
@@ -59,23 +59,23 @@ from peers.types import Cursor
 from peers.vectors.buffers import BufferPool
 from peers.vectors.partition import Schedule
 
-# No weight of an honest worker is larger.
+# An upper bound of the weights of an honest worker.
 RUNAWAY = 1e6
 BLOCK_VALUES = 4096
 
 
 def least_rounds(settings: Experiment) -> int:
-    """How many rounds an outbox must keep: under the bound no reader is more than 2 * (slack + 1) rounds behind."""
+    """The rounds that an outbox must keep: under the bound no reader is more than 2 * (slack + 1) rounds behind."""
     mode = settings.mode
     if mode.slack is None:
         return settings.bus.unbounded_backlog
-    # With many parts a round is small; `Outbox` has room for those.
+    # With many parts a round is small, and `Outbox` has room for these.
     parts = 1 if mode.parts == "auto" else mode.parts
     return 2 * mode.slack + 3 + parts
 
 
 def keep_rounds(settings: Experiment, round_bytes: int) -> int:
-    """How many rounds an outbox keeps: what the bound needs, and a checkpoint's worth for replay if it fits."""
+    """The rounds that an outbox keeps: those for the bound, and those since a checkpoint for replay if they fit."""
     mode, every = settings.mode, settings.checkpoint_every
     needed = least_rounds(settings)
     replay = every + needed if every else 0
@@ -86,7 +86,7 @@ def keep_rounds(settings: Experiment, round_bytes: int) -> int:
 
 
 def layout_of(settings: Experiment, learner: Trainable, fingerprint: bytes = bytes(8)) -> ExchangeLayout:
-    """What travels, and in which slices; the same on every worker."""
+    """The layout of the exchanged vectors and their slices; the same on every worker."""
     mode = settings.mode
     is_auto = mode.parts == "auto"
     return ExchangeLayout(
@@ -100,7 +100,7 @@ def layout_of(settings: Experiment, learner: Trainable, fingerprint: bytes = byt
 
 
 def options_of(settings: Experiment, layout: ExchangeLayout) -> Options:
-    """How the exchange behaves, and how much it keeps."""
+    """The options of the exchange, from the settings."""
     mode, run = settings.mode, settings.run
     round_bytes = layout.codec.encoded_bytes(layout.largest.size)
     return Options(
@@ -128,7 +128,7 @@ def build(context: Context) -> PartialExchange:
 
 
 def needs(settings: Experiment, learner: Trainable) -> Needs:
-    """What a worker asks of its node: a full outbox, and the state that it gives to one joiner."""
+    """The needs of a worker: a full outbox, and the state for one joiner."""
     layout = layout_of(settings, learner)
     options = options_of(settings, layout)
     initial = np.zeros(learner.size, dtype=np.float32)
@@ -139,7 +139,7 @@ def needs(settings: Experiment, learner: Trainable) -> Needs:
     statistics_bytes = entry_bytes(layout.state_size, CODECS["raw"]) if states else 0
     outbox_bytes = outbox.entries * part_bytes + states * max(0, statistics_bytes - part_bytes)
     if layout.may_be_whole and not layout.codec.is_exact:
-        # What is no difference to anything travels raw: each part once, at the beginning or after a loss.
+        # Values that are no differences are sent raw: each part once, at the beginning or after a loss.
         outbox_bytes += 4 * learner.size
     return Needs(
         outbox_bytes=outbox_bytes,
@@ -154,10 +154,10 @@ class PartialExchange:
 
     Args:
         settings: the experiment.
-        learner: what is trained.
-        bus: our door to the peers; closed by `close`.
-        facts: what must be the same for all workers and is no setting.
-        say: called with one line for a person.
+        learner: the learner that is trained.
+        bus: the bus to the peers; closed by `close`.
+        facts: values other than settings on which all workers must agree.
+        log: called with one line for a person.
     """
 
     is_shared = False
@@ -203,7 +203,7 @@ class PartialExchange:
             except (StalledError, BusError, MessageError) as error:
                 if error is self._failure:
                     raise
-                # Some may have been told to await us in this life: only another one lets them go on.
+                # Some peers may wait for this incarnation; only a new incarnation lets them continue.
                 raise LeaseExpiredError(str(error)) from None
             self._rendezvous.lease.joined(last)
         else:
@@ -216,7 +216,7 @@ class PartialExchange:
         return last
 
     def _take_over(self, vectors: Vectors, counters: Counters) -> None:
-        """Hold the state that a peer has given. Raises KeyError, ValueError."""
+        """Load the state that a peer has given. Raises KeyError, ValueError."""
         self._learner.load(vectors, {name: int(counters[name]) for name in self._learner.state()[1]})
 
     def _log_start(self, start: Start, step: int) -> None:
@@ -232,14 +232,14 @@ class PartialExchange:
         return found
 
     def _step_gradient(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:
-        """Send our gradient and apply what is to be applied. An unusable one is zeros: the others' count."""
+        """Send the gradient and apply the combined one. An unusable gradient is zeros; the others still count."""
         (section,) = self._sections
         context = self._guard.context()
         gradient, found, is_usable = self._guard.gradients(section, batch)
         if self._attack:
             gradient[:] = chain(*attack(self._attack))(gradient, context)
         combined = self._exchange.exchange(gradient, is_sync_point)
-        # With delayed own gradients all replicas apply the same. So only values that all workers have may decide.
+        # With `own: delayed` all replicas apply the same. So only values that all workers have may decide.
         is_fresh = is_usable and self._settings.mode.own == "immediate"
         if self._guard.allows_together(combined) and (is_fresh or _has_any(combined)):
             self._learner.apply(section, combined)
@@ -247,7 +247,7 @@ class PartialExchange:
         return found
 
     def _step_parameters(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:
-        """Apply our gradients, send our weights, and take over what all agree on. An unusable one changes nothing."""
+        """Apply the gradients, send the weights, load the agreed weights. An unusable gradient changes nothing."""
         found, applied = {}, []
         before = self._learner.parameters(self._whole).copy() if self._attack else None
         context = self._guard.context()
@@ -263,7 +263,7 @@ class PartialExchange:
             values[:] = before + chain(*attack(self._attack))(values - before, context)
         together = self._exchange.exchange(values, is_sync_point)
         if before is not None:
-            # Whoever attacks means to go on: what has run away is taken back.
+            # A byzantine worker must keep training, so its own runaway weights are restored.
             np.copyto(together, honest, where=~(np.abs(together) < RUNAWAY))
         self._learner.load_parameters(self._whole, together)
         for section in applied:
@@ -319,5 +319,5 @@ class PartialExchange:
 
 
 def _has_any(values: np.ndarray) -> bool:
-    """Whether any value is not zero; mostly the first block knows."""
+    """Whether any value is not zero; mostly the first block has one."""
     return any(values[start : start + BLOCK_VALUES].any() for start in range(0, values.size, BLOCK_VALUES))

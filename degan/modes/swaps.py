@@ -1,12 +1,12 @@
-"""Discriminators that change hands: sent on after a round, taken when they have come, given to those that join.
+"""Swaps of discriminators: sent after a round, loaded when they have come, given to workers that join.
 
-After its feedback of a round with a swap each worker sends its discriminator to the one that the derangement names,
-and waits for the one that it is to get itself. It keeps waiting only as long as that costs nobody a round: when the
-next round has begun it goes on with its own, and takes the other between two later rounds, if it still comes before
-the deadline. A worker that joins asks a live one, drawn at random, for a copy of its discriminator.
+After its feedback of a round with a swap each worker sends its discriminator to the worker that the derangement names,
+and waits for its incoming discriminator. The wait is limited so that no worker misses a round. When the next round has
+begun, the worker continues with its own discriminator. The incoming one is loaded between two later rounds, if it comes
+before the deadline. A worker that joins asks a live worker, drawn at random, for a copy of its discriminator.
 
-What always holds: ours is replaced only by one that has come whole and is finite; each that was to come was either
-taken or is counted as missed.
+What always holds: a discriminator is replaced only by one that has come whole and is finite. Each incoming
+discriminator is either loaded or counted as missed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NETWORK = "discriminator"
 
 
 class Incoming(NamedTuple):
-    """The discriminator that we are to get: from whom, in which life, after which round, and how long we wait.
+    """The incoming discriminator: its sender and the sender's incarnation, its round, and the limits of the wait.
 
     Attributes:
-        until_s: when it is given up (seconds, monotonic).
-        grace_s: how long it is awaited when the next round has begun already.
+        until_s: the end of the wait (seconds, monotonic).
+        grace_s: the longest wait after the next round has begun.
     """
 
     sender: int
@@ -49,14 +49,14 @@ class Swaps:
     """One worker's part in the swaps, from the main thread.
 
     Args:
-        settings, learner: what is trained.
-        rounds: the way to the peers.
-        me: our number.
-        predicted: bytes `sent` and `received` by the formula; ours are added.
-        say: called with one line for a person.
+        settings, learner: the experiment and this worker's learner.
+        rounds: the rounds with the peers.
+        me: this worker's number.
+        predicted: bytes `sent` and `received` by the formula; those of the swaps are added.
+        log: called with one line for a person.
 
     Attributes:
-        done, missed: how many discriminators have come by a swap, and how many that should have did not.
+        done, missed: how many discriminators have come by a swap, and how many expected ones have not.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Swaps:
     # --- a swap -------------------------------------------------------------------------------
 
     def begin(self, round: int, workers: Collection[int], deadline_s: float, incarnations: Mapping[int, str]) -> None:
-        """Send ours on after our part in a round of these workers, and know whose we are to get.
+        """Send this worker's discriminator after its part in a round, and note the sender of the incoming one.
 
         Args:
-            lives: in which each was when the round was announced; a new one knows nothing of it.
+            incarnations: each worker's when the round was announced; a later incarnation does not know the round.
         """
         if self._incoming is not None:
             self._give_up()
@@ -98,10 +98,10 @@ class Swaps:
         self._incoming = Incoming(sender, incarnations.get(sender), round, until_s, deadline_s / 2)
 
     def wait(self, step: int, may_wait: Callable[[int], bool] = lambda sender: True) -> None:
-        """Wait for the discriminator that we are to get, but not so long that we miss the round after `step`.
+        """Wait for the incoming discriminator, but not so long that this worker misses the round after `step`.
 
         Args:
-            may_wait: whether who leads waits for this sender, since all the others wait for the leader.
+            may_wait: whether the leader waits for this sender; all the others wait for the leader.
         """
         incoming = self._incoming
         if incoming is None:
@@ -114,7 +114,7 @@ class Swaps:
             waited_s = time.monotonic() - newest[1].at_s
             return newest[1].round > step + 1 or waited_s > incoming.grace_s
 
-        # What has not come by the deadline is said below.
+        # `take` logs a discriminator that has not come by the deadline.
         with contextlib.suppress(StalledError):
             self._rounds.until(
                 lambda: self._come() or self._is_lost() or is_late(),
@@ -124,7 +124,7 @@ class Swaps:
         self.take()
 
     def take(self) -> None:
-        """Between two rounds: hold the discriminator that has come by now, or know that none will."""
+        """Between two rounds: load the incoming discriminator if it has come, or give it up if it is lost or late."""
         if self._incoming is None:
             return
         received = self._come()
@@ -145,9 +145,9 @@ class Swaps:
         return self._messages.received("swap", self._incoming.sender, self._incoming.round)
 
     def _is_lost(self) -> bool:
-        """Whether who is to give us its own is gone. What it said before a goodbye may still come."""
+        """Whether the sender is gone. A message that it sent before its goodbye may still come."""
         sender, incarnation, round, *_ = self._incoming
-        # In the first round it may not have said anything yet.
+        # In the first round no incarnation of the sender may be known yet.
         return sender not in self._messages.reached(round) or incarnation not in (
             None,
             self._messages.incarnation(sender),
@@ -166,11 +166,11 @@ class Swaps:
     # --- joining ------------------------------------------------------------------------------
 
     def ask(self, round: int, patience_s: float, but: Collection[int | None]) -> None:
-        """As one that joins at a round: begin with the discriminator of a live worker; with ours if none comes.
+        """Join at a round: begin with the discriminator of a live worker, or with this worker's if none comes.
 
         Args:
             patience_s: how long to try.
-            but: workers that train none.
+            but: workers that train no discriminator.
         """
         random = np.random.default_rng(spawn_seed(self._seed, "join", self._me, round))
         until_s, asked = time.monotonic() + patience_s, set(but)
@@ -196,7 +196,7 @@ class Swaps:
         incarnation = self._messages.incarnation(giver)
         self._rounds.send(giver, "want", round, {"token": token})
         self._rounds.until(
-            # A new life of the giver never reads this wish.
+            # A new incarnation of the giver never reads this request.
             lambda: given() or giver not in self._messages.live() or self._messages.incarnation(giver) != incarnation,
             lambda: f"the discriminator of worker {giver}",
             max(0.0, until_s - time.monotonic()),
@@ -208,7 +208,7 @@ class Swaps:
         return received is not None
 
     def give(self, step: int) -> None:
-        """Before a step: copies of ours, as it is after the step before, to those that have asked."""
+        """Before a step: send copies of the discriminator after the step before to the workers that have asked."""
         for sender in self._messages.kept("want"):
             received = self._messages.take("want", sender)
             token = received.fields.get("token") if received else None
@@ -233,5 +233,5 @@ class Swaps:
 
 
 def size(learner: Adversarial, settings: Experiment) -> int:
-    """Number of values of a discriminator on its way."""
+    """Number of values of a discriminator on the wire."""
     return names.size_of(learner.sizes, names.of_network(learner.sizes, NETWORK, settings.mode.swap_optimiser))

@@ -1,4 +1,4 @@
-"""Several run folders side by side: one row and one curve a run, and the repeats of a setting together.
+"""Several run folders side by side: one row and one curve for each run, and the repeats of a setting together.
 
 The figures are those of `degan.runs.facts`. Runs repeat each other when all their settings are the same but the seed,
 the name and the settings that are private to a host.
@@ -26,7 +26,7 @@ REPEATS = ("name", "seed")
 class Entry:
     """One run as a row.
 
-    `curves` are by the metric's name; `metric` is the one that the row shows, and that most of the runs have.
+    `curves` are by the metric's name. `metric` is the metric of the row, which most of the runs have.
     """
 
     run: Run
@@ -47,26 +47,26 @@ class Entry:
 
     @property
     def last(self) -> float | None:
-        """Its newest value."""
+        """The metric's newest value."""
         return self.points[-1].value if self.points else None
 
     @property
     def best(self) -> float | None:
-        """Its best value."""
+        """The metric's best value."""
         best = min if facts.is_lower_better(self.metric or "") else max
         return best((point.value for point in self.points), default=None)
 
     @property
     def floor(self) -> float | None:
-        """The value that real samples reach."""
+        """The metric's value for real samples."""
         return facts.floor(self.run, self.metric) if self.metric else None
 
     @property
     def split(self) -> str:
-        """How the data is cut: `dirichlet 0.5`."""
+        """The split of the data: `dirichlet 0.5`."""
         block = {key.rpartition(".")[2]: value for key, value in self.settings.items() if key.startswith("data.split.")}
         kind = str(block.pop("kind", ""))
-        # The one number that makes it what it is; the others bound it.
+        # The characteristic number of the split; the other settings only bound the split.
         told = [block[key] for key in ("alpha", "per_worker", "even", "magic_num") if block.get(key) is not None]
         return " ".join([kind, *map(str, told)]).strip()
 
@@ -75,7 +75,7 @@ class Entry:
 class Group:
     """Runs that repeat one setting with other seeds.
 
-    `counted` are those that a median is over: the ones that reached their last step, or all where none did.
+    `counted` are the runs in the medians: those that reached their last step, or all where none did.
     """
 
     label: str
@@ -86,16 +86,16 @@ class Group:
         return [entry for entry in self.entries if facts.is_whole(entry.run)] or self.entries
 
     def spread(self, of: Callable[[Entry], float | None]) -> tuple[float, float, float] | None:
-        """(median, lowest, highest) of a fact over the counted runs that know it."""
+        """(median, lowest, highest) of a fact over the counted runs that have the fact."""
         values = [value for entry in self.counted if (value := of(entry)) is not None]
         return (median(values), min(values), max(values)) if values else None
 
 
 def read(folders: Sequence[Path]) -> list[Entry]:
-    """Read run folders, in their order; a folder that is named twice is read once.
+    """Read run folders, in their order; a repeated folder is read once.
 
     Raises:
-        UsageError: one of them is no run folder, or there is only one.
+        UsageError: one of them is not a run folder, or there is only one.
     """
     folders = list({path.resolve(): path for path in folders}.values())
     for folder in folders:
@@ -104,7 +104,7 @@ def read(folders: Sequence[Path]) -> list[Entry]:
         raise UsageError(f"only one run ({folders[0]}); name two or more run folders to compare")
     runs = [read_run(folder) for folder in folders]
     names = [facts.measured(run, *facts.PRINCIPAL) for run in runs]
-    # The metric that most runs have, so that as many rows as possible can be held against each other.
+    # The metric that most runs have, so that as many rows as possible can be compared.
     votes = Counter(name for of_run in names for name in of_run)
     return [
         Entry(
@@ -119,7 +119,7 @@ def read(folders: Sequence[Path]) -> list[Entry]:
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many parts as it takes to tell them apart."""
+    """The last part of each path, or as many parts as make the labels distinct."""
     parts = [path.resolve().parts for path in folders]
     named: list[str] = []
     for own in parts:
@@ -133,7 +133,7 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
     by_settings: dict[str, list[Entry]] = {}
     for at, entry in enumerate(entries):
         same = {key: value for key, value in entry.settings.items() if key not in REPEATS}
-        # A run whose settings could not be read repeats nobody.
+        # A run with unreadable settings is no repeat of another run.
         key = json.dumps(same, sort_keys=True, default=str) if same else f"unread {at}"
         by_settings.setdefault(key, []).append(entry)
     found = list(by_settings.values())
@@ -156,7 +156,8 @@ def differences(entries: Sequence[Entry]) -> dict[str, list[Any]]:
 def _described(entries: Sequence[Entry], most: int = 6) -> list[str]:
     """Each setting in a few words: `federated, sampling balanced, weighting kl`.
 
-    The mode, what differs between the runs of that mode, and only where that does not tell two apart the rest.
+    The words are the mode and the settings of the mode that differ between its runs. Other settings are added only
+    where two descriptions are equal.
     """
     words = [[entry.run.mode] if entry.run.mode else [] for entry in entries]
     for of_mode in (True, False):
@@ -164,13 +165,13 @@ def _described(entries: Sequence[Entry], most: int = 6) -> list[str]:
         for at, entry in enumerate(entries):
             alike.setdefault(entry.run.mode if of_mode else " ".join(words[at]), []).append(at)
         for group in alike.values():
-            # Of one alone there is nothing to tell.
+            # A group of one run has no differences.
             for key in differences([entries[at] for at in group]):
                 if key.startswith("mode.") == of_mode:
                     for at in group:
                         words[at] += _word(key, entries[at].settings.get(key))
     told = [", ".join([*each[:most], *(["…"] if len(each) > most else [])]) for each in words]
-    # What is left the same, or could not be told at all, goes by the run's name.
+    # An empty description, or one that is still not unique, gets the run's name.
     return [
         text if text and told.count(text) == 1 else ": ".join(filter(None, (text, entry.label)))
         for text, entry in zip(told, entries, strict=True)

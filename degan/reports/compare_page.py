@@ -19,15 +19,15 @@ from degan.runs import facts
 from degan.runs.facts import Point
 from degan.runs.folder import Picture
 
-# A page that is sent around: the newest samples of so many runs as fit.
+# The page is meant to be sent around: it has the newest samples of as many runs as fit.
 MAX_PICTURES_BYTES = 24_000_000
-# From this ratio between the most and the fewest bytes on, the frugal runs would be a line at the edge.
+# From this ratio of the most to the fewest bytes on, runs with few bytes would be a line at the edge.
 LOG_FROM = 20
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An x axis: what the title calls it, where a point stands, a value as text, the label."""
+    """An x axis: its name in the title, the position of a point, a value as text, the label."""
 
     over: str
     x_of: Callable[[Point], float | None]
@@ -71,7 +71,7 @@ def _worst(name: str) -> str:
 
 
 def _styles(groups: Sequence[Group]) -> dict[str, int]:
-    """A line for each run, by its label: repeats of a setting share the colour and differ in the dashes."""
+    """The line style of each run, by its label: repeats of a setting share the colour and differ in the dashes."""
     found = {}
     for at, group in enumerate(groups):
         for repeat, entry in enumerate(group.entries):
@@ -138,7 +138,7 @@ def _axes(entries: Sequence[Entry], curves: Sequence[tuple[int, str, list[Point]
 
 
 def _aside(entries: Sequence[Entry], name: str, log_x: bool) -> str:
-    """Which runs the chart over bytes cannot show as a curve: what was sent at an evaluation may be nothing."""
+    """A remark with the runs that the chart over bytes cannot show as a curve, because they sent nothing."""
     if log_x:
         lost = [entry.label for entry in entries if not any(point.sent_bytes for point in entry.curves[name])]
         where = "not in this chart"
@@ -153,7 +153,7 @@ def _drawable(value: float) -> float | None:
 
 
 def _samples(entries: Sequence[Entry]) -> tuple[list[tuple[Entry, Picture]], Picture | None, int]:
-    """The newest samples of the runs, real ones, and how many were left out because they are too large."""
+    """The newest samples of the runs, real samples, and the number of pictures that are too large and left out."""
     found, room, left_out = [], MAX_PICTURES_BYTES, 0
     for entry in entries:
         fakes = [picture for picture in entry.run.pictures if not picture.is_reals]

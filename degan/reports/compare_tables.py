@@ -14,7 +14,7 @@ from degan.runs import facts
 from degan.runs.facts import Point
 
 Table = tuple[list[str], list[list[str]]]  # titles, rows of cells
-# What the groups show besides the metric, and what their JSON holds.
+# The facts of a group besides the metric, in the table and in the JSON.
 SPREADS: dict[str, Callable[[Entry], float | None]] = {
     "last": lambda entry: entry.last,
     "coverage": lambda entry: facts.lowest_coverage(entry.run),
@@ -24,7 +24,7 @@ SPREADS: dict[str, Callable[[Entry], float | None]] = {
 
 
 def finite(value: float) -> str:
-    """A metric's value; a model that diverged has none."""
+    """A metric's value; a diverged model has no value."""
     return svg.short(value) if math.isfinite(value) else "not finite"
 
 
@@ -54,7 +54,7 @@ def _dropped(entry: Entry) -> int:
 
 
 def _of_family(family: str) -> list[tuple[str, Callable[[Entry], str]]]:
-    """The columns of the row's metric where it is of a family."""
+    """The columns of the row's metric, for metrics of one family."""
 
     def column(title: str, of: Callable[[Entry], float | None]) -> tuple[str, Callable[[Entry], str]]:
         return title, lambda entry: or_dash(of(entry) if facts.family(entry.metric or "") == family else None, finite)
@@ -67,7 +67,7 @@ def _of_family(family: str) -> list[tuple[str, Callable[[Entry], str]]]:
     ]
 
 
-# Title, and what a row shows under it; a column in which no run knows anything is left out.
+# The title of a column, and its text for a row; a column without any value is left out.
 COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("run", lambda entry: entry.label),
     ("mode", lambda entry: entry.run.mode or DASH),
@@ -89,14 +89,14 @@ COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
 
 
 def runs_table(entries: Sequence[Entry]) -> Table:
-    """A row a run."""
+    """One row for each run."""
     cells = {title: [show(entry) for entry in entries] for title, show in COLUMNS}
     shown = [title for title, column in cells.items() if any(cell != DASH for cell in column)]
     return shown, [list(row) for row in zip(*(cells[title] for title in shown), strict=True)]
 
 
 def groups_table(groups: Sequence[Group]) -> Table:
-    """A row a setting, with the median over its seeds, and from the lowest to the highest."""
+    """One row for each setting: the median over its seeds, and the range from the lowest to the highest."""
     metrics = {word(entry.metric): None for group in groups for entry in group.entries if entry.metric}
     titles = ["setting", "runs", f"{' or '.join(metrics) or 'FID'} last", "coverage", "sent by all", "images/s"]
     texts = {"last": finite, "coverage": svg.short, "sent_bytes": svg.octets, "images_per_s": svg.short}
@@ -121,10 +121,10 @@ def has_repeats(groups: Sequence[Group]) -> bool:
 
 
 def settings_table(entries: Sequence[Entry]) -> tuple[Table, dict[str, list[tuple[str, str]]]]:
-    """A row a setting in which the runs differ, a column a run; and what only one mode has, where its runs agree.
+    """The settings in which the runs differ (a column for each run), and by mode the settings that only one mode has.
 
-    A setting of `mode` that the other modes do not know is no difference between two runs that have it: it is
-    told once, by the mode's name.
+    A setting that only one mode has, and that is equal in its runs, is no difference between two runs. Such a setting
+    is listed by the mode's name.
     """
     rows, alone = [], {}
     for key, values in differences(entries).items():
@@ -154,13 +154,13 @@ def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(cell: str) -> str:
-    """Without what would end the cell, or be read as HTML."""
+    """The cell without characters that would end the cell or be read as HTML."""
     cell = " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
     return cell.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def as_json(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
-    """All of it, the curves too; null is what is not known, and what was no finite number."""
+    """The whole comparison with its curves; null means an unknown value, or one that is not finite."""
     found = {
         "runs": [_run(entry) for entry in entries],
         "groups": [

@@ -18,9 +18,9 @@ class Figure:
     """One figure.
 
     Args:
-        legend: (index, name, value) a curve.
-        views: (CSS class, chart); a chart is "" where there is nothing to draw. The page shows one of several views.
-        floor: the value of the dashed line as text; "" where there is none.
+        legend: (index, name, value) for each curve.
+        views: (CSS class, chart); a chart is "" if it has no points. The page shows one of several views.
+        floor: the value of the dashed line as text; "" where there is no floor.
         aside: a remark under the charts.
     """
 
@@ -32,7 +32,7 @@ class Figure:
 
 
 def is_wide(values: Sequence[float], floor: float | None) -> bool:
-    """Whether values, the floor among them, span so much that an axis should be logarithmic: a factor above ten."""
+    """Whether the values, with the floor, need a logarithmic axis: they span a factor above ten."""
     spread = [*values, floor] if floor else values
     return min(spread) > 0 and max(spread) > 10 * min(spread)
 
@@ -46,14 +46,14 @@ def figure(
     names: Mapping[int, str] | None = None,
     **options: bool,
 ) -> Figure | None:
-    """One chart over steps and over time; None where there is nothing to draw.
+    """One chart over steps and one over time; None where there are no points.
 
     Args:
-        series: (index, samples) a curve.
+        series: (index, samples) for each curve.
         text: a value as text.
         may_be_log: use a logarithmic axis where the values span more than a factor of ten.
-        names: what the curves are; workers by their numbers where it is None.
-        options: as `svg.chart` has them.
+        names: the names of the curves; None for workers by their numbers.
+        options: those of `svg.chart`.
     """
     values = [value for _, samples in series for _, _, value in samples if value is not None]
     if not values:

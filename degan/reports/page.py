@@ -1,8 +1,8 @@
-"""Pages from templates, and written whole or not at all.
+"""Pages made from templates, and written whole or not at all.
 
-A page is one file that a person can send: charts are inline SVG, pictures are base64, there is no script and no address
-outside it, and its content security policy forbids both. The templates escape whatever they are given; only charts,
-which escape their own texts, come as markup.
+A page is one file that a person can send. Charts are inline SVG and pictures are base64. The page has no script and no
+outside address, and its content security policy forbids both. The templates escape all their arguments except charts,
+which are markup and escape their own texts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell that is more than a text.
+    """A table's cell with more than a text.
 
     Args:
         line: the curve whose line stands before the text.
-        then: what the value was at first.
+        then: the first value.
         share: how strongly the cell is coloured, 0 to 1.
-        span: how many columns wide it is.
+        span: the width of the cell in columns.
     """
 
     text: str
@@ -57,7 +57,7 @@ def write_page(path: Path, html: str) -> None:
     """Write a page whole or not at all.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the page cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

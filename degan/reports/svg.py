@@ -1,7 +1,7 @@
 """Charts as inline SVG text: curves with axes, and the table of classes as bubbles. No I/O, no style.
 
-Colours come from CSS classes: `c0` to `c7` draw a series, `d0` to `d2` its dashes, so that 24 workers
-can be told apart, and light and dark differ only in the style sheet.
+CSS classes give the colours: `c0` to `c7` draw a series, `d0` to `d2` its dashes, so that 24 workers are
+distinct. Light and dark pages differ only in the style sheet.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def chart(
     """A line chart as an `<svg>` element; "" where no series has a finite point.
 
     Args:
-        series: (index, name, points) a curve; a point is (x, y), and y = None breaks the line.
+        series: (index, name, points) for each curve; a point is (x, y), and y = None breaks the line.
         x_text, y_text: a value as a short text, for the ticks and the points' tooltips.
         describe: the alternative text.
         floor: a dashed horizontal line.
         log: logarithmic y, where every value is above zero; linear otherwise.
-        log_x: logarithmic x; points at x <= 0 have no place on it and are left out.
+        log_x: logarithmic x; points at x <= 0 are left out.
         from_zero: the y axis begins at 0 (linear only).
         smooth: draw the values faintly, and a centred running mean over them.
     """
@@ -113,7 +113,7 @@ def chart(
 
 
 def bubbles(columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[float]], describe: str) -> str:
-    """Counts as discs whose area is the count, one row a worker, one column a class."""
+    """Counts as discs whose area is the count: one row for each worker, one column for each class."""
     cell, left, top = (44 if len(rows) <= 12 and len(columns) <= 24 else 30), 84, 6
     longest = max(len(name) for name in columns)
     slanted = longest > 3
@@ -148,7 +148,7 @@ def bars(
     full: float | None = None,
     text: Callable[[float], str] = "{:,.0f}".format,
 ) -> str:
-    """As `bubbles`, for more columns than discs have room for: a bar a class, its height the count.
+    """As `bubbles`, for too many columns for discs: one bar for each class, its height the count.
 
     Args:
         full: the value of a whole bar; None for the largest.
@@ -158,7 +158,7 @@ def bars(
     wide = max(3.0, min(20.0, 1080 / len(columns)))
     longest = min(16, max(len(name) for name in columns))
     slanted = longest > 3
-    # A name under every bar would be one black line.
+    # The names under all bars would run into one black line.
     every = math.ceil((18 if slanted else 26) / wide)
     width = left + wide * len(columns) + 8
     height = top + row_height * len(rows) + (24 if not slanted else 20 + 5 * longest)
@@ -192,7 +192,7 @@ def _class_name(name: str, x: float, y: float, slanted: bool) -> str:
 
 
 def short(value: float) -> str:
-    """A number with three digits that count: 0.0123, 1.23, 45.6, 1,230, 1.2e+07."""
+    """A number with three significant digits: 0.0123, 1.23, 45.6, 1,230, 1.2e+07."""
     size = abs(value)
     if size == 0:
         return "0"
@@ -242,7 +242,7 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round values inside low to high: powers of ten, with 3s or with 2s and 5s where there are few."""
+    """Round values from low to high: powers of ten, with 3s or with 2s and 5s where these are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / 7))
     ticks: list[float] = []

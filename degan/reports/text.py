@@ -23,7 +23,7 @@ def word(name: str) -> str:
 
 
 def title(name: str) -> str:
-    """The word for a metric's family, at the head of a title: `FID`, `Accuracy`."""
+    """The word for a metric's family, at the beginning of a title: `FID`, `Accuracy`."""
     return word(name)[:1].upper() + word(name)[1:]
 
 
@@ -51,10 +51,10 @@ def percent(value: float) -> str:
 
 
 def whole_or_short(value: float) -> str:
-    """A step: 1,500; between two steps as few digits as tell."""
+    """A step: 1,500; a value between two steps with three significant digits."""
     return count(value) if value == int(value) else svg.short(value)
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:
-    """The unit of a time axis, and how many seconds it has."""
+    """The unit of a time axis, and the seconds in one unit."""
     return next((unit for unit in (("s", 1), ("min", 60)) if longest_s <= 120 * unit[1]), ("h", 3600))

@@ -3,10 +3,10 @@
 Three rules hold everywhere:
 
 * Bytes and images are those of all workers together; the time is that of the slowest worker.
-* A run's value of a metric at a step is the worst over the workers that measured there. A value that is no finite
-  number, from a generator that diverged, is worse than any: infinity.
-* In a mode with rounds a step is a round that one worker leads. What belongs to the round itself is in every worker's
-  lines, and the leader's own are believed first; how many answered only the leader knows.
+* A run's value of a metric at a step is the worst over the workers that measured there. A value that is not finite,
+  from a diverged generator, is the worst of all: infinity.
+* In a leader-based mode a step is a round that one worker leads. Every worker's lines have the values of the round;
+  the leader's own lines come first. Only the leader knows the number of answers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from degan.runs.records import Records, Sample, Worker, number, whole
 
 # Families of metrics in the order in which they are shown.
 FAMILIES = ("fid", "coverage", "tv", "accuracy", "loss")
-# The families that say how good a model is, the first one first; of the others a higher value is no merit of its own.
+# The families that measure a model's quality, in order of preference. A better value of another family need not be
+# a better model.
 PRINCIPAL = ("fid", "accuracy")
-# The rate of now is over this many lines of a worker.
+# The present rate is over this many lines of a worker.
 RECENT = 10
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation of a run: when it was, in four ways, and the worst value; that may be infinite."""
+    """One evaluation of a run: its step, seconds, bytes and images, and the worst value, which may be infinite."""
 
     step: int
     seconds: float | None
@@ -48,12 +49,12 @@ def family(name: str) -> str:
 
 
 def measured(records: Records, *families: str) -> list[str]:
-    """The metrics that are shown, in their order; floors apart.
+    """The metrics that are shown, in their order, without floors.
 
     A metric is shown where it is of a known family, or has a sample count in its name.
 
     Args:
-        families: only the metrics of these.
+        families: only the metrics of these families; all where none is given.
     """
     names = [name for name in records.measures if re.match(r"[a-z]+\d+_", name) or name in FAMILIES]
     names = [name for name in names if not name.endswith("_floor") and (not families or family(name) in families)]
@@ -68,11 +69,11 @@ def is_lower_better(name: str) -> bool:
 def principal(
     records: Records, votes: Mapping[str, int] | None = None, families: Sequence[str] = PRINCIPAL
 ) -> str | None:
-    """The metric that stands for the run where only one is shown: a distance, else an accuracy.
+    """The metric of a run where only one is shown: a distance, else an accuracy.
 
     Args:
         votes: how many runs have each metric; of one family the metric with most votes is taken.
-        families: of these, the first one first.
+        families: the families to choose from, in order of preference.
     """
     for each in families:
         names = measured(records, each)
@@ -82,7 +83,7 @@ def principal(
 
 
 def floor(records: Records, name: str) -> float | None:
-    """The reference level of a metric, which real samples reach: the newest of any worker, since it is the data's."""
+    """The value of a metric for real samples: the newest of any worker, because it depends on the data alone."""
     return newest(records, f"{name}_floor")
 
 
@@ -126,12 +127,12 @@ def curve(run: Run, name: str) -> list[Point]:
 
 
 def by_class(records: Records, name: str = "accuracy_by_class") -> dict[int, tuple[int, list[float | None]]]:
-    """Of each worker the newest (step, one value a class)."""
+    """The newest (step, values by class) of each worker."""
     return {worker: max(at.items()) for worker, at in sorted(records.lists.get(name, {}).items())}
 
 
 def _seconds_at(run: Run, name: str, step: int) -> float | None:
-    """Of the slowest worker that has got to `step`; of those that measured there where no line reaches it yet."""
+    """The seconds of the slowest worker at `step`; before any line reaches `step`, of those that measured there."""
     there = [worker for worker in run.workers.values() if (worker.step or -1) >= step]
     if not there:
         there = [run.workers[index] for index, steps in run.measures[name].items() if step in steps]
@@ -142,7 +143,7 @@ def _all_at(run: Run, key: str, step: int) -> float | None:
     return _total(worker.count_at(key, step) for worker in run.workers.values())
 
 
-# --- what a run did -----------------------------------------------------------------------------------
+# --- progress and cost --------------------------------------------------------------------------------
 
 
 def steps(run: Run) -> int | None:
@@ -151,7 +152,7 @@ def steps(run: Run) -> int | None:
 
 
 def is_whole(run: Run) -> bool:
-    """Whether the run reached its last step; where that is not known it is taken to have."""
+    """Whether the run reached its last step; true where the last step is not known."""
     return run.planned_steps is None or (steps(run) or 0) >= run.planned_steps
 
 
@@ -161,40 +162,40 @@ def seconds(run: Run) -> float | None:
 
 
 def total(run: Run, key: str) -> float | None:
-    """A counter over all workers that know it; None where no worker does."""
+    """The sum of a counter over the workers that have the counter; None where no worker does."""
     return _total(worker.last(key) for worker in run.workers.values())
 
 
 def complete_total(workers: Iterable[Worker], key: str) -> float | None:
-    """A counter over all workers; None where one of them does not know it, since that sum would not compare."""
+    """The sum of a counter over all workers; None where one worker lacks it, because such a sum does not compare."""
     values = [worker.last(key) for worker in workers]
     return None if None in values or not values else _total(values)
 
 
 def predicted_bytes(run: Run) -> float | None:
-    """The bytes sent by the mode's formula; None unless every worker that sent anything says it."""
+    """The bytes sent by the mode's formula; None unless every worker that sent anything reports them."""
     return complete_total(
         (worker for worker in run.workers.values() if worker.last("sent_bytes") is not None), "predicted_sent_bytes"
     )
 
 
 def images_per_s(run: Run) -> float | None:
-    """Images that all workers trained on, by the second of the whole run."""
+    """Images that all workers trained on, per second of the whole run."""
     images, took_s = total(run, "images"), seconds(run)
     return images / took_s if images is not None and took_s else None
 
 
 def steps_per_s(worker: Worker) -> float | None:
-    """Over the whole run."""
+    """Steps per second over the whole run."""
     time_s = worker.last("time_s")
     return worker.step / time_s if worker.step is not None and time_s else None
 
 
 def rate(worker: Worker, recent: int | None = None) -> float | None:
-    """Steps per second between lines of the worker's present incarnation; None where there are no two.
+    """Steps per second between lines of the worker's present incarnation; None where there are fewer than two.
 
     Args:
-        recent: only over this many lines, the newest.
+        recent: only over this many newest lines.
     """
     if worker.incarnation >= len(worker.lines):
         return None
@@ -205,17 +206,17 @@ def rate(worker: Worker, recent: int | None = None) -> float | None:
 
 
 def waiting_share(worker: Worker) -> float | None:
-    """The share of a step that went by in waiting, over the whole run."""
+    """The share of a step's time that was waiting, over the whole run."""
     took = [value for _, _, value in worker.series("step_s") if value is not None]
     waits = [value for _, _, value in worker.series("wait_s") if value is not None]
     return sum(waits) / sum(took) if waits and sum(took) > 0 else None
 
 
-# --- what went wrong ----------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------
 
 
 def dropped(worker: Worker) -> int:
-    """Messages that were not applied; late answers of a round are none of them where the worker counts them apart."""
+    """Messages that were not applied; without late answers of a round where the worker counts these separately."""
     apart = "late" if worker.last("late") is not None else None
     return int(sum(count for reason, count in worker.dropped.items() if reason != apart))
 
@@ -234,11 +235,11 @@ def banned(worker: Worker) -> list[str]:
 
 
 def behind(run: Run) -> set[int]:
-    """The workers whose last line is of an earlier step than another's, by more than a run that goes on explains."""
+    """The workers whose last line is further behind another worker's than is usual in a running run."""
     reached = {index: worker.step for index, worker in run.workers.items() if worker.step is not None}
     furthest = max(reached.values(), default=0)
     planned, every = run.planned_steps, run.log_every
-    # A run that is still going on has workers a line or two apart; in a finished one all end together.
+    # In a running run the workers are a line or two apart; in a finished run all end together.
     lag = 2 * every if planned is None or furthest + every <= planned else 0
     return {index for index, step in reached.items() if step < furthest - lag}
 
@@ -259,11 +260,11 @@ class Loss:
 
 
 def lost_peers(run: Run, worker: Worker) -> Loss | None:
-    """When a worker first saw fewer live peers than there are, unless those had merely finished before it."""
+    """The first time that a worker saw fewer live peers than there are, unless the others had only finished earlier."""
     seen = [(step, int(value)) for step, _, value in worker.series("live_peers") if value is not None]
     full = max((value for _, value in seen), default=0)
     if has_rounds(run):
-        # Rounds begin with the workers that are there, and others may come later: lost is only a peer that was seen.
+        # Rounds begin with the present workers, and others may come later. So only a peer that was seen can be lost.
         most = list(itertools.accumulate((value for _, value in seen), max))
         at = next((i for i, (_, value) in enumerate(seen) if value < most[i]), len(seen))
         seen, full = seen[at:], most[at] if at < len(seen) else 0
@@ -289,13 +290,13 @@ def has_rounds(records: Records) -> bool:
 
 
 def void_rounds(records: Records) -> int | None:
-    """Rounds that counted for nothing: each leader tells the run's count, so the highest that any worker heard."""
+    """The number of void rounds. Each leader announces the run's count, so this is the highest that any worker has."""
     found = _largest(value for worker in records.workers.values() for _, _, value in worker.series("void_rounds"))
     return None if found is None else int(found)
 
 
 def of_the_leader(run: Run, key: str, by_others: bool = True) -> list[Sample]:
-    """A round's value over the rounds: the leader's own where it is there, else that of any worker `by_others`."""
+    """A round's value over the rounds: the leader's own if it exists, else with `by_others` that of any worker."""
     found: dict[int, tuple[bool, Sample]] = {}
     for index, worker in run.workers.items():
         for line in worker.lines:
@@ -306,7 +307,7 @@ def of_the_leader(run: Run, key: str, by_others: bool = True) -> list[Sample]:
 
 
 def leaders(run: Run) -> list[tuple[int, int]]:
-    """(leader, the first step at which it was seen), in their order."""
+    """(leader, the first step of this leader), in order of the steps."""
     leaders = [(int(value), step) for step, _, value in of_the_leader(run, "leader") if value is not None]
     return [next(group) for _, group in itertools.groupby(leaders, key=lambda each: each[0])]
 

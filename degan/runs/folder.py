@@ -1,6 +1,6 @@
-"""A run folder read whole and forgivingly: a run that died half-way still has something to tell.
+"""A run folder read whole and with tolerance: the folder of a run that died half-way is readable too.
 
-Missing files are empty, and lines that are no JSON object are skipped and counted.
+Missing files are empty. Lines that are not JSON objects are skipped and counted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
     @property
     def is_reals(self) -> bool:
-        """Whether it shows real samples."""
+        """Whether the picture shows real samples."""
         return self.name == "reals"
 
     @property
@@ -47,16 +47,16 @@ class Picture(NamedTuple):
 
     @property
     def remark(self) -> str:
-        """What its name says after the step."""
+        """The part of its name after the step."""
         return re.sub(r"^[-_ .]+", "", re.split(r"\d+", self.name, maxsplit=1)[-1]) if self.step is not None else ""
 
 
 @dataclass
 class Run(Records):
-    """All that a run folder holds.
+    """The content of a run folder.
 
-    `experiment` is None where its file is missing or does not load; `plain` is what could be read of it even then, and
-    `settings` its text without passwords. `unreadable` counts lines by file.
+    `experiment` is None where its file is missing or does not load. `plain` is the readable part of that file even
+    then, and `settings` its text without passwords. `unreadable` counts lines by file.
     """
 
     folder: Path = Path()
@@ -111,7 +111,7 @@ class Run(Records):
 
     @property
     def shared_settings(self) -> dict[str, Any]:
-        """The settings that make a run what it is, flat: `{"mode.slack": 2, ...}`; never those private to a host."""
+        """The settings that define a run, flat: `{"mode.slack": 2, ...}`; never those private to a host."""
         if self.experiment is not None:
             return agreed(self.experiment)
         flat = dict(_flat(self.plain))
@@ -120,7 +120,7 @@ class Run(Records):
         return {**kept, "peers (how many)": len(peers) if isinstance(peers, list) else peers} if kept else {}
 
     def _of_run(self, key: str) -> int | None:
-        """From settings that do not load: those of another degan, say."""
+        """A value from settings that do not load: those of another version of degan, for example."""
         block = self.plain.get("run")
         return whole(block.get(key)) if isinstance(block, dict) else None
 
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UsageError: the folder is missing, or nothing in it was written by a run.
+        UsageError: the folder is missing, or has no file of a run.
     """
     if not folder.is_dir():
         raise UsageError(f"no run folder {folder}")
@@ -154,7 +154,7 @@ def check_is_one(folder: Path) -> None:
     """Refuse a folder of run folders.
 
     Raises:
-        UsageError: says how to name the runs in it.
+        UsageError: the message shows how to name the runs in the folder.
     """
     try:
         inside = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
@@ -172,7 +172,7 @@ def _read_settings(run: Run) -> None:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError:
         text = ""
-    # A report is sent around: passwords in Redis URLs stay at home.
+    # Reports are sent around, so they must not contain the passwords of Redis URLs.
     run.settings = re.sub(r"(rediss?://[^:@/\s]*:)[^@\s]*@", r"\1***@", text)
     try:
         plain = parse(text)
@@ -212,7 +212,7 @@ def _shards(data: dict[str, Any]) -> Shards | None:
 
 
 def _pictures(folder: Path) -> tuple[list[Picture], int]:
-    """The reals and the fakes in order of their steps; evenly thinned where they are many or large."""
+    """The reals and the fakes in order of their steps; evenly thinned out if they are many or large."""
 
     def order(path: Path) -> tuple[int, str]:
         step = Picture(path.stem, b"").step

@@ -1,4 +1,4 @@
-"""What a worker writes down: lines in stats.jsonl and metrics.jsonl, pictures, and its log."""
+"""The files that a worker writes: lines in stats.jsonl and metrics.jsonl, pictures, and its log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Journal:
 
     Args:
         run: the run folder.
-        worker: our number.
+        worker: this worker's number.
     """
 
     def __init__(self, run: Path, worker: int):
@@ -35,9 +35,9 @@ class Journal:
         self._metrics = run / METRICS
 
     def forget_after(self, step: int) -> None:
-        """Drop our stats of steps after `step`, which are about to be lived again.
+        """Drop this worker's statistics after `step`, because the worker trains these steps again.
 
-        metrics.jsonl is everybody's, so nothing is taken out of it; its readers take a step's last line.
+        All workers write metrics.jsonl, so no line is removed from that file; its readers take a step's last line.
         """
         if self._stats.exists():
             kept = [line for line in read_lines(self._stats) if line.get("step", 0) <= step]
@@ -55,7 +55,7 @@ class Journal:
         self._write(self._metrics, {**line, "seconds": seconds, **more})
 
     def _write(self, path: Path, line: dict[str, Any]) -> None:
-        """A line that cannot be written (a full disk) is said once, and training goes on."""
+        """Append a line to a file. A failed write (a full disk) is logged once, and training continues."""
         try:
             _append(path, line)
         except OSError as error:
@@ -74,7 +74,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN; a number that is none becomes null."""
+    """The value for JSON: a float that is not finite becomes null, because JSON has none."""
     if isinstance(value, list):
         return [_finite(one) for one in value]
     if isinstance(value, float):

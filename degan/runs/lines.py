@@ -1,6 +1,6 @@
-"""A JSON Lines file, whole or as it grows: the one place where a line of a run folder is parsed.
+"""A JSON Lines file, whole or as it grows: the only parser of a run folder's lines.
 
-A line that is no JSON object (a crash cut it off, a disk was full) is left out and counted.
+A line that is not a JSON object (after a crash or a full disk) is left out and counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The objects of the lines, and how many other lines there are; empty lines do not count."""
+    """The objects of the lines, and the number of other lines, without empty ones."""
     lines = [line for line in data.decode("utf-8", errors="replace").split("\n") if line.strip()]
     rows = [row for line in lines if isinstance(row := _json(line), dict)]
     return rows, len(lines) - len(rows)
@@ -27,7 +27,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds; empty where the file is missing or holds something else."""
+    """The JSON object in a file; empty where the file is missing or has other content."""
     try:
         found = _json(path.read_bytes().decode("utf-8", errors="replace"))
     except OSError:
@@ -41,7 +41,7 @@ class Tail:
     A file that became shorter is read from its beginning. `unreadable` counts the lines that were left out.
 
     Args:
-        from_end: leave out what the file holds now.
+        from_end: begin at the present end of the file.
     """
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
@@ -53,7 +53,7 @@ class Tail:
         """The objects of the lines that were completed since the last call; none where the file is missing.
 
         Args:
-            is_ended: a last line without its end is taken too; otherwise it waits for its end.
+            is_ended: whether to read a last line without a line end too; otherwise such a line is read later.
         """
         try:
             with open(self._path, "rb") as file:

@@ -3,9 +3,9 @@
 Lines are added one by one, in the order of the files, so the same records serve a folder that is read whole and one
 that is followed while it grows. Three rules always hold:
 
-* A value that is no finite number is None.
-* A worker that restarted from a checkpoint wrote some steps twice: the newest line of a step is kept, and counters
-  that began again at zero are continued from where they stood.
+* A value that is not a finite number is None.
+* A worker that restarted from a checkpoint wrote some steps twice: the newest line of a step is kept. A counter that
+  began again at zero continues from its earlier value.
 * Of a metric, the last line of a step is kept.
 """
 
@@ -25,7 +25,7 @@ COUNTERS = (
 
 
 class Sample(NamedTuple):
-    """A value at a step; `seconds` is the worker's training time there. None is not known, or not finite."""
+    """A value at a step; `seconds` is the worker's training time there. None means unknown or not finite."""
 
     step: int
     seconds: float | None
@@ -49,7 +49,7 @@ class Worker:
     _dropped_base: dict[str, float] = field(default_factory=dict)
 
     def add(self, raw: dict[str, Any]) -> bool:
-        """Add a line of stats.jsonl; False where it names no step."""
+        """Add a line of stats.jsonl; False if the line has no step."""
         step = whole(raw.get("step"))
         if step is None:
             return False
@@ -72,14 +72,14 @@ class Worker:
         return self.lines[-1]["step"] if self.lines else None
 
     def series(self, key: str) -> list[Sample]:
-        """A sample a line that has `key`.
+        """One sample for each line that has `key`.
 
-        Lines without it are no gap: a worker that did not train in a round has no loss of it.
+        Lines without the key are no gap: a worker that did not train in a round has no loss of that round.
         """
         return [Sample(line["step"], line["time_s"], number(line[key])) for line in self.lines if key in line]
 
     def newest(self, key: str) -> float | None:
-        """The value of `key` in the newest line; None where it is no finite number."""
+        """The value of `key` in the newest line; None where this is not a finite number."""
         return number(self.lines[-1].get(key)) if self.lines else None
 
     def last(self, key: str) -> float | None:
@@ -88,7 +88,7 @@ class Worker:
         return None if found is None else found[1]
 
     def seconds_at(self, step: float) -> float | None:
-        """When the worker reached `step`, between its lines by straight interpolation."""
+        """The time at which the worker reached `step`; linear interpolation between its lines."""
         before, after = self._around("time_s", step)
         if after is not None:
             return _between(before or (0, 0.0), after, step)
@@ -97,23 +97,23 @@ class Worker:
         return step * before[1] / before[0] if before[0] else None
 
     def count_at(self, key: str, step: float) -> float | None:
-        """The counter `key` at `step`: between lines by straight interpolation, never beyond the last one.
+        """The counter `key` at `step`: linear interpolation between the lines, never beyond the last line.
 
-        The first line counts what was done since a line's distance before it: since the start, or, for a worker
-        that joined a run which was going on, since it came. None where the worker never counted this.
+        The count of the first line is taken to begin one line's distance earlier: at the start of the run, or where the
+        worker joined a running run. None where the worker never had this counter.
         """
         before, after = self._around(key, step)
         if after is None:
             return None if before is None else before[1]
         if before is None:
             steps = [line["step"] for line in self.lines]
-            # The distance is the largest between two lines; the last of all may stand closer than the others.
+            # The distance is the largest between two lines; the last line may be closer to the one before.
             distance = max((high - low for low, high in itertools.pairwise(steps)), default=0) if len(steps) > 2 else 0
             before = (after[0] - distance if 0 < distance < after[0] else 0, 0.0)
         return _between(before, after, step) if step > before[0] else before[1]
 
     def _go_back_to(self, step: int) -> None:
-        """Forget the lines from `step` on, which the worker has lived again."""
+        """Forget the lines from `step` on, because the worker trains these steps again."""
         newest = self.step
         if newest is None or step > newest:
             return
@@ -129,17 +129,17 @@ class Worker:
             return None
         before = next((line[key] for line in reversed(self.lines) if line.get(key) is not None), None)
         if key == "time_s" and before is not None and value + self._base.get(key, 0.0) < before:
-            # The worker's clock began anew.
+            # The worker's clock has restarted.
             self.incarnation = len(self.lines)
         return _continued(value, before, key, self._base)
 
     def _around(self, key: str, step: float) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
-        """The nearest (step, value) before `step`, and at or after it."""
+        """The nearest (step, value) before `step`, and the nearest at or after `step`."""
         at = bisect.bisect_left(self.lines, step, key=lambda line: line["step"])
         return self._nearest(key, range(at - 1, -1, -1)), self._nearest(key, range(at, len(self.lines)))
 
     def _nearest(self, key: str, places: range) -> tuple[int, float] | None:
-        """(step, value) of the first of these lines that has a finite number."""
+        """(step, value) of the first of these lines with a finite number."""
         for place in places:
             value = number(self.lines[place].get(key))
             if value is not None:
@@ -152,7 +152,7 @@ class Records:
     """The lines of all workers.
 
     `measures` holds metrics.jsonl: metric -> worker -> step -> value; `lists` the same for metrics whose value is a
-    list, such as one number a class.
+    list, such as one number for each class.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Records:
     lists: dict[str, dict[int, dict[int, list[float | None]]]] = field(default_factory=dict)
 
     def add_metric(self, line: dict[str, Any]) -> bool:
-        """Add a line of metrics.jsonl; False where it names no step."""
+        """Add a line of metrics.jsonl; False if the line has no step."""
         step, worker, name = whole(line.get("step")), whole(line.get("worker")), line.get("metric")
         if step is None:
             return False
@@ -190,7 +190,7 @@ class Records:
 
 
 def number(value: Any) -> float | None:
-    """`value` as a float, or None where it is none, not finite, or too large to be drawn (beyond 1e30)."""
+    """`value` as a float; None where it is not a number, not finite, or too large to be drawn (beyond 1e30)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -201,13 +201,13 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """`value` as a count, or None where it is none."""
+    """`value` as a count; None where it is not a count."""
     value = number(value)
     return int(value) if value is not None and value >= 0 and value == int(value) else None
 
 
 def _continued(value: float, before: float | None, key: str, base: dict[str, float]) -> float:
-    """A counter that fell has begun again at zero: go on from where it stood."""
+    """The continued counter: one that fell has begun again at zero, so its earlier value is added."""
     if before is not None and value + base.get(key, 0.0) < before:
         base[key] = before
     return value + base.setdefault(key, 0.0)

@@ -14,7 +14,7 @@ REASONS = {"muted": "banned", "seal": "mac"}
 
 
 def in_todays_words(line: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a line of stats.jsonl with today's keys; a new key that the line has already is kept."""
+    """A copy of a line of stats.jsonl with today's keys; a new key that is already in the line is kept."""
     found = dict(line)
     for old, new in STATS.items():
         if old in found:

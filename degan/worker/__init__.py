@@ -1,1 +1,1 @@
-"""One worker process: settings to objects, the loop, the journal and the checkpoints."""
+"""One worker process: its setup from the settings, the loop, the journal and the checkpoints."""

@@ -21,10 +21,10 @@ from degan.worker.signals import Signals
 
 try:
     import fcntl
-except ImportError:  # Not a Unix.
+except ImportError:  # Only Unix has fcntl.
     fcntl = None
 
-# How long a worker that is replaced has to end by itself.
+# The time that a replaced worker has to end by itself.
 TAKEOVER_S = 10.0
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Run one worker.
 
     Returns:
-        0 when done or asked to stop; 1 when the run failed; 2 when a person has to mend something.
+        0 when done or asked to stop; 1 when the run failed; 2 when a person has to fix something.
     """
     arguments = parser().parse_args(argv)
     try:
@@ -77,8 +77,8 @@ def _live(
     is_dry: bool = False,
     may_take_over: bool = False,
 ) -> int | None:
-    """One life of the worker: an exit code, or None if it was away for so long that it has to begin another."""
-    # Torch takes seconds to load; a mistyped key is known before.
+    """One incarnation of the worker: an exit code, or None if its lease expired and it must begin another."""
+    # Torch takes seconds to load; a mistyped key is reported before that.
     from degan import modes
     from degan.artifacts.checkpoints import Checkpoints
     from degan.worker.faults import FaultInjector, script
@@ -99,7 +99,7 @@ def _live(
         _end_holder(folder, number)
     injector = FaultInjector(plan)
     if plan.faults:
-        log("this worker will harm itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
+        log("this worker injects faults into itself, as DEGAN_FAULTS says: " + ", ".join(map(str, plan.faults)))
         injector.hold(setup.learner, settings)
     hooks = (injector.begin, injector.saving) if plan.faults else ()
     kept = (settings.run.keep_checkpoints, log, settings.run.keep_best)
@@ -107,7 +107,7 @@ def _live(
     steps = _resumable(checkpoints, resume, folder, settings)
     _prepare_folder(folder)
     mode = None
-    # Before the pid is written: whoever reads it there may send us a signal.
+    # Before the pid is written: a process that reads the pid may send a signal.
     signals.install()
     lock = _lock_folder(folder, number)
     try:
@@ -141,7 +141,7 @@ def _live(
 
 
 def _lock_folder(folder: Path, number: int) -> IO[str]:
-    """The folder's `pid` file with our pid in it, locked as long as it is open: two workers may not share a folder."""
+    """The folder's `pid` file with this process's pid, locked while open: two workers may not share a folder."""
     file = open(folder / "pid", "a+", encoding="utf-8")  # noqa: SIM115
     try:
         if fcntl is not None:
@@ -163,7 +163,7 @@ def _lock_folder(folder: Path, number: int) -> IO[str]:
 
 
 def _end_holder(folder: Path, number: int) -> None:
-    """End the worker that has a folder's lock: first by its own will, then at once. Raises UsageError."""
+    """End the worker that holds a folder's lock: first with SIGTERM, then with SIGKILL. Raises UsageError."""
     signals, deadline = ["SIGTERM", "SIGKILL"], 0.0
     while folder.exists():
         try:
@@ -182,8 +182,8 @@ def _end_holder(folder: Path, number: int) -> None:
 
 
 def _holder(path: Path) -> int | None:
-    """The process of this machine that a `pid` file names, if it has that file open: over a shared folder the
-    number may be another machine's."""
+    """The process that a `pid` file names, if a process of this machine with that number has the file open. In a
+    shared folder the number may be another machine's."""
     try:
         pid = int(path.read_text(encoding="utf-8"))
         opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
@@ -193,7 +193,7 @@ def _holder(path: Path) -> int | None:
 
 
 def _tidy(folder: Path) -> None:
-    """A life that was refused before it wrote anything leaves nothing behind."""
+    """Remove the folder of an incarnation that was refused before it wrote a file."""
     with contextlib.suppress(OSError):
         if [path.name for path in folder.iterdir()] == ["pid"]:
             (folder / "pid").unlink()

@@ -1,10 +1,10 @@
-"""`python -m degan.worker.doctor EXPERIMENT`: every node and this host, checked before or while something trains.
+"""`python -m degan.worker.doctor EXPERIMENT`: every node and this host, checked before or during a run.
 
     settings -> this host: data, networks (and with them the bytes that a node needs), device, memory, disk
              -> every node, all at the same time (`peers.doctor.checkup`)
              -> a table, or one JSON document; exit code 2 if anything failed, else 0
 
-Nothing is started, downloaded or left behind.
+The doctor starts and downloads nothing, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from peers.session.processes import is_dead
 
 WIDTH = 100
 MOST_AT_ONCE = 32
-# A worker's vectors: weights, gradient, Adam's moments, the average, what has gathered, what was agreed, on its way.
+# A worker's vectors: weights, gradient, Adam's moments, the average, the window, the agreed weights, those in flight.
 VECTORS = 10
-# Of images, where the data is not there to ask; of a folder the most that it may have.
+# The channels of images where the data is missing; for a folder the largest possible number.
 CHANNELS = {"digits": 1, "mnist": 1, "fashion-mnist": 1, "cifar10": 3, "folder": 3}
-# Of a data set that is not here yet.
+# The guess for a data set that is not here yet.
 CLASSES = 10
 
 
 class Section(NamedTuple):
-    """What was found in one place: a node, or this host (which has no workers of its own in the table)."""
+    """The findings of one place: a node, or this host (which has no workers of its own in the table)."""
 
     node: str
     workers: tuple[int, ...]
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", action="store_true", help="print everything as one JSON document")
     found.add_argument("--out", metavar="DIR", help="the run folder that will be used (default: runs/NAME)")
     found.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting")
-    # What the launcher knows of itself, where `peers` is a number.
+    # The launcher passes its own server program here, where `peers` is a number.
     found.add_argument("--local-redis", metavar="WHICH", help=argparse.SUPPRESS)
     found.add_argument("--no-local-redis", metavar="WHY", help=argparse.SUPPRESS)
     return found
@@ -82,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) -> list[Section]:
-    """Everything, this host first.
+    """Check everything, this host first.
 
     Args:
-        file: where the settings are from.
+        file: the experiment file of the settings.
         out: the run folder that will be used.
-        launcher: what stands for the nodes where `peers` is a number.
+        launcher: the finding in place of the nodes where `peers` is a number.
     """
     from degan import modes
     from degan.modes.connect import access_of
@@ -102,7 +102,7 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
     nodes = _nodes(settings)
     with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
         own = {node: is_here(node) for node in nodes}
-        # Who looks is the first worker of this host.
+        # The doctor connects as the first worker of this host.
         access = access_of(settings, min((nodes[node][0] for node in nodes if own[node]), default=0))
         sections = list(pool.map(lambda node: _node(settings, node, nodes[node], needs, own[node], access), nodes))
     if not nodes:
@@ -120,13 +120,13 @@ def check(settings: config.Experiment, file: str, out: Path, launcher: Finding) 
 
 
 def _nodes(settings: config.Experiment) -> dict[str, tuple[int, ...]]:
-    """Each node's URL, once, and whose it is; none where `peers` is a number."""
+    """The URL of each node, once, with the node's workers; empty where `peers` is a number."""
     if isinstance(settings.peers, int):
         return {}
     workers: dict[str, list[int]] = {}
     urls: dict[str, str] = {}
     for worker, url in enumerate(settings.peers):
-        # Of two workers of one node one may name its socket and the other not.
+        # Of two workers of one node, one may name its socket and the other may not.
         far, near = split_socket(url)
         workers.setdefault(far, []).append(worker)
         if near != far or far not in urls:
@@ -178,7 +178,7 @@ def is_here(url: str) -> bool:
 
 
 def _launcher(words: argparse.Namespace) -> Finding:
-    """What the local launcher would start."""
+    """The server program that the local launcher would start."""
     if words.local_redis is not None:
         return Finding("redis", OK, printable(f"the local launcher would use {words.local_redis}"))
     if words.no_local_redis is not None:
@@ -196,7 +196,7 @@ def _settings(settings: config.Experiment, file: str) -> Finding:
 
 
 def _data(settings: config.Experiment) -> tuple[Any, Finding]:
-    """The training data, or None, and what is to be said of it. Nothing is fetched."""
+    """The training data, or None, and the finding. Nothing is downloaded."""
     from degan.data.sources import prepare
     from degan.worker.prepare import check_data
 
@@ -245,7 +245,7 @@ def _learner(settings: config.Experiment, source: Any):
 
 
 def _checkpoint_bytes(learner: Any) -> int:
-    """About what a checkpoint takes on disk: networks and moments, and twice the vector for what the mode keeps."""
+    """The approximate size of a checkpoint on disk: networks and moments, twice the vector for the mode's arrays."""
     from degan.artifacts.learner_state import model_tensors
     from degan.learners.names import is_moment
     from degan.modes.needs import float_bytes
@@ -256,7 +256,7 @@ def _checkpoint_bytes(learner: Any) -> int:
 
 
 def _memory(here: int, needs: Any) -> Finding:
-    """This host's free memory against what the workers of its nodes need, the data apart."""
+    """This host's free memory against the needs of the workers of its nodes, without the data."""
     wanted = here * (VECTORS * needs.vector_bytes + needs.redis_bytes)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -270,7 +270,7 @@ def _memory(here: int, needs: Any) -> Finding:
 
 
 def _disk(settings: config.Experiment, out: Path, here: int, saved_bytes: int) -> Finding:
-    """Room for the checkpoints where the run folder is, or will be."""
+    """The free disk space for the checkpoints at the present or future run folder."""
     run, kept = settings.run, 0
     if settings.checkpoint_every:
         # The best checkpoint stays beside the newest ones.
@@ -291,11 +291,11 @@ def _disk(settings: config.Experiment, out: Path, here: int, saved_bytes: int) -
     return Finding("disk", OK, seen)
 
 
-# --- what is printed --------------------------------------------------------------------------------
+# --- the output -------------------------------------------------------------------------------------
 
 
 def as_json(sections: Sequence[Section]) -> str:
-    """All findings as a list of {node, workers, check, state, seen, mend}."""
+    """All findings as a list of {node, workers, check, state, seen, fix}."""
     rows = [
         {"node": section.node, "workers": list(section.workers), **finding._asdict()}
         for section in sections
@@ -305,7 +305,7 @@ def as_json(sections: Sequence[Section]) -> str:
 
 
 def as_text(settings: config.Experiment, sections: Sequence[Section]) -> str:
-    """The table: a block for each place, a line for each check and one for its mend."""
+    """The table: a block for each place, a line for each check and one for its fix."""
     lines = []
     for section in sections:
         if section.workers:

@@ -1,7 +1,7 @@
-"""`DEGAN_FAULTS` in a worker: the points of a step at which it harms itself, outside of the bus.
+"""`DEGAN_FAULTS` in a worker: the points of a step at which the fault injector acts, outside of the bus.
 
-Nothing of this is there where the variable is not set. The grammar is in `peers.chaos.faults`,
-what concerns publishing in `peers.chaos.faulty_bus`, attacks are where a message is made.
+Without the variable nothing is injected. `peers.chaos.faults` has the grammar, `peers.chaos.faulty_bus` the faults of
+publishing. An attack acts where the message is made.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from peers.chaos.faults import BEGIN, LASTING, SAVING, VARIABLE, Fault, Faults, 
 from peers.chaos.faulty_bus import inject
 from peers.errors import SetupError
 
-# What a mode does first with what came: with parameters, a model or a network, feedbacks.
+# The first call of a mode with received data: with parameters, with a model or a network, with feedbacks.
 LOADS = ("load_parameters", "load", "generator_gradient")
-# Of what a worker sends, and its own discriminator's.
+# The gradients that a worker sends, and those of its own discriminator.
 OWN = ("gradients", "feedback", "discriminator_gradient")
 
 
 def script(environment: Mapping[str, str], settings: Experiment) -> Faults:
-    """What `DEGAN_FAULTS` says; nothing where it is not set.
+    """The faults in `DEGAN_FAULTS`; empty where the variable is not set.
 
     Raises:
-        UsageError: it cannot be read; names the item.
+        UsageError: the script cannot be read; names the item.
     """
     try:
         return Faults.parse(environment.get(VARIABLE, ""), settings.workers)
@@ -42,12 +42,12 @@ def script(environment: Mapping[str, str], settings: Experiment) -> Faults:
 
 
 class FaultInjector:
-    """What a worker does to itself when a step begins, before it applies what came, and while it saves.
+    """Injects a worker's faults: at the beginning of a step, before received data is applied, and during a save.
 
     Args:
-        plan: what is due.
-        act: called with a fault of signals.
-        now_s: seconds of computing of this thread; waiting does not count.
+        plan: the faults of this worker.
+        act: called with a fault that acts on the process.
+        now_s: the computing time of this thread in seconds; waiting does not count.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FaultInjector:
         self._computed_s: float | None = None
 
     def begin(self, step: int) -> None:
-        """A step begins."""
+        """Inject the faults at the beginning of a step."""
         if self._computed_s is not None and self._factor > 1:
             time.sleep((self._factor - 1) * (self._now_s() - self._computed_s))
         self._step, self._is_poisoned = step, False
@@ -72,10 +72,10 @@ class FaultInjector:
         self._computed_s = self._now_s()
 
     def saving(self, written: Path) -> None:
-        """A file of a checkpoint has been written, into a folder that is not yet in its place.
+        """Inject the faults of a save; called after each file of a checkpoint, before the folder is in its place.
 
         Raises:
-            OSError: no space is left, says the script.
+            OSError: the script asks for a full disk.
         """
         for fault in self._plan.due(self._step, SAVING):
             if fault.action == "disk_full":
@@ -84,14 +84,14 @@ class FaultInjector:
                 self._is_torn = True
             else:
                 self._act(fault)
-        # Once the manifest has the sum of the whole file.
+        # After the manifest, which has the checksum of the whole file.
         if self._is_torn and written.name == MANIFEST:
             model = written.with_name(MODEL)
             os.truncate(model, model.stat().st_size // 2)
             self._is_torn = False
 
     def hold(self, learner: Trainable, settings: Experiment) -> None:
-        """Put the hooks around what a mode asks of the learner."""
+        """Wrap the learner's methods with the fault injector."""
         is_parameters = getattr(settings.mode, "exchange", "parameters") == "parameters"
         for name in LOADS if is_parameters else ("apply",):
             if hasattr(learner, name):

@@ -1,7 +1,7 @@
-"""The loop of one worker: train a step, write down what happened, save, and stop when asked.
+"""The loop of one worker: train a step, write its statistics, save, and stop when asked.
 
-At a cut (an evaluation, a snapshot, a checkpoint, the end) the mode makes the workers' running
-statistics alike first, so what is shown and saved is of one moment.
+At a sync point (an evaluation, a snapshot, a checkpoint, the end) the mode first synchronises the workers' running
+statistics, so that pictures, metrics and checkpoints are of one moment.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Loop:
     """Runs one worker from its start, or a checkpoint, to the last step.
 
     Args:
-        objects: what the worker trains with.
-        mode: how it trains.
+        setup: the worker's data, learner and evaluator.
+        mode: the training mode.
         run: the run folder.
-        checkpoints: where to save.
-        resume_from: steps that may be resumed from; empty for a fresh start.
-        signals: what the process was asked to do.
-        say: called with one line for a person.
+        checkpoints: the worker's checkpoints.
+        resume_from: steps of usable checkpoints; empty for a fresh start.
+        signals: the signals that the process received.
+        log: called with one line for a person.
         before_step: called with the number of each step before it begins.
     """
 
@@ -59,16 +59,16 @@ class Loop:
         self._signals, self._log = signals, log
         self._journal = Journal(run, setup.worker)
         self._trained_s = 0.0
-        # Of the newest evaluation: its step, and the score; the lowest is the best.
+        # The step and the score of the newest evaluation; the lowest score is the best.
         self._score = (-1, 0.0)
         self._losses: list[dict[str, float]] = []
         self._log_mark: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
     def run(self) -> int:
-        """Train; returns the step that was reached.
+        """Train; returns the last step.
 
         Raises:
-            UsageError, peers.errors.PeersError: as the mode and the data do.
+            UsageError, peers.errors.PeersError: raised by the mode or the data.
         """
         step = self._begin()
         steps = self._settings.run.steps
@@ -77,7 +77,7 @@ class Loop:
         self._log_mark = (step, self._trained_s, self._spent(self._mode.stats()))
         has_asked = False
         if step < steps and self._mode.is_stopping(step):
-            # Joined a run that is stopping at this very step.
+            # The run that this worker joined stops at exactly this step.
             return self._stop(step, is_together=True)
         while step < steps:
             if self._signals.is_together and not has_asked:
@@ -90,11 +90,11 @@ class Loop:
             losses = self._mode.step(step, self._setup.shard.next_batch, is_sync_point)
             if losses:
                 self._losses.append(losses)
-            # Time spent on looking and saving is not time spent on training.
+            # The time of evaluations and saves is no training time.
             self._trained_s += time.monotonic() - began
             is_stopping = self._mode.is_stopping(step)
             has_state = not (is_sync_point or is_stopping) or self._mode.synchronise(step)
-            # After that, so that what a cut has sent is counted.
+            # After the synchronisation, so that the bytes of a sync point are counted.
             if step % self._settings.run.log_every == 0 or step == steps:
                 self._write_stats(step)
             if step == steps:
@@ -119,7 +119,7 @@ class Loop:
         self._journal.forget_after(step)
         self._checkpoints.forget_after(step)
         self._signals.has_begun = True
-        # Not earlier: an attempt that was refused must not leave its settings to the next one.
+        # Not earlier: a refused attempt must not leave its settings to the next one.
         write(self._run_folder / "experiment.yaml", config.dump(self._settings))
         if self._mode.is_first() or not (self._run_folder / "shards.json").exists():
             write(self._run_folder / "shards.json", shards_json(self._setup))
@@ -142,7 +142,7 @@ class Loop:
         return every > 0 and (step % every == 0 or step == self._settings.run.steps)
 
     def _stop(self, step: int, is_together: bool) -> int:
-        """Save and say goodbye before the end."""
+        """Leave the run before its end, and save."""
         self._mode.leave(is_together)
         self._save(step, is_last=True)
         how = "together with the others" if is_together else "leaving the others"
@@ -176,7 +176,7 @@ class Loop:
         return {name: stats[name] for name in ("wait_s", "exchange_s")}
 
     def _show(self, step: int) -> None:
-        """Evaluate and draw, where it is due."""
+        """Evaluate and draw, if due at this step."""
         if self._mode.is_shared and not self._mode.is_first():
             return
         run, learner = self._settings.run, self._setup.learner
@@ -199,7 +199,7 @@ class Loop:
                 self._log(f"cannot save a picture in {folder}: {error.strerror or error}; going on without it")
 
     def _save(self, step: int, is_last: bool = False) -> None:
-        """Save; one that cannot be written is said, and training goes on with those before it. Raises UsageError."""
+        """Save a checkpoint. A failed save is logged and training continues; after the last step: raises UsageError."""
         try:
             values: dict[str, Any] = {"trained_s": self._trained_s}
             if self._score[0] == step and math.isfinite(self._score[1]):

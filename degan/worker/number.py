@@ -1,4 +1,4 @@
-"""Which worker this process is: from the command line, or from what a scheduler says."""
+"""The worker number of this process: from the command line, or from a scheduler's variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_IND
 
 
 def worker_number(given: str | None, workers: int, environment: Mapping[str, str], host: str) -> tuple[int, str]:
-    """The worker number and where it came from.
+    """The worker number and its source.
 
     Args:
-        given: from the command line, or None.
-        workers: how many there are.
-        environment: of the process.
+        given: the number on the command line, or None.
+        workers: number of workers of the experiment.
+        environment: the process's environment.
         host: the host name, whose trailing number (pod-3) is the last resort.
 
     Raises:

@@ -1,6 +1,7 @@
-"""`python -m degan.worker.prepare --config FILE`: once before the workers, so that they find everything there.
+"""`python -m degan.worker.prepare --config FILE`: run once before the workers, to prepare the data and the metrics.
 
-Downloads the data set if the settings say so, and trains the classifier of the metrics into the cache.
+The command downloads the data set if the settings ask for that. It trains the classifier of the metrics into the
+cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from config import UsageError
 
 
 def main(argv: list[str]) -> int:
-    """Prepare an experiment; 0, or 2 with one line when a person has to mend something."""
+    """Prepare an experiment; returns 0, or 2 with one line when a person has to fix something."""
     parser = argparse.ArgumentParser(prog="python -m degan.worker.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE")
     arguments = parser.parse_args(argv)
@@ -33,10 +34,10 @@ def main(argv: list[str]) -> int:
 
 
 def check_data(settings: config.Experiment):
-    """The training data, after a look whether each worker has a shard of it and the networks fit it.
+    """The training data, after a check that each worker has a shard and that the networks fit the data.
 
     Raises:
-        UsageError: what would stop one of the workers.
+        UsageError: one of the workers could not train with this data.
     """
     from degan import models
     from degan.data.shard import Shard

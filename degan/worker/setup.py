@@ -1,4 +1,4 @@
-"""From settings to the objects that a worker trains with."""
+"""The setup of one worker, from the settings: data, shard, networks, evaluator."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from degan.seeds import spawn_seed
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one.
+    """The device of a setting; `auto` is the first GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: a GPU is asked for that is not there.
+        UsageError: the GPU does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,11 +48,11 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass
 class Setup:
-    """What one worker has.
+    """The setup of one worker.
 
     Attributes:
-        counts: for each worker how many samples of each class it holds; empty where that is not known here.
-        facts: what must be the same for all workers and is no setting.
+        counts: for each worker the number of its samples of each class; empty where this is unknown here.
+        facts: values other than settings on which all workers must agree.
         sample_reals: k training samples for reals.png, float32 (k, *sample_shape); equal where the data is equal.
     """
 
@@ -68,10 +68,10 @@ class Setup:
 
     @classmethod
     def build(cls, settings: Experiment, worker: int, inception: Path | None = None) -> Setup:
-        """Load the data, cut the shard, make the networks.
+        """Load the data, select the shard, build the networks.
 
         Raises:
-            UsageError: the data is not there, the shard is too small, the device is absent.
+            UsageError: the data is missing, the shard is too small, or the device does not exist.
         """
         device = pick_device(settings.device)
         prepare(settings.data, settings.image_size)
@@ -83,12 +83,12 @@ class Setup:
         torch.manual_seed(spawn_seed(settings.seed, "global", worker))
 
         counts = class_counts(source.labels, parts, len(source.classes)).tolist()
-        # A digest where the names are many: what the workers compare has to stay small.
+        # A digest where there are many names: the values that the workers compare must stay small.
         names = list(source.classes)
         many = hashlib.sha256("\n".join(names).encode()).hexdigest()
         facts: dict[str, Any] = {"data (classes)": names if len(names) <= 20 else f"{len(names)} of sha256 {many}"}
         if isinstance(settings.data.split, Own):
-            # What the other hosts hold is theirs to know.
+            # Only the other hosts know their own shards.
             counts = [row if number == worker else [] for number, row in enumerate(counts)]
         else:
             facts["data (samples)"] = len(source)
@@ -113,11 +113,11 @@ class Setup:
 
     @property
     def peer_info(self) -> dict[str, Any]:
-        """What the other workers may have to know of this one's shard."""
+        """The facts about this worker's shard that its peers need."""
         return {"samples": len(self.shard), "histogram": self.counts[self.worker]}
 
     def checkpoint(self, step: int, mode_state: tuple[dict[str, np.ndarray], dict[str, Any]], **values) -> Checkpoint:
-        """Everything that going on from here needs."""
+        """A checkpoint with everything needed to continue from this step."""
         arrays, mode_values = mode_state
         optimiser = {
             **learner_state.optimiser_tensors(self.learner),
@@ -152,7 +152,7 @@ class Setup:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that all workers of a run write alike: whole, whoever comes last; they may be threads."""
+    """Write a file whole that all workers of a run write with the same content. Workers may be threads."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

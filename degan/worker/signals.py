@@ -1,4 +1,4 @@
-"""What a worker's process was asked to do, in all of its lives."""
+"""The signals that a worker's process received, kept over all of its incarnations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Signals:
-    """What the process was asked to do: leave alone (Ctrl-C, SIGTERM, SIGUSR1) or stop all together (SIGUSR2).
+    """The requests to the process: leave alone (Ctrl-C, SIGTERM, SIGUSR1) or stop all together (SIGUSR2).
 
     The first signal lets the step end; a second one of the same kind ends the process at once. Before the
-    first step there is nothing to save, so a wish to leave interrupts whatever is being waited for.
+    first step there is nothing to save, so a request to leave interrupts any wait.
 
     Attributes:
         has_begun: set by the loop when training begins.

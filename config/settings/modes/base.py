@@ -1,4 +1,4 @@
-"""What several modes share: words that mean the same in each, and what they ask of the rest of an experiment."""
+"""What several modes share: settings with one meaning in all modes, and checks against the rest of an experiment."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from config.settings.models import Optimiser
 
 Updates = Literal["simultaneous", "alternating"]
 
-# How several workers' values become one; all but the mean bear some byzantine workers.
+# How several workers' values become one. All but the mean tolerate some byzantine workers.
 Robust = Literal["mean", "clipped_mean", "median", "trimmed_mean", "centered_clip"]
 
 
 class Rest(Protocol):
-    """What a mode's check may look at beside its own block."""
+    """The settings outside its own block that a mode's check may read."""
 
     @property
     def workers(self) -> int: ...
@@ -28,7 +28,7 @@ class Rest(Protocol):
 
 
 def check_updates(updates: Updates, rest: Rest) -> None:
-    """Refuse to take turns with the networks of what has only one.
+    """Refuse alternating updates where the learner has only one network.
 
     Raises:
         SettingsError: names the key.

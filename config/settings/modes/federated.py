@@ -1,4 +1,4 @@
-"""Federated rounds: a cohort trains the leader's model, and their mean is the next."""
+"""Federated rounds: a cohort trains the leader's model, and the mean of the answers is the next model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stragglers(Settings, frozen=True):
 class Federated(Settings, frozen=True, tag_field="name", tag="federated"):
     """FL-GAN and FeGAN: in each round a cohort trains the leader's model, which becomes their weighted mean.
 
-    A step of `run` is a round. `cohort` is a number of workers; without it, it is `fraction` of the live ones.
+    A step of `run` is a round. `cohort` is a number of workers; without a value, `fraction` of the live workers.
     """
 
     leaders: Leaders = None
@@ -43,7 +43,7 @@ class Federated(Settings, frozen=True, tag_field="name", tag="federated"):
     stragglers: Stragglers = Stragglers()
 
     def check(self, rest: Rest) -> None:
-        """Refuse what does not fit together.
+        """Refuse settings that do not fit together.
 
         Raises:
             SettingsError: names the key.

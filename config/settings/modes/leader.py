@@ -1,4 +1,4 @@
-"""What the modes with a leader have in common: who may lead, how many answers are enough, how long they are awaited."""
+"""The settings of all leader-based modes: which workers may lead, how many answers a round needs, and its deadline."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import msgspec
 from config.errors import SettingsError
 from config.settings.base import Natural, Positive, Seconds, Settings
 
-# Who leads: the first n workers, or these, in this order; without a value the first three.
+# Candidates for leader: the first n workers, or these, in this order; without a value the first three.
 Leaders = Positive | list[Natural] | None
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class Deadline(Settings, frozen=True):
-    """How long the answers of a round are awaited: from what recent rounds took, within these bounds."""
+    """How long the leader waits for the answers of a round: from the times of recent rounds, within these bounds."""
 
     floor_s: Seconds = 10.0
     ceiling_s: Seconds = 300.0
 
 
 def check_leaders(leaders: Leaders, leader_trains: bool, deadline: Deadline, workers: int) -> None:
-    """Refuse leaders that are not there, and a deadline that is none.
+    """Refuse leaders that do not exist, and a deadline whose bounds are in the wrong order.
 
     Raises:
         SettingsError: names the key.

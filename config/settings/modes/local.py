@@ -12,5 +12,5 @@ class Local(Settings, frozen=True, tag_field="name", tag="local"):
     updates: Updates = "simultaneous"
 
     def check(self, rest: Rest) -> None:
-        """Refuse what does not fit together. Raises SettingsError: names the key."""
+        """Refuse settings that do not fit together. Raises SettingsError: names the key."""
         check_updates(self.updates, rest)

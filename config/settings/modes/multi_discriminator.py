@@ -14,7 +14,7 @@ class MultiDiscriminator(Settings, frozen=True, tag_field="name", tag="multi_dis
     """MD-GAN: one generator at the leader, a discriminator at each worker; a step of `run` is a generator update.
 
     `swap_every` is in epochs of the workers' mean shard, each counted as (samples / batch_size) rounds; 0 for never;
-    without a value 1 where there is somebody to swap with.
+    without a value 1 where two workers can swap.
     """
 
     leaders: Leaders = None
@@ -32,7 +32,7 @@ class MultiDiscriminator(Settings, frozen=True, tag_field="name", tag="multi_dis
     byzantine: Natural = 1
 
     def check(self, rest: Rest) -> None:
-        """Refuse what does not fit together.
+        """Refuse settings that do not fit together.
 
         Raises:
             SettingsError: names the key.

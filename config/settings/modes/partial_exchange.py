@@ -26,7 +26,7 @@ class PartialExchange(Settings, frozen=True, tag_field="name", tag="partial_exch
     updates: Updates = "simultaneous"
 
     def check(self, rest: Rest) -> None:
-        """Refuse what does not fit together.
+        """Refuse settings that do not fit together.
 
         Raises:
             SettingsError: names the key.

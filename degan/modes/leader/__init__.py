@@ -1,1 +1,1 @@
-"""What the modes with a leader share."""
+"""The common parts of the leader-based modes."""

@@ -1,4 +1,4 @@
-"""What peers claim in small maps, checked before it is believed."""
+"""Claims of peers in small maps, checked before use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from peers.errors import MessageError
 from peers.rounds.rounds import term_of
 from peers.types import Received
 
-MAX_COUNT = 2**48  # Of samples, rounds and terms.
+MAX_COUNT = 2**48  # The bound of samples, rounds and terms.
 MAX_CLASSES = 2**16
 
 
 def whole(fields: dict[str, Any], name: str) -> int:
-    """A number that a leader says.
+    """A number that a leader claims.
 
     Raises:
-        MessageError: it says none, or one that cannot be.
+        MessageError: the number is missing or impossible.
     """
     value = fields.get(name)
     if not _is_count(value):
@@ -27,7 +27,7 @@ def whole(fields: dict[str, Any], name: str) -> int:
 
 
 def plain_peer_info(peer_info: dict[str, Any]) -> dict[str, Any]:
-    """What a worker says of itself, without what cannot be: `samples`, and `histogram` over the classes."""
+    """A worker's peer info without impossible values: `samples`, and `histogram` over the classes."""
     found: dict[str, Any] = {}
     if _is_count(peer_info.get("samples")):
         found["samples"] = peer_info["samples"]
@@ -38,13 +38,13 @@ def plain_peer_info(peer_info: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_losses(messages: dict[int, Received], names: Sequence[str]) -> dict[str, float]:
-    """Of a leader that does not train itself: the mean of the named losses over those that answered with all."""
+    """The losses of a leader that does not train: the mean of the named losses over the answers that have all."""
     rows = [message.extras for message in messages.values() if set(names) <= message.extras.keys()]
     return {name: sum(row[name] for row in rows) / len(rows) for name in names if rows}
 
 
 def answer_extras(announcement: Received, losses: dict[str, float]) -> dict[str, float]:
-    """What goes with the answer to a round: the losses, and the term, so that it is taken for no other's."""
+    """The extras of an answer to a round: the losses, and the term, which ties the answer to its leader."""
     return {"term": float(term_of(announcement))} | {k: v for k, v in losses.items() if math.isfinite(v)}
 
 

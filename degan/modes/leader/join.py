@@ -1,4 +1,4 @@
-"""How a worker joins rounds that go on without it: after which round, and with whom."""
+"""How a worker joins running rounds: after which round, and with which peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peers.rounds.rounds import Rounds
 from peers.session.meet import Rendezvous, Start
 from peers.types import Received
 
-# What may go wrong with a model that somebody has announced: we are left out of one round.
+# The errors of an announced model that cannot be used: this worker then misses one round.
 MISSED = (StalledError, BusError, MessageError)
 
 
@@ -25,22 +25,22 @@ def join(
     catch_up: Callable[[int, Received], None],
     log: Callable[[str], None],
 ) -> tuple[int, Received | None]:
-    """Find out where the others are.
+    """Find the round of the other workers.
 
     Args:
-        start: what the rendezvous has found.
-        own: the round of our newest checkpoint.
+        start: the result of the rendezvous.
+        own: the round of this worker's newest checkpoint.
         steps: rounds of the whole run.
-        patience_s: how long an announcement is awaited that is as new as the leases are.
-        may_lead: whether we lead where nobody else does.
-        catch_up: fetches what an announcement speaks of; raises one of `MISSED`.
-        say: called with one line for a person.
+        patience_s: how long to wait for an announcement that is as new as the leases.
+        may_lead: whether this worker leads where no other worker does.
+        catch_up: fetches the state that an announcement names; raises one of `MISSED`.
+        log: called with one line for a person.
 
     Returns:
-        the newest round that is over for us, and what a leader announced of it; None where nobody leads.
+        the newest round that is over for this worker, and a leader's announcement of it; None where no worker leads.
 
     Raises:
-        LapsedError: all with whom we were to join were started again; who waits for whom has to be found out anew.
+        LeaseExpiredError: all peers that this worker was to join have restarted; the rendezvous must be repeated.
     """
     leadership, messages = rounds.leadership, rounds.messages
     leadership.term = max(leadership.term, start.term)
@@ -59,7 +59,7 @@ def join(
 
         def look(tried=tried, found=found) -> bool:
             newest = rounds.newest()
-            # The oldest announcement that is kept is read first. Who is in a round has read that of the one before.
+            # The oldest kept announcement is read first. A worker in a round has read that of the round before.
             if newest and newest[1] is not tried:
                 is_new = newest[1].round >= start.furthest - 1 or time.monotonic() >= until_s
                 found[:] = [newest] if is_new else []
@@ -77,7 +77,7 @@ def join(
         elif may_lead:
             furthest, term = rendezvous.furthest(start)
             leadership.term = max(leadership.term, term)
-            # The others wait in that round: for its beginning, or for its end.
+            # The other workers wait in that round: for its beginning, or for its end.
             round = max(own, min(furthest, steps) - 1)
             log(f"nobody leads any more; going on from what this worker has, at round {round}")
             return round, None

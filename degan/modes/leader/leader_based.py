@@ -1,13 +1,13 @@
-"""What the modes with a leader have in common: how a worker begins, whom it follows, what it shows, how it ends.
+"""The base of the leader-based modes: how a worker begins, follows a leader, synchronises and ends.
 
-A step is a round. The leader announces it (`round_start`), the others do their part and send it to the leader. At a
-cut (an evaluation, a snapshot, a checkpoint, the end) the leader puts what holds then under its state key and says so
-(`round_end`), and everybody fetches it: all live workers then hold the same model.
+A step is a round. The leader announces the round (`round_start`); the other workers do their part and send the result
+to the leader. At a sync point (an evaluation, a snapshot, a checkpoint, the end) the leader puts the current model
+under its state key and announces this (`round_end`). All live workers fetch that model and then hold the same one.
 
-When the leader is gone, the next live worker of the list goes on from the newest that it has. A worker that was
-started again fetches what it needs and takes part in the next round; one that was too slow for a round runs on
-to the newest. One that has led alone where it was cut off, and finds the others behind it, begins a new life with
-what they have.
+When the leader is gone, the next live worker of the list continues from its newest model. A restarted worker fetches
+the current state and takes part in the next round. A worker that was too slow for a round continues with the newest
+round. A worker that has led alone while it was isolated, and then finds the others behind, begins a new incarnation
+with their state.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from peers.types import Received
 from peers.vectors.reduce import norm
 from peers.vectors.screen import Screen
 
-# How many rounds who follows may have seen of a leader that died and its successor has not.
+# Rounds of a dead leader that a follower may have seen and the leader's successor has not.
 AHEAD = 3
 
 
 class LeaderBased(abc.ABC):
     """The base of a mode with a leader; see `degan.modes.Mode`.
 
-    A mode gives `step`, `_follow`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
+    A mode implements `step`, `_follow`, `_end_fields`, `_load_end`, `_catch_up`, `state` and `_load_state`.
 
     Args:
-        settings, learner, bus, facts, say: as of `degan.modes.partial_exchange.PartialExchange`.
-        about: what the peers should know of us: `samples`, and `histogram` if it is shared.
-        kinds: the vectors that travel: number of values and codec by kind.
+        settings, learner, bus, facts, log: as of `degan.modes.partial_exchange.PartialExchange`.
+        peer_info: facts about this worker for its peers: `samples`, and `histogram` if it is shared.
+        kinds: the vectors on the wire: number of values and codec by kind.
     """
 
-    # At a cut all workers hold the same model: one of them shows it.
+    # At a sync point all workers hold the same model, and one of them shows it.
     is_shared = True
-    # The small maps that travel beside those of all rounds.
+    # The kinds of small maps of this mode, beside those of all rounds.
     maps = frozenset({"stop"})
 
     def __init__(
@@ -94,16 +94,16 @@ class LeaderBased(abc.ABC):
         self._rendezvous = Rendezvous(
             bus, agreed, lease_s, settings.connect_timeout_s, log, fail, peer_info=peer_info, may_replay=False
         )
-        # What we know of each worker, and in which life it said so.
+        # The peer info of each worker, with the incarnation that sent it.
         self._peer_infos: dict[int, tuple[str, dict[str, Any]]] = {bus.worker: (bus.incarnation, peer_info)}
         self._step = self._void_rounds = 0
-        # At which round we joined, if we did; and the term in which we have had our part in the newest round: before
-        # our first no part is asked for again.
+        # The round at which this worker joined, if it did. The term of its part in the newest round; before its first
+        # round no part is repeated.
         self._joined_at: int | None = None
         self._term = math.inf
-        # Of the newest round; only who leads knows how many answered.
+        # Counts of the newest round; only the leader knows the number of answers.
         self._asked, self._answered = 0, None
-        # As the leader: in which life each could be asked.
+        # As the leader: the incarnation of each worker that can be asked.
         self._incarnations: dict[int, str] = {}
         self._leader: int | None = None
         self._stop_at: int | None = None
@@ -130,7 +130,7 @@ class LeaderBased(abc.ABC):
         return self._step
 
     def _join(self, start: Start) -> None:
-        """Find out where the others are, and stand there."""
+        """Find the round of the other workers, and continue from there."""
         settings, may_lead = self._settings, self._rounds.leadership.may_lead(self._me)
         own, steps, lease_s = self._step, settings.run.steps, settings.bus.lease_s
         self._step, received = join(
@@ -140,25 +140,25 @@ class LeaderBased(abc.ABC):
         self._rounds.note_caught_up(self._step)
         self._rendezvous.lease.joined(self._step)
         if received and self._step in (settings.run.steps, received.fields.get("stop_at")):
-            # No other round comes: what holds after this one is what we end with.
+            # This round is the last one: this worker ends with the model after it.
             self._note_announced(received)
             self.synchronise(self._step)
 
     # --- rounds -------------------------------------------------------------------------------
 
     def _enter(self, step: int, next_batch: Callable[[], Batch]) -> None:
-        """At the beginning of a step."""
+        """Note the beginning of a step."""
         self._step, self._next_batch = step, next_batch
         self._rendezvous.lease.progress(step)
 
     def _await_start(self, step: int) -> tuple[int, Received] | None:
-        """Wait until something is announced of this round or a later one; None if it is us who leads."""
+        """Wait for an announcement of this round or a later one; None if this worker leads."""
         if newest := self._await(lambda: self._at_least(step), f"the start of round {step}"):
             self._note_leader(*newest)
         return newest
 
     def _note_leader(self, sender: int, received: Received) -> None:
-        """Somebody else leads this round."""
+        """Note that another worker leads this round."""
         self._answered, self._leader, self._term = None, sender, term_of(received)
         self._note_announced(received)
 
@@ -167,7 +167,7 @@ class LeaderBased(abc.ABC):
         return newest if newest and newest[1].round >= step else None
 
     def _await(self, wanted: Callable[[], tuple[int, Received] | None], what: str) -> tuple[int, Received] | None:
-        """Wait for an announcement. What was announced counts even when who said it has left since."""
+        """Wait for an announcement; None if this worker leads. One counts even if its sender has left since."""
         found: list[tuple[int, Received]] = []
 
         def look() -> bool:
@@ -189,17 +189,17 @@ class LeaderBased(abc.ABC):
         return found[0] if found else None
 
     def _check_line(self) -> None:
-        """Whether who leads is about where we are. Raises LapsedError if we have led on where nobody could hear it."""
+        """Raises LeaseExpiredError if this worker has led alone while isolated, and is now far ahead of the leader."""
         newest = self._rounds.newest()
         if newest and newest[0] != self._me and newest[1].round + AHEAD < self._step:
-            # It would be asked in every round until the others are where it is, and keep each to its deadline.
+            # Until the others caught up, the leader would ask this worker in every round, and wait until each deadline.
             raise LeaseExpiredError(
                 f"worker {newest[0]} leads at round {newest[1].round}, and this one has gone on to "
                 f"round {self._step} by itself"
             )
 
     def _note_announced(self, received: Received) -> None:
-        """Take over what a leader says of the whole run, so that we could go on in its place."""
+        """Take over a leader's state of the whole run, so that this worker could continue as the leader."""
         fields = received.fields
         if isinstance(fields.get("stop_at"), int):
             self._stop_at = fields["stop_at"]
@@ -211,7 +211,7 @@ class LeaderBased(abc.ABC):
         self._rendezvous.lease.follow_term(self._rounds.leadership.term)
 
     def _announcement(self, step: int) -> dict[str, Any]:
-        """What we say of the whole run when we lead; we do from here on."""
+        """The fields of every announcement of a leader; this worker leads from here on."""
         before = self._rounds.leadership.term
         term = self._rounds.leadership.claim(self._me)
         self._leader, self._term = self._me, term
@@ -223,16 +223,16 @@ class LeaderBased(abc.ABC):
         return {"term": term, "stop_at": self._stop_at, "void": self._void_rounds}
 
     def _is_deposed(self) -> bool:
-        """Whether somebody else leads with a better claim, while we thought that we do."""
+        """Whether another worker leads with a better claim than this one."""
         return self._rounds.leader() != self._me
 
     def _await_live(self) -> list[int]:
-        """As the leader: who can be asked to take part, in worker order; waits until there is somebody."""
+        """As the leader: the workers that can be asked to take part, in order; waits until there is one."""
         mine = {self._me} if self._settings.mode.leader_trains else set()
         live: list[int] = []
 
         def look() -> bool:
-            # Who still catches up could not answer, and the others would wait for it.
+            # A worker that still catches up could not answer, and the others would wait for it.
             live[:] = sorted(self._rounds.messages.caught_up() | mine)
             self._incarnations = self._rounds.messages.incarnations()
             return bool(live)
@@ -241,7 +241,7 @@ class LeaderBased(abc.ABC):
         return live
 
     def _peer_info(self, worker: int) -> dict[str, Any]:
-        """What a worker says of itself; asked for where a new life has not been asked yet."""
+        """The peer info of a worker; requested again for a new incarnation."""
         incarnation = self._rounds.messages.incarnation(worker)
         known, peer_info = self._peer_infos.get(worker, ("", {}))
         if worker == self._me or incarnation is None or known == incarnation:
@@ -267,17 +267,17 @@ class LeaderBased(abc.ABC):
         read: Callable[[Received], np.ndarray] = lambda received: received.values,
         measure: Callable[[np.ndarray], float] = norm,
     ) -> Gathered | None:
-        """As the leader: the answers of a round, void ones counted; None if somebody else leads by now.
+        """As the leader: the answers of a round; None if another worker leads by now. Void rounds are counted.
 
         Args:
-            asked: who takes part, ourselves included.
-            own, read, length: as of `Rounds.gather`.
-            until_s: when the deadline is (monotonic).
-            answer_bytes: of one answer on the wire.
+            asked: the workers that take part, this one included.
+            own, read, measure: as of `Rounds.gather`.
+            until_s: the time of the deadline (monotonic).
+            answer_bytes: the size of one answer on the wire.
         """
         others, self._asked = [worker for worker in asked if worker != self._me], len(asked)
         quorum = cohorts.quorum(self._settings.mode.quorum, len(asked))
-        # Our own steps may have taken longer than the others': they still get a chance.
+        # This worker's own steps may have taken until the deadline; the others still get the shortest wait.
         left_s = max(self._settings.mode.deadline.floor_s, until_s - time.monotonic())
         rounds, incarnations = self._rounds, self._incarnations
         gathered = rounds.gather(kind, step, others, quorum, left_s, self._is_deposed, own, read, measure, incarnations)
@@ -291,7 +291,7 @@ class LeaderBased(abc.ABC):
             self._log(f"round {step} is void: {self._answered} of {len(asked)} answered; the model stays as it was")
         return gathered
 
-    # --- cuts ---------------------------------------------------------------------------------
+    # --- sync points --------------------------------------------------------------------------
 
     def synchronise(self, step: int) -> bool:
         tried: Received | None = None
@@ -319,7 +319,7 @@ class LeaderBased(abc.ABC):
                 tried = received
 
     def _end_of(self, step: int, tried: Received | None) -> tuple[int, Received] | None:
-        """The end of this round if it was announced, else that it begins once more, else anything later."""
+        """The announced end of this round, else its start in a new term, else an announcement of a later round."""
         ends = [
             (sender, received)
             for sender, kept in self._rounds.messages.kept("round_end").items()
@@ -328,7 +328,7 @@ class LeaderBased(abc.ABC):
         ]
         if ends:
             return max(ends, key=lambda end: end[1].fields.get("term", 0))
-        # A leader that was started again has not got what we sent to its former life.
+        # A restarted leader has not received the messages to its former incarnation.
         newest = self._at_least(step)
         return newest if newest and (newest[1].round > step or term_of(newest[1]) > self._term) else None
 
@@ -377,24 +377,24 @@ class LeaderBased(abc.ABC):
             "predicted_received_bytes": self._predicted["received"],
         }
 
-    # --- what a mode gives --------------------------------------------------------------------
+    # --- implemented by a mode ----------------------------------------------------------------
 
     @abc.abstractmethod
     def _follow(self, sender: int, received: Received) -> dict[str, float]:
-        """Our part in a round that somebody else has announced; returns the losses."""
+        """Do this worker's part in a round that another worker has announced; returns the losses."""
 
     @abc.abstractmethod
     def _end_fields(self, step: int) -> dict[str, Any]:
-        """As the leader: put what holds after this round, hold it ourselves, and say where it is."""
+        """As the leader: put and hold the model after this round; returns the fields that name it."""
 
     @abc.abstractmethod
     def _load_end(self, sender: int, received: Received) -> None:
-        """Fetch and hold what holds after a round. Raises one of `MISSED`."""
+        """Fetch and hold the model after a round. Raises one of `MISSED`."""
 
     @abc.abstractmethod
     def _catch_up(self, sender: int, received: Received) -> None:
-        """Fetch what it takes to begin in the middle, after this announcement. Raises one of `MISSED`."""
+        """Fetch the state to begin in the middle of a run, after this announcement. Raises one of `MISSED`."""
 
     @abc.abstractmethod
     def _load_state(self, arrays: dict, values: dict[str, Any]) -> None:
-        """The inverse of `state`; the learner has been loaded."""
+        """The inverse of `state`; called after the learner has been loaded."""

@@ -24,7 +24,7 @@ SECTIONS = (
 
 
 def shown(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """(template, content) of the sections that have anything to show."""
+    """(template, content) of the sections with content."""
     keys = run.keys
     found = [(section, section.content(run)) for section in SECTIONS if section.is_for(keys)]
     return [(section.template, content) for section, content in found if content is not None]

@@ -16,7 +16,7 @@ from degan.runs.folder import Run
 
 @dataclass(frozen=True)
 class Statistic:
-    """A key of the workers' statistics as a figure; it is left out where the records have the key `unless`."""
+    """A key of the workers' statistics as a figure; left out where the records have the key `unless`."""
 
     title: str
     key: str
@@ -34,7 +34,7 @@ STATISTICS = (
     Statistic("Waiting in a step", "wait_s", svg.seconds, from_zero=True, smooth=True),
     Statistic("Sent so far", "sent_bytes", svg.octets, from_zero=True),
     Statistic("Received so far", "received_bytes", svg.octets, from_zero=True),
-    # Rounds are not late: they are void, and the section of rounds has a chart of that.
+    # A round of a leader is not late but void; the section of rounds has a chart of void rounds.
     Statistic("Staleness, mean (rounds)", "staleness_mean", from_zero=True, smooth=True, unless="leader"),
     Statistic("Staleness, maximum (rounds)", "staleness_max", from_zero=True, smooth=True, unless="leader"),
 )

@@ -1,4 +1,4 @@
-"""The faults of a run: workers that fell silent, restarts, drops, offences, void rounds, unreadable lines."""
+"""The faults of a run: silent workers, restarts, drops, offences, void rounds, unreadable lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from degan.runs.records import Worker
 
 
 def content(run: Run) -> dict[str, Any]:
-    """The lines; none where all was well."""
+    """The lines; empty for a run without faults."""
     reached, planned = facts.steps(run), run.planned_steps
     found: list[str] = []
     if planned and reached is not None and reached + run.log_every <= planned:
@@ -34,7 +34,7 @@ def content(run: Run) -> dict[str, Any]:
 
 
 def _of_worker(worker: Worker, furthest: int | None) -> list[str]:
-    """What a worker's own records say; `furthest` is the step that another reached where this one fell behind."""
+    """The faults in a worker's own records; `furthest` is the step of the furthest worker if this one fell behind."""
     name = f"worker {worker.number}"
     found = [] if worker.lines else [f"{name} wrote no statistics in this folder."]
     if furthest is not None:
@@ -44,7 +44,7 @@ def _of_worker(worker: Worker, furthest: int | None) -> list[str]:
     found += [f"{name} dropped {many(count, 'message')}: {reason}." for reason, count in drops]
     offences = ", ".join(f"worker {peer} {count:,}" for peer, count in facts.offences(worker).items())
     if offences:
-        found.append(f"{name} counted offences (too long, not finite or malformed) against {offences}.")
+        found.append(f"{name} counted offences (too large, not finite or malformed) against {offences}.")
     banned = ", ".join(facts.banned(worker))
     return found + ([f"{name} banned worker {banned}: nothing that it sent was used any more."] if banned else [])
 

@@ -41,7 +41,7 @@ def content(run: Run) -> dict[str, Any]:
 
 
 def _table(run: Run) -> dict[str, Any]:
-    """A worker's bytes beside the formula's, its images, and what it counted."""
+    """A worker's bytes beside the formula's, its images and its counters."""
     workers = [worker for worker in run.workers.values() if worker.lines]
     known = [row for row in PREDICTED if any(worker.last(row[2]) is not None for worker in workers)]
     counted = [(title, key) for title, key in SO_FAR if any(worker.last(key) for worker in workers)]

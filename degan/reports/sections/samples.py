@@ -9,7 +9,7 @@ from degan.runs.folder import Run
 
 
 def content(run: Run) -> dict[str, Any]:
-    """The pictures, and how many are not shown."""
+    """The pictures, and the number of pictures that are left out."""
     return {"pictures": run.pictures, "left_out": run.pictures_left_out}
 
 

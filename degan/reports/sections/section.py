@@ -15,9 +15,9 @@ class Section:
 
     Args:
         name: its template is `sections/NAME.html`.
-        needs: the section is for runs whose records have any of these keys, or parts of the folder; for every run
-            where none is named.
-        content: what the template shows; None where there is nothing.
+        needs: keys of the records, or parts of the folder: the section is for runs that have any of these. Empty for
+            every run.
+        content: the values of the template; None where there are none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The settings of a run as they were resolved, and the versions that it ran with."""
+"""The resolved settings of a run, and the versions of its software."""
 
 from __future__ import annotations
 

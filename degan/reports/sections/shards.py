@@ -35,7 +35,7 @@ def _all_counts(shards: Shards) -> tuple[list[str], list[list[Cell]]]:
 
 
 def _few_numbers(shards: Shards) -> tuple[list[str], list[list[Cell | str]]]:
-    """Where a column a class would be too many."""
+    """The table where there are too many classes for one column each."""
     rows: list[list[Cell | str]] = []
     for index, row in enumerate(shards.counts):
         held = [value for value in row if value > 0]

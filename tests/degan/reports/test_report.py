@@ -179,7 +179,7 @@ def test_offences_and_who_was_banned(run, offences, banned):
         return page_of(run).text
 
     text = write({"1": 10, "2": 0}, [1])
-    assert "worker 0 counted offences (too long, not finite or malformed) against worker 1 10." in text
+    assert "worker 0 counted offences (too large, not finite or malformed) against worker 1 10." in text
     assert "worker 0 banned worker 1: nothing that it sent was used any more." in text
     assert "worker 0 dropped 2 messages: banned." in text
     assert not re.search("strike|mute", text.partition("Settings and versions")[0])

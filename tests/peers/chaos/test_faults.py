@@ -262,7 +262,7 @@ def workers(tmp_path):
 def test_a_worker_says_what_it_will_do_to_itself_and_does_it(workers, tmp_path):
     incarnation = workers("w0@step6:kill, redis0@step1:restart")
     assert incarnation.end() == -signal.SIGKILL
-    assert "this worker will harm itself, as DEGAN_FAULTS says: w0@step6:kill\n" in incarnation.text
+    assert "this worker injects faults into itself, as DEGAN_FAULTS says: w0@step6:kill\n" in incarnation.text
     steps = (tmp_path / "run" / "w0" / "stats.jsonl").read_text().count("\n")
     assert steps == 5, "at the beginning of step 6"
 
