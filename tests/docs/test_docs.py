@@ -151,7 +151,8 @@ def test_experiment_files_in_the_text_are_experiments(path):
     """Blocks of YAML in the pages are read by the same rules as a file; a mode alone is put into one. Raises if not."""
     for block in re.findall(r"```yaml\n(.*?)```", text(path), re.DOTALL):
         data = yaml.safe_load(block)
-        whole = {"name": "any", "peers": 4, "data": {"name": "digits"}, "model": {"name": "mlp"}} | data
+        gan = {} if "classifier" in data else {"model": {"name": "mlp"}}
+        whole = {"name": "any", "peers": 4, "data": {"name": "digits"}} | gan | data
         config.build(whole)
 
 
