@@ -146,7 +146,7 @@ def test_a_worker_that_is_to_suffer_says_so_and_has_its_hooks(begin, monkeypatch
     held = []
     monkeypatch.setattr(FaultInjector, "hold", lambda injector, pair, settings: held.append((pair.size, settings.name)))
     _, incarnations, text = begin(None)
-    assert "harm itself, as DEGAN_FAULTS says: w1@step6:kill\n" in text and held == [(5, "incarnations")]
+    assert "injects faults into itself, as DEGAN_FAULTS says: w1@step6:kill\n" in text and held == [(5, "incarnations")]
     assert incarnations.loops[0][3] == 1
     with pytest.raises(UsageError, match="number from 0 to 2"):
         script({"DEGAN_FAULTS": "w3@step6:kill"}, config.build(plain("seed", peers=3)))
