@@ -234,7 +234,8 @@ class PartialExchange:
     def _step_gradient(self, batch: Batch, is_sync_point: Callable[[], bool]) -> dict[str, float]:
         """Send the gradient and apply the combined one. An unusable gradient is zeros; the others still count."""
         (section,) = self._sections
-        context = self._guard.context()
+        # A copy of the statistics, which only the chain reads.
+        context = self._guard.context() if self._attack else None
         gradient, found, is_usable = self._guard.gradients(section, batch)
         if self._attack:
             gradient[:] = chain(*attack(self._attack))(gradient, context)
@@ -250,7 +251,7 @@ class PartialExchange:
         """Apply the gradients, send the weights, load the agreed weights. An unusable gradient changes nothing."""
         found, applied = {}, []
         before = self._learner.parameters(self._whole).copy() if self._attack else None
-        context = self._guard.context()
+        context = self._guard.context() if self._attack else None
         for section in self._sections:
             gradient, some, is_usable = self._guard.gradients(section, batch)
             found.update(some)

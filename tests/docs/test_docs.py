@@ -19,7 +19,7 @@ from docs.explained import RENAMED
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + PAGES
-# What was before is named in the history.
+# The history names what existed in earlier versions.
 OF_TODAY = [path for path in TEXTS if path.name != "CHANGELOG.md"]
 EVERY_TEXT = pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 EVERY_TEXT_OF_TODAY = pytest.mark.parametrize("path", OF_TODAY, ids=lambda path: str(path.relative_to(ROOT)))

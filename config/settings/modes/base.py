@@ -1,4 +1,4 @@
-"""What several modes share: settings with one meaning in all modes, and checks against the rest of an experiment."""
+"""The settings that several modes share, and their checks against the rest of an experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every setting of a classifier and of its training does: a table that is seen to be complete."""
+"""Every setting of a classifier and of its training has its effect: the table is complete by construction."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def test_the_algorithm_and_its_betas_are_a_classifiers_too(algorithm, kind):
     for _ in range(2):
         assert type(learner._optimisers["classifier"]) is kind and group(learner)["lr"] == 0.5
         assert algorithm == "sgd" or group(learner)["betas"] == (0.25, 0.75)
-        # What a fresh start of the optimisers has.
+        # The moments of an optimiser that has taken no step.
         learner.reset_optimisers()

@@ -182,7 +182,7 @@ def test_a_run_that_is_resumed_ends_with_the_bits_of_the_undisturbed_one(tmp_pat
         for found, expected in ((other.model, one.model), (other.optimiser, one.optimiser)):
             assert found.keys() == expected.keys() and "random.global" in {*one.optimiser}
             for name in expected:
-                # What dropout would draw is the process's, and here all workers are in one.
+                # Dropout draws from the generator of the process, which all workers of this test share.
                 assert name == "random.global" or torch.equal(found[name], expected[name]), name
         assert {key: other.values[key] for key in ("counters", "data", "classes")} == {
             key: one.values[key] for key in ("counters", "data", "classes")

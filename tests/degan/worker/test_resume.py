@@ -19,7 +19,7 @@ STEPS = 12
 SYNC = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=raw")
 SIMULTANEOUS = (*SYNC, "mode.parts=1")
 NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
-# What a codec has kept back, and what waits for its part to leave, have to be saved with the rest.
+# A checkpoint has to hold the error feedback of a lossy codec and the parts that have not left.
 LOSSY = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=int8", "mode.parts=3")
 # Everyone applies what everyone has published.
 PUBLISHED = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=sign", "mode.own=delayed")
