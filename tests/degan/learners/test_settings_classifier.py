@@ -62,5 +62,5 @@ def test_the_algorithm_and_its_betas_are_a_classifiers_too(algorithm, kind):
     for _ in range(2):
         assert type(learner._optimisers["classifier"]) is kind and group(learner)["lr"] == 0.5
         assert algorithm == "sgd" or group(learner)["betas"] == (0.25, 0.75)
-        # The moments of an optimiser that has taken no step.
+        # A reset keeps the rates.
         learner.reset_optimisers()

@@ -123,7 +123,7 @@ def test_both_algorithms_take_their_rates():
         optimiser = {"algorithm": algorithm, "generator_lr": 0.5, "discriminator_lr": 0.25}
         pair = pair_of("optimiser.ema_decay", 0.5, model=TINY, optimiser=optimiser)
         assert [group["lr"] for group in groups(pair)] == [0.5, 0.25]
-        # The moments of an optimiser that has taken no step.
+        # A reset keeps the rates.
         pair.reset_optimisers()
         assert [group["lr"] for group in groups(pair)] == [0.5, 0.25]
 
