@@ -10,16 +10,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 
-from tests import servers
+from tests import forks, servers
 
 # How long an example takes says something of the machine: it is no finding of a test.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
-def pytest_configure():
-    """Under nohup children would inherit that a hang-up is ignored, and the launcher honours that."""
+def pytest_configure(config):
+    """One fork server a session; and no ignored hang-up, which children under nohup would inherit."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if not hasattr(config, "workerinput"):
+        forks.own()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,6 @@ def test_import_contracts_hold():
         ("config", "torch"),
         ("peers.exchange.exchange", "torch"),
         ("degan.report", "torch"),
-        ("degan.learners.gan_pair", "redis"),
     ],
 )
 def test_a_module_does_not_load_what_it_must_not_know(module, forbidden):

@@ -14,7 +14,6 @@ and before anything of it is saved:
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -22,10 +21,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-DEADLINE_S = 60.0
+from tests.forks import Fork
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.workers_preload"])
+DEADLINE_S = 60.0
 
 BASE = """\
 name: {name}
@@ -72,8 +70,7 @@ class Worker:
     def __init__(self, words: list, log: Path, script: dict[int, str] | None = None, **environment: str):
         self.log = log
         words = [str(word) for word in words]
-        self._process = _forks.Process(target=_live, args=(words, str(log), script or {}, environment), daemon=True)
-        self._process.start()
+        self._process = Fork(_live, words, str(log), script or {}, environment)
         self.pid = self._process.pid
 
     @property
@@ -90,8 +87,7 @@ class Worker:
 
     def end(self, timeout_s: float = DEADLINE_S) -> int:
         """Wait for the end; returns the exit code, or minus the signal."""
-        self._process.join(timeout_s)
-        code = self._process.exitcode
+        code = self._process.join(timeout_s)
         assert code is not None, f"still running after {timeout_s:g} s:\n{self.text}"
         return code
 

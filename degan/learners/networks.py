@@ -18,6 +18,7 @@ from torch import nn
 from config.settings.models import Optimiser
 from degan.learners.flat import Flat, count, to_numpy
 from degan.learners.names import AVERAGE, BUFFERS, MOMENTS, network_of
+from degan.learners.optimisers import Descent, optimiser_of
 from degan.learners.protocols import Counters, Section, Vectors
 
 # The counter of the steps of an average.
@@ -56,14 +57,10 @@ class Networks:
         self._optimisers = self._make_optimisers()
         self._applied = 0
 
-    def _make_optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        made: dict[str, torch.optim.Optimizer] = {}
-        for name, flat in self._trained.items():
-            if self._optimiser.algorithm == "sgd":
-                made[name] = torch.optim.SGD([flat.values], lr=self._rates[name])
-            else:
-                made[name] = torch.optim.Adam([flat.values], lr=self._rates[name], betas=self._optimiser.betas)
-        return made
+    def _make_optimisers(self) -> dict[str, Descent]:
+        return {
+            name: optimiser_of(self._optimiser, flat.values, self._rates[name]) for name, flat in self._trained.items()
+        }
 
     # --- sizes and facts --------------------------------------------------------------------------
 
@@ -87,8 +84,8 @@ class Networks:
         """Number of values by vector: parameters, running statistics, moments, then the average."""
         found = {name: flat.size for name, flat in self._trained.items()}
         found |= {f"{name}.{BUFFERS}": flat.buffers.numel() for name, flat in self._trained.items()}
-        if self._optimiser.algorithm == "adam":
-            found |= {f"{name}.{moment}": flat.size for name, flat in self._trained.items() for moment in MOMENTS}
+        for name, optimiser in self._optimisers.items():
+            found |= {f"{name}.{moment}": vector.numel() for moment, vector in optimiser.moments.items()}
         for name, flat in self._flats.items():
             if name not in self._trained:
                 found |= {name: flat.size, f"{name}.{BUFFERS}": flat.buffers.numel()}
@@ -176,39 +173,26 @@ class Networks:
         if strangers := counters.keys() - self._counters().keys():
             raise ValueError(f"there is no counter {min(strangers)}")
         for name, values in vectors.items():
-            self._vector(name, is_written=True).copy_(torch.from_numpy(values))
+            self._vector(name).copy_(torch.from_numpy(values))
         self._applied = int(counters.get(APPLIED, self._applied))
         for name, buffer in self._whole_buffers():
             buffer.fill_(int(counters.get(name, int(buffer))))
         for name in self._trained:
             if name in counters and f"{name}.{MOMENTS[0]}" in vectors:
-                self._moments(name)["step"] = torch.tensor(float(counters[name]))
+                self._optimisers[name].steps = int(counters[name])
 
-    def _vector(self, name: str, is_written: bool = False) -> torch.Tensor:
-        """The memory of a vector. Missing moments are created if they are to be written."""
+    def _vector(self, name: str) -> torch.Tensor:
+        """The memory of a vector."""
         network, _, part = name.partition(".")
         flat = self._flats[network]
         if not part:
             return flat.values.data
-        if part == BUFFERS:
-            return flat.buffers
-        if not is_written and flat.values not in self._optimisers[network].state:
-            return torch.zeros_like(flat.values.data)
-        return self._moments(network)[part]
-
-    def _moments(self, network: str) -> dict[str, torch.Tensor]:
-        """Adam's state of a network, created if the network has not taken a step yet."""
-        values, optimiser = self._trained[network].values, self._optimisers[network]
-        if values not in optimiser.state:
-            moments = {moment: torch.zeros_like(values.data) for moment in MOMENTS}
-            optimiser.state[values] = {"step": torch.tensor(0.0), **moments}
-        return optimiser.state[values]
+        return flat.buffers if part == BUFFERS else self._optimisers[network].moments[part]
 
     def _counters(self) -> Counters:
         """The step counts of the average, the optimisers and BatchNorm."""
         found = {APPLIED: self._applied} if AVERAGE in self._flats else {}
-        for name, flat in self._trained.items():
-            found[name] = int(self._optimisers[name].state.get(flat.values, {}).get("step", 0))
+        found |= {name: optimiser.steps for name, optimiser in self._optimisers.items()}
         return found | {name: int(buffer) for name, buffer in self._whole_buffers()}
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import nn
 
 import config
 from degan.learners.classifier import Classifier
+from degan.learners.optimisers import Adam, Descent
 from tests.leaves import leaves, plain
 
 
@@ -29,8 +30,8 @@ def norms(learner: Classifier) -> set[type]:
     return {type(layer) for layer in network(learner).modules() if isinstance(layer, kinds)}
 
 
-def group(learner: Classifier) -> dict[str, Any]:
-    return learner._optimisers["classifier"].param_groups[0]
+def optimiser_in(learner: Classifier) -> Descent:
+    return learner._optimisers["classifier"]
 
 
 TABLE: dict[str, tuple[Any, Callable[[Classifier], Any], Any]] = {
@@ -41,7 +42,7 @@ TABLE: dict[str, tuple[Any, Callable[[Classifier], Any], Any]] = {
     "classifier[resnet].image_size": (9, lambda c: c.sample_shape, (1, 9, 9)),
     "classifier[mlp].hidden": (5, lambda c: network(c).body.out_features, 5),
     "classifier[mlp].image_size": (9, lambda c: network(c).body.in_features, 81),
-    "optimiser.lr": (0.25, lambda c: group(c)["lr"], 0.25),
+    "optimiser.lr": (0.25, lambda c: optimiser_in(c).rate, 0.25),
 }
 
 
@@ -55,12 +56,12 @@ def test_every_setting_of_a_classifier_has_its_row():
     assert {path for path in leaves() if path.startswith(("classifier", "optimiser.lr"))} == TABLE.keys()
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+@pytest.mark.parametrize(("algorithm", "kind"), [("sgd", Descent), ("adam", Adam)])
 def test_the_algorithm_and_its_betas_are_a_classifiers_too(algorithm, kind):
     optimiser = {"algorithm": algorithm, "betas": [0.25, 0.75]}
     learner = classifier_of("optimiser.lr", 0.5, optimiser=optimiser)
     for _ in range(2):
-        assert type(learner._optimisers["classifier"]) is kind and group(learner)["lr"] == 0.5
-        assert algorithm == "sgd" or group(learner)["betas"] == (0.25, 0.75)
+        assert type(optimiser_in(learner)) is kind and optimiser_in(learner).rate == 0.5
+        assert algorithm == "sgd" or optimiser_in(learner).betas == (0.25, 0.75)
         # A reset keeps the rates.
         learner.reset_optimisers()

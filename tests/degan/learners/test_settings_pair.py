@@ -18,6 +18,7 @@ from degan.data.splits import split
 from degan.errors import DataError
 from degan.learners import losses
 from degan.learners.gan_pair import GanPair
+from degan.learners.optimisers import Descent
 from tests.learner_views import unlabelled
 from tests.leaves import leaves, plain
 
@@ -88,9 +89,9 @@ def test_what_a_setting_of_the_networks_does(path):
 # --- training ----------------------------------------------------------------------------------
 
 
-def groups(pair: GanPair) -> list[dict[str, Any]]:
-    """G's and D's group of their optimiser."""
-    return [optimiser.param_groups[0] for optimiser in pair._optimisers.values()]
+def optimisers(pair: GanPair) -> list[Descent]:
+    """The optimisers of G and D."""
+    return list(pair._optimisers.values())
 
 
 def averaged(pair: GanPair) -> float:
@@ -103,10 +104,10 @@ def averaged(pair: GanPair) -> float:
 
 
 TRAINING: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
-    "optimiser.algorithm": ("sgd", lambda p: [type(o) for o in p._optimisers.values()], [torch.optim.SGD] * 2),
-    "optimiser.generator_lr": (0.25, lambda p: [g["lr"] for g in groups(p)], [0.25, 2e-4]),
-    "optimiser.discriminator_lr": (0.25, lambda p: [g["lr"] for g in groups(p)], [2e-4, 0.25]),
-    "optimiser.betas": ([0.25, 0.75], lambda p: [g["betas"] for g in groups(p)], [(0.25, 0.75)] * 2),
+    "optimiser.algorithm": ("sgd", lambda p: [type(o) for o in optimisers(p)], [Descent] * 2),
+    "optimiser.generator_lr": (0.25, lambda p: [o.rate for o in optimisers(p)], [0.25, 2e-4]),
+    "optimiser.discriminator_lr": (0.25, lambda p: [o.rate for o in optimisers(p)], [2e-4, 0.25]),
+    "optimiser.betas": ([0.25, 0.75], lambda p: [o.betas for o in optimisers(p)], [(0.25, 0.75)] * 2),
     # Below what the warming up begins with, two elevenths.
     "optimiser.ema_decay": (0.125, averaged, 0.875),
 }
@@ -122,10 +123,10 @@ def test_both_algorithms_take_their_rates():
     for algorithm in ("adam", "sgd"):
         optimiser = {"algorithm": algorithm, "generator_lr": 0.5, "discriminator_lr": 0.25}
         pair = pair_of("optimiser.ema_decay", 0.5, model=TINY, optimiser=optimiser)
-        assert [group["lr"] for group in groups(pair)] == [0.5, 0.25]
+        assert [optimiser.rate for optimiser in optimisers(pair)] == [0.5, 0.25]
         # A reset keeps the rates.
         pair.reset_optimisers()
-        assert [group["lr"] for group in groups(pair)] == [0.5, 0.25]
+        assert [optimiser.rate for optimiser in optimisers(pair)] == [0.5, 0.25]
 
 
 LOSS = {"loss": (), "regularisation.r1_gamma": (), "regularisation.gradient_penalty": ()}
