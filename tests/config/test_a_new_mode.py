@@ -72,7 +72,7 @@ def copy(tmp_path_factory):
     """degan with the toy mode, in a folder of its own."""
     folder = tmp_path_factory.mktemp("copy")
     for package in ("config", "peers", "degan", "launch"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, folder / package)
     modes = folder / "config" / "settings" / "modes"
     (modes / "toy.py").write_text(SETTINGS, encoding="utf-8")
     union = (modes / "__init__.py").read_text(encoding="utf-8")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import datasets
 
 from config.settings.data import Data
 from degan.data import Shard, load, prepare
@@ -132,6 +131,8 @@ def test_idx_files_are_read_with_a_home_folder_expanded(tmp_path, monkeypatch, n
 
 
 def test_cifar_batches_become_channels_first(tmp_path, monkeypatch):
+    from torchvision import datasets
+
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     rows = RANDOM.integers(0, 256, (5, 4, 3072), dtype=np.uint8)
@@ -179,7 +180,7 @@ def test_several_askers_download_once(tmp_path, monkeypatch):
         calls.append(self.root)
         idx_files(Path(self.raw_folder))
 
-    monkeypatch.setattr(datasets.MNIST, "download", download)
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
     root = tmp_path / "new" / "root"
     data = Data(name="mnist", root=str(root), download=True)
     askers = [threading.Thread(target=prepare, args=(data, 28), name=f"asker-{number}") for number in range(4)]
@@ -197,7 +198,7 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypa
         idx_files(Path(self.raw_folder))
         raise RuntimeError("no\nroute")
 
-    monkeypatch.setattr(datasets.MNIST, "download", download)
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
     with pytest.raises(DataError, match=r"could not download it to .*\(no route\); try again, or put .* by hand"):
         prepare(Data(name="mnist", root=str(tmp_path), download=True), 28)
     assert [path.name for path in tmp_path.iterdir()] == [".degan-download.lock"]

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from torchvision import datasets
 
 from config.settings.data import Data
 from degan.data import load
@@ -28,6 +26,8 @@ def taken(source) -> np.ndarray:
 
 
 def test_the_digits_parts_are_the_bundled_ones_with_their_labels():
+    from sklearn.datasets import load_digits
+
     bundled = load_digits()
     held_out = np.random.default_rng(20231).permutation(1797)[:360]
     for part, chosen in (("test", np.sort(held_out)), ("train", np.setdiff1d(np.arange(1797), held_out))):
@@ -74,6 +74,8 @@ def test_idx_files_give_each_part_its_own_images_and_labels(tmp_path, name, fold
 
 
 def test_cifars_test_batch_is_the_test_part(tmp_path, monkeypatch):
+    from torchvision import datasets
+
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     random = np.random.default_rng(2)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import config
 from config import UsageError
@@ -46,6 +45,8 @@ def build(worker: int, **words) -> Setup:
 @pytest.fixture(scope="module", autouse=True)
 def bundled():
     """scikit-learn's digits, read once: that takes longer than all the rest."""
+    from sklearn.datasets import load_digits
+
     found = load_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sklearn.datasets.load_digits", lambda: found)

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 
 from config.settings.data import Data
@@ -29,6 +28,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def inception_states():
     """Randomly initialised state dicts: torchvision's with its auxiliary head, and the FID kind."""
+    import torchvision
+
     torch.manual_seed(3)
     states = {}
     for kind, outputs, head in (("torchvision", 1000, True), ("fid", 1008, False)):
@@ -49,6 +50,8 @@ def inception_files(inception_states, tmp_path_factory):
 
 
 def test_torchvisions_kind_gives_torchvisions_features(inception_states, inception_files):
+    import torchvision
+
     ours = InceptionFeatures(inception_files["torchvision"])
     theirs = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True)
     theirs.load_state_dict(inception_states["torchvision"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from degan.errors import CacheError, DataError
 from degan.metrics import Evaluator
 from degan.metrics import classifier as classifiers
 from degan.metrics.frechet import Gaussian, distance, fit
-
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+from tests.forks import Fork
+from tests.workers import read_text, wait_for
 
 
 @pytest.fixture
@@ -195,38 +195,29 @@ def test_large_images_and_few_samples(cache):
         classifiers.obtain(ImageSource(np.zeros((1, 3, 8, 8), np.uint8), [0], ["a"]))
 
 
-ASK = """
-import logging, sys
-logging.basicConfig(stream=sys.stdout, level=logging.INFO)
-from config.settings.data import Data
-from degan.data import load
-from degan.metrics.classifier import obtain
-train = load(Data(name="gaussian-ring"), 28, "train")
-print("ready", flush=True)
-sys.stdin.readline()
-print("sum", sum(float(p.double().sum()) for p in obtain(train).parameters()))
-"""
+def ask(folder: str, number: int) -> None:
+    """In a process of its own: obtain the classifier, and write the log and a sum of the weights to a file."""
+    log, go = Path(folder) / f"{number}.txt", Path(folder) / "go"
+    logging.basicConfig(filename=log, level=logging.INFO)
+    train = load(Data(name="gaussian-ring"), 28, "train")
+    logging.info("ready")
+    wait_for(go.exists, "the word to go")
+    logging.info("sum %r", sum(float(p.double().sum()) for p in classifiers.obtain(train).parameters()))
 
 
-def test_two_processes_that_ask_at_once_train_once(cache):
-    environment = {**os.environ, "DEGAN_CACHE": str(cache.parent), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    askers = [subprocess.Popen([sys.executable, "-c", ASK], env=environment, **pipes) for _ in range(2)]
+def test_two_processes_that_ask_at_once_train_once(cache, tmp_path):
+    askers = [Fork(ask, str(tmp_path), number) for number in range(2)]
+    logs = [tmp_path / f"{number}.txt" for number in range(2)]
     try:
-        for asker in askers:
-            assert asker.stdout.readline() == "ready\n"
-        for asker in askers:
-            asker.stdin.write("go\n")
-            asker.stdin.flush()
-        outputs = [asker.communicate(timeout=60)[0] for asker in askers]
+        wait_for(lambda: all("ready" in read_text(log) for log in logs), "both processes")
+        (tmp_path / "go").touch()
+        assert [asker.join(60) for asker in askers] == [0, 0]
     finally:
         for asker in askers:
             asker.kill()
-            asker.communicate()
-    assert [asker.returncode for asker in askers] == [0, 0]
-    assert "".join(outputs).count("training the classifier for the metrics") == 1
-    sums = {line for output in outputs for line in output.splitlines() if line.startswith("sum")}
-    assert len(sums) == 1
+    output = "".join(read_text(log) for log in logs)
+    assert output.count("training the classifier for the metrics") == 1
+    assert len(set(re.findall("sum .*", output))) == 1 and output.count("sum ") == 2
 
 
 def test_a_cache_that_cannot_be_used_says_what_to_set(tmp_path, monkeypatch, digits):
