@@ -104,7 +104,7 @@ MUTANTS = (
         "self._streams[sender, is_direct] = _Stream(",
         "self._streams.setdefault((sender, is_direct), _Stream(Assembler(self._layout, self._buffers)))\n"
         "                _Stream(",
-        "tests/peers/rounds/test_messages.py::test_a_new_life_finishes_no_message_of_the_one_before",
+        "tests/peers/rounds/test_messages.py::test_a_new_incarnation_finishes_no_message_of_the_one_before",
     ),
     # --- MD-GAN ---
     Mutant(

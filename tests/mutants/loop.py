@@ -112,14 +112,14 @@ MUTANTS = (
         "launch/supervise.py",
         "key=lambda w: (w.code != 2, w.number)",
         "key=lambda w: (w.code == 2, w.number)",
-        SUPERVISE + "test_of_several_errors_in_one_look_the_cause_is_shown",
+        SUPERVISE + "test_the_cause_is_shown_of_several_errors_in_one_look",
     ),
     Mutant(
         "a run in which a worker died ends well",
         "launch/supervise.py",
         "Ending(1 if self._lost else 0)",
         "Ending(0)",
-        SUPERVISE + "test_a_death_is_said_when_it_happens_and_again_at_the_end",
+        SUPERVISE + "test_a_death_is_reported_when_it_happens_and_again_at_the_end",
     ),
     Mutant(
         "the rate goes on over another life of the worker",
@@ -127,7 +127,7 @@ MUTANTS = (
         """self.restarts.append((newest, step))
             self.incarnation = len(self.lines)""",
         "self.restarts.append((newest, step))",
-        BOARD + "test_rates_begin_anew_with_another_life",
+        BOARD + "test_rates_begin_anew_with_another_incarnation",
     ),
     Mutant(
         "all workers are led to the first server",

@@ -123,6 +123,6 @@ MUTANTS = (
         "config/settings/modes/federated.py",
         'if has_moments and self.codec == "float16"',
         'if has_moments and self.codec == "bfloat16"',
-        "tests/config/test_settings_together.py::test_what_does_not_fit_together",
+        "tests/config/test_settings_together.py::test_settings_that_do_not_fit_together",
     ),
 )
