@@ -1,4 +1,4 @@
-"""Bugs of the exchange: who shares a mean, what leaves and when, what an outbox keeps, what is applied to whom."""
+"""Bugs of the exchange: sharers of a mean, parts that leave, the size of an outbox, and applied rounds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from tests.mutants.mutant import Mutant
 
 EXCHANGE, INBOX, MODE = "peers/exchange/exchange.py", "peers/exchange/inbox.py", "degan/modes/partial_exchange.py"
 GRADIENTS, PARAMETERS = "peers/exchange/gradients.py", "peers/exchange/parameters.py"
-RULE, LIVES = "tests/peers/exchange/test_gradient_rule.py", "tests/peers/exchange/test_gradient_incarnations.py"
-WEIGHTS, WEIGHTS_LIVES = (
+RULE, INCARNATIONS = "tests/peers/exchange/test_gradient_rule.py", "tests/peers/exchange/test_gradient_incarnations.py"
+WEIGHTS, WEIGHTS_INCARNATIONS = (
     "tests/peers/exchange/test_parameter_rule.py",
     "tests/peers/exchange/test_parameter_incarnations.py",
 )
@@ -15,7 +15,7 @@ JOINTS = "tests/peers/exchange/test_exchange_joints.py"
 
 MUTANTS = (
     Mutant(
-        "own published: the mean is over n - 1",
+        "own delayed: the mean is over n - 1",
         GRADIENTS,
         "share = np.float32(1 / max(1, len(terms)) if self._is_mean else 1)",
         "share = np.float32(1 / max(1, len(terms) - 1) if self._is_mean else 1)",
@@ -33,7 +33,7 @@ MUTANTS = (
         PARAMETERS,
         "                self._broken.add(part)\n",
         "",
-        f"{WEIGHTS_LIVES}::test_references_that_differ_are_seen_and_made_alike",
+        f"{WEIGHTS_INCARNATIONS}::test_references_that_differ_are_seen_and_made_alike",
     ),
     Mutant(
         "without a bound a difference of weights is shared among n - 1",
@@ -54,7 +54,7 @@ MUTANTS = (
         PARAMETERS,
         "if average is None or longest * len(terms) > HUGE and not is_finite(average):",
         "if average is None:",
-        f"{WEIGHTS_LIVES}::test_weights_whose_sum_overflows_stay_unchanged",
+        f"{WEIGHTS_INCARNATIONS}::test_weights_whose_sum_overflows_stay_unchanged",
     ),
     Mutant(
         "a round that a cursor covers is applied once more",
@@ -71,14 +71,14 @@ MUTANTS = (
         f"{JOINTS}::test_a_noted_clock_has_its_contribution_and_its_proposal",
     ),
     Mutant(
-        "an outbox keeps too few rounds for who has read nothing",
+        "an outbox keeps too few rounds for a worker that has read nothing",
         MODE,
         "return 2 * mode.slack + 3 + parts",
         "return mode.slack + 3 + parts",
         f"{JOINTS}::test_a_worker_that_reads_nothing_for_as_long_as_possible_loses_nothing",
     ),
     Mutant(
-        "an outbox has no room for what is sent after the last step",
+        "an outbox has no room for the parts after the last step",
         MODE,
         "return 2 * mode.slack + 3 + parts",
         "return 2 * mode.slack + 3",
@@ -92,28 +92,28 @@ MUTANTS = (
         f"{JOINTS}::test_staleness_is_in_steps_and_since_the_last_look",
     ),
     Mutant(
-        "what was corrected since a part left is corrected once more",
+        "a correction since a part left happens once more",
         PARAMETERS,
         "            change -= shift[0]\n",
         "",
         f"{WEIGHTS}::test_the_weights_are_the_last_average_and_the_own_changes_since",
     ),
     Mutant(
-        "who goes while a checkpoint waits shares its mean",
+        "a peer dropped while a checkpoint waits shares its mean",
         EXCHANGE,
         "                sharers = self.gate.wait(round, slack=0)\n",
         "                self.gate.wait(round, slack=0)\n",
-        f"{LIVES}::test_a_peer_dropped_while_a_checkpoint_awaits_it_shares_nothing",
+        f"{INCARNATIONS}::test_a_peer_dropped_while_a_checkpoint_awaits_it_shares_nothing",
     ),
     Mutant(
-        "own published: whether a step is applied depends on our own gradient",
+        "own delayed: our own gradient decides whether a step is applied",
         MODE,
         "(is_fresh or _has_any(combined))",
         "(is_usable or _has_any(combined))",
         "tests/degan/modes/test_partial_exchange_mode.py::test_gradients_step_by_step",
     ),
     Mutant(
-        "what is lent to the sender is lent under any bound",
+        "an array is lent to the sender under any bound",
         GRADIENTS,
         "is_lent = self._lag == 0 and part.size",
         "is_lent = self._lag is not None and part.size",

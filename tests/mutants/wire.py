@@ -9,7 +9,7 @@ TRANSFER, RESP, ROBUST = (
     "tests/peers/bus/test_resp.py::",
     "tests/peers/vectors/test_reduce_by_hand.py::",
 )
-LEASES, PUMP, LAYOUTS = (
+LEASES, READER, LAYOUTS = (
     "tests/peers/session/test_leases.py::",
     "tests/peers/session/test_reader.py::",
     "tests/peers/wire/test_layouts.py::",
@@ -26,7 +26,7 @@ MUTANTS = (
         "tests/peers/session/test_fuzz_parts.py::test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum",
     ),
     Mutant(
-        "what says that a state is there is written first",
+        "the description of a state is written first",
         "peers/session/transfer.py",
         'return fields | {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})}',
         'return {f"{token}:meta": msgpack.packb({**meta, "arrays": sums})} | fields',
@@ -55,7 +55,7 @@ MUTANTS = (
         f"{RESP}test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken",
     ),
     Mutant(
-        "a server may say lists in lists without end",
+        "a server may nest lists without end",
         "peers/bus/redis/resp.py",
         "            if not depth:\n",
         "            if depth is None:\n",
@@ -83,7 +83,7 @@ MUTANTS = (
         f"{GOLDEN}test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras",
     ),
     Mutant(
-        "the median length is the upper one",
+        "the median norm is the upper one",
         "peers/vectors/reduce.py",
         "[(len(norms) - 1) // 2]",
         "[len(norms) // 2]",
@@ -111,21 +111,21 @@ MUTANTS = (
         f"{ROBUST}test_the_limit_follows_the_lower_median_of_the_others_where_that_is_larger",
     ),
     Mutant(
-        "a peer is dropped before its last words are read",
+        "a peer is dropped before its last entries are read",
         "peers/session/reader.py",
         '                    self._read_on()\n                    self._drop(peer, "its lease has expired")\n',
         '                    self._drop(peer, "its lease has expired")\n                    self._read_on()\n',
-        f"{PUMP}test_a_peer_without_a_lease_is_dropped_once_after_all_its_entries",
+        f"{READER}test_a_peer_without_a_lease_is_dropped_once_after_all_its_entries",
     ),
     Mutant(
-        "who joins takes the state of the one that is furthest behind",
+        "a joiner takes the state of the peer that is furthest behind",
         "peers/session/meet.py",
         "helper = max(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         "helper = min(strangers, key=lambda peer: (strangers[peer].step, -peer))",
         f"{LEASES}test_the_helper_is_the_furthest_peer",
     ),
     Mutant(
-        "what is written to Redis lives for as long as the lease",
+        "a written state lives for as long as the lease",
         "peers/bus/redis/bus.py",
         "pipeline.expire(key, max(KEEP_S, int(ttl_s)))",
         "pipeline.expire(key, int(ttl_s))",
