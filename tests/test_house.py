@@ -1,4 +1,4 @@
-"""The house rules that a program can check: floors, first lines, calls that are never made."""
+"""The house rules that a program can check: floors, first lines, forbidden calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_import_contracts_hold():
         ("degan.report", "torch"),
     ],
 )
-def test_a_module_does_not_load_what_it_must_not_know(module, forbidden):
+def test_a_module_does_not_load_a_forbidden_package(module, forbidden):
     code = f"import {module}, sys; sys.exit({forbidden!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=100).returncode == 0
 
@@ -46,7 +46,7 @@ def test_a_module_does_not_load_what_it_must_not_know(module, forbidden):
     [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
-def test_a_file_says_its_idea_first(path):
+def test_a_file_begins_with_its_idea(path):
     text = path.read_text(encoding="utf-8")
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "the first line says the file's idea"
@@ -57,24 +57,24 @@ def called(node: ast.Call) -> str:
     while isinstance(at, ast.Attribute):
         parts.append(at.attr)
         at = at.value
-    # `model.to(device).eval()` is a method of what a call gave, and not the builtin.
+    # In `model.to(device).eval()` the call is a method of a returned object, and not the builtin.
     parts.append(at.id if isinstance(at, ast.Name) else "?")
     return ".".join(reversed(parts))
 
 
-# What runs code that it is given: whole modules, and calls by the end of their dotted name.
+# The modules and calls that run given code: whole modules, and calls by the end of their dotted name.
 MODULES = ("pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle")
 CALLS = (
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.hub.load", "torch.jit.load"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all"),
     *("subprocess.getoutput", "subprocess.getstatusoutput"),
 )
-# They have to be seen where they are called, with their arguments.
+# These names hide the call, which has to be visible with its arguments.
 BY_NAME_ONLY = tuple(call.rpartition(".")[::2] for call in (*CALLS, "torch.load") if "." in call)
 
 
 def banned(source: str) -> list[str]:
-    """What a file does that no file of ours may."""
+    """The forbidden imports and calls of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -88,7 +88,7 @@ def banned(source: str) -> list[str]:
             constants = {word.arg: getattr(word.value, "value", ...) for word in node.keywords}
             if name in CALLS or (name == "torch.load" and constants.get("weights_only") is not True):
                 found.append(name)
-            # Only a constant False will do.
+            # Only a constant False is allowed.
             found += [word for word in ("shell", "allow_pickle") if constants.get(word, False) is not False]
         if isinstance(node, ast.Attribute) and node.attr in ("UnsafeLoader", "FullLoader", "unsafe_load"):
             found.append(node.attr)
@@ -114,18 +114,18 @@ def test_nothing_is_unpickled_evaluated_or_loaded_unsafely(path):
         *("from torch import load", "torch.hub.load('a', 'b')", "def f():\n    global x"),
     ],
 )
-def test_what_is_banned_is_found(source):
+def test_forbidden_code_is_found(source):
     assert banned(source)
 
 
-def test_what_only_looks_alike_is_not_found():
+def test_similar_code_is_not_found():
     allowed = (
         "model.to(device).eval(); torch.load(f, weights_only=True); subprocess.run(c, shell=False); yaml.safe_load(x)"
     )
     assert banned(allowed) == []
 
 
-def test_the_readme_names_what_a_person_types():
+def test_the_readme_names_the_commands_of_a_person():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in (
         "make demo",

@@ -1,6 +1,6 @@
-"""A mode is added in three places: its settings, their place in the union, and a module; no other file is touched.
+"""A new mode has three places: its settings, their place in the union, and a module; no other file changes.
 
-A copy of degan gets a toy mode, and is then used as a person uses it.
+A copy of degan gets a toy mode, and the test uses that copy as a person would.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def needs(settings, learner) -> Needs:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """degan with the toy mode, in a folder of its own."""
+    """A copy of degan with the toy mode, in a folder of its own."""
     folder = tmp_path_factory.mktemp("copy")
     for package in ("config", "peers", "degan", "launch"):
         shutil.copytree(ROOT / package, folder / package)
@@ -108,7 +108,7 @@ def test_a_toy_mode_is_launched_measured_and_reported(copy, tmp_path):
     assert (out / "report.html").is_file()
 
 
-def test_its_own_check_is_asked_and_its_keys_are_known(copy):
+def test_the_toy_modes_own_check_runs_and_its_keys_are_known(copy):
     refused = call(copy, *RUN, "--out", "runs/toy", "--set", "mode.number=9")
     assert refused.returncode == 2 and "mode.number: 9 is more than 1 workers" in refused.stderr
     unknown = call(copy, *RUN, "--out", "runs/toy", "--set", "mode.slack=9")

@@ -1,4 +1,4 @@
-"""Settings: what is bundled works, what does not fit is one line that names the key, and nothing else is raised."""
+"""Settings: bundled experiments work, a misfit is one line that names the key, and no other error is raised."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(tmp_path):
 
 
 def refused(path, *overrides: str) -> str:
-    """The message with which a file is refused: one line."""
+    """The message of the refusal of a file: one line."""
     with pytest.raises(UsageError) as caught:
         config.load(path, overrides)
     message = str(caught.value)
@@ -42,7 +42,7 @@ def refused(path, *overrides: str) -> str:
     return message
 
 
-# --- what is bundled ---------------------------------------------------------------------------
+# --- bundled experiments -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
@@ -80,7 +80,7 @@ def test_a_run_folder_is_an_experiment(tmp_path, write):
     assert config.load(tmp_path) == experiment
 
 
-# --- what does not fit -------------------------------------------------------------------------
+# --- misfits -----------------------------------------------------------------------------------
 
 WRONG = {
     "slak: 2": "slak: unknown key; known: ",
@@ -161,7 +161,7 @@ def test_a_required_setting_that_does_not_fit(write, line):
 @pytest.mark.parametrize("key", ["name", "data", "model"])
 def test_a_required_setting_that_is_missing(write, key):
     rest = [own for own in SMALL.splitlines() if not own.startswith(key)]
-    # In place of a model there may be a classifier.
+    # A classifier may be in place of a model.
     more = "; give a GAN as model or a classifier as classifier" if key == "model" else ""
     assert refused(write("\n".join(rest))) == f"{key}: missing{more}"
 
@@ -231,12 +231,12 @@ def test_another_kind_drops_the_keys_that_it_does_not_have(write):
     path = write(f"{SMALL}mode: {{name: partial_exchange, slack: 1, updates: alternating}}\n")
     found = config.load(path, ["mode.name=local"])
     assert found.mode.__struct_config__.tag == "local" and found.mode.updates == "alternating"
-    # In any order: the tag decides which other keys there are.
+    # The order makes no difference: the tag decides which other keys the block has.
     split = ["data.split.alpha=0.2", "data.split.kind=dirichlet", "model.width=8", "model.name=dcgan"]
     found = config.load(path, [*split, "model.image_size=64"])
     assert found.data.split.alpha == 0.2 and found.model.width == 8
     assert "model.hidden: unknown key" in refused(path, "model.name=dcgan", "model.hidden=8")
-    # So what is said for the last of several kinds stays, whenever it is said.
+    # A key of the last kind stays, wherever it stands in the list.
     assert config.load(path, ["mode.slack=0", "mode.name=local", "mode.name=partial_exchange"]).mode.slack == 0
 
 
@@ -260,7 +260,7 @@ def test_an_override_that_does_not_fit(write, override, message):
     assert refused(write(f"{SMALL}run: {{steps: 5}}\n"), override).startswith(message)
 
 
-# --- whatever comes ----------------------------------------------------------------------------
+# --- arbitrary input ---------------------------------------------------------------------------
 
 KEYS = st.sampled_from(
     ["name", "seed", "peers", "data", "model", "mode", "run", "bus", "optimiser", "split", "kind", "groups", "slack"]
@@ -283,7 +283,7 @@ VALUES = st.recursive(
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def loads_or_says(text: bytes | str, folder: Path) -> None:
+def loads_or_refuses(text: bytes | str, folder: Path) -> None:
     path = folder / "any.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     try:
@@ -298,20 +298,20 @@ def loads_or_says(text: bytes | str, folder: Path) -> None:
 @quick
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_experiment_or_a_line(tmp_path_factory, text):
-    loads_or_says(text, tmp_path_factory.getbasetemp())
+    loads_or_refuses(text, tmp_path_factory.getbasetemp())
 
 
 @quick
 @given(st.text(alphabet=string.printable + "é\x85\u2028\ufeff", max_size=120))
 def test_any_text_is_an_experiment_or_a_line(tmp_path_factory, text):
-    loads_or_says(text, tmp_path_factory.getbasetemp())
+    loads_or_refuses(text, tmp_path_factory.getbasetemp())
 
 
 @quick
 @given(st.dictionaries(KEYS, VALUES))
 def test_any_values_are_an_experiment_or_a_line(tmp_path_factory, values):
     data = {"name": "any", "data": {"name": "digits"}, "model": {"name": "mlp"}, **values}
-    loads_or_says(yaml.safe_dump(data), tmp_path_factory.getbasetemp())
+    loads_or_refuses(yaml.safe_dump(data), tmp_path_factory.getbasetemp())
 
 
 @quick
@@ -357,7 +357,7 @@ def test_parameters_without_a_bound_have_a_fixed_number_of_parts(write):
         (["mode.name=multi_discriminator", "mode.leaders=[9]"], "mode.leaders: 9 is no worker"),
     ],
 )
-def test_what_no_leader_could_do_is_refused(write, overrides, message):
+def test_leader_settings_that_cannot_work_are_refused(write, overrides, message):
     path = write(SMALL + "peers: 4\nmode: {name: federated}\n")
     assert refused(path, *overrides).startswith(message)
 
@@ -383,7 +383,7 @@ def test_what_no_leader_could_do_is_refused(write, overrides, message):
         ("multi_discriminator", ["bus.norm_gate=0.5"], "bus.norm_gate: below 1"),
     ],
 )
-def test_what_a_robust_rule_could_not_do_is_refused(write, mode, overrides, message):
+def test_robust_rule_settings_that_cannot_work_are_refused(write, mode, overrides, message):
     path = write(SMALL + f"peers: 4\nmode: {{name: {mode}, reduce: median}}\n")
     assert config.load(path).mode.reduce == "median"
     assert refused(path, *overrides).startswith(message)

@@ -1,4 +1,4 @@
-"""What the workers compare when they meet: every setting that is not private, by its key, and nothing else."""
+"""The agreement of workers that meet: every setting that is not private, by its key, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.config.test_settings_ranges import KINDS, TABLE, USUAL, same
 from tests.fleets import in_threads, memory_buses
 from tests.leaves import TAGS, leaves, plain
 
-# By hand: what each host may have its own way.
+# By hand: the settings that each host may have its own way.
 PRIVATE = {"peers", "connect_timeout_s", "device", "data.root", "data.download", "run.log_every", "security.folder"}
-# What a run that is resumed may have otherwise: how long, how often, and how patiently.
+# The settings that a resumed run may change: its length, its periods, and its patience.
 MAY_CHANGE = ("run.", "bus.")
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}
 PAIR = SimpleNamespace(facts={"model (number of values)": 77, "model (sample shape)": [1, 8, 8]})
 
 
 def other(path: str) -> object:
-    """A value that a setting may have and does not have by itself."""
+    """A valid value of a setting that is not its default."""
     usual = "small" if path == "name" else "digits" if path == "data.name" else TABLE[path].default
     usual = [[0]] if path.endswith("groups") else usual
     return next((value for value in TABLE[path].good if not same(value, usual) and value != [1]), None)
 
 
-# Of one value there is no other.
+# These settings have only one valid value.
 CHANGED = {path: other(path) for path in TABLE if path not in ("peers", "model[degan].image_size")}
 
 
@@ -68,7 +68,7 @@ def test_the_kind_of_a_block_is_agreed_on(block):
         assert (f"{block}.{TAGS[block]}" in differing(one, two)) == (kind != usual)
 
 
-def test_what_is_agreed_on_besides_the_settings():
+def test_the_agreement_besides_the_settings():
     settings = config.build(plain("seed"))
     found = agreement(settings, PAIR, {"data (classes)": ["a"], "data (samples)": 5})
     more = {
@@ -83,7 +83,7 @@ def test_what_is_agreed_on_besides_the_settings():
     assert found.keys() - more.keys() == {leaves()[p].key for p in leaves() if p in found} | {
         leaf.key for leaf in leaves().values() if leaf.path.startswith(("mode[partial", "model[mlp]"))
     } | {"mode.name", "model.name", "data.split.kind"}
-    # How many workers there are, not where.
+    # The number of workers counts, not their addresses.
     for peers, expected in ((4, set()), (["redis://a"] * 4, set()), (3, {"peers (how many)"})):
         assert (
             differing(config.agreed(settings), config.agreed(config.build(plain("seed") | {"peers": peers})))
@@ -92,7 +92,7 @@ def test_what_is_agreed_on_besides_the_settings():
 
 
 def test_values_are_compared_as_the_wire_gives_them_back():
-    """A tuple comes back as a list; what is null must come back as it is."""
+    """A tuple comes back as a list, and null comes back as null."""
     settings = config.build(plain("optimiser.betas", [0.1, 0.2]))
     found = config.agreed(settings)
     assert found["optimiser.betas"] == [0.1, 0.2] and isinstance(found["optimiser.betas"], list)
@@ -151,7 +151,7 @@ def test_two_workers_that_differ_in_a_codec_refuse_each_other_by_its_key(mode, m
             with pytest.raises(DisagreementError) as caught:
                 made.begin([], {}, None)
             said.append(str(caught.value))
-            # Who leaves first would not be seen by the other.
+            # The other worker would not see a worker that leaves first.
             both_said.wait(60)
         finally:
             made.close()

@@ -1,6 +1,6 @@
-"""Every setting's default, and its range: what is at the border is taken, what is beyond is refused by its key.
+"""Every setting's default and range: a value at the border is taken, and one beyond is refused by its key.
 
-The table is written by hand. A setting without a row in it fails the test, and so does a row without a setting.
+The table is by hand. A setting without a row in it fails the test, and so does a row without a setting.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def below(value: float) -> float:
 
 
 class Row(NamedTuple):
-    """A default, what is taken, and what is refused."""
+    """A default, the accepted values, and the refused values."""
 
     default: Any
     good: tuple = ()
     bad: tuple = ()
 
     def but(self, good: tuple = (), bad: tuple = ()) -> Row:
-        """With more that is taken and refused; what was refused before and is taken now leaves."""
+        """The row with more accepted and refused values; values that are accepted now leave the refused ones."""
         kept = tuple(value for value in self.bad if not any(same(value, one) for one in good))
         return Row(self.default, self.good + good, kept + bad)
 
@@ -187,14 +187,14 @@ TABLE = {
     "run.keep_checkpoints": whole(3, 1),
     "run.keep_best": switch(True),
 }
-# The structs that a block may be, whether they have settings of their own or not.
+# The structs that a block may be, with settings of their own or without.
 KINDS = {
     "mode": ("local", "partial_exchange", "federated", "multi_discriminator"),
     "model": ("lsgan", "dcgan", "mlp", "degan"),
     "classifier": ("gn_lenet", "resnet", "mlp"),
     "data.split": ("iid", "classes", "dirichlet", "shards", "fegan", "mixed", "own"),
 }
-# Which of them is there where a file does not say.
+# The kind of a block that a file leaves out.
 USUAL = {"mode": "partial_exchange", "data.split": "iid"}
 
 

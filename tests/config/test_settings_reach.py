@@ -1,7 +1,7 @@
-"""Every setting arrives: from an experiment in which each value is unlike its default, to all that it is to reach.
+"""Every setting arrives: from an experiment in which each value differs from its default, to all its users.
 
-For each mode, the table has a row for every setting: where it must have arrived, and as what. A setting without a row
-fails the test. A setting that hides another (topk has no rounding) is alone in an experiment of its own.
+For each mode, the table has a row for every setting: the place where it must arrive, and its value there. A setting
+without a row fails the test. A setting that hides another (topk has no rounding) has an experiment of its own.
 """
 
 from __future__ import annotations
@@ -67,8 +67,13 @@ BASE = {
         "keep_best": False,
     },
 }
-LED = {"leaders": [3, 1], "leader_trains": False, "quorum": 0.75, "deadline": {"floor_s": 33.0, "ceiling_s": 77.0}}
-# By mode and experiment what is unlike BASE; the first of each has as much as can be at once.
+LEADER_BASED = {
+    "leaders": [3, 1],
+    "leader_trains": False,
+    "quorum": 0.75,
+    "deadline": {"floor_s": 33.0, "ceiling_s": 77.0},
+}
+# The values that differ from BASE, by mode and experiment; the first experiment of each mode has as many as possible.
 WORLDS: dict[tuple[str, str], dict[str, Any]] = {
     ("local", "all"): {"mode.updates": "alternating"},
     ("partial_exchange", "all"): {
@@ -89,7 +94,7 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("partial_exchange", "unbounded"): {"mode.slack": None, "run.checkpoint_every": 0, "bus.replay_bytes": None},
     ("federated", "all"): {
-        **{f"mode.{key}": value for key, value in LED.items()},
+        **{f"mode.{key}": value for key, value in LEADER_BASED.items()},
         "mode.fraction": 0.6,
         "mode.sampling": "balanced",
         "mode.local_steps": 3,
@@ -111,7 +116,7 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.optimiser_state": "reset",
     },
     ("multi_discriminator", "all"): {
-        **{f"mode.{key}": value for key, value in LED.items()},
+        **{f"mode.{key}": value for key, value in LEADER_BASED.items()},
         "mode.batches": 2,
         "mode.discriminator_steps": 3,
         "mode.swap_every": 0.25,
@@ -124,13 +129,13 @@ WORLDS: dict[tuple[str, str], dict[str, Any]] = {
         "mode.reduce": "trimmed_mean",
         "mode.byzantine": 2,
         "mode.state_every": 4,
-        # Nothing else asks for a state before the end.
+        # No other period asks for a state before the end.
         "run.checkpoint_every": 0,
         "run.evaluate_every": 0,
         "run.snapshot_every": 0,
     },
 }
-# What a mode has no use for, and why.
+# The settings that a mode does not use, with the reason.
 UNUSED = {
     "local": {
         **dict.fromkeys(("connect_timeout_s", "security.folder"), "nobody is connected to"),
@@ -145,7 +150,7 @@ SAME = object()
 
 
 class Row(NamedTuple):
-    """Where a setting must have arrived, and as what; the setting's own value where nothing is said."""
+    """The place where a setting must arrive, and its value there; by default the setting's own value."""
 
     path: str
     found: Callable[[World], Any]
@@ -185,7 +190,7 @@ WIRE = (
     Row("peers", sees("RedisBus.urls")),
     Row("peers", lambda w: sorted(w.calls.all("RedisBus", "peers"))[0], (0, 1, 2, 3)),
     Row("connect_timeout_s", sees("RedisBus.connect_timeout_s", "Rendezvous.timeout_s")),
-    # Our own node may be away for a lease, or as long as it is tried at the start.
+    # Our own node may be away for a lease, or for the time of the first connection.
     Row("bus.lease_s", sees("Rendezvous.lease_s", "PeerReader.lease_s", "RedisBus.patience_s")),
     Row("bus.finish_timeout_s", lambda w: 37.0 in timeouts(w), True),
     Row("bus.stall_timeout_s", sees("RedisBus.full_patience_s")),
@@ -207,7 +212,7 @@ EXCHANGED = (
     Row("bus.min_peers", sees("ClockGate.min_peers")),
 )
 LEADERS = (
-    # Who was started again joins; in the exchange it may read again what it has missed.
+    # A restarted worker joins in these modes; in the exchange it may read again the entries that it missed.
     Row("peers", sees("Rendezvous.may_replay"), False),
     Row("bus.lease_s", sees("Rounds.lease_s")),
     Row("bus.stall_timeout_s", sees("Rounds.stall_timeout_s")),
@@ -216,10 +221,10 @@ LEADERS = (
 )
 
 
-def led(mode: str) -> tuple[Row, ...]:
+def leader_rows(mode: str) -> tuple[Row, ...]:
     return (
         Row(f"mode[{mode}].leaders", sees("Leadership.leaders")),
-        # It gathers, and has no answer of its own.
+        # A leader that does not train gathers, and has no answer of its own.
         Row(
             f"mode[{mode}].leader_trains",
             lambda w: {own is None for own in w.calls.all("Rounds.gather", "own")},
@@ -260,7 +265,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
             lambda w: {codec.name for codec in w.calls.all("ExchangeLayout", "codec")},
             {"topk"},
         ),
-        # A quarter of a hundred values, six bytes each.
+        # The payload has a quarter of a hundred values, six bytes each.
         Row(
             "mode[partial_exchange].topk_fraction",
             lambda w: w.calls.all("ExchangeLayout", "codec")[0].encoded_bytes(100),
@@ -270,13 +275,14 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[partial_exchange].own", sees("GradientRule.is_published"), True),
         Row("mode[partial_exchange].own", sees("Screen.is_alike"), True),
         Row("mode[partial_exchange].reduce", sees("GradientRule.is_mean"), False),
-        # 8 rounds are needed, 2 more for a checkpoint; of these as many as fit. A part sends 81 of its values.
+        # The least number is 8 rounds, and a checkpoint needs 2 more, as far as they fit. A part sends 81 of its
+        # values.
         Row("bus.replay_bytes", sees("Options.keep_rounds"), 4500 // (81 * 6)),
         *(
             Row(f"run.{name}_every", sees("Options.sync_periods"), (2, 5, 3))
             for name in ("checkpoint", "evaluate", "snapshot")
         ),
-        # Beside sixteen small messages.
+        # The sixteen small messages come on top.
         Row("bus.replay_bytes", sees("MemoryBus.configure.max_entries"), 9 + 16),
         Row("bus.replay_bytes", sees("MemoryBus.configure.least_entries"), 8 + 16),
     ),
@@ -298,7 +304,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("bus.unbounded_backlog", sees("ParameterRule.backlog")),
     ),
     ("federated", "all"): (
-        *(*PLAIN, *WIRE, *LEADERS, *led("federated")),
+        *(*PLAIN, *WIRE, *LEADERS, *leader_rows("federated")),
         Row("seed", lambda w: {"stragglers"} <= purposes(w), True),
         Row("mode[federated].fraction", sees("cohort_size.fraction")),
         Row("mode[federated].sampling", is_called("balanced", "uniform"), [True, False]),
@@ -311,7 +317,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].scheme", sees("weights.scheme")),
         Row("mode[federated].sign", sees("weights.sign")),
         Row("mode[federated].optimiser_state", has_moments, {True}),
-        # 0.6 of the four that train are two.
+        # A quorum of 0.6 of the four training workers is two.
         Row("mode[federated].quorum", sees("Rounds.gather.quorum"), 2),
         Row("mode[federated].codec", kinds("result"), (3 * (G + D), "bfloat16")),
         Row("mode[federated].codec", put_as("m"), {"bfloat16"}),
@@ -328,7 +334,7 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
         Row("mode[federated].optimiser_state", is_called("GanPair.reset_optimisers"), [True]),
     ),
     ("multi_discriminator", "all"): (
-        *(*PLAIN, *WIRE, *LEADERS, *led("multi_discriminator")),
+        *(*PLAIN, *WIRE, *LEADERS, *leader_rows("multi_discriminator")),
         Row("seed", lambda w: {settings.seed for settings in w.calls.all("Swaps", "settings")}, {7}),
         Row("data.batch_size", sees("GanPair.make_fakes.size")),
         Row("mode[multi_discriminator].batches", sees("GanPair.make_fakes.batches")),
@@ -342,10 +348,10 @@ ROWS: dict[tuple[str, str], tuple[Row, ...]] = {
                 / len(w.calls.all("GanPair.feedback", "fake"))
             ),
         ),
-        # A quarter of an epoch of 42 samples, five of them a round.
+        # The period is a quarter of an epoch of 42 samples, five of them a round.
         Row("mode[multi_discriminator].swap_every", lambda w: set(w.calls.all("Swaps.begin", "round")), {2, 4, 6}),
         Row("mode[multi_discriminator].swap_optimiser", kinds("swap"), (D, "raw")),
-        # Of the four that train three.
+        # The quorum is three of the four training workers.
         Row("mode[multi_discriminator].quorum", sees("Rounds.gather.quorum"), 3),
     ),
     ("multi_discriminator", "robust"): (
@@ -371,7 +377,7 @@ def test_every_setting_arrives(tmp_path, mode, name):
     for path, found, expected in ROWS[mode, name]:
         value = read(world.settings, path)
         value = list(value) if isinstance(value, tuple) else value
-        assert not same(value, TABLE[path].default), f"{path} is as it is by default"
+        assert not same(value, TABLE[path].default), f"{path} has its default value"
         seen = found(world)
         if seen != (value if expected is SAME else expected):
             wrong[path] = seen
@@ -380,7 +386,7 @@ def test_every_setting_arrives(tmp_path, mode, name):
 
 @pytest.mark.parametrize("mode", ["local", "partial_exchange", "federated", "multi_discriminator"])
 def test_every_setting_of_a_mode_has_its_row(mode):
-    """Those of the networks and their training are the same for all; see `test_settings_pair`."""
+    """The settings of the networks and their training are the same for all modes; see `test_settings_pair`."""
     mine = {path for path in leaves() if path.startswith((f"mode[{mode}]", "bus.", "run.", "data.", "security."))}
     mine |= {path for path in leaves() if "." not in path}
     mine = {path for path in mine if not path.startswith(("data.split", "loss"))}

@@ -1,4 +1,4 @@
-"""Settings that do not fit together are refused by their key, and what is one step away from that is taken."""
+"""Settings that do not fit together are refused by their key, and experiments one step away from that are accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Words = dict[str, Any]
 
 
 def build(mode: str = "partial_exchange", peers: Any = 4, **some: Any) -> config.Experiment:
-    """`mode__slack=2` is `mode.slack: 2`."""
+    """An experiment; `mode__slack=2` is `mode.slack: 2`."""
     data = {**SMALLEST, "peers": peers, "mode": {"name": mode}}
     for path, value in some.items():
         block, _, key = path.partition("__")
@@ -28,7 +28,7 @@ GRADIENTS = {"mode__exchange": "gradients"}
 PUBLISHED = {**GRADIENTS, "mode__own": "delayed"}
 NO_SLACK = {"mode__slack": None}
 FED, MD = {"mode": "federated"}, {"mode": "multi_discriminator"}
-# What is refused, how its message begins, and what is taken in its place.
+# The refused settings, the beginning of the message, and the accepted settings next to them.
 TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
     *(
         (
@@ -246,7 +246,7 @@ TOGETHER: list[tuple[Words, str, tuple[Words, ...]]] = [
 
 
 @pytest.mark.parametrize(("refused", "message", "taken"), TOGETHER, ids=[row[1].partition(" ")[0] for row in TOGETHER])
-def test_what_does_not_fit_together(refused, message, taken):
+def test_settings_that_do_not_fit_together(refused, message, taken):
     with pytest.raises(SettingsError) as caught:
         build(**refused)
     assert str(caught.value).startswith(message) and str(caught.value).isprintable()
@@ -264,7 +264,7 @@ def test_a_password_in_an_address_that_is_none_is_not_shown():
 # --- the file ----------------------------------------------------------------------------------
 
 
-def test_where_an_experiment_is_looked_for(tmp_path, monkeypatch):
+def test_the_places_of_an_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundled = config.load("smoke")
     for name in ("smoke.yaml", "config/experiments/smoke", "config/experiments/smoke.yaml"):
@@ -272,7 +272,7 @@ def test_where_an_experiment_is_looked_for(tmp_path, monkeypatch):
     for name in ("elsewhere/smoke", "elsewhere/smoke.yaml", "smoke.yml"):
         with pytest.raises(UsageError, match="no experiment file"):
             config.load(name)
-    # One's own comes before the one that comes along, and so does a run folder.
+    # A person's own file comes before the bundled one, and so does a run folder.
     text = config.dump(bundled).replace("name: smoke", "name: mine")
     (tmp_path / "smoke.yaml").write_text(text)
     (tmp_path / "run").mkdir()
@@ -326,7 +326,7 @@ def classified(**more):
         ),
     ],
 )
-def test_what_a_classifier_cannot_be_trained_with(more, line):
+def test_settings_that_a_classifier_cannot_be_trained_with(more, line):
     with pytest.raises(SettingsError) as caught:
         classified(**more)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
@@ -344,7 +344,7 @@ def test_a_classifier_is_trained_in_every_mode_that_exchanges_vectors(name):
     assert not {"optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.ema_decay"} & agreed.keys()
 
 
-def test_a_gan_agrees_on_what_it_did_before_there_were_classifiers():
+def test_the_agreement_of_gans_is_that_from_before_classifiers():
     found = config.load("smoke")
     assert found.classifier is None and "classifier" not in config.dump(found)
     assert not {"classifier", "optimiser.lr"} & config.agreed(found).keys()

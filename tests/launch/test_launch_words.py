@@ -1,4 +1,4 @@
-"""What is typed reaches what it is for: the launcher's words, its voice, and the order in which a run is started."""
+"""The words of the command line reach their place: the launcher's options, its voice, and the order of a start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = Limits(report_s=7.0)
 
 @pytest.fixture
 def handed(monkeypatch):
-    """The command that was handed over, what it is called, and for how long it may go on."""
+    """The command that was handed over, its name, and its time limit."""
     found: list = []
     monkeypatch.setattr(
         handover, "run", lambda command, doing, limit, voice: found.append((command, doing, limit)) or 5
@@ -75,7 +75,7 @@ def test_the_words_of_a_look_at_all_nodes(handed, monkeypatch, tmp_path):
     assert handed.pop()[0] == ["doctor", "--no-local-redis=none there", "--", "smoke"]
 
 
-def test_what_a_person_can_mend_is_one_line_and_code_2(handed, monkeypatch, capsys):
+def test_an_error_that_a_person_can_fix_is_one_line_and_code_2(handed, monkeypatch, capsys):
     monkeypatch.setattr(handover, "run", lambda *words: (_ for _ in ()).throw(UsageError("it is so")))
     assert call("compare", "a", "b") == 2
     assert capsys.readouterr() == ("", "error: it is so\n")
@@ -86,7 +86,7 @@ def test_what_a_person_can_mend_is_one_line_and_code_2(handed, monkeypatch, caps
 # --- the voice --------------------------------------------------------------------------------------
 
 
-def test_what_is_said_is_heard_and_logged(tmp_path, capsys):
+def test_a_line_of_the_voice_is_printed_and_logged(tmp_path, capsys):
     voice, log = Voice(), tmp_path / "log.txt"
     voice.log("before there is a log")
     voice.log_to(log)
@@ -102,7 +102,7 @@ def test_what_is_said_is_heard_and_logged(tmp_path, capsys):
     assert "after" not in log.read_text() and capsys.readouterr().out == "after\n"
 
 
-def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
+def test_an_unwritable_log_is_reported_once(tmp_path, capsys):
     voice = Voice()
     voice.log_to(tmp_path / "not there" / "log.txt")
     voice.note("one")
@@ -114,7 +114,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
 
 
 class Started:
-    """What is started over stand-ins for servers and workers; `order` is what happened."""
+    """A start over stand-ins for servers and workers; `order` is the list of events."""
 
     def __init__(self, folder: Path, prepare: str = 'test -f "$1" && echo data is there', resume: bool = False, **more):
         self.order: list[str] = []
@@ -151,11 +151,11 @@ def test_a_run_is_started_in_order(tmp_path, resume, verb):
         f"3 workers {verb} in {tmp_path}/run",
         "workers start",
     ]
-    # Before the data was prepared the settings were there, with the servers' addresses.
+    # The settings are there before the data is prepared, with the servers' addresses.
     assert config.load(tmp_path / "run").peers == one.urls
-    about = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert about["redis"]["urls"] == one.urls and about["redis"]["version"] == "7.0.15"
-    assert about["command"] == ["python", "-m", "launch", "local", "a b"]
+    record = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert record["redis"]["urls"] == one.urls and record["redis"]["version"] == "7.0.15"
+    assert record["command"] == ["python", "-m", "launch", "local", "a b"]
 
 
 def test_one_server_for_all(tmp_path):
@@ -171,7 +171,7 @@ def test_no_worker_starts_without_data(tmp_path):
     assert "workers start" not in one.order
 
 
-def test_what_is_said_so_far_is_said_once(tmp_path):
+def test_every_line_of_a_start_is_printed_once(tmp_path):
     said: list[str] = []
     voice = SimpleNamespace(log=said.append)
     with open(tmp_path / "output", "w+b") as file:
@@ -186,7 +186,7 @@ def test_what_is_said_so_far_is_said_once(tmp_path):
 
 @pytest.mark.parametrize("what", ["servers", "workers"])
 def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch, what):
-    """Workers, then servers, then files: the first error is what a person sees."""
+    """Workers end first, then servers, and files go last; a person sees the first error."""
     one, order = Started(tmp_path / "run"), []
 
     def fail(*words):

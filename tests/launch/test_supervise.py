@@ -1,4 +1,4 @@
-"""How the launcher judges what happens to workers: which error is the cause, what is said when, and exit codes."""
+"""The launcher's supervision of workers: the error that is the cause, the reports and their times, and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launch.supervise import Ending, Supervisor
 
 
 class StandInWorker:
-    """A worker whose process ends when the script says so."""
+    """A worker whose process ends by the script."""
 
     def __init__(self, number: int):
         self.number, self.log, self.by_hand = number, Path(f"w{number}/log.txt"), f"restart {number}"
@@ -27,7 +27,7 @@ class StandInWorker:
 
 
 class StandInFleet:
-    """See `launch.fleet.Fleet`; `when_stopped` is what becomes of those that still run when they are asked to stop."""
+    """A stand-in for `launch.fleet.Fleet`; `when_stopped` has the exit codes of workers that run until a stop."""
 
     def __init__(self, workers: int):
         self.workers = [StandInWorker(number) for number in range(workers)]
@@ -65,7 +65,7 @@ class StandInFleet:
 
 
 class Script:
-    """A supervisor over stand-ins: `at` says what happens in which of its looks, from 1."""
+    """A supervisor over stand-ins: `at` has the events of each of its looks, from 1."""
 
     def __init__(self, workers: int, at: dict[int, object]):
         self.fleet, self.at, self.said, self.looks = StandInFleet(workers), at, [], 0
@@ -105,7 +105,7 @@ class Script:
         return ending.exit_code, ending.failed.number if ending.failed else None
 
 
-# --- which error is the cause -------------------------------------------------------------------
+# --- the cause of a failure ---------------------------------------------------------------------
 
 
 def test_all_go_well():
@@ -116,7 +116,7 @@ def test_all_go_well():
 @pytest.mark.parametrize(
     ("codes", "cause"),
     [
-        ({0: 1, 1: 2, 2: 1}, (2, 1)),  # what a person can mend explains the others' failures
+        ({0: 1, 1: 2, 2: 1}, (2, 1)),  # an error that a person can fix explains the failures of the others
         ({0: 1, 2: 1}, (1, 0)),
         ({1: 1, 2: 2, 0: 2}, (2, 0)),
         ({0: 3, 1: 1}, (3, 0)),
@@ -124,7 +124,7 @@ def test_all_go_well():
         ({0: -9, 1: 1}, (1, 1)),
     ],
 )
-def test_of_several_errors_in_one_look_the_cause_is_shown(codes, cause):
+def test_the_cause_is_shown_of_several_errors_in_one_look(codes, cause):
     one = Script(4, {2: codes})
     assert one.ended() == cause
     how = f"worker {cause[1]} failed (exit code {cause[0]}); the others are being stopped"
@@ -139,17 +139,17 @@ def test_the_first_error_is_the_cause_whatever_follows():
     assert one.ended() == (1, 2) and one.said == ["worker 2 failed (exit code 1); the others are being stopped"]
 
 
-def test_an_error_counts_more_than_a_wish_to_stop():
+def test_an_error_counts_more_than_a_request_to_stop():
     one = Script(2, {1: {0: 2, "signal": signal.SIGINT}})
     assert one.ended() == (2, 0) and one.fleet.calls == ["terminate 10"]
-    # The wish that came before does not hurry; another one does.
+    # The earlier request does not hurry; another one does.
     assert one.fleet.hurried == [False]
 
 
 # --- deaths ---------------------------------------------------------------------------------------
 
 
-def test_a_death_is_said_when_it_happens_and_again_at_the_end():
+def test_a_death_is_reported_when_it_happens_and_again_at_the_end():
     one = Script(3, {1: {1: -signal.SIGKILL}, 3: {0: 0, 2: 0}})
     assert one.ended() == (1, None)
     assert one.said == [
@@ -164,7 +164,7 @@ def test_the_death_of_the_last_one_leaves_no_others():
     assert one.said[0].startswith("worker 1 died: killed by SIGSEGV. Its log: w1/log.txt\n")
 
 
-def test_who_was_restarted_by_hand_is_awaited_and_said_once():
+def test_a_worker_restarted_by_hand_is_awaited_and_reported_once():
     one = Script(2, {})
     first, second = one.fleet.workers
 
@@ -186,7 +186,7 @@ def test_who_was_restarted_by_hand_is_awaited_and_said_once():
     ]
 
 
-def test_a_server_that_ends_is_said_with_the_end_of_its_log():
+def test_the_end_of_a_server_is_reported_with_the_end_of_its_log():
     one = Script(1, {2: {0: 0}})
     lines = ["one", "two", "three", "four"]
     process = SimpleNamespace(returncode=-9)
@@ -205,7 +205,7 @@ def test_stopping_together_names_each_that_did_not_end_well():
     one.fleet.when_stopped = {1: 0, 2: -signal.SIGTERM, 3: 1, 4: -signal.SIGKILL}
     one.fleet.killed = [4]
     assert one.ended() == (143, None) and one.fleet.calls == ["together 60"] and one.fleet.hurried == [False]
-    # Who had ended before the question is not judged by it.
+    # A worker that ended before the request is not measured by it.
     assert one.said[2:] == [
         "SIGTERM: the workers agree on a last step and save (up to 60 s); a second Ctrl-C kills them at once",
         "worker 2 was still starting; it had nothing to save",
@@ -226,7 +226,7 @@ def test_a_second_ctrl_c_hurries():
     ]
 
 
-def test_who_was_restarted_by_hand_outlives_the_launcher():
+def test_a_worker_restarted_by_hand_outlives_the_launcher():
     one = Script(2, {1: {1: 0, "signal": signal.SIGINT}})
     one.fleet.workers[1].adopted_pid = 5
     assert one.ended()[0] == 130
@@ -254,7 +254,7 @@ def test_how_a_process_ended():
     ]
 
 
-# --- what is said at the end ----------------------------------------------------------------------
+# --- the report at the end ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_how_a_process_ended():
         ),
     ],
 )
-def test_how_to_go_on_is_said_after_a_signal(tmp_path, monkeypatch, code, has_checkpoint, said):
+def test_the_way_to_go_on_is_reported_after_a_signal(tmp_path, monkeypatch, code, has_checkpoint, said):
     order = conclude(tmp_path, monkeypatch, Ending(code), has_checkpoint)
     assert order == ["read", "table of all rows", "report", *said]
 
@@ -283,7 +283,7 @@ def test_the_error_is_the_last_word(tmp_path, monkeypatch):
 
 
 def conclude(tmp_path, monkeypatch, ending: Ending, has_checkpoint: bool) -> list[str]:
-    """All that happens at the end, in order."""
+    """All events of the end, in order."""
     order: list[str] = []
     if has_checkpoint:
         (tmp_path / "w1" / "checkpoints" / "000004").mkdir(parents=True)

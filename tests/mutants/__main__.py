@@ -31,9 +31,9 @@ PACKAGES = ("config", "degan", "launch", "peers", "tests")
 NOT_COPIED = (".*", "__pycache__", "*.egg-info")
 NOT_COPIED_AT_THE_TOP = ("build", "runs")
 BAR = 0.95
-# For all tests of one mutant; a mutant that makes them hang is killed.
+# The limit is for all tests of one mutant; a mutant that makes them hang is killed.
 LIMIT_S = 600.0
-# Packages that the tests load and no mutant changes. One load for all saves each mutant some seconds.
+# The packages that the tests load and no mutant changes. One load for all saves each mutant some seconds.
 PRELOAD = (
     *("numpy", "scipy.linalg", "msgspec", "msgpack", "yaml", "rich.live", "redis", "pytest"),
     *("sklearn.datasets", "safetensors.torch", "torch", "torch._dynamo", "torchvision", "torchmetrics", "PIL.Image"),
@@ -43,7 +43,7 @@ PASSED, FAILED = 0, 1
 
 @dataclass
 class Outcome:
-    """The end of a mutant: `killed`, `survived`, `hangs` (which is killed as well), or `broken` (no test ran)."""
+    """The end of a mutant: `killed`, `survived`, `hangs` (which counts as killed), or `broken` (no test ran)."""
 
     mutant: Mutant
     state: str
@@ -68,7 +68,7 @@ def tables(names: list[str]) -> list[Mutant]:
 
 
 def run_tests(root: Path, copy: Path, tests: Iterable[str], log: Path) -> None:
-    """In a forked child: pytest in the copy; its exit code is ours."""
+    """Run pytest in the copy, in a forked child, and exit with its code."""
     os.setsid()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for standard in (1, 2):
@@ -94,7 +94,7 @@ def left_out(root: Path):
 
 
 def start(root: Path, scratch: Path, tests: Iterable[str], mutant: Mutant | None) -> tuple[int, Path]:
-    """Copy the code, put the mutant in, fork; returns the child's pid, and the copy."""
+    """Copy the code, put the mutant in, and fork; returns the child's pid, and the copy."""
     copy = Path(tempfile.mkdtemp(dir=scratch)).resolve()
     shutil.copytree(root, copy, ignore=left_out(root), dirs_exist_ok=True)
     if mutant:
@@ -116,8 +116,8 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def run(root: Path, mutants: list[Mutant], jobs: int, say=print) -> list[Outcome]:
-    """Run every mutant's tests; outcomes in order. The logs of those that are not killed stay."""
+def run(root: Path, mutants: list[Mutant], jobs: int, log_line=print) -> list[Outcome]:
+    """Run every mutant's tests; returns the outcomes in order. The logs of mutants that are not killed stay."""
     scratch = Path(tempfile.mkdtemp(prefix="mutants-"))
     waiting, running, done = list(mutants), {}, {}
     while waiting or running:
@@ -142,7 +142,7 @@ def run(root: Path, mutants: list[Mutant], jobs: int, say=print) -> list[Outcome
             state = "killed"
         done[mutant.name] = Outcome(mutant, state, seconds, log)
         shutil.rmtree(copy, ignore_errors=True)
-        say(f"{state:8} {seconds:5.1f} s  {mutant.name}" + (f"  ({mutant.harmless})" if mutant.harmless else ""))
+        log_line(f"{state:8} {seconds:5.1f} s  {mutant.name}" + (f"  ({mutant.harmless})" if mutant.harmless else ""))
     return [done[mutant.name] for mutant in mutants]
 
 

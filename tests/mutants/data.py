@@ -1,8 +1,8 @@
-"""Mutants of which data trains and which evaluates: shards, parts, references, the average shown, checkpoints."""
+"""Mutants of the data that trains and evaluates: shards, parts, references, the shown average, checkpoints."""
 
 from tests.mutants.mutant import Mutant
 
-OBJECTS, EVALUATE, SAVED, CHECKPOINTS = (
+SETUP, EVALUATE, SAVED, CHECKPOINTS = (
     "degan/worker/setup.py",
     "degan/metrics/evaluate.py",
     "degan/artifacts/saved.py",
@@ -14,12 +14,12 @@ GENERATED = "tests/degan/artifacts/test_saved.py::test_generated_images_are_the_
 
 MUTANTS = (
     Mutant(
-        "every worker trains on shard 0", OBJECTS, "Shard(source, parts[worker],", "Shard(source, parts[0],", SHARED_OUT
+        "every worker trains on shard 0", SETUP, "Shard(source, parts[worker],", "Shard(source, parts[0],", SHARED_OUT
     ),
-    Mutant("workers train on the test part", OBJECTS, 'image_size, "train")', 'image_size, "test")', SHARED_OUT),
+    Mutant("workers train on the test part", SETUP, 'image_size, "train")', 'image_size, "test")', SHARED_OUT),
     Mutant(
         "workers with the same data train in the same order",
-        OBJECTS,
+        SETUP,
         "parts[worker], settings.seed, worker, settings",
         "parts[worker], settings.seed, 0, settings",
         "tests/degan/data/test_training_data.py::test_with_own_data_a_worker_has_all_it_finds_and_knows_only_itself",

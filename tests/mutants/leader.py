@@ -1,10 +1,10 @@
-"""Mutants of the modes with a leader: federated rounds, MD-GAN, and what both need of the peers."""
+"""Mutants of the modes with a leader: federated rounds, MD-GAN, and the needs of both."""
 
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-LED, FEDERATED, DISCRIMINATORS = (
+LEADER_BASED, FEDERATED, DISCRIMINATORS = (
     f"degan/modes/{name}.py" for name in ("leader/leader_based", "federated", "multi_discriminator")
 )
 BY_HAND = "tests/degan/modes/test_federated_by_hand.py::test_"
@@ -28,7 +28,7 @@ MUTANTS = (
         f"{BY_HAND}rounds_are_the_weighted_mean_of_plain_adam_steps",
     ),
     Mutant(
-        "who was not chosen for a round goes on with its own count of Adam's steps",
+        "a worker outside of a cohort goes on with its own count of Adam's steps",
         FEDERATED,
         "        self._steps_taken = steps\n",
         "",
@@ -56,7 +56,7 @@ MUTANTS = (
         f"{BY_HAND}answers_weigh_by_their_divergence_from_everybodys_histogram",
     ),
     Mutant(
-        "only who leads takes the moving average",
+        "only the leader takes the moving average",
         FEDERATED,
         "        if self._rounds.leadership.may_lead(self._me):\n            self._hold_model()",
         "        if self._leader == self._me:\n            self._hold_model()",
@@ -69,17 +69,17 @@ MUTANTS = (
         "            if True:\n",
         f"{PARTS}states_are_kept_as_long_as_somebody_may_fetch_them",
     ),
-    # --- what both modes do ---
+    # --- both modes ---
     Mutant(
         "workers that still catch up are asked",
-        LED,
+        LEADER_BASED,
         "self._rounds.messages.caught_up() | mine",
         "self._rounds.messages.live() | mine",
         f"{PARTS}who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds",
     ),
     Mutant(
         "void rounds are forgotten by the next leader",
-        LED,
+        LEADER_BASED,
         '"void": self._void_rounds}',
         '"void": 0}',
         f"{PARTS}a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_step_says_who_led",
@@ -99,16 +99,16 @@ MUTANTS = (
         "tests/peers/rounds/test_rounds.py::test_a_deadline_is_the_median_and_three_deviations_between_floor_and_ceiling",
     ),
     Mutant(
-        "a new life finishes a message of the one before",
+        "a new incarnation finishes a message of the one before",
         "peers/session/decode.py",
         "self._streams[sender, is_direct] = _Stream(",
         "self._streams.setdefault((sender, is_direct), _Stream(Assembler(self._layout, self._buffers)))\n"
         "                _Stream(",
-        "tests/peers/rounds/test_messages.py::test_a_new_life_finishes_no_message_of_the_one_before",
+        "tests/peers/rounds/test_messages.py::test_a_new_incarnation_finishes_no_message_of_the_one_before",
     ),
     # --- MD-GAN ---
     Mutant(
-        "D learns from the batch that it judges",
+        "D learns from the batch of its feedback",
         DISCRIMINATORS,
         "fakes[(place + 1) % self._batches], fakes[place % self._batches]",
         "fakes[place % self._batches], fakes[place % self._batches]",

@@ -1,4 +1,4 @@
-"""Mutants of what a worker writes down, of what reports make of it, and of how the launcher judges a run."""
+"""Mutants of a worker's records, of the reports, and of the launcher's supervision of a run."""
 
 from tests.mutants.mutant import Mutant
 
@@ -54,7 +54,7 @@ MUTANTS = (
         LOOP + "test_what_is_due_is_due_at_the_last_step_too",
     ),
     Mutant(
-        "the last picture is drawn before what was left is exchanged",
+        "the last picture is drawn before the rest is exchanged",
         "degan/worker/loop.py",
         "        self._mode.finish()\n        self._show(step)\n",
         "        self._show(step)\n        self._mode.finish()\n",
@@ -79,7 +79,7 @@ MUTANTS = (
         LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
-        "a step that all stop after is settled only where something is due",
+        "a step that all stop after is synchronised only where something is due",
         "degan/worker/loop.py",
         "not (is_sync_point or is_stopping) or",
         "not is_sync_point or",
@@ -91,7 +91,7 @@ MUTANTS = (
         "count = max(1, step - since)",
         "count = step - since",
         LOOP + "test_every_line_of_a_run " + LIVES + "test_a_run_that_is_over_is_shown_and_saved_again",
-        harmless="a line is written only after at least one step of this life",
+        harmless="a line is written only after at least one step of this incarnation",
     ),
     Mutant(
         "everybody's metrics are one worker's",
@@ -112,32 +112,32 @@ MUTANTS = (
         "launch/supervise.py",
         "key=lambda w: (w.code != 2, w.number)",
         "key=lambda w: (w.code == 2, w.number)",
-        SUPERVISE + "test_of_several_errors_in_one_look_the_cause_is_shown",
+        SUPERVISE + "test_the_cause_is_shown_of_several_errors_in_one_look",
     ),
     Mutant(
         "a run in which a worker died ends well",
         "launch/supervise.py",
         "Ending(1 if self._lost else 0)",
         "Ending(0)",
-        SUPERVISE + "test_a_death_is_said_when_it_happens_and_again_at_the_end",
+        SUPERVISE + "test_a_death_is_reported_when_it_happens_and_again_at_the_end",
     ),
     Mutant(
-        "the rate goes on over another life of the worker",
+        "the rate goes on over another incarnation of the worker",
         "degan/runs/records.py",
         """self.restarts.append((newest, step))
             self.incarnation = len(self.lines)""",
         "self.restarts.append((newest, step))",
-        BOARD + "test_rates_begin_anew_with_another_life",
+        BOARD + "test_rates_begin_anew_with_another_incarnation",
     ),
     Mutant(
-        "all workers are led to the first server",
+        "all workers use the first server",
         "launch/plan.py",
         "urls[number % len(urls)]",
         "urls[0]",
         PLAN + "test_each_worker_has_its_own_server_or_all_the_one",
     ),
     Mutant(
-        "a counter that begins anew twice forgets its first life",
+        "a counter that begins anew twice forgets its first incarnation",
         "degan/runs/records.py",
         "value + base.get(key, 0.0) < before",
         "value < before",

@@ -11,12 +11,12 @@ class Mutant:
     """A bug that could have been written.
 
     Attributes:
-        name: what the bug is, in a few words; unique in its table.
+        name: the bug in a few words; unique in its table.
         path: the file, relative to the repository.
         old: text that stands exactly once in that file.
-        new: what the bug has there instead.
+        new: the text of the bug in its place.
         tests: pytest's names of the tests that must fail, separated by spaces; part of `make test`.
-        harmless: why nothing can see this bug, for the few where that is so; empty for all others.
+        harmless: the reason why no test can see this bug, for the few such bugs; empty for all others.
     """
 
     name: str

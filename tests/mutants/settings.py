@@ -1,4 +1,4 @@
-"""Settings that reach nothing, that nobody compares, or with other borders; what a worker needs, and its checks."""
+"""Mutants of settings: unused, not compared, or with other borders; the needs of a worker, and its checks."""
 
 from tests.mutants.mutant import Mutant
 
@@ -13,11 +13,11 @@ AGREED = "tests/config/test_settings_agreed.py::test_every_setting_that_is_not_p
 LIVES = "tests/degan/worker/test_worker_lives.py"
 DOCTOR = "tests/degan/worker/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
-LED = "degan/modes/leader/leader_based.py"
+LEADER_BASED = "degan/modes/leader/leader_based.py"
 
 MUTANTS = (
     Mutant("the norm gate is dropped on the way", PARTIAL, "        norm_gate=settings.bus.norm_gate,\n", "", EXCHANGE),
-    Mutant("strikes are dropped on the way", PARTIAL, "        offences=settings.bus.offences,\n", "", EXCHANGE),
+    Mutant("offences is dropped on the way", PARTIAL, "        offences=settings.bus.offences,\n", "", EXCHANGE),
     Mutant("min_peers is dropped on the way", PARTIAL, "        min_peers=settings.bus.min_peers,\n", "", EXCHANGE),
     Mutant(
         "the stall timeout is dropped on the way",
@@ -33,9 +33,9 @@ MUTANTS = (
         "build_codec(mode.codec, rounding=mode.rounding, cast=torch_cast)",
         EXCHANGE,
     ),
-    Mutant("hostile is dropped on the way", PARTIAL, "        byzantine=mode.byzantine,\n", "", ROBUST),
+    Mutant("byzantine is dropped on the way", PARTIAL, "        byzantine=mode.byzantine,\n", "", ROBUST),
     Mutant(
-        "a full Redis takes what a replay needs for what all need",
+        "a full Redis keeps the entries of a replay as if all workers needed them",
         "peers/exchange/outbox.py",
         "self._entries(options.keep_rounds), self._entries(least)",
         "self._entries(options.keep_rounds), self._entries(options.keep_rounds)",
@@ -49,15 +49,15 @@ MUTANTS = (
         "tests/peers/exchange/test_rules.py::test_how_far_a_peer_may_be_ahead",
     ),
     Mutant(
-        "the leader's judge has its own gate and strikes",
-        LED,
+        "the leader's screen has its own gate and offences",
+        LEADER_BASED,
         "Screen(bus.worker, settings.bus.norm_gate, settings.bus.offences, log=log)",
         "Screen(bus.worker, log=log)",
         FEDERATED,
     ),
     Mutant(
         "a leader's timeouts are swapped",
-        LED,
+        LEADER_BASED,
         "            settings.bus.stall_timeout_s,\n            settings.bus.finish_timeout_s,",
         "            settings.bus.finish_timeout_s,\n            settings.bus.stall_timeout_s,",
         FEDERATED,
@@ -98,7 +98,7 @@ MUTANTS = (
         f"{RANGES}::test_every_default_is_as_written_here",
     ),
     Mutant(
-        "the next life takes over once more",
+        "the next incarnation takes over once more",
         "degan/worker/__main__.py",
         'code = _live(settings, number, out, signals, "latest")',
         'code = _live(settings, number, out, signals, "latest", False, arguments.takeover)',
@@ -123,6 +123,6 @@ MUTANTS = (
         "config/settings/modes/federated.py",
         'if has_moments and self.codec == "float16"',
         'if has_moments and self.codec == "bfloat16"',
-        "tests/config/test_settings_together.py::test_what_does_not_fit_together",
+        "tests/config/test_settings_together.py::test_settings_that_do_not_fit_together",
     ),
 )

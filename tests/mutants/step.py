@@ -1,4 +1,4 @@
-"""What a step of a GAN computes, which network is shown, and in which order values travel."""
+"""Mutants of the computation of a step of a GAN, of the shown network, and of the order of the values."""
 
 from tests.mutants.mutant import Mutant
 

@@ -1,4 +1,4 @@
-"""The contract of the bus, on every backend: memory, fakeredis over TCP, a real redis-server, with seals too."""
+"""The contract of the bus on every backend: memory, fakeredis over TCP, a real redis-server, also with MACs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNS = iter(range(10**6))
 
 @pytest.fixture(params=["memory", "fake", "redis", "with_mac"])
 def open_buses(request):
-    """A function that opens buses for `n` workers of one run; `life` names the incarnation."""
+    """A function that opens the buses of all workers of one run; their incarnations begin with `incarnation`."""
     opened = []
     if request.param == "memory":
         hub = MemoryHub()
@@ -105,7 +105,7 @@ def test_a_reader_that_lags_sees_the_gap(open_buses):
     assert len(read(reader, 1)) == 1
     for k in range(2, 8):
         writer.publish([(b"h", b"%d" % k)])
-    # Another, because the next entry may have been on its way to the first already.
+    # A second reader follows here, because the next entry may have been on its way to the first reader already.
     late.follow(0, "a0", after=1)
     entries = read(late, 3)
     assert [(e.sequence, e.is_contiguous) for e in entries] == [(5, False), (6, True), (7, True)]
@@ -113,10 +113,10 @@ def test_a_reader_that_lags_sees_the_gap(open_buses):
     assert reader.holds(0, "a0", 4)
     assert reader.holds(0, "a0", 7)
     assert not reader.holds(0, "a0", 8)
-    assert not reader.holds(0, "another life", 0)
+    assert not reader.holds(0, "another incarnation", 0)
 
 
-def test_a_cursor_can_start_in_the_middle_and_a_new_life_starts_anew(open_buses):
+def test_a_cursor_can_start_in_the_middle_and_a_new_incarnation_starts_anew(open_buses):
     writer, reader = open_buses(2)
     writer.publish([(b"h", b"%d" % k) for k in range(1, 5)])
     reader.follow(0, "a0", after=2)
@@ -128,7 +128,7 @@ def test_a_cursor_can_start_in_the_middle_and_a_new_life_starts_anew(open_buses)
     assert [(e.sequence, e.incarnation, bytes(e.payload)) for e in read(reader, 1)] == [(1, "b0", b"new")]
 
 
-def test_receive_waits_for_what_comes(open_buses):
+def test_receive_waits_for_entries(open_buses):
     writer, reader = open_buses(2)
     reader.follow(0, "a0")
     writer.publish([(b"h", b"first")])
@@ -212,25 +212,25 @@ def test_the_bytes_of_states_are_counted(open_buses):
     assert (reader.sent_bytes, reader.received_bytes) == (0, 23)
 
 
-def test_who_is_followed_may_change_while_something_is_on_its_way(open_buses):
+def test_the_followed_incarnation_may_change_while_entries_are_on_their_way(open_buses):
     writer, reader = open_buses(2)
     reborn, _ = open_buses(2, incarnation="b")
     writer.publish([(b"h", b"%d" % k) for k in range(1, 4)])
     reborn.publish([(b"h", b"new"), (b"h", b"newer")])
     reader.follow(0, "a0")
     assert len(read(reader, 3)) == 3
-    # By now the next ones may have been asked for.
+    # The reader may have asked for the next entries by now.
     writer.publish([(b"h", b"4")])
     reader.follow(0, "b0", after=1)
     assert [(e.incarnation, e.sequence, bytes(e.payload)) for e in read(reader, 1)] == [("b0", 2, b"newer")]
     reader.follow(0, "a0", after=1)
     assert [(e.sequence, e.is_contiguous) for e in read(reader, 3)] == [(2, True), (3, True), (4, True)]
     reader.follow(0, "a0", after=3)
-    assert [e.sequence for e in read(reader, 1)] == [4], "the same life from another place"
+    assert [e.sequence for e in read(reader, 1)] == [4], "the same incarnation from another place"
     assert reader.receive(0, 0.01) == []
 
 
-def test_what_is_held_of_a_reply_is_not_overwritten_by_the_next(open_buses):
+def test_the_held_parts_of_a_reply_are_not_overwritten_by_the_next(open_buses):
     writer, reader = open_buses(2)
     for bus in (writer, reader):
         bus.configure(1000, 100_000)
@@ -258,7 +258,7 @@ def test_entries_may_be_made_while_earlier_ones_travel(open_buses):
     assert bytes(entries[-1].payload) == b"after it"
 
 
-def test_the_meters_count_what_travels_and_not_what_is_awaited(open_buses):
+def test_the_meters_count_bytes_that_travel_and_not_the_wait(open_buses):
     writer, reader = open_buses(2)
     reader.follow(0, "a0")
     assert reader.receive(0, 0.3) == []
@@ -271,7 +271,7 @@ def test_the_meters_count_what_travels_and_not_what_is_awaited(open_buses):
         assert reader.read_busy_s == writer.publish_busy_s == 0.0
 
 
-def test_an_entry_is_read_again_with_all_that_came_after_it(open_buses):
+def test_an_entry_is_read_again_with_all_later_ones(open_buses):
     writer, reader = open_buses(2)
     reader.follow(0, writer.incarnation)
     writer.publish([(b"h", b"%d" % k) for k in range(4)])
@@ -289,7 +289,7 @@ def test_an_entry_is_read_again_with_all_that_came_after_it(open_buses):
 
 
 def test_a_stream_for_one_peer_is_read_from_its_beginning_and_again_by_itself(open_buses):
-    """Its numbers are its own: how far the outbox has been read says nothing of it."""
+    """The stream has numbers of its own: the number of outbox entries that were read has no influence."""
     writer, reader = open_buses(2)
     writer.publish([(b"h", b"%d" % k) for k in range(1, 4)])
     writer.send(1, [(b"h", b"one"), (b"h", b"two")])

@@ -1,4 +1,4 @@
-"""The run key's seals: nothing passes that is not exactly what was sealed, in exactly that place."""
+"""The MACs of the run key: a receiver accepts nothing but exactly the bytes that were signed, in exactly that place."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ places = st.tuples(keys, names, st.integers(0, 2**64 - 1), blobs, blobs)
 
 @settings(deadline=None, max_examples=300)
 @given(places, places, st.data())
-def test_a_seal_is_of_one_entry_in_one_place_only(one, other, data):
+def test_a_mac_is_of_one_entry_in_one_place_only(one, other, data):
     key, name, number, header, payload = one
     mac = Macs(key, name).of_entry(number, header, payload)
     assert len(mac) == MAC_BYTES
     assert Macs(key, name).is_of_entry(mac, number, bytearray(header), memoryview(payload))
-    # Some of it is another's.
+    # Each of the pieces comes from one of two entries.
     mixed = [data.draw(st.sampled_from(pair)) for pair in zip(one, other, strict=True)]
     is_same = Macs(mixed[0], mixed[1]).is_of_entry(mac, *mixed[2:])
     assert is_same == (tuple(mixed) == one)
@@ -40,7 +40,7 @@ def test_a_seal_is_of_one_entry_in_one_place_only(one, other, data):
 
 @settings(deadline=None)
 @given(names, st.integers(0, 2**64 - 1), st.binary(max_size=30), st.integers(0, 29))
-def test_where_the_header_ends_is_sealed(name, number, text, cut):
+def test_the_mac_covers_the_end_of_the_header(name, number, text, cut):
     cut = min(cut, len(text))
     macs = Macs(KEY, name)
     moved = macs.of_entry(number, text[: cut + 1], text[cut + 1 :])
@@ -75,8 +75,8 @@ def test_a_watch_knows_a_replay_from_a_forgery_and_forgets_in_time():
     assert watch.refusal(out, 2, b"h", b"p", mac) == "mac", "it has not been seen in its own place"
     assert watch.refusal(out, 1, b"h", b"p", mac) is None
     assert watch.refusal(out, 2, b"h", b"p", mac) == "replayed"
-    assert watch.refusal(other, 1, b"h", b"p", mac) == "replayed", "another life"
-    assert watch.refusal(out, 2, b"h", b"q", mac) == "mac", "the seal of one, the payload of another"
+    assert watch.refusal(other, 1, b"h", b"p", mac) == "replayed", "another incarnation"
+    assert watch.refusal(out, 2, b"h", b"q", mac) == "mac", "the MAC of one, the payload of another"
     assert watch.refusal(out, 2, b"h", b"p", b"") == "mac"
     for number in range(10, 10 + REMEMBERED):
         assert watch.refusal(out, number, b"", b"", out.of_entry(number, b"", b"")) is None
@@ -88,10 +88,10 @@ def test_a_watch_knows_a_replay_from_a_forgery_and_forgets_in_time():
 
 
 class Town:
-    """Two workers of one run over one Redis, and somebody who can write there without the key."""
+    """Two workers of one run over one Redis, and an attacker who can write there without the key."""
 
     def __init__(self, url, run_keys=(KEY, KEY)):
-        self.run, self.lines = f"seal{os.getpid()}-{next(RUNS)}", []
+        self.run, self.lines = f"mac{os.getpid()}-{next(RUNS)}", []
         self.attacker = redis.Redis.from_url(url, protocol=2)
         self.writer, self.reader = (
             RedisBus(self.run, k, [url] * 2, f"life{k}", [1 - k], 10, 5, self.lines.append, run_key=run_keys[k])
@@ -118,12 +118,12 @@ def genuine(town, count):
     return town.attacker.xrange(town.key("life0:out"))
 
 
-def test_what_others_put_into_a_stream_is_refused_counted_and_said_once(town):
+def test_foreign_entries_of_a_stream_are_refused_counted_and_logged_once(town):
     first, second, third = (fields for _, fields in genuine(town, 3))
     town.reader.follow(0, "life0")
     assert [entry.sequence for entry in read(town.reader, 3)] == [1, 2, 3]
     out = town.key("life0:out")
-    town.attacker.xadd(out, {b"h": b"h4", b"d": b"no seal"}, "4-0")
+    town.attacker.xadd(out, {b"h": b"h4", b"d": b"no MAC"}, "4-0")
     town.attacker.xadd(out, {**first, b"d": b"payload x"}, "5-0")
     town.attacker.xadd(out, {**second, b"s": first[b"s"]}, "6-0")
     town.attacker.xadd(out, first, "7-0")
@@ -157,8 +157,8 @@ def test_the_same_number_under_a_second_id_is_a_replay(town):
     assert town.reader.refused() == {"replayed": 1}
 
 
-def test_what_a_redis_says_twice_is_taken_once(town):
-    """Someone between us, or a Redis in other hands, may repeat an answer."""
+def test_a_repeated_answer_of_a_redis_is_taken_once(town):
+    """An attacker on the way, or a Redis in other hands, may repeat an answer."""
     ((item_id, fields),) = genuine(town, 1)
     town.reader.follow(0, "life0")
     assert len(read(town.reader, 1)) == 1
@@ -184,7 +184,7 @@ def test_any_changed_byte_of_an_entry_is_refused(town, place):
     assert town.reader.refused() == {"mac": len(whole)}
 
 
-def test_a_state_is_taken_only_with_its_seal(town):
+def test_a_state_is_taken_only_with_its_mac(town):
     town.writer.put_state({"hello": b"mine", "model": memoryview(b"weights")}, 20)
     names = ["hello", "model", "none"]
     assert town.reader.get_state(0, "life0", names) == {"hello": b"mine", "model": b"weights"}
@@ -198,7 +198,7 @@ def test_a_state_is_taken_only_with_its_seal(town):
     assert town.reader.refused() == {"mac": 2} and len(town.lines) == 1
 
 
-def test_a_lease_is_taken_only_with_its_seal(town):
+def test_a_lease_is_taken_only_with_its_mac(town):
     town.writer.claim(lease(town.writer), 20, lambda old: False)
     assert town.reader.leases(0)[0].incarnation == "life0"
     town.attacker.set(town.key("lease"), town.attacker.get(town.key("lease"))[:-1] + b"\x07", keepttl=True)
@@ -218,7 +218,7 @@ def test_a_lease_is_taken_only_with_its_seal(town):
         ((KEY, OTHER), ("it has another run key than this worker",) * 2),
     ],
 )
-def test_workers_with_different_run_keys_say_so_at_once(redis_url, run_keys, reasons):
+def test_workers_with_different_run_keys_report_that_at_once(redis_url, run_keys, reasons):
     town = Town(redis_url, run_keys)
     meetings = [Rendezvous(bus, {"a": 1}, 20, 30, lambda line: None, print) for bus in (town.writer, town.reader)]
 
@@ -229,7 +229,7 @@ def test_workers_with_different_run_keys_say_so_at_once(redis_url, run_keys, rea
         return str(caught.value)
 
     try:
-        # Within five seconds: nobody waits for the other's 30.
+        # Both errors come within five seconds: neither worker waits for the 30 s of the other.
         said = in_threads([lambda: meet(0), lambda: meet(1)], timeout_s=15)
         assert all(reason in line and "run.key" in line for reason, line in zip(reasons, said, strict=True)), said
         with pytest.raises(DisagreementError, match="someone else is worker 1: it has"):

@@ -1,4 +1,4 @@
-"""What the bus does on Redis alone: retries, lifetimes, connections that break, unix sockets, absent servers."""
+"""The Redis bus alone: retries, lifetimes, connections that break, unix sockets, absent servers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.peers.bus.test_bus import lease, read
 from tests.servers import free_port, redis_server
 
 
-def test_adding_again_what_is_there_changes_nothing(redis_url):
-    """P1: a retried XADD with its explicit id is refused by Redis, and that is taken for success."""
+def test_a_repeated_entry_changes_nothing(redis_url):
+    """P1: Redis refuses a retried XADD with its explicit id, and the bus takes that refusal for success."""
     writer = RedisBus("idem", 0, [redis_url] * 2, "a0", [1], 10, 5)
     reader = RedisBus("idem", 1, [redis_url] * 2, "a1", [0], 10, 5)
     try:
         reader.follow(0, "a0")
         writer.publish([(b"h", b"1"), (b"h", b"2")])
-        writer._sequences.clear()  # As if the reply had been lost.
+        writer._sequences.clear()  # The state of a writer that lost the reply.
         writer.publish([(b"h", b"1"), (b"h", b"2")])
         writer.publish([(b"h", b"3")])
         assert [(e.sequence, bytes(e.payload)) for e in read(reader, 3)] == [(1, b"1"), (2, b"2"), (3, b"3")]
@@ -55,14 +55,14 @@ def test_every_key_has_a_lifetime(redis_url):
         bus.close()
 
 
-def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
-    """Else a worker that is started again and again would fill its Redis within the hour that a key may live."""
+def test_a_new_incarnation_leaves_the_entries_of_the_last_one_only_for_a_while(redis_url):
+    """Otherwise a worker that is started again and again would fill its Redis within the hour that a key may live."""
     incarnations, client = [], redis.Redis.from_url(redis_url)
     try:
         for number in range(3):
             incarnation = RedisBus("incarnations", 0, [redis_url] * 2, f"a{number}", [1], 10, 5)
             incarnations.append(incarnation)
-            for _ in range(2):  # Also when the reply to the first was lost.
+            for _ in range(2):  # The second claim stands for a retry after a lost reply.
                 incarnation.claim(lease(incarnation), 5.0, lambda old: True)
             incarnation.publish([(b"h", b"1")])
             incarnation.send(1, [(b"h", b"1")])
@@ -77,7 +77,7 @@ def test_a_new_life_leaves_what_the_last_one_said_only_for_a_while(redis_url):
             incarnation.close()
 
 
-def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
+def test_each_renewal_extends_every_key_of_an_incarnation(redis_url):
     bus, client = RedisBus("renewed", 0, [redis_url] * 2, "a0", [1], 10, 5), redis.Redis.from_url(redis_url)
     try:
         bus.claim(lease(bus), 20, lambda old: False)
@@ -90,7 +90,7 @@ def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
         assert bus.renew(lease(bus, step=1), 30) == "held"
         assert all(3_590 < client.ttl(name) <= 3_600 for name in names)
         assert 29_000 < client.pttl("degan:renewed:0:lease") <= 30_000
-        # A state lives at least as long as it is wanted; and an hour.
+        # A state lives for the time that the caller asks for, and for an hour at least.
         bus.put_state({"hello": b"x"}, 5000)
         assert 4_990 < client.ttl("degan:renewed:0:a0:state") <= 5_000
         again = RedisBus("renewed", 0, [redis_url] * 2, "b0", [1], 10, 5)
@@ -102,7 +102,7 @@ def test_each_renewal_lets_all_that_a_life_has_said_live_on(redis_url):
         bus.close()
 
 
-def test_as_much_is_kept_as_there_is_room_for(redis_url):
+def test_the_stream_keeps_as_much_as_there_is_room_for(redis_url):
     bus, client = RedisBus("kept", 0, [redis_url] * 2, "a0", [1], 10, 5), redis.Redis.from_url(redis_url)
     bus.configure(30, 100, least_entries=5)
 
@@ -139,7 +139,7 @@ def test_a_connection_that_breaks_is_made_anew(redis_url):
 
 @pytest.mark.parametrize("number", [b"7-0", b"2-0"])
 def test_an_entry_whose_number_changed_on_its_way_is_asked_for_again(redis_url, monkeypatch, number):
-    """No checksum covers the number, and a reader that has been sent beyond the end would wait there for ever."""
+    """No checksum covers the number. A reader that skipped beyond the end would wait there for ever."""
     writer = RedisBus(f"number{number[0]}", 0, [redis_url] * 2, "a0", [1], 10, 5)
     reader = RedisBus(f"number{number[0]}", 1, [redis_url] * 2, "a1", [0], 10, 5)
     reader.follow(0, "a0")
@@ -163,7 +163,7 @@ def test_an_entry_whose_number_changed_on_its_way_is_asked_for_again(redis_url, 
     reader.close()
 
 
-def test_what_the_server_refuses_is_an_error_with_its_words():
+def test_a_refusal_of_the_server_is_an_error_with_its_words():
     with redis_server() as url:
         writer = RedisBus("refused", 0, [url] * 2, "a0", [1], 10, patience_s=0.2, full_patience_s=0.2)
         reader = RedisBus("refused", 1, [url] * 2, "a1", [0], 10, 5)
@@ -186,7 +186,7 @@ def test_what_the_server_refuses_is_an_error_with_its_words():
 
 
 def test_a_worker_reaches_its_own_node_by_a_unix_socket(tmp_path):
-    """`?socket=PATH` in a node's URL is for the worker of that node; everybody else connects by TCP."""
+    """The query `?socket=PATH` of a node's URL is for the worker of that node; all other workers connect by TCP."""
     path, port = tmp_path / "redis.sock", free_port()
     with redis_server(port, ("--unixsocket", str(path))):
         url = f"redis://127.0.0.1:{port}/3?socket={path}"
@@ -228,7 +228,7 @@ def on_disk(folder):
     return "--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder)
 
 
-def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error(tmp_path):
+def test_an_outage_of_the_own_node_is_waited_out_and_is_then_an_error(tmp_path):
     port = free_port()
     with redis_server(port, on_disk(tmp_path)) as url:
         bus = RedisBus("outage", 0, [url] * 2, "a0", [1], 10, patience_s=20)
@@ -260,7 +260,7 @@ def test_an_outage_of_the_own_node_is_waited_out_and_then_an_error(tmp_path):
 
 @pytest.mark.parametrize("what", ["publish", "renew"])
 def test_a_redis_that_has_lost_everything_is_noticed(what):
-    """Who had not read the last entries would wait for them for ever; so this life of the worker is over."""
+    """A reader without the last entries would wait for them for ever. So this incarnation of the worker is over."""
     port = free_port()
     lease = Lease(0, "a0", "here", 1, "")
     with redis_server(port) as url:
@@ -275,13 +275,13 @@ def test_a_redis_that_has_lost_everything_is_noticed(what):
             else:
                 bus.renew(lease, 60)
         client = connect(url, 5)
-        assert client.keys("*") == [], "nothing of that life is left behind"
+        assert client.keys("*") == [], "nothing of that incarnation is left behind"
         client.close()
     bus.close()
 
 
-def test_an_entry_that_was_taken_after_a_refused_one_ends_this_life(redis_url, monkeypatch):
-    """The refused one can never be added any more: who reads on would not know that it was there."""
+def test_an_entry_that_was_taken_after_a_refused_one_ends_this_incarnation(redis_url, monkeypatch):
+    """The refused entry can never be added later, and a reader that goes on would not know of it."""
     writer = RedisBus("hole", 0, [redis_url] * 2, "a0", [1], 10, 5)
     answers = [b"1-0", ReplyError("OOM command not allowed"), b"3-0", 1]
     monkeypatch.setattr(Replies, "expect", lambda link, text: False)
@@ -292,7 +292,7 @@ def test_an_entry_that_was_taken_after_a_refused_one_ends_this_life(redis_url, m
     writer.close()
 
 
-def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again():
+def test_a_full_redis_gives_up_the_entries_kept_for_replay_and_takes_new_ones():
     with redis_server() as url:
         lines = []
         writer = RedisBus("full", 0, [url] * 2, "a0", [1], 10, 0.2, lines.append, full_patience_s=20)
@@ -301,11 +301,11 @@ def test_a_full_redis_gives_up_what_was_kept_for_replay_and_takes_entries_again(
         for k in range(50):
             writer.publish([(b"h", b"%06d" % k + bytes(100_000))])
         client.config_set("maxmemory", str(client.info("memory")["used_memory"] + 10_000))
-        # By itself, because five entries are enough ...
+        # The bus makes room by itself, because five entries are enough ...
         writer.publish([(b"h", b"050050" + bytes(100_000))])
         assert client.xlen("degan:full:0:a0:out") == 5 + 1 and writer.retries >= 1
         assert any("is full: gave up" in line for line in lines)
-        # ... and with less room than that when somebody has given it more.
+        # ... and goes on with less room once a person has raised the limit.
         client.config_set("maxmemory", "1")
         waiting = threading.Event()
         writer._log = lambda line: waiting.set()

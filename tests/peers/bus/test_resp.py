@@ -1,4 +1,4 @@
-"""The lean Redis connection: any split of the stream reads the same, nothing that is held is overwritten."""
+"""The lean Redis connection: any split of the stream reads the same, and no later reply overwrites held parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peers.bus.redis import resp
 from peers.bus.redis.resp import Busy, Connection, ProtocolError, Replies, ReplyError, bulks, command
 
-# A reply as Python values: bytes is a bulk string, a list an array, None nil.
+# Replies as Python values: bytes are a bulk string, a list is an array, None is nil.
 bulk_strings = st.one_of(st.binary(max_size=64), st.binary(min_size=200, max_size=400))
 values = st.recursive(
     st.one_of(bulk_strings, st.integers(0, 2**40), st.none()), lambda inner: st.lists(inner, max_size=4), max_leaves=20
@@ -37,7 +37,7 @@ def plain(value):
     return bytes(value) if isinstance(value, memoryview) else value
 
 
-# Entries of XREAD, and what looks like them.
+# Entries of XREAD, and arrays that resemble them.
 ids = st.one_of(st.from_regex(rb"[0-9]{1,20}-[0-9]{1,20}", fullmatch=True), st.binary(max_size=30))
 kept = st.one_of(st.sampled_from([b"h", b"d", b"\r", b"\n"]), st.binary(max_size=2))
 entries = st.one_of(
@@ -68,7 +68,7 @@ def test_any_split_of_the_stream_and_any_buffer_give_the_same_and_keep_it(said, 
     pieces = Pieces(b"".join(map(written, said)), sizes)
     replies = Replies(pieces.receive_into, buffer_bytes)
     heard = [replies.read() for _ in said]
-    # Looked at only when all has come: what is held has not been overwritten by what came later.
+    # The comparison comes last: later replies have not overwritten the parts that are held.
     assert [plain(value) for value in heard] == said
 
 
@@ -82,7 +82,7 @@ def test_entries_read_the_same_at_once_and_piece_by_piece(said, sizes, buffer_by
 
 
 class Slow(Replies):
-    """Without the short cut."""
+    """Replies without the short cut."""
 
     def _entry(self, depth):
         return None
@@ -92,7 +92,7 @@ class Slow(Replies):
 @given(
     streams, st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=3), st.integers(0, 5), st.data()
 )
-def test_the_short_cut_takes_and_refuses_what_the_long_way_does(said, changes, more_depth, data):
+def test_the_short_cut_takes_and_refuses_the_same_as_the_long_way(said, changes, more_depth, data):
     stream = bytearray(b"*1\r\n" * more_depth + written(said))
     for at, text in changes:
         at = min(at, len(stream))
@@ -113,7 +113,7 @@ def test_the_short_cut_takes_and_refuses_what_the_long_way_does(said, changes, m
 
 
 def shown(value):
-    """Errors are not equal by themselves."""
+    """The type and text of an error, because two errors are never equal; any other value unchanged."""
     if isinstance(value, list):
         return [shown(item) for item in value]
     return str(value) if isinstance(value, ReplyError) else plain(value)
@@ -121,7 +121,7 @@ def shown(value):
 
 @pytest.mark.parametrize("mac", [[], [b"s", b"\r\n" * 8]])
 def test_the_short_cut_is_taken(monkeypatch, mac):
-    """Else it would be tested, and be of no use."""
+    """Without this test the short cut could be correct and never run."""
     reply = written([[b"key", [[b"%d-0" % k, [b"h", b"x" * 60, *mac, b"d", bytes(5000)]] for k in range(9)]]])
     monkeypatch.setattr(Replies, "_line", counted := Counted(Replies._line))
     assert len(Replies(Pieces(reply, [100, 3000]).receive_into, 65536).read()[0][1]) == 9
@@ -142,7 +142,7 @@ class Counted:
         return call
 
 
-def test_a_buffer_is_used_again_when_nobody_looks_at_it_and_not_before():
+def test_a_buffer_is_used_again_once_it_has_no_reader_and_not_before():
     reply = bulks(b"x" * 1000)
     replies = Replies(Pieces(reply * 50, [len(reply)] * 50).receive_into, 2000)
     held = replies.read()
@@ -199,7 +199,10 @@ BULK, ITEMS, LINE = 64 * 2**20, 2**20, 64 * 1024
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
 def test_nonsense_and_absurd_sizes_are_refused_before_memory_is_taken(stream, why):
-    """The server says no more than this and keeps the connection open: to wait for the rest would be to believe it."""
+    """The server sends no more than this and keeps the connection open.
+
+    A client that waited for the rest would hang.
+    """
 
     def receive_into(view, needed):
         assert len(view) <= 256 * 1024, "memory is taken for what was said"
@@ -228,7 +231,7 @@ def test_sizes_up_to_the_limits_are_taken():
 
 @pytest.mark.parametrize("kind", [Replies, Slow])
 def test_many_small_things_are_a_large_reply_too(monkeypatch, kind):
-    """Each takes memory: a server could say as many as it likes, in lists in lists."""
+    """Each item takes memory, and a server could claim any number of them, in nested lists."""
     monkeypatch.setattr(resp, "MAX_REPLY_BYTES", 100_000)
     assert len(kind(Pieces(written([1] * 1000), []).receive_into, 1024).read()) == 1000
     entry = [b"1-0", [b"h", b"x", b"d", b"y"]]
@@ -240,12 +243,12 @@ def test_many_small_things_are_a_large_reply_too(monkeypatch, kind):
             kind(Pieces(b"*4\r\n" + line % (b"a" * 30_000) * 4, []).receive_into, 1024).read()
 
 
-# --- what is expected ------------------------------------------------------------------------------
+# --- expected replies ------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=40), st.binary(max_size=40), st.lists(st.integers(1, 9), max_size=90))
-def test_what_is_expected_is_read_whole_and_not_a_byte_more(text, after, sizes):
+def test_an_expected_reply_is_read_whole_and_not_a_byte_more(text, after, sizes):
     replies = Replies(Pieces(text + bulks(after), sizes).receive_into, 8)
     assert replies.expect(text)
     assert replies.read() == after
@@ -253,8 +256,8 @@ def test_what_is_expected_is_read_whole_and_not_a_byte_more(text, after, sizes):
 
 @pytest.mark.parametrize("at", range(10))
 @pytest.mark.parametrize("size", [1, 3, 10])
-def test_what_begins_as_expected_and_is_something_else_is_not_it_and_is_read_as_ever(at, size):
-    """`+OK` and then an error is no success, however much of it has come."""
+def test_a_reply_that_only_begins_as_expected_is_read_as_any_other(at, size):
+    """The reply `+OK` followed by an error is no success, in whatever pieces it comes."""
     wanted = b":7\r\n:111\r\n"
     said = bytearray(wanted + b":5\r\n")
     said[at] ^= 1
@@ -265,8 +268,8 @@ def test_what_begins_as_expected_and_is_something_else_is_not_it_and_is_read_as_
     assert bytes(heard) + pieces._stream == said, "nothing has been read"
 
 
-def test_a_prefix_of_what_is_expected_is_not_it():
-    """The server has said a part of it and no more: then there is no answer."""
+def test_a_prefix_of_an_expected_reply_is_no_answer():
+    """The server has sent a part of the reply and no more, so there is no answer."""
     for said in (b"", b":", b":7\r", b":7\r\n:1"):
         replies = Replies(Pieces(said, [1, 1, 1]).receive_into, 64)
         with pytest.raises(ConnectionError, match="closed"):
@@ -274,7 +277,7 @@ def test_a_prefix_of_what_is_expected_is_not_it():
 
 
 def test_a_reply_has_a_largest_size(monkeypatch):
-    """Each by itself: what earlier ones have left is not saved up."""
+    """The limit is for each reply by itself: a small reply leaves no room for a larger one."""
     monkeypatch.setattr(resp, "MAX_REPLY_BYTES", 1000)
     small, large = [b"x" * 300, b"x" * 300], [b"x" * 600, b"x" * 600]
     replies = Replies(Pieces(written(small) * 5 + written(large), []).receive_into, 64)
@@ -306,7 +309,7 @@ class Sluggish:
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=60), st.integers(1, 70), st.booleans())
-def test_what_a_socket_takes_bit_by_bit_arrives_whole_and_in_order(pieces, at_once, has_sendmsg):
+def test_pieces_that_a_socket_takes_bit_by_bit_arrive_whole_and_in_order(pieces, at_once, has_sendmsg):
     sluggish = Sluggish(at_once, has_sendmsg)
     Connection(sluggish, 64).send(pieces)
     assert sluggish.taken == b"".join(pieces)
@@ -329,7 +332,7 @@ def test_large_pieces_over_a_real_socket():
     thread.start()
     try:
         assert [bytes(part) for part in receiver.read()] == [b"h", payload]
-        # What comes next is small, and is not awaited as if it were as large.
+        # The next reply is small, and the receiver does not wait for as many bytes as before.
         assert there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         sender.log(b":7\r\n")
         assert receiver.read() == 7
@@ -347,7 +350,7 @@ def test_a_timeout_is_kept_by_the_kernel_and_is_an_error():
     receiver = Connection(here, 64)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         seconds, microseconds = struct.unpack("@ll", here.getsockopt(socket.SOL_SOCKET, option, 16))
-        # The kernel counts in ticks of its own.
+        # The kernel rounds to its own ticks.
         assert seconds == 0 and 50_000 <= microseconds <= 60_000
     assert here.gettimeout() is None and receiver._timeout_ms == 50
     for said in (b"", b":7", b"$20000\r\n" + bytes(300)):

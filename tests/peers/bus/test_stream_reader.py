@@ -1,4 +1,4 @@
-"""What a reader takes of an answer: numbers that ascend, gaps that are real, and all of it or nothing."""
+"""The reader of a stream takes ascending numbers and real gaps, and of each answer everything or nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN_KEY = bytes(range(32))
 
 
 class Client:
-    """Of redis-py: which entries the stream has."""
+    """The part of redis-py that a look-up needs: the entries of a stream."""
 
     def __init__(self, *numbers):
         self.numbers, self.asked = numbers, []
@@ -31,7 +31,7 @@ class Client:
 
 
 class Link:
-    """A connection that says one thing after the other, and keeps what it is asked."""
+    """A connection that gives one answer after the other, and keeps the questions."""
 
     def __init__(self, *answers):
         self.answers, self.asked, self.closed = list(answers), [], 0
@@ -65,7 +65,7 @@ def receive(reader):
 
 
 def cursors(text):
-    """The places from which a question asks."""
+    """The positions from which a question asks."""
     return text.split(b"\r\n")[-4:-1:2]
 
 
@@ -78,15 +78,15 @@ def test_entries_are_taken_in_order_and_the_next_are_asked_for_from_there():
     assert reader.received_bytes == 3 * len(b"head") + 3
 
 
-def test_where_nothing_was_said_the_same_is_asked_again():
-    """One question for each answer: who reads without having asked waits for nothing."""
+def test_after_an_empty_answer_the_same_question_is_asked_again():
+    """Each answer belongs to one question: a reader without a question would wait for nothing."""
     link = Link(None, None, [[OUT.encode(), [entry(b"1-0")]]])
     reader = reading(link, Client(1))
     assert [receive(reader) for _ in range(3)] == [[], [], [(1, True, b"p", False)]]
     assert [cursors(text) for text in link.asked] == [[b"0-0", b"0-0"]] * 3 + [[b"1-0", b"0-0"]]
 
 
-def test_a_gap_is_looked_into_and_one_that_is_there_is_seen():
+def test_a_gap_is_looked_up_and_a_real_one_is_seen():
     link, client = Link([[OUT.encode(), [entry(b"5-0"), entry(b"6-0")]]]), Client(5, 6)
     reader = reading(link, client, after=2)
     assert receive(reader) == [(5, False, b"p", False), (6, True, b"p", False)]
@@ -108,8 +108,8 @@ def test_a_gap_is_looked_into_and_one_that_is_there_is_seen():
         b"",
     ],
 )
-def test_a_number_that_is_not_its_entrys_own_is_an_error_and_nothing_is_taken(number):
-    """It changed on its way, and no checksum covers it. What was read with it comes once more."""
+def test_a_number_of_another_entry_is_an_error_and_nothing_is_taken(number):
+    """The number changed on its way, and no checksum covers it. All entries of that answer come once more."""
     right, wrong = [entry(b"%d-0" % k) for k in (1, 2, 3)], [entry(b"1-0"), entry(b"2-0"), entry(number)]
     link, again = Link([[OUT.encode(), wrong]]), Link([[OUT.encode(), right]])
     reader = reading(link, Client(1, 2, 3))
@@ -128,7 +128,7 @@ def test_an_entry_with_a_number_too_large_for_any_is_an_error_even_if_it_is_the_
             reader.receive(0.01, 1000)
 
 
-def test_with_macs_an_entry_that_is_said_twice_is_a_replay_and_the_next_one_is_taken():
+def test_with_macs_a_repeated_entry_is_a_replay_and_the_next_one_is_taken():
     macs = Macs(RUN_KEY, OUT)
     one, two = (entry(b"%d-0" % k, b"p", macs.of_entry(k, b"head", b"p")) for k in (1, 2))
     link = Link([[OUT.encode(), [one, one, two]]])
@@ -142,7 +142,7 @@ def test_with_macs_an_entry_that_is_said_twice_is_a_replay_and_the_next_one_is_t
     ("answer", "words"),
     [(ReplyError("NOPERM no permission"), "NOPERM no permission"), (ConnectionError("closed"), "closed")],
 )
-def test_what_the_server_refuses_and_what_breaks_is_said_and_begins_anew(answer, words):
+def test_a_refusal_and_a_broken_link_are_raised_and_the_reader_begins_anew(answer, words):
     link = Link(answer)
     reader = reading(link, Client())
     with pytest.raises(BusError, match=f"Redis at host:1: {words}"):
@@ -161,8 +161,8 @@ def test_a_lookup_that_fails_takes_nothing():
     assert reader._streams[OUT.encode()].after == 0 and reader.received_bytes == 0
 
 
-def test_what_is_read_again_comes_before_what_is_said_meanwhile(redis_url):
-    """The next entries had been asked for already, from behind it."""
+def test_entries_that_are_read_again_come_before_later_ones(redis_url):
+    """The reader had asked already for the next entries, from behind this one."""
     writer = RedisBus("again", 0, [redis_url] * 2, "a0", [1], 10, 5)
     reader = RedisBus("again", 1, [redis_url] * 2, "a1", [0], 10, 5)
     try:

@@ -1,4 +1,4 @@
-"""TLS without a server: why two sides do not trust each other, in words, and how much is sent at once."""
+"""TLS without a server: the reason why two sides do not trust each other, in words, and how much is sent at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ ACCESS = Access(ca="/secrets/ca.crt")
 
 
 def wrapped(*errors):
-    """As redis-py raises it: each is raised while the one before it is handled, and a connection error at last."""
+    """The error chain of redis-py.
+
+    Each error is raised while the one before it is handled, and a connection error comes last.
+    """
     at = None
     for error in (*errors, redis.ConnectionError("Error 1 connecting")):
         error.__context__, at = at, error
@@ -35,9 +38,9 @@ def wrapped(*errors):
         ("[SSL: SOMETHING_NEW] something new", "no TLS with it"),
     ],
 )
-def test_an_alert_is_said_in_words(text, why):
+def test_an_alert_is_explained_in_words(text, why):
     assert refusal(wrapped(ssl.SSLError(1, text)), ACCESS).startswith(why)
-    # However deep it lies.
+    # The depth of the chain makes no difference.
     assert refusal(wrapped(ssl.SSLError(1, text), OSError("later")), ACCESS).startswith(why)
 
 
@@ -50,7 +53,7 @@ def test_an_alert_is_said_in_words(text, why):
         (20, "it is not of the CA in /secrets/ca.crt"),
     ],
 )
-def test_a_certificate_that_is_refused_says_why(code, why):
+def test_the_refusal_of_a_certificate_names_the_reason(code, why):
     error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
     error.verify_code, error.verify_message = code, "the system's words"
     found = refusal(wrapped(error), ACCESS)
@@ -62,18 +65,18 @@ def test_a_certificate_that_is_refused_says_why(code, why):
 @pytest.mark.parametrize(
     "error", [ConnectionRefusedError("refused"), ssl.SSLEOFError(8, "EOF occurred"), TimeoutError("timed out")]
 )
-def test_what_may_go_better_the_next_time_is_no_refusal(error):
+def test_a_passing_error_is_no_refusal(error):
     assert refusal(wrapped(error), ACCESS) is None
 
 
-def test_causes_that_go_in_a_circle_have_an_end():
+def test_a_circle_of_causes_has_an_end():
     one, other = OSError("one"), OSError("other")
     one.__context__, other.__context__ = other, one
     assert refusal(one, ACCESS) is None
 
 
 class Encrypting:
-    """A TLS socket that keeps what is sent, call by call."""
+    """A TLS socket that keeps the sent bytes, call by call."""
 
     def __init__(self):
         self.sent = []
@@ -88,7 +91,7 @@ class Encrypting:
         raise ValueError("Read on closed or unwrapped SSL socket.")
 
 
-def test_small_pieces_go_together_and_large_ones_as_they_are():
+def test_small_pieces_go_together_and_large_ones_alone():
     socket, large = Encrypting(), bytes(SMALL_BYTES)
     pieces = [b"a", b"b" * (SMALL_BYTES - 1), large, b"c", large, large, b"", b"d", b"e"]
     assert TlsLink(socket).sendmsg([memoryview(piece) for piece in pieces]) == sum(map(len, pieces))

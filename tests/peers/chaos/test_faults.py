@@ -1,4 +1,4 @@
-"""The script of faults: what it means, what is due when, and what a worker does to itself."""
+"""The script of faults: its meaning, the items that are due at each step, and the faults of a worker on itself."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_parts_of_an_item():
         ("random:seed=1:every=1:actions=sing:until=9", "actions of kill, term"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_names_it(item, expected):
+def test_an_unreadable_item_is_one_line_that_names_it(item, expected):
     with pytest.raises(SetupError) as caught:
         Faults.parse(f"w1@step2:kill, {item}", workers=4)
     text = str(caught.value)
@@ -111,7 +111,7 @@ def test_a_random_schedule_is_the_same_for_the_same_seed():
     assert Faults.parse(str(first), 4) == first, "what it stands for is a script itself"
     assert [fault.step for fault in first.faults] == list(range(20, 401, 20))
     assert {fault.number for fault in first.faults} <= set(range(4))
-    # Written down, so that a schedule of today can be replayed next year.
+    # The schedule is written down here, so that a schedule of today can be replayed next year.
     assert texts(first.faults[:4]) == WRITTEN
     with pytest.raises(SetupError, match="a number of workers"):
         Faults.parse(RANDOM.format(7))
@@ -125,20 +125,20 @@ WRITTEN = [
 ]
 
 
-def test_what_is_due_is_due_once():
+def test_a_due_item_is_due_once():
     faults = Faults.parse(
         "w1@step3:kill, w1@step3.before_publish:term, w1@step5:kill, w2@step3:kill, redis1@step3:back"
     )
     plan = faults.for_worker(1)
     assert texts(plan.due(3)) == ["w1@step3:kill"] and plan.due(3) == []
     assert texts(plan.due(3, "before_publish")) == ["w1@step3.before_publish:term"]
-    # Who has missed a step is not hit for it later, as it would be again and again when it is started anew.
+    # A worker that missed a step is not hit for it later; otherwise each new start would hit it again.
     assert plan.due(6) == []
     redis = faults.for_redis(1)
     assert texts(redis.due(9)) == ["redis1@step3:back"] and redis.due(9) == []
 
 
-def test_what_holds_and_what_waits_for_a_saving():
+def test_conditions_that_hold_and_items_that_wait_for_a_saving():
     plan = Faults.parse("w1:nan, w1@step4:slow:3, w1@step4.saving:torn").for_worker(1)
     assert texts(plan.due(1)) == ["w1:nan"] and texts(plan.due(6)) == ["w1:nan", "w1@step4:slow:3"]
     assert texts(plan.due(7)) == ["w1:nan"], "slow lasts by itself"
@@ -162,7 +162,7 @@ def entries(round: int, count: int):
 
 @pytest.mark.parametrize("hook", WIRE_HOOKS)
 def test_the_hooks_around_a_publication(hook):
-    """What of the message is in the stream when the hook is called."""
+    """The chunks of the message in the stream when the hook is called."""
     bus, reader = memory_buses(2)
     reader.follow(0, bus.incarnation)
     seen = []
@@ -198,13 +198,13 @@ def test_a_slow_worker_sleeps_in_proportion_to_its_computing(monkeypatch):
     assert slept == [15.0], "ten times the 1.5 s of step 2"
 
 
-def test_what_is_slow_from_the_beginning_may_become_slower():
+def test_a_worker_that_is_slow_from_the_beginning_may_become_slower():
     plan = Faults.parse("w0:slow:2, w0@step3:slow:20").for_worker(0)
     assert [texts(plan.due(step)) for step in (1, 2, 3, 4)] == [["w0:slow:2"], [], ["w0@step3:slow:20"], []]
 
 
 class Pair:
-    """Of a pair what a mode calls."""
+    """The calls of a mode to a pair."""
 
     def __init__(self):
         self.called = []
@@ -220,7 +220,7 @@ class Pair:
 
 
 @pytest.mark.parametrize(("exchange", "at"), [("parameters", ["apply"]), ("gradients", [])])
-def test_what_came_is_applied_after_the_hook_and_a_gradient_is_poisoned_in_its_step(exchange, at):
+def test_received_terms_are_applied_after_the_hook_and_a_gradient_is_poisoned_in_its_step(exchange, at):
     seen, pair = [], Pair()
     settings = config.load("smoke", [f"mode.exchange={exchange}"])
     plan = Faults.parse("w0@step2:nan, w0@step3.before_apply:kill").for_worker(0)
@@ -259,7 +259,7 @@ def workers(tmp_path):
         incarnation.kill()
 
 
-def test_a_worker_says_what_it_will_do_to_itself_and_does_it(workers, tmp_path):
+def test_a_worker_logs_its_faults_in_advance_and_injects_them(workers, tmp_path):
     incarnation = workers("w0@step6:kill, redis0@step1:restart")
     assert incarnation.end() == -signal.SIGKILL
     assert "this worker injects faults into itself, as DEGAN_FAULTS says: w0@step6:kill\n" in incarnation.text
@@ -274,7 +274,7 @@ def test_a_script_that_cannot_be_read_ends_the_worker_with_one_line(workers, tmp
     assert incarnation.text.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_without_the_variable_nothing_is_said(workers):
+def test_without_the_variable_nothing_is_logged(workers):
     incarnation = workers("")
     assert incarnation.end() == 0 and "DEGAN_FAULTS" not in incarnation.text
 

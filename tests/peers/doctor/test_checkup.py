@@ -1,4 +1,4 @@
-"""The checks of one node, on real servers in good and in bad states, and on what is no Redis."""
+"""The checks of one node, on real servers in good and in bad states, and on servers that are no Redis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server():
 
 @pytest.fixture
 def client(server):
-    """Of a server that is as it should be, and empty; what a test changes is put back."""
+    """A client of an empty server in its right state; the fixture puts back the changes of a test."""
     client = redis.Redis.from_url(server)
     client.flushall()
     for name, value in WELL.items():
@@ -50,14 +50,14 @@ def with_user(url: str, name: str, password: str) -> str:
     return url.replace("redis://", f"redis://{name}:{password}@")
 
 
-# --- one that is as it should be --------------------------------------------------------------------
+# --- a server in its right state --------------------------------------------------------------------
 
 
-def test_a_server_that_is_as_it_should_be(server, client):
+def test_a_server_in_its_right_state(server, client):
     client.config_set("requirepass", "right")
     found = findings(with_user(server, "", "right"))
     bad = {check: finding for check, finding in found.items() if finding.state != OK}
-    # Its one user may do everything; and the server of the tests may be an old one.
+    # Its one user may do everything, and the server of the tests may be an old one.
     assert bad.keys() <= {"access", "version"} and len(found) == 13
     assert found["access"].state == WARN and "CONFIG, EVAL, ACL" in found["access"].seen
     assert "all that a worker needs under degan:r:0:" in found["writing"].seen
@@ -71,8 +71,8 @@ def test_nothing_is_left_behind_and_nothing_is_changed(server, client):
     assert client.keys() == [b"another"] and client.config_get("*") == before
 
 
-def test_what_is_written_would_go_away_by_itself(server, client):
-    """A doctor that is killed in the middle leaves nothing for long: it has no key without an end."""
+def test_written_keys_expire_by_themselves(server, client):
+    """A doctor that is killed in the middle leaves nothing for long: it has no key without an expiry."""
     client.execute_command("ACL SETUSER", "w0", "on", ">p", "~*", "+@all", "-del")
     found = findings(with_user(server, "w0", "p"))
     assert found["writing"].state == FAIL and "may not DEL" in found["writing"].seen
@@ -93,7 +93,7 @@ def test_what_is_written_would_go_away_by_itself(server, client):
         ("save", "900 1", "persistence", WARN, "a full disk stops all writes", "stop-writes-on-bgsave-error no"),
     ],
 )
-def test_a_setting_that_is_not_right(server, client, name, value, check, state, seen, fix):
+def test_a_wrong_setting(server, client, name, value, check, state, seen, fix):
     client.config_set(name, value)
     found = findings(server)[check]
     assert (found.check, found.state) == (check, state) and seen in found.seen and fix in found.fix
@@ -109,14 +109,14 @@ def test_less_memory_than_the_run_needs(server, client):
     client.config_set("maxmemory", "32mb")
     found = findings(server, needed_bytes=100 * 2**20)["maxmemory"]
     assert found.state == FAIL and "32.0 MiB; this run needs 100.0 MiB" in found.seen
-    # Following the mend helps.
+    # The command of the fix helps.
     words = found.fix.split(",")[0].split()
     assert words[:4] == ["redis-cli", "CONFIG", "SET", "maxmemory"]
     client.config_set("maxmemory", words[4])
     assert findings(server, needed_bytes=100 * 2**20)["maxmemory"].state == OK
 
 
-def test_what_the_run_has_there_already_counts_as_its_own(server, client):
+def test_the_existing_keys_of_the_run_count_as_its_own(server, client):
     for number in range(64):
         client.set(f"degan:r:0:old:{number}", bytes(2**20), ex=100)
     client.config_set("maxmemory", "128mb")
@@ -131,7 +131,7 @@ def test_a_full_server(server, client):
     assert found["maxmemory"].state == FAIL and "nothing written" in found["goodput"].seen
 
 
-def test_a_server_with_little_room_is_not_filled_to_see_how_fast_it_is(server, client):
+def test_a_server_with_little_room_is_not_filled_to_measure_its_speed(server, client):
     client.config_set("maxmemory", "10mb")
     found = findings(server)
     assert found["writing"].state == OK and "it is almost full" in found["goodput"].seen
@@ -151,7 +151,7 @@ def test_a_replica(server, client):
     assert found.state == FAIL and "name the primary" in found.fix
 
 
-# --- who we are -------------------------------------------------------------------------------------
+# --- users ------------------------------------------------------------------------------------------
 
 
 def test_no_password(server, client):
@@ -160,7 +160,7 @@ def test_no_password(server, client):
 
 
 def test_an_own_key_user(server, client):
-    """What `launch secure` is to make: trains, and sees neither INFO nor CONFIG."""
+    """A user like those of `launch secure` trains, and sees neither INFO nor CONFIG."""
     rules = ["on", ">p", "~degan:r:0:*", "+@all", "-@dangerous", "-@admin", "-@scripting"]
     client.execute_command("ACL SETUSER", "w0", *rules)
     found = findings(with_user(server, "w0", "p"))
@@ -168,7 +168,7 @@ def test_an_own_key_user(server, client):
     assert "redis" in found["version"].seen
     for check in ("maxmemory", "policy", "output buffer", "persistence"):
         assert found[check].state == WARN and found[check].seen.startswith("cannot be seen ("), check
-    # Another worker's keys are not its to write.
+    # The user of one worker may not write another worker's keys.
     assert findings(with_user(server, "w0", "p"), workers=(1,))["writing"].state == FAIL
 
 
@@ -192,7 +192,7 @@ def test_a_user_who_may_not_even_read(server, client):
     assert found["run"].state == WARN and found["goodput"].state == WARN
 
 
-# --- nobody answers, or somebody else ---------------------------------------------------------------
+# --- no answer, or another server -------------------------------------------------------------------
 
 
 def unreachable(url: str) -> tuple[str, str]:
@@ -208,8 +208,8 @@ def test_passwords(server, client):
     seen, fix = unreachable(with_user(server, "", "wrong"))
     assert "wrong password or user" in seen and "wrong" not in fix
     assert "wrong password or user" in unreachable(with_user(server, "nobody", "x"))[0]
-    client.execute_command("ACL SETUSER", "mute", "on", ">p", "+get")
-    assert "may not even PING" in unreachable(with_user(server, "mute", "p"))[0]
+    client.execute_command("ACL SETUSER", "silent", "on", ">p", "+get")
+    assert "may not even PING" in unreachable(with_user(server, "silent", "p"))[0]
 
 
 def test_no_server(tmp_path):
@@ -226,7 +226,7 @@ def test_another_kind_of_server():
 
 
 @pytest.mark.timeout(40)
-def test_a_server_that_says_nothing():
+def test_a_silent_server():
     with listener(silence) as port:
         assert "says nothing" in unreachable(f"redis://127.0.0.1:{port}")[0]
         assert "TLS handshake had no answer" in unreachable(f"rediss://127.0.0.1:{port}")[0]
@@ -234,7 +234,7 @@ def test_a_server_that_says_nothing():
 
 @pytest.mark.timeout(40)
 def test_a_server_that_stops_answering_is_not_asked_again():
-    """One time-out for all the questions that are left: thirteen would pass this test's own."""
+    """All remaining questions share one time-out: thirteen would exceed the time-out of this test."""
     with listener(only_pong) as port:
         found = findings(f"redis://127.0.0.1:{port}")
     assert found.pop("reachable").state == OK
@@ -264,14 +264,14 @@ def test_a_socket(server, client, tmp_path):
         assert findings(f"{url}?socket={near}")["socket"].state == OK
 
 
-# --- who is there -----------------------------------------------------------------------------------
+# --- other workers ----------------------------------------------------------------------------------
 
 
 def put_lease(client, found, left_s=LEASE_S):
     client.set(f"degan:r:{found.worker}:lease", msgspec.msgpack.encode(found), px=int(1000 * left_s))
 
 
-def test_a_run_that_is_going_on(server, client):
+def test_a_running_run(server, client):
     put_lease(client, lease(0, since=7))
     client.xadd("degan:r:0:incarnation:out", {"h": b"", "d": b"x"})
     found = findings(server)
@@ -285,14 +285,14 @@ def test_dead_leases(server, client):
     put_lease(client, lease(0, host=this_host(), pid=gone.pid))
     found = findings(server, is_dead=is_dead)["run"]
     assert found.state == WARN and f"process {gone.pid}" in found.seen and "ends by itself in" in found.fix
-    # Of another host it is the lease that tells: it should have been renewed.
+    # On another host the lease decides: its worker should have renewed it.
     put_lease(client, lease(0), left_s=LEASE_S - 3 * BEAT_S)
     assert findings(server, is_dead=is_dead)["run"].state == WARN
     put_lease(client, lease(0, host=this_host(), pid=os.getpid(), birth=process_birth(os.getpid())))
     assert findings(server, is_dead=is_dead)["run"].state == OK
 
 
-def test_a_lease_of_somebody_who_writes_nonsense(server, client):
+def test_a_lease_that_is_nonsense(server, client):
     client.set("degan:r:0:lease", b"\x93nonsense")
     found = findings(server)
     assert found["run"].seen.startswith("nobody holds a lease") and found["left over"].state == WARN

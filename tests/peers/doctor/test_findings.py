@@ -1,4 +1,4 @@
-"""What is found on a node, judged: facts that a test cannot bring about, and facts that nobody expects."""
+"""The findings of a node: facts that a test cannot bring about, and facts that are unexpected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def error_of(cause: BaseException) -> UnreachableError:
-    """As `redis_client.connect` raises it: the cause is told, and kept."""
+    """The error that `peers.bus.redis.client.connect` raises: its cause is in the text and in `__cause__`."""
     try:
         try:
             raise cause
@@ -44,7 +44,7 @@ def error_of(cause: BaseException) -> UnreachableError:
         (RuntimeError("something\nelse"), "something else"),
     ],
 )
-def test_why_nobody_answers(cause, seen):
+def test_the_reason_for_no_answer(cause, seen):
     found = findings.unreachable(error_of(cause), "redis://host:1", "host:1")
     assert found.state == FAIL and seen in found.seen and found.seen.startswith("host:1: ") and found.fix
 
@@ -80,16 +80,16 @@ def test_why_nobody_answers(cause, seen):
 )
 def test_states(found, state):
     assert found.state == state
-    # What fails has a mend.
+    # A failed check has a fix.
     assert found.fix or found.state != FAIL
 
 
-def test_a_step_takes_what_the_slower_way_takes():
+def test_a_step_takes_as_long_as_the_slower_way():
     assert "a step's 3.0 kB take 0.003 s on the wire" in findings.speed(1e6, 2e6, 3000).seen
     assert "take 0.002 s" in findings.speed(None, 1.5e6, 3000, "read only").seen
 
 
-def test_a_clock_says_who_is_ahead():
+def test_a_clock_finding_names_the_side_that_is_ahead():
     assert findings.clock(2.0).seen == "2.000 s ahead of ours" and findings.clock(-2.0).seen == "2.000 s behind ours"
 
 
@@ -100,7 +100,7 @@ def assert_well_made(found: Finding) -> None:
 
 
 @given(st.text(), st.text(), st.dictionaries(st.text(), st.text(), max_size=3), st.booleans())
-def test_whatever_a_server_says_is_one_printable_line(name, number, refused, flag):
+def test_any_text_of_a_server_is_one_printable_line(name, number, refused, flag):
     assert_well_made(findings.version(name, number))
     assert_well_made(findings.access(name, flag, [number.strip() and "CONFIG"]))
     assert_well_made(findings.writing(dict.fromkeys(("XADD", "GET"), name) if flag else {}, flag, "degan:r:0:", number))
@@ -114,7 +114,7 @@ def test_whatever_a_server_says_is_one_printable_line(name, number, refused, fla
 
 
 @given(*[st.integers(0, 2**45)] * 5)
-def test_memory_that_is_raised_as_it_says_is_enough(limit, used, own, system, needed):
+def test_memory_that_is_raised_as_the_fix_asks_is_enough(limit, used, own, system, needed):
     found = findings.memory(limit, used, own, system, needed)
     assert_well_made(found)
     if "CONFIG SET maxmemory " in found.fix:

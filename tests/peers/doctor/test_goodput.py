@@ -1,4 +1,4 @@
-"""How fast a wire is, measured with few bytes: by a wire whose speed is known, and by what is asked of the server."""
+"""The goodput of a wire, measured with few bytes: a wire whose speed is known, and the questions to the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ENTRY = 256 * 1024
 
 
 class Wire:
-    """Moves entries in a time of its own; `seconds` is for a call, however many there are in it."""
+    """A wire that moves entries in a time of its own; `seconds` is for a call, with any number of entries."""
 
     def __init__(self, monkeypatch, seconds, most_calls=10**6, last_s=0.0):
         self.now, self.counts, self.seconds, self.most_calls, self.last_s = 50.0, [], seconds, most_calls, last_s
@@ -28,29 +28,29 @@ class Wire:
 @pytest.mark.parametrize(
     ("seconds", "counts"),
     [
-        # Quick ones are followed by larger ones, up to eight, until four MiB have been moved ...
+        # Larger calls follow quick ones, up to eight entries, until four MiB have been moved ...
         (0.1, [1, 2, 4, 8, 8]),
         (0.19, [1, 2, 4, 8, 8]),
-        # ... and slow ones by the same, until a second is over.
+        # ... and equal calls follow slow ones, until a second is over.
         (0.2, [1, 1, 1, 1, 1]),
         (0.3, [1, 1, 1, 1]),
         (7.0, [1]),
     ],
 )
-def test_a_rate_is_all_that_was_moved_over_all_the_time(monkeypatch, seconds, counts):
+def test_a_rate_is_all_moved_bytes_over_the_whole_time(monkeypatch, seconds, counts):
     wire = Wire(monkeypatch, seconds)
     assert goodput._rate(wire.move) == pytest.approx(sum(counts) * ENTRY / (len(counts) * seconds))
     assert wire.counts == counts
 
 
-def test_where_there_is_no_more_the_last_question_does_not_count(monkeypatch):
+def test_the_last_question_does_not_count_where_there_is_no_more(monkeypatch):
     wire = Wire(monkeypatch, 0.1, most_calls=2, last_s=5.0)
     assert goodput._rate(wire.move) == pytest.approx(3 * ENTRY / 0.2)
     assert goodput._rate(Wire(monkeypatch, 0.1, most_calls=0).move) is None
 
 
 class Client:
-    """Of redis-py what is asked of it, and two streams."""
+    """The calls that goodput makes of redis-py, and two streams."""
 
     streams = {"one": [b"%d-0" % k for k in range(1, 4)], "two": [b"7-0"]}
 
@@ -86,7 +86,7 @@ def test_every_stream_is_read_from_its_beginning_to_its_end_once(monkeypatch):
         wire.now += 0.1
         return question(client)
 
-    # Four entries in four answers, one of which waited for the question that found the end of the first stream.
+    # Four entries came in four answers. One of them waited for the question that found the end of the first stream.
     assert goodput.read_rate(ask, ["one", "two"]) == pytest.approx(4 * (ENTRY + 2) / 0.4)
     assert client.asked == [
         ("one", "-", 1),
@@ -98,7 +98,7 @@ def test_every_stream_is_read_from_its_beginning_to_its_end_once(monkeypatch):
     assert goodput.read_rate(ask, []) is None
 
 
-def test_what_is_written_keeps_a_stream_short(monkeypatch):
+def test_written_entries_keep_a_stream_short(monkeypatch):
     client, wire = Client(), Wire(monkeypatch, 0.1)
 
     def ask(question):
@@ -110,7 +110,7 @@ def test_what_is_written_keeps_a_stream_short(monkeypatch):
     assert client.asked == [("pipeline", False), add, "execute"]
 
 
-def test_a_stream_that_is_begun_has_an_end_from_the_first_moment():
+def test_a_new_stream_has_an_expiry_from_the_first_moment():
     client = Client()
     goodput.begin_stream(client, "key", b"abc", 60)
     add = ("xadd", "key", {"d": 3}, {"id": "1-0", "maxlen": 1, "approximate": False})

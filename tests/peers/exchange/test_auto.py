@@ -1,4 +1,4 @@
-"""Parts by themselves: what a wire and a machine do to the number of parts, with no wire and no machine."""
+"""The number of parts chosen by the workers: the effect of a wire and a machine, with no wire and no machine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SIZE = 1000
 
 
 class Workers:
-    """Workers that all measure and decide; `full_s` is what their wires need for a whole vector.
+    """Workers that all measure and decide.
 
-    Of each step's work `queued` is the share that the last of them waits for a processor.
+    `full_s` is the time that each wire needs for a whole vector. `queued` is the share of each step's work for which
+    the last worker waits for a processor.
     """
 
     def __init__(self, full_s, slack=2, compute_s=1.0, cost_s=0.0, queued=0.0):
@@ -36,9 +37,9 @@ class Workers:
         seen = [self.schedules[0].parts]
         for _ in range(steps):
             self.at += 1
-            for said_by, auto in enumerate(self.autos):
+            for sender, auto in enumerate(self.autos):
                 for listener in self.autos:
-                    listener.note(said_by, self.at, auto.proposal)
+                    listener.note(sender, self.at, auto.proposal)
             for worker, auto in enumerate(self.autos):
                 spent, parts = self.spent[worker], self.schedules[worker].parts
                 spent[0] += self.compute_s
@@ -59,7 +60,7 @@ class Workers:
 def test_the_slowest_wire_decides_for_all(full_s, parts):
     workers = Workers([0.01, full_s, 0.01])
     assert workers.run(1500)[-1] == parts
-    # The least number of which the wire's time fits into a step, or a little more to have room.
+    # The least number for which the wire's time fits into a step, or a slightly larger one for some room.
     assert parts == CHOICES[-1] or full_s / parts <= 0.8
 
 
@@ -77,7 +78,7 @@ def test_fewer_parts_that_slow_the_steps_are_taken_back_and_left_alone():
     assert seen.count(4) == 1, "not tried again so soon"
 
 
-def test_where_one_worker_queues_for_a_processor_parts_become_no_fewer():
+def test_parts_become_no_fewer_while_a_worker_queues_for_a_processor():
     workers = Workers([0.01, 0.01, 0.01], queued=0.5)
     assert workers.run(300) == [FIRST], "each byte would take time from training, however fast the wire is"
     workers.full_s[0] = 12.0
@@ -86,7 +87,7 @@ def test_where_one_worker_queues_for_a_processor_parts_become_no_fewer():
     assert workers.run(2 * REST_STEPS)[-1] == 1, "the processors are free again"
 
 
-def test_what_was_queued_for_at_the_start_is_not_held_against_the_steps():
+def test_the_queueing_of_the_start_is_not_held_against_the_steps():
     workers = Workers([0.01, 0.01])
     for spent in workers.spent:
         spent[1] = 1000.0
@@ -105,10 +106,10 @@ def test_decisions_are_made_where_a_cycle_ends():
             changes.append((step, after.parts))
         schedule = after
     assert changes[0] == (-(-EARLY_STEPS // FIRST) * FIRST, 64)
-    assert changes[-1][1] == 4, "a wish that is no choice counts as the next one above"
+    assert changes[-1][1] == 4, "a proposal that is no choice counts as the next one above"
 
 
-def test_what_is_saved_is_what_goes_on():
+def test_the_saved_values_go_on():
     auto, schedule = AutoParts(2), Schedule(SIZE, 16, since=32)
     auto.note(1, 40, 8)
     other = AutoParts(2)

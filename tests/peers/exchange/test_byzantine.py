@@ -1,4 +1,4 @@
-"""Hostile workers: with a robust rule the honest ones learn as well, agree, and know whom not to listen to."""
+"""Byzantine workers: with a robust rule the honest workers learn as well, agree, and ban the right sender."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fleets import contribution, make_layout
 HONEST = slice(0, -1)
 
 
-# --- what an attack is -------------------------------------------------------------------------
+# --- attacks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -41,31 +41,31 @@ def test_an_unknown_attack_is_a_persons_error(text):
         attacks.attack_of(text, 7)
 
 
-def test_what_the_attacks_send():
+def test_the_vectors_of_the_attacks():
     values = np.array([1, -2, 2], np.float32)
     found = {name: attacks.Attack(name)(values) for name in attacks.NAMES}
     np.testing.assert_array_equal(found["sign_flip"], -values)
     np.testing.assert_array_equal(found["scale"], 100 * values)
     assert np.linalg.norm(found["constant"]) == pytest.approx(30) and len(set(found["constant"])) == 1
     assert np.isnan(found["nan"]).all()
-    # Of one alone the spread is not known yet.
+    # The spread is unknown after one vector.
     np.testing.assert_array_equal(found["small_enough"], values)
     np.testing.assert_array_equal(values, np.array([1, -2, 2], np.float32))
 
 
-def test_what_is_small_enough_is_within_the_honest_spread():
+def test_a_small_enough_vector_is_within_the_honest_spread():
     random, attack = np.random.default_rng(0), attacks.Attack("small_enough")
     seen = [random.standard_normal(50).astype(np.float32) for _ in range(attacks.REMEMBERED)]
     sent = [attack(values) for values in seen][-1]
     np.testing.assert_allclose(sent, np.mean(seen, axis=0) - attacks.Z * np.std(seen, axis=0), rtol=1e-5, atol=1e-6)
-    # Another kind of values has a memory of its own.
+    # Vectors of another kind have a memory of their own.
     np.testing.assert_array_equal(attacks.Attack("small_enough")(seen[0]), seen[0])
 
 
-# --- what it does ------------------------------------------------------------------------------
+# --- their effect ------------------------------------------------------------------------------
 
 
-# What one rule shows the others show much alike: those are slow tests.
+# The rules behave much alike here, so all but one of them are slow tests.
 rules = pytest.mark.parametrize(
     "rule", [pytest.param(rule, marks=() if rule == "median" else pytest.mark.slow) for rule in robust.RULES]
 )
@@ -73,8 +73,8 @@ rules = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("exchange", ["parameters", "gradients"])
 @rules
-def test_one_hostile_worker_of_five_costs_at_most_a_quarter(exchange, rule):
-    """Fault 17, where the noise of the batches is what keeps everybody from the optimum."""
+def test_one_byzantine_worker_of_five_costs_at_most_a_quarter(exchange, rule):
+    """Fault 17: the noise of the batches keeps all workers from the optimum."""
     _, clean, _ = learn(exchange=exchange, reduce=rule)
     for attack in attacks.NAMES:
         values, trails, fleet = learn(attack, exchange=exchange, reduce=rule)
@@ -90,7 +90,7 @@ def test_the_mean_without_a_gate_bears_no_long_one(exchange):
     for attack in ("scale", "constant"):
         _, trails, _ = learn(attack, exchange=exchange, norm_gate=0.0, steps=20)
         assert not max(trails[HONEST]) <= 10 * max(clean), attack
-    # With a gate it has a bound, once enough is known for the gate to work.
+    # The damage has a bound with a gate, once the gate knows enough norms.
     _, trails, fleet = learn("scale", exchange=exchange, norm_gate=10.0)
     assert max(trails[HONEST]) <= 1.25 * max(clean)
     assert fleet.exchanges[0].stats()["banned"] == [4]
@@ -112,9 +112,9 @@ def test_all_end_with_the_same_weights(rule, slack):
 
 @rules
 @pytest.mark.parametrize("codec", ["raw", "int8"])
-def test_replicas_that_carry_gradients_stay_alike(rule, codec):
+def test_replicas_that_exchange_gradients_stay_alike(rule, codec):
     values, _, _ = learn("scale", exchange="gradients", codec=codec, parts=3, slack=1, steps=20, reduce=rule)
-    # The hostile one too: it applies what was published.
+    # The byzantine worker is alike too: it applies the published gradients.
     for one in values[1:]:
         np.testing.assert_array_equal(one, values[0])
 
@@ -131,8 +131,8 @@ def test_a_clean_run_is_the_same_with_the_gate_bit_by_bit(exchange, codec, parts
         assert exchange.stats()["offences"] == {} and "gated" not in exchange.stats()["dropped"]
 
 
-def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
-    """Nobody is alike here; the long one is left out all the same."""
+def test_with_own_immediate_and_without_a_bound_every_receiver_decides_for_itself():
+    """The replicas differ here, and the overlong contribution is left out all the same."""
     for slack, own in ((0, "immediate"), (None, "immediate")):
         rules = Options(slack=slack, exchange="gradients", own=own)
         rule = make_rule(rules, 0, make_layout(4), np.zeros(4, np.float32), BufferPool())
@@ -151,14 +151,17 @@ def test_with_own_fresh_and_without_a_bound_every_receiver_decides_for_itself():
 
 
 @pytest.mark.parametrize("slack", [0, 2])
-def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
-    """How far the thread that publishes is decides nothing, so a run repeats: it is awaited up to that round."""
+def test_the_own_norm_is_noted_as_late_as_the_bound_allows(slack):
+    """The progress of the publishing thread decides nothing, so a run repeats.
+
+    The rule awaits that thread up to this round.
+    """
     layout, everything = make_layout(4), Slice(0, 4)
     rules = Options(slack=slack, exchange="gradients", own="immediate")
     rule = make_rule(rules, 0, layout, np.zeros(4, np.float32), BufferPool())
     for round in range(1, 8):
         leaving = rule.offer(round, everything, np.full(4, round, np.float32))
-        # So far everything up to the round before has been encoded.
+        # The encoder has encoded everything up to the round before.
         assert rule.is_ready(round) == (slack > 0)
         list(rule.encoder.encode(leaving, {}))
         assert rule.is_ready(round)
@@ -172,7 +175,7 @@ def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
     assert not rule.is_ready(10)
 
 
-# --- who joins ---------------------------------------------------------------------------------
+# --- joiners -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,8 +187,8 @@ def test_ones_own_length_is_noted_as_late_as_the_bound_allows(slack):
         ("gradients", "raw", "trimmed_mean"),
     ],
 )
-def test_who_joins_decides_as_the_others(kind, codec, reduction):
-    """A carry, and one that takes over its state in the middle, apply the same messages: the same weights."""
+def test_a_joiner_decides_as_the_others(kind, codec, reduction):
+    """A rule, and another one that takes over its state in the middle, apply the same messages. Their weights agree."""
     layout = make_layout(SIZE, 2, codec, may_be_whole=kind == "parameters")
     rules = Options(slack=0, exchange=kind, own="delayed", reduce=reduction, offences=4)
     first = np.zeros(SIZE, np.float32)
@@ -203,8 +206,8 @@ def test_who_joins_decides_as_the_others(kind, codec, reduction):
             sent[2] *= np.float32(1e4)
         own = random.standard_normal(SIZE).astype(np.float32)
         published = {}
-        carries = {0: helper} | ({4: joiner} if values[4] is not None else {})
-        for worker, rule in carries.items():
+        by_worker = {0: helper} | ({4: joiner} if values[4] is not None else {})
+        for worker, rule in by_worker.items():
             offered = values[worker] + own if kind == "parameters" else own.copy()
             leaving = rule.offer(round, part, offered)
             list(rule.encoder.encode(leaving, {}))
@@ -212,12 +215,12 @@ def test_who_joins_decides_as_the_others(kind, codec, reduction):
             published[worker] = (offered, mine)
         base = published[0][1].extras
         shift = values[0][part.start : part.stop] if kind == "parameters" and codec == "raw" else np.float32(0)
-        for worker, rule in carries.items():
+        for worker, rule in by_worker.items():
             items = [
                 contribution(other, "a", round, part, some + shift, round, dict(base))
                 for other, some in zip(others, sent, strict=True)
             ]
-            for peer in carries.keys() - {worker}:
+            for peer in by_worker.keys() - {worker}:
                 mine = published[peer][1]
                 items.append(contribution(peer, "a", round, part, mine.values.copy(), round, dict(mine.extras)))
             items.sort(key=lambda item: item.sender)
@@ -231,7 +234,7 @@ def test_who_joins_decides_as_the_others(kind, codec, reduction):
             assert {name: array.size for name, array in arrays.items()} == joiner.shared_sizes()
             joiner.load_shared(arrays, small, 0, round, helper.applied(round))
             values[4] = values[0].copy()
-    # What came at the end was judged by what both have seen and by what only the helper has.
+    # The last screens used norms that both rules have seen and norms that only the helper has seen.
     assert helper.screen.stats() == joiner.screen.stats() == {"offences": {"3": 4}, "banned": [3]}
     assert helper.screen.counts == {"gated": 4, "banned": 6}
     assert joiner.screen.counts == {"gated": 2, "banned": 6}

@@ -37,7 +37,7 @@ def test_slack_lets_members_lag_and_none_lets_them_lag_for_ever():
     assert member_clock(None).awaited(10**6) == []
 
 
-def test_those_who_are_gone_are_not_awaited():
+def test_absent_members_are_not_awaited():
     clock = member_clock(0)
     assert clock.drop(1) and not clock.drop(1)
     clock.leave(2)
@@ -47,7 +47,7 @@ def test_those_who_are_gone_are_not_awaited():
     assert clock.awaited(7) == [] and clock.awaited(8) == [1]
 
 
-def test_a_mean_is_shared_by_those_who_took_part():
+def test_a_mean_is_shared_by_the_participants():
     clock = member_clock(0, (1, 2, 3))
     for peer in (1, 2, 3):
         clock.note(peer, 4)

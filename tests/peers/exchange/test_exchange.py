@@ -26,7 +26,7 @@ PATIENT = {"keep_rounds": 400, "lease_s": 20.0, "finish_timeout_s": 20.0}
 
 
 def watch_ages(exchange, ages):
-    """How many steps old is what an exchange applies, from the rounds of the contributions themselves."""
+    """Collect the ages in steps of the contributions that an exchange applies, from the rounds of the contributions."""
     collect = exchange._rule.collect
 
     def watched(through, values, items, sharers):
@@ -37,7 +37,7 @@ def watch_ages(exchange, ages):
 
 
 def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="immediate"):
-    """Run a fleet that carries gradients; returns what each worker produced, was given of whom, and keeps back."""
+    """Run a fleet that exchanges gradients. Returns the sums that each worker produced, received and keeps back."""
     workers = len(buses)
     fleet = Fleet(buses, make_layout(size, parts, codec), size, Options(slack=slack, own=own, reduce="sum", **PATIENT))
     produced = np.zeros((workers, size), dtype=np.float64)
@@ -48,7 +48,7 @@ def conserve(buses, size, steps, delays, parts=1, slack=0, codec="raw", own="imm
         pause, ages = threading.Event(), []
         watch_ages(exchange, ages)
         for step in range(steps):
-            # Whole numbers have exact sums; sevenths are what a lossy codec has to round.
+            # Whole numbers have exact sums; a lossy codec has to round sevenths.
             gradient = (integers(rng, size) / (1 if codec == "raw" else 7)).astype(np.float32)
             produced[worker] += gradient
             if delays[(worker + step) % len(delays)]:
@@ -105,8 +105,8 @@ def test_delivered_plus_kept_is_produced(workers, size, parts, slack, codec, ste
 
 
 @pytest.mark.parametrize(("parts", "slack", "codec"), [(1, 0, "sign"), (4, 2, "int8"), (3, 1, "topk"), (1, 3, "raw")])
-def test_what_is_published_is_applied_alike_by_all(parts, slack, codec):
-    """With `own: delayed` every worker is given the same in every round, whatever is lost on the way."""
+def test_all_workers_apply_the_published_gradients_alike(parts, slack, codec):
+    """With `own: delayed` every worker gets the same sum in every round, whatever gets lost on the way."""
     fleet = Fleet(
         memory_buses(3),
         make_layout(40, parts, codec),
@@ -130,7 +130,10 @@ def test_what_is_published_is_applied_alike_by_all(parts, slack, codec):
 
 
 def agree(buses, size, steps, delays, parts=1, slack=0, codec="raw"):
-    """Run a fleet that carries parameters; returns each worker's at the end, and their mean had nobody spoken."""
+    """Run a fleet that exchanges parameters.
+
+    Returns each worker's last parameters, and their mean without any exchange.
+    """
     workers, layout = len(buses), make_layout(size, parts, codec, may_be_whole=True)
     initial = np.random.default_rng(9).standard_normal(size).astype(np.float32)
     fleet = Fleet(buses, layout, size, Options(slack=slack, exchange="parameters", **PATIENT), initial)
@@ -165,7 +168,7 @@ def agree(buses, size, steps, delays, parts=1, slack=0, codec="raw"):
     delays=DELAYS,
 )
 def test_parameters_end_alike_and_at_the_mean(workers, size, parts, slack, codec, steps, delays):
-    # Without a bound there is no round in which all could change the number of parts; the settings refuse that.
+    # Without a bound the workers have no common round for a change of parts, so the settings refuse it.
     assume(slack is not None or codec in ("raw", "float16", "bfloat16") and parts != "auto")
     mine, mean = agree(memory_buses(workers), size, steps, delays, parts, slack, codec)
     for other in mine[1:]:
@@ -212,7 +215,7 @@ def test_conservation_on_redis(request, server, parts, slack, codec):
 
 
 def test_chunked_messages_on_redis(redis_url):
-    # 700,000 values of float32 are eleven chunks a round.
+    # A round of 700,000 float32 values has eleven chunks.
     buses = redis_buses(2, redis_url, f"chunks{next(RUNS)}")
     check_conserved(*conserve(buses, 700_000, 6, [0], slack=1), exact=True)
 
@@ -237,7 +240,7 @@ def test_slack_zero_is_the_average_in_worker_order_bit_for_bit(workers):
         np.testing.assert_array_equal(np.array(combined), np.array(expected))
 
 
-def test_a_slow_worker_is_never_led_by_more_than_the_bound():
+def test_no_worker_leads_a_slow_one_by_more_than_the_bound():
     slack, steps = 2, 30
     fleet = Fleet(memory_buses(3), make_layout(10, 2), 10, Options(slack=slack, lease_s=20))
     at = [0, 0, 0]
@@ -266,7 +269,7 @@ def test_a_worker_that_goes_silent_is_dropped_and_the_others_finish():
         exchange.exchange(np.full(10, 1.0, dtype=np.float32))
         met.wait(20)
         if worker == 2:
-            fleet.rendezvous[2].lease._closing.set()  # No heartbeat any more, as after kill -9.
+            fleet.rendezvous[2].lease._closing.set()  # The heartbeat ends, as after kill -9.
             return None
         started = time.monotonic()
         combined = exchange.exchange(np.full(10, float(worker + 1), dtype=np.float32))
@@ -327,8 +330,8 @@ def test_schedule_covers_everything_once_in_parts_rounds():
 
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8"])
 @pytest.mark.parametrize(("parts", "slack"), [(1, 0), (1, 2), (2, 5), (4, 2), (4, 8)])
-def test_what_differs_is_corrected_once_however_late(codec, parts, slack):
-    """Workers that begin apart and do nothing meet in their mean and stay there; no difference swings up."""
+def test_a_difference_is_corrected_once_however_late(codec, parts, slack):
+    """Workers that begin apart and change nothing meet in their mean and stay there; no difference grows."""
     workers, size = 3, 24
     layout = make_layout(size, parts, codec, may_be_whole=True)
     first = np.zeros(size, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""An exchange in which something is wrong: what is far too long, misplaced, late, malformed, or never comes."""
+"""Faults in an exchange: contributions that are far too long, misplaced, late, malformed or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONES, ZEROS = np.ones(SIZE, np.float32), np.zeros(SIZE, np.float32)
 
 
 @pytest.mark.parametrize("slack", [0, 1])
-def test_with_own_published_what_is_far_too_long_is_left_out_by_all_its_sender_too(monkeypatch, slack):
+def test_with_own_delayed_an_overlong_gradient_is_left_out_by_all_even_its_sender(monkeypatch, slack):
     settings = rules(slack=slack, own="delayed", norm_gate=10.0)
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, settings)
 
@@ -39,8 +39,8 @@ def test_with_own_published_what_is_far_too_long_is_left_out_by_all_its_sender_t
 
 
 @pytest.mark.parametrize("codec", ["raw", "int8"])
-def test_weights_are_measured_by_how_far_they_have_moved(monkeypatch, codec):
-    """Not by how large they are: of 100, a step of 5 is fifty times as long as usual."""
+def test_weights_are_measured_by_their_distance_from_the_reference(monkeypatch, codec):
+    """The size of the weights is no measure: with weights of 100, a step of 5 is fifty times as long as usual."""
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
     initial = np.full(SIZE, 100, np.float32)
     settings = rules(slack=0, exchange="parameters", norm_gate=10.0)
@@ -53,7 +53,7 @@ def test_weights_are_measured_by_how_far_they_have_moved(monkeypatch, codec):
             exchange.exchange(mine)
         return mine
 
-    # What is left out is not in the mean; its sender goes where the others are, but for what its codec kept.
+    # The mean lacks the rejected difference. Its sender follows the others, except for the error that its codec kept.
     for mine in fleet.together(job)[:2]:
         close(mine, np.full(SIZE, 101), 1e-3)
     assert fleet.dropped() == [{"gated": 1}] * 3
@@ -63,7 +63,7 @@ def item(round, values, part=WHOLE):
     return contribution(1, "a", round, part, values, 1)
 
 
-def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
+def test_a_misplaced_or_late_contribution_is_counted_and_changes_nothing():
     rule = ParameterRule(0, make_layout(SIZE), ZEROS, 0)
     rule.begin(5)
     mine = ONES.copy()
@@ -74,8 +74,8 @@ def test_what_is_misplaced_or_late_is_counted_and_changes_nothing():
 
 
 @pytest.mark.parametrize(("broken", "is_whole"), [([3, 5], True), ([0, 4], True), ([4, 5], False), ([0, 2], False)])
-def test_what_overlaps_a_part_that_differs_is_sent_whole(broken, is_whole):
-    """The parts may be others since."""
+def test_a_part_that_overlaps_a_differing_one_is_sent_whole(broken, is_whole):
+    """The parts may have changed since the difference was seen."""
     layout = make_layout(SIZE, 1, "int8", may_be_whole=True)
     rule = ParameterRule(0, layout, ZEROS, 0)
     rule.load_state({"reference": ZEROS}, {"broken": [broken]})
@@ -83,7 +83,7 @@ def test_what_overlaps_a_part_that_differs_is_sent_whole(broken, is_whole):
     assert not rule.offer(2, Slice(2, 4), ONES).is_whole
 
 
-def test_a_sender_of_what_makes_no_sense_has_a_strike_and_what_was_damaged_has_none(monkeypatch):
+def test_a_malformed_message_is_an_offence_and_a_damaged_one_is_none(monkeypatch):
     layout = make_layout(SIZE)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, rules(slack=2))
     fleet.buses[1].publish(encode_fields(layout, "admit", 1, {"worker": "x"}))
@@ -102,7 +102,7 @@ def test_a_sender_of_what_makes_no_sense_has_a_strike_and_what_was_damaged_has_n
     assert inbox.feed(Entry(1, "a", 2, True, header, bytes(payload))) and refused == [(1, "a")]
 
 
-def test_at_the_end_who_does_not_finish_is_awaited_so_long_and_counted(monkeypatch):
+def test_a_peer_that_does_not_finish_is_awaited_until_the_time_out_and_counted(monkeypatch):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=2, reduce="sum", finish_timeout_s=7.0))
     first, waited = fleet.exchanges[0], []
     first.exchange(ONES.copy())
@@ -122,16 +122,16 @@ def test_at_the_end_who_does_not_finish_is_awaited_so_long_and_counted(monkeypat
 
 
 @pytest.mark.parametrize("meta", [{}, {"round": "x"}, {"round": 3, "applied": 3, "cursors": [], "stop_at": None}])
-def test_a_state_that_makes_no_sense_is_malformed(monkeypatch, meta):
-    """And not an error of our own, so that another one is asked."""
+def test_a_state_without_sense_is_malformed(monkeypatch, meta):
+    """The error is none of our own, so that the worker asks another peer."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
     monkeypatch.setattr("peers.exchange.exchange.ask", lambda *args: ({}, meta))
     with pytest.raises(MessageError, match="the state of worker 0"):
         fleet.join(1, 0, {}, lambda *state: None)
 
 
-def test_who_replays_reads_and_says_again_what_was_said_since_its_checkpoint(monkeypatch):
-    """Worker 1 goes on from step 4, when the other is at 6. Nothing is applied twice, and it ends as it was."""
+def test_a_replaying_worker_reads_and_publishes_again_the_rounds_since_its_checkpoint(monkeypatch):
+    """Worker 1 goes on from step 4 while the other is at step 6. Nothing is applied twice, and it ends as before."""
     layout, settings = make_layout(SIZE, 2), rules(slack=1, own="delayed")
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
     gradients = np.random.default_rng(0).integers(-9, 10, (7, 2, SIZE)).astype(np.float32)
@@ -149,13 +149,13 @@ def test_who_replays_reads_and_says_again_what_was_said_since_its_checkpoint(mon
     again = fleet.exchanges[1]
     again.load_state(*state)
     assert again.start(Start("replay", 4, fleet.incarnations([0])), 4) == 4
-    # Everything that the other has said is read: until then it may be further ahead than it could be.
+    # The worker reads all published entries of the other, which may be ahead by more than the bound until then.
     assert again.gate.is_replaying
     assert fleet.exchanges[0].gate.members() == (1,) and fleet.exchanges[0].gate.clock(1) == 6
     for step in (5, 6):
         np.testing.assert_array_equal(again.exchange(gradients[step - 1, 1].copy()), found[step - 1])
     assert not again.gate.is_replaying
     assert fleet.dropped() == [{"replayed": 2}, {}]
-    # And on: in step 7 both apply step 6.
+    # The run goes on: in step 7 both apply step 6.
     last = [fleet.exchanges[worker].exchange(gradients[6, worker].copy()) for worker in (0, 1)]
     np.testing.assert_array_equal(last[0], last[1])

@@ -1,4 +1,4 @@
-"""Where the parts of an exchange meet: inbox and gate, rules and outbox, parts that change and what is flushed."""
+"""The joints of an exchange: inbox and gate, rules and outbox, changing parts and flushed windows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZEROS = np.zeros(SIZE, np.float32)
 
 
 class Waits(Exception):
-    """Instead of waiting."""
+    """Raised in place of a wait."""
 
 
 def never_wait(exchange):
@@ -41,7 +41,7 @@ def never_wait(exchange):
 
 
 class WatchedGate:
-    """A gate that looks, when a clock is noted, at what there is to take."""
+    """A gate that looks at the inbox when a clock is noted."""
 
     def __init__(self, accumulator, proposals):
         self.accumulator, self.proposals, self.seen = accumulator, proposals, []
@@ -59,8 +59,8 @@ class Proposals:
         self.said.append((worker, round, proposal))
 
 
-def test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there():
-    """Whoever passes the bound because of that clock must find what the bound was for."""
+def test_a_noted_clock_has_its_contribution_and_its_proposal():
+    """A worker that passes the bound because of that clock must find the contribution for which it waited."""
     layout, accumulator, proposals = make_layout(SIZE, "auto"), Accumulator(), Proposals()
     gate = WatchedGate(accumulator, proposals)
     inbox = Inbox(0, layout, accumulator, gate, proposals)
@@ -73,7 +73,7 @@ def test_when_a_clock_is_noted_its_contribution_and_its_wish_are_there():
 
 
 def test_the_number_of_the_last_entry_goes_with_a_contribution():
-    """A cursor is made of it: where a joiner, or a worker that goes on, begins to read."""
+    """The number becomes a part of a cursor: a joiner, or a resumed worker, begins to read there."""
     layout = make_layout(SIZE, state_size=2)
     accumulator = Accumulator()
     inbox = Inbox(0, layout, accumulator, WatchedGate(Accumulator(), Proposals()))
@@ -85,7 +85,7 @@ def test_the_number_of_the_last_entry_goes_with_a_contribution():
     assert item.squares == SIZE and not item.is_whole
 
 
-# --- what an outbox keeps -----------------------------------------------------------------------
+# --- the rounds of an outbox --------------------------------------------------------------------
 
 
 def experiment(slack=2, parts=4, updates="simultaneous", workers=2, bus=None, run=None, **mode):
@@ -108,7 +108,8 @@ MIB = 2**20
 @pytest.mark.parametrize(
     ("settings", "round_bytes", "least", "kept"),
     [
-        # 2 x slack + 3 + parts; and, of the steps between two checkpoints, as many as fit into replay_bytes.
+        # The rounds are 2 x slack + 3 + parts, and as many of the steps between two checkpoints as fit into
+        # replay_bytes.
         ({}, 1, 11, 21),
         ({"slack": 5, "parts": 2}, 1, 15, 25),
         ({"updates": "alternating"}, 1, 11, 21),
@@ -118,7 +119,7 @@ MIB = 2**20
         ({"bus": {"replay_bytes": 0}}, 1, 11, 11),
         ({"bus": {"replay_bytes": 1500}}, 100, 11, 15),
         ({"bus": {"replay_bytes": 1500}}, 1000, 11, 11),
-        # Without a value it is 64 MiB, and 512 MiB where slack is 0.
+        # The default of replay_bytes is 64 MiB, and 512 MiB where slack is 0.
         ({}, 4 * MIB, 11, 16),
         ({"slack": 0, "parts": 1, "run": {"checkpoint_every": 1000}}, 4 * MIB, 4, 128),
         ({"slack": None, "bus": {"unbounded_backlog": 30}}, 1, 30, 40),
@@ -130,7 +131,7 @@ def test_how_many_rounds_are_kept(settings, round_bytes, least, kept):
     assert keep_rounds(found, round_bytes) == kept
 
 
-def test_what_an_outbox_needs_to_know_comes_from_the_settings():
+def test_the_options_of_an_outbox_come_from_the_settings():
     found = experiment(2, 4, run={"checkpoint_every": 10, "evaluate_every": 7, "snapshot_every": 3})
     settings = options_of(found, layout_of(found, Pair()))
     assert (settings.least_rounds, settings.keep_rounds, settings.sync_periods) == (11, 21, (10, 7, 3))
@@ -138,7 +139,7 @@ def test_what_an_outbox_needs_to_know_comes_from_the_settings():
     assert options_of(found, layout_of(found, Pair())).sync_periods == (7,)
 
 
-def test_what_travels_comes_from_the_settings():
+def test_the_layout_comes_from_the_settings():
     found = layout_of(experiment(codec="topk", topk_fraction=0.25, exchange="gradients"), Pair(), b"eight...")
     assert (found.state_size, found.fingerprint, found.parts, found.may_be_whole) == (3, b"eight...", (), False)
     assert found.codec.encoded_bytes(8) == 2 * 6 and found.schedule.parts == 4
@@ -160,7 +161,7 @@ def test_without_a_bound_as_many_rounds_are_remembered_as_an_outbox_keeps():
 
 
 class Pair:
-    """Of a pair what its layout is made of."""
+    """The pair as its layout sees it."""
 
     size = SIZE
 
@@ -179,10 +180,13 @@ class Pair:
         ("parameters", 3, 40, "raw", "simultaneous"),
     ],
 )
-def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(
+def test_a_worker_that_reads_nothing_for_as_long_as_possible_loses_nothing(
     monkeypatch, exchange, slack, parts, codec, updates
 ):
-    """A worker publishes up to its bound and hears nothing; the other goes on up to its own, and even finishes."""
+    """A worker publishes up to its bound and hears nothing.
+
+    The other goes on up to its own bound, and even finishes.
+    """
     found = experiment(slack, parts, updates, exchange=exchange, codec=codec, bus={"replay_bytes": 0})
     layout = layout_of(found, Pair())
     settings = options_of(found, layout)
@@ -198,7 +202,7 @@ def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(
     with pytest.raises(Waits):
         for _ in range(slack + 1):
             step(behind)
-    # As long as the other is awaited by nobody: it is the last step of its run, and what is left leaves.
+    # These are the last steps of a run: nobody awaits the other worker, and the rest of its window leaves.
     for _ in range(2 * slack + 1):
         step(ahead)
     ahead.gate.leave(1)
@@ -211,11 +215,11 @@ def test_who_has_read_nothing_for_as_long_as_it_can_be_loses_nothing(
     assert behind.gate.clock(0) == published
 
 
-def test_what_the_outbox_of_a_run_holds():
-    """Entries of the parts, the states of every kind of cut, and a few words."""
+def test_the_outbox_of_a_run():
+    """Entries of the parts, the states of every sync point, and a few small messages."""
     layout = make_layout(SIZE, 2, state_size=3)
     settings = rules(keep_rounds=20, sync_periods=(5, 10))
-    # 20 // 5 + 2 and 20 // 10 + 2 states.
+    # The states are 20 // 5 + 2 and 20 // 10 + 2.
     outbox = Outbox(settings, layout)
     assert (outbox.state_entries, outbox.entries, outbox.least_entries) == (6 + 4, 20 + 10 + 16, 46)
     least = replace(settings, least_rounds=10)
@@ -228,7 +232,7 @@ def test_what_the_outbox_of_a_run_holds():
     assert furthest_lead(settings, auto) == 2 + 2 + 64 and furthest_lead(rules(slack=None), auto) is None
 
 
-# --- parts that change --------------------------------------------------------------------------
+# --- changing parts -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def test_what_the_outbox_of_a_run_holds():
     ],
 )
 def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, slack, after, steps, flushed):
-    """From eight, after step 16. What has gathered until then leaves in the new parts, at the end at the latest."""
+    """The parts change from eight after step 16. Gathered values leave in the new parts, at the end at the latest."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=slack, own=own, reduce="sum"))
     for exchange in fleet.exchanges:
         exchange._auto.measure = lambda *args: None
@@ -264,12 +268,12 @@ def test_everything_leaves_wherever_in_a_run_the_parts_change(monkeypatch, own, 
     for (got, parts), left in zip(results, fleet.finish(), strict=True):
         assert parts == ([8] * 15 + [after] * 100)[:steps]
         np.testing.assert_array_equal(got + left, gradients.sum(axis=(0, 1)))
-    # And nothing that cannot have anything in it.
+    # The exchange sends no part that cannot have anything in it.
     assert [exchange._round for exchange in fleet.exchanges] == [steps + flushed] * 2
     assert fleet.dropped() == [{}] * 2
 
 
-# --- what is said of it -------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------
 
 
 def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
@@ -280,13 +284,13 @@ def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
 
     for _ in range(3):
         step(0)
-    # Worker 0 is in step 3. Of it worker 1 takes, step by step, what is not of its future.
+    # Worker 0 is in step 3. Worker 1 takes of its rounds, step by step, those that are not in its own future.
     for _ in range(2):
         step(1)
         stats = fleet.exchanges[1].stats()
         assert (stats["staleness_mean"], stats["staleness_max"]) == (0.0, 0)
     step(0)
-    # Rounds 1 and 2 of worker 1 in step 4: three steps and two.
+    # Rounds 1 and 2 of worker 1 in step 4 are three steps and two steps old.
     stats = fleet.exchanges[0].stats()
     assert (stats["staleness_mean"], stats["staleness_max"]) == (2.5, 3)
     stats = fleet.exchanges[0].stats()
@@ -296,7 +300,7 @@ def test_staleness_is_in_steps_and_since_the_last_look(monkeypatch):
 
 
 class Clock:
-    """Seconds that pass where a test says so."""
+    """A clock whose seconds pass only in a test."""
 
     def __init__(self):
         self.now_s = 100.0
@@ -312,7 +316,7 @@ class Clock:
         return timed
 
 
-def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatch):
+def test_waiting_time_is_told_from_working_time(monkeypatch):
     clock = Clock()
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, "auto"), SIZE, rules(slack=4))
     monkeypatch.setattr("peers.exchange.exchange.time", clock)
@@ -324,7 +328,7 @@ def test_the_time_that_is_waited_is_told_from_the_time_that_is_worked(monkeypatc
     exchange._rule.collect = clock.after(exchange._rule.collect, 2.0)
     exchange._auto.measure = lambda schedule, computed_s, *rest: measured.append(computed_s)
     for _ in range(3):
-        # What the caller does between two rounds is its own work.
+        # The time of the caller between two rounds is its own work.
         clock.now_s += 10.0
         exchange.exchange(np.ones(SIZE, np.float32))
     assert (exchange.wait_s, exchange.exchange_s) == (15.0, 9.0)

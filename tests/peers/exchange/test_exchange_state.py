@@ -1,4 +1,4 @@
-"""What an exchange saves, shares with a joiner and publishes beside its rounds, where the sender is behind."""
+"""The state that an exchange saves, shares with a joiner and publishes beside its rounds, with a slow sender."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 10
 
 
 def put_off(exchange):
-    """A sender that does nothing until it is drained; returns what it has to do."""
+    """Make the sender do nothing until it is drained; its list of jobs."""
     jobs = []
 
     def drain(timeout_s, log=None):
@@ -32,15 +32,15 @@ def put_off(exchange):
     return jobs
 
 
-def test_what_is_saved_is_what_is_left_when_everything_has_been_published(monkeypatch):
-    """What a codec has dropped is known only then."""
+def test_the_saved_state_is_that_after_everything_has_been_published(monkeypatch):
+    """The values that a codec dropped are known only then."""
     fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 1, "topk"), SIZE, rules(slack=2))
     (exchange,) = fleet.exchanges
     jobs = put_off(exchange)
     exchange.exchange(np.arange(1, SIZE + 1, dtype=np.float32))
     assert jobs
     arrays, _ = exchange.state()
-    # Of ten values one travels, the largest.
+    # The codec sends one value of ten, the largest.
     np.testing.assert_array_equal(arrays["kept"], [*range(1, SIZE), 0])
     exchange._session._sender.drain = lambda timeout_s, log=None: False
     with pytest.raises(StalledError, match="has not taken everything within"):
@@ -48,7 +48,7 @@ def test_what_is_saved_is_what_is_left_when_everything_has_been_published(monkey
 
 
 def test_statistics_are_published_as_they_were(monkeypatch):
-    """Without a bound nobody waits for anything, and the caller's array is its own again."""
+    """Without a bound nobody waits for anything, and the caller may change its array again."""
     layout = make_layout(SIZE, state_size=3)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, rules(slack=None))
     jobs = put_off(fleet.exchanges[0])
@@ -64,7 +64,7 @@ def test_statistics_are_published_as_they_were(monkeypatch):
 
 
 @pytest.mark.parametrize(("slack", "at"), [(0, 8), (3, 11), (None, 8)])
-def test_all_are_asked_to_stop_where_everyone_can_still_reach(monkeypatch, slack, at):
+def test_the_stop_step_is_one_that_every_worker_can_still_reach(monkeypatch, slack, at):
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=slack))
     fleet.exchanges[0].ask_to_stop(7)
     assert [exchange.gate.stop_at for exchange in fleet.exchanges] == [at, at]
@@ -93,14 +93,14 @@ def test_the_parts_in_force_are_saved(monkeypatch):
         exchange.load_state(*states[worker])
         exchange.start(Start("together", 17, again.incarnations([1 - worker])), 17)
         assert exchange.stats()["parts"] == 4
-        # Since step 16 they are these: in step 18 the second leaves.
+        # These parts began after step 16, so the second part leaves in step 18.
         exchange.exchange(np.zeros(SIZE, np.float32))
     assert again.dropped() == [{}] * 2
     window = again.exchanges[0].state()[0]["window"]
     assert not window[2:5].any() and window[5:].any()
 
 
-def test_who_joins_has_the_parts_in_force_and_the_step_at_which_all_stop(monkeypatch):
+def test_a_joiner_has_the_parts_in_force_and_the_step_at_which_all_stop(monkeypatch):
     fleet, _, _ = changed(monkeypatch)
     fleet.exchanges[0].gate.stop(30)
     fleet.exchanges[1].gate.stop(30)
@@ -112,14 +112,14 @@ def test_who_joins_has_the_parts_in_force_and_the_step_at_which_all_stop(monkeyp
     )
     joined = fleet.exchanges[2]
     assert at == 17 and joined.stats()["parts"] == 4 and joined.gate.stop_at == 30
-    # All send the second part, and understand it.
+    # All workers send the second part, and understand it.
     found = [exchange.exchange(np.full(SIZE, 3, np.float32)) for exchange in fleet.exchanges]
     close(found[2][2:5] * 3 - 3, fleet_sum(fleet))
     assert fleet.dropped() == [{}] * 3
 
 
 def fleet_sum(fleet):
-    """What the two others sent of their second part in step 18, as the third read it."""
+    """The sum of the second parts that the two others sent in step 18, as the third worker read them."""
     sent = np.zeros(3)
     for bus in fleet.buses[:2]:
         *_, (_, _, payload) = fleet.buses[2]._hub.streams[bus.worker, bus.incarnation, -1].entries
@@ -128,7 +128,7 @@ def fleet_sum(fleet):
 
 
 def test_a_state_is_given_for_two_leases_and_then_taken_away(monkeypatch):
-    """Not sooner: who joins reads it piece by piece."""
+    """The state stays that long, because a joiner reads it piece by piece."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, lease_s=30.0), first=[0])
     clock = Clock()
     monkeypatch.setattr("peers.exchange.joining.time", clock)
@@ -152,7 +152,7 @@ class Clock:
         return self.now_s
 
 
-def test_who_has_said_its_last_round_is_awaited_no_more(monkeypatch):
+def test_a_peer_that_published_its_last_round_is_awaited_no_more(monkeypatch):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
     gate = fleet.exchanges[0].gate
     gate.note(1, 4)
@@ -162,15 +162,15 @@ def test_who_has_said_its_last_round_is_awaited_no_more(monkeypatch):
     assert gate.unfinished(6) == [2]
 
 
-def test_of_what_is_remembered_without_a_bound_the_oldest_goes():
+def test_the_oldest_remembered_round_goes_without_a_bound():
     outgoing = Outgoing(3)
     for round in range(1, 6):
         outgoing.add(contribution(0, "", round, Slice(0, 1), np.zeros(1, np.float32)))
     assert [round for round in range(1, 6) if outgoing.get(round)] == [3, 4, 5]
 
 
-def test_other_parts_begin_with_their_first():
-    """In whatever step that is."""
+def test_changed_parts_begin_with_their_first():
+    """The step of the change makes no difference."""
     schedule = Schedule(9, 8).changed(3, 16)
     assert [schedule.slice(step) for step in (17, 18, 19, 20)] == [(0, 3), (3, 6), (6, 9), (0, 3)]
 
@@ -185,12 +185,12 @@ def test_other_parts_begin_with_their_first():
         ({"own": "immediate", "slack": None}, False),
     ],
 )
-def test_all_judge_alike_where_all_judge_the_same(changes, is_alike):
-    """Elsewhere our own length is no yardstick of what the others see."""
+def test_all_screen_alike_where_all_screen_the_same(changes, is_alike):
+    """In other settings our own norm is no measure for the terms that the others see."""
     rule = make_rule(rules(**changes), 0, make_layout(SIZE), np.zeros(SIZE, np.float32), BufferPool())
     rule.screen.note_refused(1, "a")
     for _ in range(9):
         rule.screen.note_refused(1, "a")
     rule.screen.usable(Slice(0, SIZE), [])
-    # A message that was refused mutes only where nobody has to decide alike.
+    # A refused message leads to a ban only where the workers need not decide alike.
     assert rule.screen.is_banned(1) != is_alike

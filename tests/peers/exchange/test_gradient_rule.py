@@ -1,4 +1,4 @@
-"""Gradients exchanged, against the whole rule written by hand in numpy: what each worker gets in each round."""
+"""Exchange of gradients against the whole rule, written by hand in numpy: the gradient of each worker in each round."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from tests.fleets import integers, make_layout
 from tests.lockstep import QUANTISE, Lockstep, close, rules
 
 SIZE = 10
-# By hand: ten values in so many parts.
+# The bounds of the parts of ten values, by hand.
 CUTS = {1: [(0, 10)], 3: [(0, 3), (3, 6), (6, 10)], 4: [(0, 2), (2, 5), (5, 7), (7, 10)]}
 
 
 class ByHand:
-    """The rule of Ako and DEGAN for a few workers of whom one at a time steps; everything said is read at once.
+    """The rule of Ako and DEGAN for a few workers that step one at a time and read all delayed_hand rounds at once.
 
     Args:
-        parts: how many.
-        slack: in rounds; None for none.
-        is_mean: divide by how many share; else sum.
-        quantise: what a lossy codec makes of a vector.
+        parts: the number of parts.
+        slack: the bound in rounds; None for no bound.
+        is_mean: divide by the number of sharers; otherwise sum.
+        quantise: the result of a lossy codec for a vector.
     """
 
     def __init__(self, workers, parts, slack, is_mean, quantise=lambda values: values):
         self.cuts, self.slack, self.is_mean, self.quantise = CUTS[parts], slack, is_mean, quantise
         self.round = dict.fromkeys(range(workers), 0)
         self.gathered = {worker: np.zeros(SIZE) for worker in self.round}
-        # What has left: who, in which round, and the lump, in its place in the vector.
+        # The delayed_hand lumps: worker, round, and the lump at its place in the vector.
         self.said: list[tuple[int, int, np.ndarray]] = []
         self.read = {worker: set() for worker in self.round}
 
     def leave(self, worker, gradient):
-        """A gradient is gathered, and one part of what has gathered leaves."""
+        """Gather a gradient, and publish one part of the gathered sum."""
         self.round[worker] += 1
         start, stop = self.cuts[(self.round[worker] - 1) % len(self.cuts)]
         self.gathered[worker] += gradient
         lump = np.zeros(SIZE)
         lump[start:stop] = self.quantise(self.gathered[worker][start:stop])
-        # What is dropped stays, and leaves with the next of the part.
+        # The dropped error stays, and leaves with the next lump of the part.
         self.gathered[worker][start:stop] -= lump[start:stop]
         self.said.append((worker, self.round[worker], lump))
 
     def unread(self, worker, through):
-        """The sum of what the others have said up to a round and this worker has not had."""
+        """The sum of the others' lumps up to a round that this worker has not read."""
         total = np.zeros(SIZE)
         for index, (sender, round, lump) in enumerate(self.said):
             if sender != worker and index not in self.read[worker] and round <= through:
@@ -52,14 +52,14 @@ class ByHand:
         return total
 
     def step(self, worker, gradient, sharers):
-        """Returns what the optimiser gets; `sharers` counts this worker too."""
+        """Returns the gradient of the optimiser; `sharers` counts this worker too."""
         self.leave(worker, gradient)
         through = np.inf if self.slack is None else self.round[worker]
         total = gradient + self.unread(worker, through)
         return total / sharers if self.is_mean else total
 
 
-# Who steps when. With slack 1 nobody may be two rounds ahead of what another has said.
+# The worker of each step. With slack 1 no worker may lead another worker's delayed_hand round by two.
 ONE_AHEAD = [0, 1, 2, 0, 2, 1, 1, 2, 0, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2, 1, 0, 0, 2, 1]
 FAR_AHEAD = [0, 0, 0, 1, 2, 0, 1, 1, 1, 2, 2, 2, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 1, 0, 2, 2, 1]
 ANYHOW = [0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 2, 2, 0, 1, 0, 0, 2, 1, 2, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0]
@@ -67,7 +67,7 @@ ANYHOW = [0, 0, 0, 0, 0, 0, 1, 0, 1, 2, 2, 2, 0, 1, 0, 0, 2, 1, 2, 1, 2, 2, 2, 2
 
 @pytest.mark.parametrize(("parts", "reduce"), [(1, "mean"), (3, "sum"), (4, "mean")])
 @pytest.mark.parametrize(("slack", "order"), [(1, ONE_AHEAD), (3, FAR_AHEAD), (None, ANYHOW)])
-def test_each_round_is_our_gradient_and_what_came_of_the_others(monkeypatch, slack, order, parts, reduce):
+def test_each_round_is_the_own_gradient_and_the_received_lumps(monkeypatch, slack, order, parts, reduce):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce))
     hand, rng = ByHand(3, parts, slack, reduce == "mean"), np.random.default_rng(0)
     for worker in order:
@@ -75,9 +75,9 @@ def test_each_round_is_our_gradient_and_what_came_of_the_others(monkeypatch, sla
         expected = hand.step(worker, gradient, 3)
         close(fleet.exchanges[worker].exchange(gradient), expected)
     if reduce == "mean" and order is ANYHOW:
-        # How many share the last mean depends on who has said goodbye.
+        # The number of sharers of the last mean depends on the order of the goodbyes.
         return
-    # Everything that has gathered leaves, once, and what was not read is read.
+    # All gathered values leave, once, and all unread lumps are read.
     left = fleet.finish()
     for worker in range(3):
         for _ in range(parts - 1):
@@ -96,7 +96,7 @@ def test_the_orders_above_end_where_all_are_alike():
 
 @pytest.mark.parametrize("slack", [0, 1, 2, 5])
 def test_nobody_is_waited_for_within_the_bound_and_everybody_beyond_it(monkeypatch, slack):
-    """How many rounds one worker gets through while the other says nothing."""
+    """The number of rounds that one worker takes while the other publishes nothing."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=slack))
     first, waits = fleet.exchanges[0], []
 
@@ -119,8 +119,8 @@ def test_nobody_is_waited_for_within_the_bound_and_everybody_beyond_it(monkeypat
 
 @pytest.mark.parametrize("own", ["immediate", "delayed"])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_who_dies_and_who_was_never_there_change_by_how_many_a_mean_divides(monkeypatch, own, reduce):
-    """Of four the last never comes; the third dies after round 2. Slack 0, one part."""
+def test_dead_and_absent_workers_change_the_divisor_of_a_mean(monkeypatch, own, reduce):
+    """The last of four workers never comes, and the third dies after round 2. Slack 0, one part."""
     four = rules(slack=0, reduce=reduce, own=own)
     fleet = Lockstep(monkeypatch, 4, make_layout(SIZE), SIZE, four, first=[0, 1, 2])
     gradients = np.random.default_rng(0).integers(-9, 10, (5, 4, SIZE)).astype(np.float32)
@@ -144,8 +144,8 @@ def test_who_dies_and_who_was_never_there_change_by_how_many_a_mean_divides(monk
         assert len(found) == (5 if worker < 2 else 2)
 
 
-def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(monkeypatch):
-    """Under slack 2 the others go on for two rounds after one has said goodbye; its last words are still to be read."""
+def test_a_finished_worker_shares_the_mean_of_its_own_rounds(monkeypatch):
+    """Under slack 2 the others go on for two rounds after a goodbye, and its last rounds are still to be read."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=2))
     ones = np.ones(SIZE, np.float32)
     for worker in (0, 1, 2):
@@ -156,9 +156,9 @@ def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(mon
     fleet.exchanges[2].leave()
     fleet.deaf = set()
     fleet.deliver()
-    # Round 2 is shared by all three; what was said after worker 0 had read comes with it.
+    # All three share round 2. The lumps delayed_hand after worker 0 had read come with it.
     close(fleet.exchanges[0].exchange(ones * 4), ones * (4 + 2 + 3 + 20 + 30) / 3)
-    # In round 3 two are left. Worker 1 has had the first rounds, and not the second ones of the two others.
+    # Two workers are left in round 3. Worker 1 has read the first rounds, and not the second rounds of the two others.
     close(fleet.exchanges[0].exchange(ones * 100), ones * 100 / 2)
     close(fleet.exchanges[1].exchange(ones * 200), ones * (200 + 4 + 30 + 100) / 2)
 
@@ -167,14 +167,14 @@ def test_who_has_finished_shares_the_mean_of_the_rounds_that_it_took_part_in(mon
 
 
 class Delayed:
-    """Every round's lumps by worker; in round t everyone gets those of round t - slack, their sum or mean."""
+    """The lumps of every round by worker: in round t all get the sum or mean of round t - slack."""
 
     def __init__(self, workers, parts, slack, is_mean, quantise=lambda values: values):
         self.hand = ByHand(workers, parts, slack, is_mean, quantise)
         self.slack, self.is_mean, self.applied, self.round = slack, is_mean, 0, 0
 
     def step(self, gradients, is_sync_point=False):
-        """`gradients` by worker; returns what all of them get."""
+        """The gradient that all workers get; `gradients` is by worker."""
         self.round += 1
         for worker, gradient in gradients.items():
             self.hand.leave(worker, gradient)
@@ -191,7 +191,7 @@ class Delayed:
 
 @pytest.mark.parametrize(("parts", "reduce"), [(1, "mean"), (3, "mean"), (4, "sum")])
 @pytest.mark.parametrize("slack", [0, 1, 3])
-def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeypatch, slack, parts, reduce):
+def test_with_own_delayed_everyone_gets_the_rounds_of_slack_rounds_ago(monkeypatch, slack, parts, reduce):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts), SIZE, rules(slack=slack, reduce=reduce, own="delayed"))
     gradients = integers(np.random.default_rng(0), 9 * 3 * SIZE).reshape(9, 3, SIZE)
     hand, cut = Delayed(3, parts, slack, reduce == "mean"), 6
@@ -213,30 +213,30 @@ def test_with_own_published_everyone_gets_the_rounds_of_slack_rounds_ago(monkeyp
 
 @pytest.mark.parametrize(("own", "parts"), [("immediate", 3), ("delayed", 1)])
 @pytest.mark.parametrize("codec", [name for name in QUANTISE if name != "raw"])
-def test_what_a_codec_drops_leaves_with_the_next_of_its_part(monkeypatch, codec, parts, own):
-    """The others get what the codec makes of it. Our own enters in full, or as the others read it."""
+def test_a_dropped_error_leaves_with_the_next_lump_of_its_part(monkeypatch, codec, parts, own):
+    """The others get the decoded values. The own gradient enters in full, or as the others read it."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, parts, codec), SIZE, rules(slack=1, own=own))
     gradients = np.random.default_rng(0).standard_normal((9, 3, SIZE)).astype(np.float32)
-    fresh, published = (kind(3, parts, 1, True, QUANTISE[codec]) for kind in (ByHand, Delayed))
+    immediate_hand, delayed_hand = (kind(3, parts, 1, True, QUANTISE[codec]) for kind in (ByHand, Delayed))
     for some in gradients:
-        # One after the other: the first has what the others said in the round before.
+        # The workers step one after the other: the first has the others' lumps of the round before.
         if own == "delayed":
-            expected = [published.step(dict(enumerate(some)))] * 3
+            expected = [delayed_hand.step(dict(enumerate(some)))] * 3
         else:
-            expected = [fresh.step(worker, some[worker], 3) for worker in range(3)]
+            expected = [immediate_hand.step(worker, some[worker], 3) for worker in range(3)]
         found = [fleet.exchanges[worker].exchange(some[worker].copy()) for worker in range(3)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         if own == "delayed":
             np.testing.assert_array_equal(found, found[:1] * 3, "alike to the last bit")
-    kept = (published.hand if own == "delayed" else fresh).gathered
+    kept = (delayed_hand.hand if own == "delayed" else immediate_hand).gathered
     for worker in range(3):
         arrays, _ = fleet.exchanges[worker].state()
         np.testing.assert_allclose(arrays["kept"] + arrays["window"], kept[worker], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2] * 6, ONE_AHEAD])
-def test_with_own_published_nobody_gets_more_because_the_others_are_ahead(monkeypatch, order):
-    """With one worker at a time: what is there too early waits for its round."""
+def test_with_own_delayed_nobody_gets_more_because_the_others_are_ahead(monkeypatch, order):
+    """The workers step one at a time: an early lump waits for its round."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 3), SIZE, rules(slack=1, own="delayed"))
     count = order.count(0)
     gradients = integers(np.random.default_rng(0), count * 3 * SIZE).reshape(count, 3, SIZE)
@@ -249,8 +249,8 @@ def test_with_own_published_nobody_gets_more_because_the_others_are_ahead(monkey
         at[worker] += 1
 
 
-def test_with_own_published_a_robust_rule_takes_the_place_of_the_mean(monkeypatch):
-    """Delayed by one round, in two parts; of three workers one is wild."""
+def test_with_own_delayed_a_robust_rule_takes_the_place_of_the_mean(monkeypatch):
+    """The delay is one round, in two parts; one of three workers is byzantine."""
     delayed = rules(slack=1, own="delayed", reduce="median")
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, delayed)
     gradients = integers(np.random.default_rng(0), 6 * 3 * SIZE).reshape(6, 3, SIZE)

@@ -1,4 +1,4 @@
-"""Parameters exchanged, against the whole rule written by hand in numpy: the weights of each worker in each round."""
+"""Exchange of parameters against the whole rule, written by hand in numpy: the weights of each worker in each round."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tests.lockstep import QUANTISE, Lockstep, close, exact, int8, rules
 
 SIZE, WORKERS = 10, 3
 WHOLE = Slice(0, SIZE)
-# By hand: ten values in so many parts.
+# The bounds of the parts of ten values, by hand.
 CUTS = {1: [slice(0, 10)], 2: [slice(0, 5), slice(5, 10)], 3: [slice(0, 3), slice(3, 6), slice(6, 10)]}
 
 
 class ByHand:
-    """The rule, coordinate by coordinate, from the history of what was published.
+    """The rule, coordinate by coordinate, from the history of the published parts.
 
-    A part was published in round r: then a worker had x(r) and all had the reference y(r), and of the difference
-    q(r) was sent. Once round r has been applied, a worker has x(r) + mean of all q(r) - its own q(r), and what it has
-    done itself since; and the reference is y(r) + mean of all q(r). What was applied of earlier rounds is in neither.
+    At the publication of a part in round r a worker has x(r), all have the reference y(r), and the worker sends the
+    quantised difference q(r). Once round r has been applied, a worker has x(r) + mean of all q(r) - its own q(r) + its
+    own changes since, and the reference is y(r) + mean of all q(r). Later terms of earlier rounds are in neither.
 
     Args:
-        parts, slack: of the exchange.
-        reduce: of the workers' q(r), (workers, size) to (size,).
+        parts, slack: those of the exchange.
+        reduce: the reduction of the workers' q(r), from (workers, size) to (size,).
     """
 
     def __init__(self, initial, workers, parts, slack, quantise=exact, reduce=lambda terms: terms.mean(axis=0)):
@@ -35,7 +35,7 @@ class ByHand:
         self.published, self.own_steps = {}, {}
 
     def step(self, changes, is_sync_point=False):
-        """Every worker changes its weights itself, (workers, size); then a part is exchanged."""
+        """Every worker changes its weights itself, (workers, size); then the workers exchange a part."""
         self.round += 1
         self.weights += changes
         self.own_steps[self.round] = changes
@@ -57,7 +57,7 @@ class ByHand:
 
 
 def train(monkeypatch, settings, layout, hand, steps=11, cut=7, workers=WORKERS):
-    """Every worker's weights after each step, and at the end, beside those by hand."""
+    """Compare each worker's weights after each step with those by hand. Returns the fleet and the last weights."""
     initial = hand.reference.astype(np.float32)
     fleet = Lockstep(monkeypatch, workers, layout, SIZE, settings, initial)
     changes = np.random.default_rng(1).standard_normal((steps, workers, SIZE)).astype(np.float32)
@@ -84,25 +84,25 @@ def train(monkeypatch, settings, layout, hand, steps=11, cut=7, workers=WORKERS)
         *((codec, slack, 2) for codec in ("float16", "sign", "topk") for slack in (0, 3)),
     ],
 )
-def test_the_weights_are_the_last_average_and_what_was_done_since(monkeypatch, codec, slack, parts):
+def test_the_weights_are_the_last_average_and_the_own_changes_since(monkeypatch, codec, slack, parts):
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     hand = ByHand(initial, WORKERS, parts, slack, QUANTISE[codec])
     layout = make_layout(SIZE, parts, codec, may_be_whole=True)
     fleet, weights = train(monkeypatch, rules(slack=slack, exchange="parameters"), layout, hand)
     hand.apply_through(hand.round)
-    # At the end all is sent whole, and all have the mean, to the last bit.
+    # At the end the workers send all parts whole, and all have the mean, to the last bit.
     left = fleet.finish(lambda worker: weights[worker])
     for found in left:
         close(found, hand.weights.mean(axis=0))
         np.testing.assert_array_equal(found, left[0])
     assert fleet.dropped() == [{}] * WORKERS
-    # Nothing is remembered of what has been applied.
+    # The rules remember no applied rounds.
     for exchange in (exchange._rule for exchange in fleet.exchanges):
         assert not exchange._away and not exchange._shifts and not exchange._outgoing._published
 
 
 def clipped(terms):
-    """Cut to the middle length, then the mean."""
+    """The mean of the vectors, each cut to the middle norm."""
     norms = np.linalg.norm(terms, axis=1)
     return (terms * np.minimum(1, np.median(norms) / np.maximum(norms, 1e-30))[:, None]).mean(axis=0)
 
@@ -114,7 +114,7 @@ RULES = {"median": lambda terms: np.median(terms, axis=0), "clipped_mean": clipp
 @pytest.mark.parametrize("slack", [0, 2])
 @pytest.mark.parametrize("codec", ["raw", "int8"])
 def test_a_robust_rule_takes_the_place_of_the_mean(monkeypatch, codec, slack, reduce):
-    """By hand the rule looks at differences to what was last agreed, of an exact codec too."""
+    """The rule by hand takes the differences to the last agreed reference, for an exact codec too."""
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     if codec == "raw":
         hand = Whole(initial, WORKERS, 2, slack, reduce=RULES[reduce])
@@ -125,7 +125,7 @@ def test_a_robust_rule_takes_the_place_of_the_mean(monkeypatch, codec, slack, re
 
 
 class Whole(ByHand):
-    """Where the weights themselves travel, the differences are taken to what is agreed when they are applied."""
+    """The rule for weights that travel themselves: differences are taken to the reference when they are applied."""
 
     def apply_through(self, last):
         for at in range(self.done + 1, last + 1):
@@ -148,7 +148,7 @@ def test_the_average_is_of_those_that_published_the_round(monkeypatch, codec):
     two = ByHand(np.zeros(SIZE), 2, 1, 1, QUANTISE[codec])
     two.weights, two.reference, two.round, two.done = three.weights[:2].copy(), three.reference.copy(), 4, 4
     two.step(changes[4, :2])
-    # In round 5 what is applied is round 4, of all three.
+    # Round 5 applies round 4, of all three workers.
     _, mine, agreed, sent = three.published[4]
     two.weights = (mine + sent.mean(axis=0) - sent)[:2] + changes[4, :2]
     two.reference = agreed + sent.mean(axis=0)
@@ -174,19 +174,20 @@ def test_the_average_is_of_those_that_published_the_round(monkeypatch, codec):
             close(values, expected[step][worker])
 
 
-# Who steps when; everything that has been said is read at once.
+# The worker of each step; it reads all published rounds at once.
 ORDER = [0, 1, 2, 0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 2, 2, 1, 1, 0, 0, 2, 1, 2, 0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts):
-    """mine += (theirs - mine of the same round) / n, whenever both are there; never again what was corrected before."""
+    """mine += (theirs - mine of the same round) / n, once both are there; a correction never happens twice."""
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
     layout = make_layout(SIZE, parts, "raw", may_be_whole=True)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, exchange="parameters"), initial)
     changes = iter(np.random.default_rng(1).standard_normal((len(ORDER), SIZE)).astype(np.float32))
     weights = np.tile(initial, (3, 1))
-    # By hand: what each has published, less what was corrected there since; and whom it has heard in which round.
+    # By hand: the published weights of each worker, less later corrections there, and the rounds it has heard of each
+    # peer.
     hand, said = weights.astype(np.float64), {}
     mine, heard = [{}, {}, {}], [set(), set(), set()]
     at = [0, 0, 0]
@@ -215,16 +216,16 @@ def test_without_a_bound_each_difference_is_shared_among_all(monkeypatch, parts)
         close(left, hand.mean(axis=0))
 
 
-def test_without_a_bound_who_begins_apart_meets_in_the_middle(monkeypatch):
+def test_without_a_bound_workers_that_begin_apart_meet_in_the_middle(monkeypatch):
     layout = make_layout(SIZE, 1, "raw", may_be_whole=True)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=None, exchange="parameters"))
     weights = np.array([[0.0], [3.0], [9.0]], np.float32).repeat(SIZE, axis=1)
     for worker in (0, 1, 2):
         fleet.exchanges[worker].exchange(weights[worker])
-    # The first has read nobody, the second the first, the third both.
+    # The first worker has read nobody, the second the first, and the third both.
     close(weights[:, 0], [0, 3 - 3 / 3, 9 - 9 / 3 - 6 / 3])
     fleet.exchanges[0].exchange(weights[0])
     close(weights[0], np.full(SIZE, 0 + 3 / 3 + 9 / 3))
     fleet.exchanges[1].exchange(weights[1])
-    # Of the first its second round, against our second; of the third its first, against our first.
+    # The second round of the first worker meets our second round; the first round of the third meets our first.
     close(weights[1], np.full(SIZE, 2 + (0 - 2) / 3 + (9 - 3) / 3))

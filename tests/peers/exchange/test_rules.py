@@ -1,4 +1,4 @@
-"""How much an outbox keeps, how far a peer may be ahead, and which rule the options ask for; every figure by hand."""
+"""The size of an outbox, the lead that a peer may have, and the rule that the options ask for; every figure by hand."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def settings(mode: dict[str, Any], bus: dict[str, Any] | None = None, **run: Any
     return config.build(plain("seed", mode=name | mode, bus=bus or {}, run=run))
 
 
-# --- how many rounds are kept ------------------------------------------------------------------
+# --- the number of kept rounds -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("slack", "parts", "expected"),
     [
-        # Twice the bound and one more, what is sent after the last step, and one that is being sent.
+        # Twice the bound and one more, the rounds after the last step, and one that is on its way.
         (0, 1, 4),
         (1, 1, 6),
         (2, 4, 11),
         (3, 1024, 1033),
-        # Where the number of parts finds itself a round is as large as one of one part.
+        # A round with parts "auto" is as large as one of a single part.
         (2, "auto", 8),
     ],
 )
-def test_under_a_bound_as_many_rounds_are_kept_as_a_reader_may_be_behind(slack, parts, expected):
+def test_under_a_bound_the_kept_rounds_are_those_by_which_a_reader_may_lag(slack, parts, expected):
     made = settings({"slack": slack, "parts": parts}, {"unbounded_backlog": 7})
     assert least_rounds(made) == expected
 
@@ -56,7 +56,7 @@ def test_without_a_bound_the_backlog_is_kept():
 @pytest.mark.parametrize(
     ("slack", "budget", "every", "round_bytes", "expected"),
     [
-        # Needed are 11 rounds, or 4; a checkpoint's worth comes on top.
+        # The least number is 11 rounds, or 4; the rounds of a checkpoint come on top.
         (2, 10**9, 500, 1000, 500 + 11),
         (2, 10**9, 0, 1000, 11),
         (2, 0, 500, 1000, 11),
@@ -64,44 +64,46 @@ def test_without_a_bound_the_backlog_is_kept():
         (2, 12_000, 500, 1000, 12),
         (2, 12_999, 500, 1000, 12),
         (2, 10**9, 500, 0, 511),
-        # What there is where nothing is said: 64 MiB, and with slack 0 eight times as much.
+        # The default budget is 64 MiB, and eight times as much with slack 0.
         (2, None, 500, MIB, 64),
         (0, None, 600, MIB, 512),
         (0, None, 500, MIB, 500 + 7),
         (None, None, 500, MIB, 64),
     ],
 )
-def test_a_checkpoint_s_worth_is_kept_for_a_replay_where_it_fits(slack, budget, every, round_bytes, expected):
+def test_the_rounds_since_a_checkpoint_are_kept_for_a_replay_where_they_fit(
+    slack, budget, every, round_bytes, expected
+):
     made = settings({"slack": slack}, {"replay_bytes": budget, "unbounded_backlog": 5}, checkpoint_every=every)
     assert keep_rounds(made, round_bytes) == expected
 
 
-def test_a_checkpoint_is_saved_with_every_snapshot_unless_something_else_is_said():
+def test_a_checkpoint_is_saved_with_every_snapshot_by_default():
     assert keep_rounds(settings({"slack": 2}, {"replay_bytes": 10**9}, snapshot_every=50), 1000) == 61
     assert settings({}, snapshot_every=50).checkpoint_every == 50
     assert settings({}, snapshot_every=50, checkpoint_every=0).checkpoint_every == 0
     assert settings({}, snapshot_every=50, checkpoint_every=7).checkpoint_every == 7
 
 
-# --- how large an outbox is --------------------------------------------------------------------
+# --- the size of an outbox ---------------------------------------------------------------------
 
 
 def test_how_far_a_peer_may_be_ahead():
     one = make_layout(10, 3)
     assert furthest_lead(Options(slack=None), one) is None
-    # The bound, one step on each side of it, and a part a step after the last one.
+    # The lead is the bound, one step on each side of it, and one step a part after the last one.
     assert [furthest_lead(Options(slack=slack), one) for slack in (0, 4)] == [5, 9]
-    # Of the numbers of parts that there may be the largest.
+    # With "auto" the largest number of parts counts.
     assert furthest_lead(Options(slack=1), make_layout(10, "auto")) == 1 + 2 + max(make_layout(10, "auto").parts)
 
 
 @pytest.mark.parametrize(
     ("parts", "state_size", "periods", "expected"),
     [
-        # Rounds, and sixteen small messages.
+        # The rounds, and sixteen small messages.
         (2, 3, (), (20 + 16, 7 + 16)),
         (2, 0, (4,), (20 + 16, 7 + 16)),
-        # A state after every fourth and every tenth step: those of the rounds that are kept, and two more of each.
+        # A state follows every fourth and every tenth step: the states of the kept rounds, and two more of each kind.
         (2, 3, (4,), (20 + 7 + 16, 7 + 3 + 16)),
         (2, 3, (4, 10), (20 + 7 + 4 + 16, 7 + 3 + 2 + 16)),
     ],
@@ -113,7 +115,7 @@ def test_how_many_entries_an_outbox_keeps(parts, state_size, periods, expected):
     assert (outbox.entries, outbox.least_entries) == expected
     assert outbox.payload_bytes == layout.largest_payload_bytes()
     assert outbox.state_entries == expected[0] - 20 - 16
-    # Where nothing is said all of them are needed.
+    # Without least_rounds all of the entries are needed.
     alike = Outbox(Options(keep_rounds=20, sync_periods=periods), layout)
     assert (alike.entries, alike.least_entries) == (expected[0], expected[0])
 
@@ -126,24 +128,24 @@ def test_an_outbox_has_room_for_a_round_of_many_parts():
 def test_a_round_of_several_entries_takes_the_room_of_several():
     size = 600_000
     layout = make_layout(size, 1, state_size=300_000)
-    # Raw entries have 262,144 values at most.
+    # An entry of the raw codec has 262,144 values at most.
     assert (layout.entries_per_round(), layout.entries_per_state()) == (3, 2)
     assert Outbox(Options(keep_rounds=20, sync_periods=(4,)), layout).entries == 20 * 3 + 7 * 2 + 16
     assert Outbox(Options(), layout).payload_bytes == 4 * 262_144
 
 
-# --- what is made of them ----------------------------------------------------------------------
+# --- rules and gates from options --------------------------------------------------------------
 
 
 class Made:
-    """In place of a rule: what it was made with."""
+    """A stand-in for a rule that keeps its arguments."""
 
     def __init__(self, *arguments: Any, **named: Any):
         self.arguments, self.named = arguments, named
 
 
 def made_by(monkeypatch, **some: Any) -> tuple[str, dict[str, Any]]:
-    """Which rule the rules ask for, and with what."""
+    """The name of the rule that the options ask for, and its arguments."""
     kinds = {}
     for name in ("ParameterRule", "GradientRule"):
         kinds[name] = type(name, (Made,), {})
@@ -194,7 +196,7 @@ def test_the_rule_of_gradients(monkeypatch, reduce, own, slack):
 
 
 def check_rule(found: robust.Reduce, name: str) -> None:
-    """By what it makes of five, of which two may be bad."""
+    """Check a rule by its result for five vectors, two of which may be bad."""
     vectors = [np.array([value], np.float32) for value in (1.0, 2.0, 4.0, 50.0, 90.0)]
     expected = {"mean": 29.4, "sum": 29.4, "median": 4.0, "trimmed_mean": 4.0, "clipped_mean": 3.0}
     if name in expected:
@@ -208,7 +210,7 @@ def test_the_gate_that_the_rules_ask_for():
     gate = make_gate(made, (0, 2), make_layout(10, 3), lambda line: None)
     gate.admit(0, 0)
     gate.note(0, 1)
-    # Two rounds behind is within the bound, and worker 2 is not there.
+    # A lag of two rounds is within the bound, and worker 2 is absent.
     assert gate.wait(3) == (0,)
     assert gate._stall_timeout_s == 19.0 and gate._lead == 2 + 2 + 3
     assert gate._min_peers == 1

@@ -1,4 +1,4 @@
-"""What a leader announces is checked before it is believed: who cannot follow a round is left out of that one only."""
+"""The checks of a leader's announcements: a worker that cannot follow a round is left out of that round only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TWO = {"counts": [0, 0], "turns": [-1, -1]}
 
 
 def lead_and_follow(fleet, next_batches, spoils, is_awaited=False):
-    """Worker 0 leads a round for each spoil and one more, step by step with worker 1; the losses of worker 1.
+    """Worker 0 leads a round for each spoil and one more, step by step with worker 1. Returns the losses of worker 1.
 
     Args:
-        spoils: what stands in a `round_start` in place of what worker 0 says; None: its batch is not said.
-        is_awaited: whether worker 0 waits for the answers to what is spoiled as well.
+        spoils: replacements in the `round_start` of worker 0, one dict a round; None: its batch is not published.
+        is_awaited: whether worker 0 also waits for the answers to spoiled announcements.
     """
     leader, follower, together = *fleet.modes, threading.Barrier(2)
     publish, live = leader._rounds.publish, leader._await_live
@@ -35,7 +35,7 @@ def lead_and_follow(fleet, next_batches, spoils, is_awaited=False):
             content = content | (spoil or {})
         publish(kind, round, content, *rest)
 
-    def incarnations(mode, next_batch):
+    def train_all(mode, next_batch):
         mode.begin([], {}, None)
         found = []
         for step in range(1, len(spoils) + 2):
@@ -49,14 +49,14 @@ def lead_and_follow(fleet, next_batches, spoils, is_awaited=False):
     leader._await_live = lambda: live() if is_awaited or leader._step > len(spoils) else live()[:1]
     try:
         return in_threads(
-            [lambda m=m, b=b: incarnations(m, b) for m, b in zip((leader, follower), next_batches, strict=True)]
+            [lambda m=m, b=b: train_all(m, b) for m, b in zip((leader, follower), next_batches, strict=True)]
         )[1]
     finally:
         close(fleet.modes)
 
 
 @pytest.mark.parametrize("is_leader_too", [True, False])
-def test_a_federated_round_that_is_not_announced_as_it_should_be(is_leader_too):
+def test_a_malformed_announcement_of_a_federated_round(is_leader_too):
     settings = federations.experiment(2, local_steps=1, leaders=2 if is_leader_too else 1)
     fleet = federations.Fleet(settings, memory_buses(2))
     both = {"cohort": [0, 1]}
@@ -77,7 +77,7 @@ def test_a_federated_round_that_is_not_announced_as_it_should_be(is_leader_too):
     federations.assert_same_model(fleet.pairs)
 
 
-def test_a_round_of_md_gan_that_is_not_announced_as_it_should_be():
+def test_a_malformed_announcement_of_a_round_of_md_gan():
     settings = multi_discriminators.experiment(2, leaders=2)
     fleet = multi_discriminators.Fleet(settings, memory_buses(2))
     both = {"workers": [0, 1]}
@@ -97,7 +97,7 @@ def test_a_round_of_md_gan_that_is_not_announced_as_it_should_be():
 def test_a_state_that_cannot_be_fetched_costs_no_part_in_the_round():
     settings = multi_discriminators.experiment(2, leaders=2)
     fleet = multi_discriminators.Fleet(settings, memory_buses(2))
-    # Worker 0 says where a state of worker 1 lies; and of its own one that is not there.
+    # Worker 0 names a state of worker 1, and then an own state that does not exist.
     spoils = [{"state": [1, 1, 1]}, {"state": [1, 9, 0]}]
     found = lead_and_follow(fleet, [lambda w=w: next(fleet.data[w]) for w in range(2)], spoils, True)
     assert all(found)
@@ -107,7 +107,7 @@ def test_a_state_that_cannot_be_fetched_costs_no_part_in_the_round():
     ]
 
 
-def test_a_state_that_does_not_say_what_it_has_counted_is_not_taken():
+def test_a_state_without_its_counters_is_not_taken():
     settings = multi_discriminators.experiment(2, leaders=2, state_every=1)
     fleet = multi_discriminators.Fleet(settings, memory_buses(2))
     follower, put, versions = fleet.modes[1], fleet.modes[0]._rounds.put, []
@@ -123,12 +123,12 @@ def test_a_state_that_does_not_say_what_it_has_counted_is_not_taken():
     assert all(found)
     lines = [line for line in fleet.lines[1] if line.startswith("round")]
     assert len(lines) == 4 and all("malformed" in line and "not taking part" not in line for line in lines)
-    # As each round begins; what was put after round 5 is fetched in round 6.
+    # These are the versions as each round begins; round 6 fetches the state put after round 5.
     assert versions == [None] * 6 + [(1, 5, 0)]
     assert follower.state()[1]["version"] == (1, 7, 0)
 
 
-def test_a_batch_of_the_former_life_of_a_leader_is_not_that_of_its_round():
+def test_a_batch_of_a_leaders_former_incarnation_is_not_that_of_its_round():
     fleet = multi_discriminators.Fleet(multi_discriminators.experiment(2), memory_buses(2))
     mode, step = fleet.modes[1], 3
     size = mode._layout.kinds["batch"][0]

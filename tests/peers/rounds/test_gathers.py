@@ -1,4 +1,4 @@
-"""What counts as an answer to a round, who is awaited, who leads, and what is read: workers in one process."""
+"""Gathers of workers in one process: valid answers, awaited workers, the leader, and the reading of answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG_S = 30.0
 
 
 class Small(Raw):
-    """Travels in chunks of four values."""
+    """A codec with chunks of four values."""
 
     chunk_values = 4
 
@@ -37,9 +37,9 @@ def ones(value=1.0):
 
 @pytest.fixture
 def make(monkeypatch):
-    """Makes workers that have met; the first two may lead."""
+    """A function that makes workers that have met; the first two may lead."""
     opened, buses = [], []
-    # How long a thread that reads takes to see that it is to end.
+    # This is the time in which a reader thread sees that it has to end.
     monkeypatch.setattr("peers.session.reader.READ_S", 0.02)
 
     def new(workers, joining=(), min_peers=0, lines=None, **screen):
@@ -71,7 +71,7 @@ def wait(rounds, is_done):
 
 
 def tell(rounds, sender, kind, round, incarnation=None, **content):
-    """As if the sender had said it, in this or another life."""
+    """Feed a message as if the sender had published it, in this or another incarnation."""
     ((header, payload),) = encode_fields(LAYOUT, kind, round, content)
     rounds.messages.feed(
         Entry(sender, incarnation or rounds.messages.incarnation(sender), 10**6, False, header, payload)
@@ -79,19 +79,19 @@ def tell(rounds, sender, kind, round, incarnation=None, **content):
 
 
 def hand_in(rounds, sender, round, value, incarnation):
-    """As if the sender had answered, in that life."""
+    """Feed an answer as if the sender had sent it in that incarnation."""
     ((header, payload),) = encode_vector(LAYOUT, "result", round, Slice(0, SIZE), ones(value))
     rounds.messages.feed(Entry(sender, incarnation, 10**6, False, header, bytes(payload), True))
 
 
 def answer(sender, leader, round, value=1.0, **extras):
-    """Send an answer, and wait until it has come."""
+    """Send an answer, and wait for its arrival."""
     before = len(leader.messages.kept("result").get(sender._bus.worker, []))
     sender.send(0, "result", round, ones(value), extras)
     wait(leader, lambda: len(leader.messages.kept("result").get(sender._bus.worker, [])) > before)
 
 
-# --- who is awaited -------------------------------------------------------------------------------
+# --- awaited workers ------------------------------------------------------------------------------
 
 
 def test_an_answer_that_names_another_term_is_none(make):
@@ -104,8 +104,8 @@ def test_an_answer_that_names_another_term_is_none(make):
     assert gathered.missing == (1, 2) and gathered.is_void
 
 
-def test_who_left_after_a_round_has_answered_it_and_who_left_before_has_not(make):
-    """The goodbye comes on another stream, so it may be read before the answer."""
+def test_a_worker_that_left_after_a_round_has_answered_it_and_one_that_left_before_has_not(make):
+    """The goodbye comes on another stream, so a leader may read it before the answer."""
     first, second, third = make(3)
     for sender, last in ((second, 4), (third, 5)):
         sender.publish("goodbye", last, {})
@@ -113,7 +113,7 @@ def test_who_left_after_a_round_has_answered_it_and_who_left_before_has_not(make
     seen = []
 
     def is_off():
-        # The gather looks here first: it still waits for the answer of worker 2, and for no other.
+        # The gather calls this first: it still waits for the answer of worker 2, and for no other.
         if not seen:
             seen.append(True)
             third.send(0, "result", 5, ones(), {})
@@ -136,10 +136,10 @@ def test_only_those_that_were_asked_are_gathered(make):
     assert list(first.gather("result", 1, [2], 1, LONG_S).answers) == [2]
 
 
-# --- what is an answer ----------------------------------------------------------------------------
+# --- valid answers --------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_read_is_counted_as_not_finite_and_is_missing_from_the_quorum(make):
+def test_an_unreadable_answer_is_counted_as_not_finite_and_is_missing_from_the_quorum(make):
     lines = []
     first, second, third = make(3, lines=lines)
 
@@ -165,19 +165,19 @@ def test_a_quorum_counts_our_own_answer(make):
     assert first.gather("result", 2, [1], 2, LONG_S).is_void
 
 
-def test_what_is_far_longer_than_usual_is_left_out_by_the_length_that_was_asked_for(make):
+def test_an_answer_far_larger_than_usual_by_the_given_measure_is_left_out(make):
     lines = []
     first, second, third = make(3, lines=lines, factor=10.0, most_offences=9)
     for round in range(1, 7):
         answer(second, first, round, 100.0)
         answer(third, first, round, 100.0 if round < 6 else 111.0)
         gathered = first.gather("result", round, [1, 2], 1, LONG_S, measure=lambda x: float(abs(x[0] - 99.0)))
-    # Eleven away, where the others are one; of their own length they differ by a tenth.
+    # The value is eleven away where the others are one away; its own norm differs by a tenth.
     assert list(gathered.answers) == [1] and first.stats()["dropped"] == {"gated": 1}
     assert "round 6: the result of worker 2 is far larger than usual; left out" in lines
 
 
-def test_a_muted_worker_is_heard_again_in_a_new_life(make):
+def test_a_banned_worker_is_heard_again_in_a_new_incarnation(make):
     first, _ = make(2, most_offences=1)
     found = []
     for round, value, incarnation in ((1, math.nan, "a"), (2, 1.0, "a"), (3, 1.0, "b")):
@@ -187,7 +187,7 @@ def test_a_muted_worker_is_heard_again_in_a_new_life(make):
     assert first.stats()["dropped"] == {"not_finite": 1, "banned": 1} and first.stats()["banned"] == []
 
 
-def test_a_message_that_does_not_fit_is_a_strike(make):
+def test_a_message_that_does_not_fit_is_an_offence(make):
     first, second = make(2)
     other = RoundLayout(b"otherrun", LAYOUT.kinds)
     second._bus.publish(encode_fields(other, "stop", 1, {}))
@@ -197,10 +197,10 @@ def test_a_message_that_does_not_fit_is_a_strike(make):
     assert first.stats()["offences"] == {"1": 1} and first.stats()["dropped"] == {"fingerprint": 1}
 
 
-# --- who leads ------------------------------------------------------------------------------------
+# --- the leader -----------------------------------------------------------------------------------
 
 
-def test_one_that_joins_neither_leads_nor_is_abreast_before_it_has_caught_up(make):
+def test_a_joiner_does_not_lead_before_it_has_caught_up(make):
     first, second, third = make(3, joining=(0,))
     for rounds in (second, third):
         wait(
@@ -217,7 +217,7 @@ def test_one_that_joins_neither_leads_nor_is_abreast_before_it_has_caught_up(mak
 def test_with_fewer_peers_than_the_least_nobody_leads_alone(make):
     first, *_ = make(3, min_peers=1)
     assert first.leader() == 0
-    # Who has said goodbye is not missing; who is gone is.
+    # A worker that has said goodbye is not missing; a dropped worker is.
     tell(first, 1, "goodbye", 3)
     first.messages.drop(2, "its lease has expired")
     assert first.leader() == 0
@@ -227,7 +227,7 @@ def test_with_fewer_peers_than_the_least_nobody_leads_alone(make):
     assert first.leader() is None
 
 
-def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over(make):
+def test_the_newest_announcement_is_by_term_then_round_then_kind(make):
     first, second, third = make(3)
     said = [("round_start", 5, 1), ("round_end", 4, 1), ("round_start", 4, 1)]
     for kind, round, term in said:
@@ -244,11 +244,11 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
     wait(third, lambda: newest() == (0, "round_end", 5, 1))
     second.publish("round_end", 3, {"term": 2})
     wait(third, lambda: newest() == (1, "round_end", 3, 2))
-    # A leader goes on in its term, however many others begin later rounds in an older one.
+    # A leader goes on in its term, whatever later rounds others begin in an older term.
     first.publish("round_start", 6, {"term": 1})
     wait(third, lambda: len(third.messages.kept("round_start").get(0, [])) == 3)
     assert newest() == (1, "round_end", 3, 2) and third.leader() == 1
-    # At the same term who stands first counts, and of who may not lead nothing.
+    # At the same term the first leader of the list counts; a worker that may not lead never does.
     first.publish("round_start", 2, {"term": 2})
     wait(third, lambda: newest() == (0, "round_start", 2, 2))
     third.publish("round_start", 99, {"term": 9})
@@ -263,10 +263,10 @@ def test_of_what_leaders_say_the_term_counts_then_the_round_then_that_it_is_over
         assert newest() == (1, "round_end", 3, 3)
 
 
-# --- what is put and asked ------------------------------------------------------------------------
+# --- states and failures --------------------------------------------------------------------------
 
 
-def test_what_is_put_lives_for_two_leases(make):
+def test_a_state_that_is_put_stays_for_two_leases(make):
     first, _ = make(2)
     incarnations, put_state = [], first._bus.put_state
     first._bus.put_state = lambda fields, ttl_s: (incarnations.append(ttl_s), put_state(fields, ttl_s))
@@ -275,7 +275,7 @@ def test_what_is_put_lives_for_two_leases(make):
     assert incarnations and set(incarnations) == {10.0}
 
 
-def test_what_goes_wrong_in_a_reading_is_raised_where_it_was_asked_for(make):
+def test_a_failed_reading_is_raised_at_its_caller(make):
     first, _ = make(2)
     for error in (MessageError("malformed", "no such thing"), StalledError("nothing there")):
 
@@ -293,8 +293,8 @@ def test_a_stream_keeps_three_vectors_and_some_small_messages():
     assert kept_entries(RoundLayout(b"testtest", {})) == 3 + 64
 
 
-def test_who_leaves_or_finishes_has_published_what_it_said(make):
-    """What comes after that is the end of its process."""
+def test_a_worker_that_leaves_or_finishes_has_published_everything(make):
+    """The next event is the end of its process."""
     first, second, third = make(3)
     for peer in (0, 1):
         tell(third, peer, "goodbye", 4)
@@ -313,15 +313,15 @@ def test_who_leaves_or_finishes_has_published_what_it_said(make):
     wait(first, lambda: first.messages.reached(4) == {1, 2} and not first.messages.live())
 
 
-def test_what_goes_wrong_in_publishing_is_raised_by_the_next_wait(make):
+def test_a_failed_publication_is_raised_by_the_next_wait(make):
     first, _ = make(2)
     first._session._sender.submit(lambda: 1 / 0)
     with pytest.raises(PeersError, match="publishing: ZeroDivisionError"):
         first.drain()
 
 
-def test_what_is_forgotten_leaves_nothing_behind(make):
-    """However many chunks the codec has made of it; what was put under another name stays."""
+def test_a_forgotten_state_leaves_nothing_behind(make):
+    """All chunks of the codec go, and a state under another name stays."""
     first, second = make(2)
     values, small = np.arange(10, dtype=np.float32), Small()
     for name in ("m1", "m2"):

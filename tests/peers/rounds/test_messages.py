@@ -1,4 +1,4 @@
-"""What a mailbox makes of entries that are damaged, of another life or late, and when it says that a peer is gone."""
+"""The message store with damaged entries, entries of another incarnation, late ones, and peers that are gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peers.wire.encode import encode_fields, encode_vector
 
 
 class Small(Raw):
-    """Travels in chunks of four values."""
+    """A codec with chunks of four values."""
 
     chunk_values = 4
 
@@ -25,7 +25,7 @@ LAYOUT = RoundLayout(b"testtest", {"result": (6, Small()), "feedback": (6, Small
 
 
 class Post:
-    """A mailbox, and entries for it as they would be read."""
+    """A message store, and entries for it as a reader would read them."""
 
     def __init__(self, box=None):
         self.lines, self.offenders = [], []
@@ -59,7 +59,7 @@ class Post:
 
 
 def spoiled(entry):
-    """As it comes when a bit of it has changed on its way."""
+    """The entry with one bit changed on its way."""
     return entry._replace(payload=bytes([entry.payload[0] ^ 1]) + entry.payload[1:])
 
 
@@ -75,20 +75,20 @@ def test_an_entry_that_changed_on_its_way_is_asked_for_again_and_then_counts():
     assert post.values(3) == [1.0] * 6 and post.offenders == []
 
 
-def test_an_entry_that_changed_on_its_way_is_no_fault_of_its_sender_nor_is_what_follows():
+def test_an_entry_that_changed_on_its_way_is_no_offence_of_its_sender_nor_are_the_next_ones():
     post = Post()
     post.feed(*post.vector(2))
     first, second = post.vector(3)
     post.feed(spoiled(first), second)
     assert post.box.counts() == {"checksum": 1, "incomplete": 1} and post.offenders == []
-    # The next message is whole; after it a chunk without those before it is the sender's fault.
+    # The next message is whole. After it, a chunk without those before it is an offence of the sender.
     post.feed(*post.vector(4))
     assert post.values(4) == [1.0] * 6
     post.feed(post.vector(5)[1])
     assert post.box.counts() == {"checksum": 1, "incomplete": 2} and post.offenders == [(1, "a")]
 
 
-def test_what_a_sender_should_not_have_sent_is_a_strike_against_that_life():
+def test_a_malformed_or_foreign_message_is_an_offence_of_that_incarnation():
     post = Post()
     post.log("hello", incarnation="b", is_replaying=False)
     assert post.box.counts() == {"malformed": 1} and post.offenders == [(1, "b")]
@@ -100,7 +100,7 @@ def test_what_a_sender_should_not_have_sent_is_a_strike_against_that_life():
 def test_a_stream_that_was_cut_off_is_read_from_its_next_whole_message_on():
     post = Post()
     post.feed(*post.vector(1), post.vector(2)[0])
-    # Its reader was too slow: the stream goes on in the middle of a message. That is counted, and no offence.
+    # The reader was too slow, and the stream goes on in the middle of a message. The gap is counted, and no offence.
     tail = post.vector(3)[1]
     post.feed(tail._replace(is_contiguous=False))
     assert post.box.counts() == {"incomplete": 1} and post.values(3) is None
@@ -111,13 +111,13 @@ def test_a_stream_that_was_cut_off_is_read_from_its_next_whole_message_on():
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
-def test_a_new_life_finishes_no_message_of_the_one_before(is_direct):
+def test_a_new_incarnation_finishes_no_message_of_the_one_before(is_direct):
     post = Post()
     post.feed(post.vector(1, is_direct=is_direct)[0])
     later = post.vector(1, 2.0, incarnation="b", is_direct=is_direct)
     post.feed(later[1])
     assert post.box.incarnation(1) == "b" and post.values() is None
-    # Its beginning may lie before what we read of it.
+    # The beginning of the message may lie before the first entry that was read.
     assert post.box.counts() == {"incomplete": 1} and post.offenders == []
     post.feed(*later)
     assert post.values(1) == [2.0] * 6 and post.box.received("result", 1).incarnation == "b"
@@ -130,10 +130,10 @@ def test_streams_of_one_sender_do_not_mix():
     assert post.values(1) == [1.0] * 6 and post.values(2, "feedback") == [2.0] * 6
 
 
-# --- what is kept ---------------------------------------------------------------------------------
+# --- kept messages --------------------------------------------------------------------------------
 
 
-def test_of_a_round_or_of_all_the_newest_message_is_the_one_that_counts():
+def test_the_newest_message_of_a_round_or_of_all_rounds_counts():
     post = Post()
     for round, value in ((1, 1.0), (2, 2.0), (2, 3.0)):
         post.feed(*post.vector(round, value))
@@ -151,7 +151,7 @@ def test_closing_a_round_closes_those_before_it_and_no_other_kind():
     post.box.close_round("result", 3)
     assert [post.values(round) is None for round in (1, 2, 3, 4)] == [True, True, True, False]
     assert post.values(2, "feedback") == [1.0] * 6
-    # What is closed stays so.
+    # A closed round stays closed.
     post.box.close_round("result", 1)
     for round in (2, 3, 5):
         post.feed(*post.vector(round))
@@ -171,11 +171,11 @@ def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_op
     post.box.close_round("result", 1)
     clock[0] = 30.0
     post.feed(*post.vector(1, sender=2))
-    # Of what was not opened nobody knows how long it took.
+    # The store knows no time for an answer to a round that was not opened.
     post.box.note_answer("result", 2, 31.0)
     post.box.note_answer("feedback", 1, 31.0)
     assert deadline.to_plain() == [3.0, 20.0]
-    # Of many rounds the newest are remembered.
+    # The newest of many rounds are remembered.
     for round in range(2, 2 + REMEMBERED):
         clock[0] += 1.0
         post.box.open_round("result", round)
@@ -184,10 +184,10 @@ def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_op
     assert deadline.to_plain() == [3.0, 20.0, float(REMEMBERED)]
 
 
-# --- who is there ---------------------------------------------------------------------------------
+# --- present peers --------------------------------------------------------------------------------
 
 
-def test_who_was_started_again_is_there_and_catches_up_until_it_says_otherwise():
+def test_a_restarted_peer_is_live_and_catches_up_until_it_publishes_otherwise():
     post = Post()
     post.log("hello", is_joining=False, is_replaying=False)
     assert post.box.caught_up() == {1} and post.box.incarnations() == {1: "a"}
@@ -199,7 +199,7 @@ def test_who_was_started_again_is_there_and_catches_up_until_it_says_otherwise()
     assert post.box.caught_up() == {1}
 
 
-def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye():
+def test_a_gone_peer_is_logged_once_unless_it_has_said_goodbye():
     post = Post()
     post.box.admit(1)
     post.box.admit(1)
@@ -214,12 +214,12 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
         "worker 1 is gone: its lease has expired; going on without it",
     ]
     assert post.box.reached(7) == {2} and post.box.reached(8) == set() and not post.box.is_member(1)
-    # Its way was cut, or it is another life after a goodbye.
+    # Worker 1 was cut off for a time, and worker 2 has another incarnation after its goodbye.
     post.box.admit(1)
     post.log("hello", 7, sender=2, incarnation="b", is_joining=False, is_replaying=False)
     assert post.box.live() == {1, 2}
     post.box.drop(2, "its lease has expired")
-    assert post.box.reached(7) == {1}, "the new life has not said goodbye"
+    assert post.box.reached(7) == {1}, "the new incarnation has not said goodbye"
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_that_a_peer_is_gone_is_said_once_and_not_of_one_that_has_said_goodbye()
     ],
     ids=["message", "hello", "goodbye", "admit", "drop", "restarted", "touch"],
 )
-def test_whatever_changes_wakes_who_waits(change):
-    """A wait looks again after a second in any case, which would hide that nobody woke it."""
+def test_every_change_wakes_the_waiting_threads(change):
+    """A waiting thread looks again after a second in any case, and that would hide a missing wake-up."""
     post, is_asleep, has_changed, woken = Post(), threading.Event(), [], []
     post.log("hello", is_joining=True, is_replaying=False)
     wait = post.box._changed.wait

@@ -1,4 +1,4 @@
-"""Rounds over the bus: deadlines, who leads, what is kept of what is said, and gathers that always end."""
+"""Rounds over the bus: deadlines, the leader, the kept messages, and gathers that always end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from peers.wire.encode import encode_fields, encode_vector
 from tests.fleets import in_threads, memory_buses, redis_buses
 
 RUNS = itertools.count()
-SIZE = RAW_BYTES // 4 + 1000  # More than one entry.
+SIZE = RAW_BYTES // 4 + 1000  # A vector of this size has more than one entry.
 
 
 # --- the deadline ---------------------------------------------------------------------------------
@@ -33,14 +33,14 @@ SIZE = RAW_BYTES // 4 + 1000  # More than one entry.
 @pytest.mark.parametrize(
     ("times", "seconds"),
     [
-        # The median is 2.5; the distances from it are 1.5, 0.5, 0.5 and 7.5, so their median is 1.
+        # The median is 2.5; the distances from it are 1.5, 0.5, 0.5 and 7.5, and their median is 1.
         ([1.0, 2.0, 3.0, 10.0], 5.5),
-        # Of five: 3; 2, 1, 0, 1 and 5, so 1.
+        # The median of five is 3; the distances from it are 2, 1, 0, 1 and 5, and their median is 1.
         ([8.0, 4.0, 3.0, 2.0, 1.0], 6.0),
-        # Too few to go by.
+        # These answers are too few for a median.
         ([1.0, 2.0, 3.0], 30.0),
         ([], 30.0),
-        # Under the floor, and above the ceiling.
+        # These deadlines are under the floor, and above the ceiling.
         ([0.5] * 4, 2.0),
         ([0.5, 0.6, 0.7, 0.8, 90.0], 2.0),
         ([29.0] * 4, 29.0),
@@ -59,7 +59,7 @@ def test_a_deadline_is_the_median_and_three_deviations_between_floor_and_ceiling
 
 
 def test_a_deadline_goes_by_the_newest_answers():
-    """Sixty-four of them; none has taken less than nothing."""
+    """The newest sixty-four answers count, and a negative duration counts as zero."""
     deadline = Deadline(0.1, 100.0, [9.0] * 500)
     assert len(deadline.to_plain()) == 64
     for noted in range(64):
@@ -91,14 +91,14 @@ def test_a_new_leader_begins_with_the_deadline_that_the_old_one_had():
     assert deadline.seconds == 2
 
 
-# --- who leads ------------------------------------------------------------------------------------
+# --- the leader -----------------------------------------------------------------------------------
 
 
 def test_the_first_live_one_leads_and_stays():
     leadership = Leadership([2, 0, 1])
     assert leadership.leader({0, 1}) == 0 and leadership.leader({0, 1, 2}) == 2 and leadership.leader({3}) is None
     assert leadership.claim(0) == 1 and leadership.claim(0) == 1
-    # One that stands before it in the list comes back.
+    # The first worker of the list comes back.
     assert leadership.leader({0, 1, 2}) == 0
     assert leadership.leader({1, 2}) == 2
 
@@ -108,14 +108,14 @@ def test_a_stranger_or_an_older_term_is_not_followed():
     assert leadership.note(1, 3) and leadership.leader({0, 1}) == 1
     assert not leadership.note(0, 2) and not leadership.note(5, 9)
     assert leadership.leader({0, 1}) == 1
-    # At the same term whoever stands first.
+    # At the same term the first worker of the list leads.
     assert leadership.note(0, 3) and leadership.leader({0, 1}) == 0
     assert not leadership.note(1, 3)
 
 
 @given(st.permutations([0, 1, 2, 3]), st.data())
-def test_who_has_heard_everything_follows_the_same_leader(leaders, data):
-    """Whatever order the claims are heard in, however many lead at once."""
+def test_workers_that_have_heard_all_claims_follow_the_same_leader(leaders, data):
+    """The order of the claims and the number of leaders make no difference."""
     claims = data.draw(st.lists(st.tuples(st.sampled_from(leaders), st.integers(1, 5)), min_size=1, max_size=12))
     followers = []
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_who_has_heard_everything_follows_the_same_leader(leaders, data):
     )
 
 
-# --- what is kept ---------------------------------------------------------------------------------
+# --- kept messages --------------------------------------------------------------------------------
 
 
 def layout(codec="raw", fingerprint=b"testtest"):
@@ -139,7 +139,7 @@ def layout(codec="raw", fingerprint=b"testtest"):
 
 
 class Sender:
-    """Writes entries as they would be read, from one peer's outbox and direct stream."""
+    """A writer of entries as a reader would read them, from one peer's outbox and direct stream."""
 
     def __init__(self, message_store, sender=1, incarnation="a"):
         self.message_store, self.sender, self.incarnation = message_store, sender, incarnation
@@ -188,7 +188,7 @@ def test_a_message_of_a_closed_round_is_late():
     assert box.counts() == {"late": 1} and box.received("result", 1) is None
 
 
-def test_membership_follows_what_is_said_and_what_the_pumps_see():
+def test_membership_follows_the_messages_and_the_leases_of_the_readers():
     box = message_store()
     one, two = Sender(box, 1), Sender(box, 2)
     one.log(fields("hello", 0, is_joining=False, is_replaying=False))
@@ -200,14 +200,14 @@ def test_membership_follows_what_is_said_and_what_the_pumps_see():
     assert box.live() == {2}
     two.log(fields("goodbye", 9))
     assert box.live() == set() and box.reached(9) == {2} and box.reached(10) == set()
-    # The pump sees its lease a little longer, and later that it is gone: it has left all the same.
+    # The reader still sees the lease for a while, and its end later: the worker has left all the same.
     box.admit(2)
     assert box.live() == set()
     Sender(box, 2, "b").log(fields("hello", 9, is_joining=True, is_replaying=False))
     assert box.live() == {2} and box.incarnation(2) == "b"
 
 
-def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
+def test_a_misfit_is_counted_and_a_torn_beginning_is_no_offence():
     box, offenders = message_store(), []
     box.refused = lambda sender, incarnation: offenders.append((sender, incarnation))
     other = RoundLayout(b"otherrun", {"result": (SIZE, CODECS["raw"])})
@@ -215,14 +215,14 @@ def test_what_does_not_fit_is_counted_and_a_torn_beginning_is_no_fault():
     one.log(encode_fields(other, "round_start", 1, {}))
     one.log(fields("hello", 0))
     assert box.counts() == {"fingerprint": 1, "malformed": 1}
-    # Followed from the middle: the end of a message whose beginning was trimmed.
+    # The reader begins in the middle: with the end of a message whose beginning was trimmed.
     late = Sender(box, 2)
     late.log(list(vector(5))[1:], skip=7)
     late.log(vector(6))
-    # It is counted, and no offence of its sender.
+    # The torn message is counted, and no offence of its sender.
     assert box.counts() == {"fingerprint": 1, "malformed": 1, "incomplete": 1} and (2, "a") not in offenders
     assert box.received("result", 2).round == 6
-    # But in the middle of a stream it is one.
+    # A torn message in the middle of a stream is an offence.
     late.log(list(vector(7))[1:])
     assert box.counts()["incomplete"] == 2 and (2, "a") in offenders
 
@@ -248,7 +248,7 @@ def make_rounds(request):
         opened.extend(buses)
         incarnations = {bus.worker: bus.incarnation for bus in buses}
         for bus in buses:
-            # Whose lease is not there is taken for dead.
+            # A worker without a lease counts as dead.
             bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 60.0, lambda old: True)
         for bus in buses:
             rounds = Rounds(
@@ -296,7 +296,7 @@ def test_a_gather_ends_when_the_missing_are_gone_and_is_void_under_its_quorum(ma
     first.messages.drop(2, "its lease has expired")
     gathered = first.gather("result", 1, [1, 2], 2, 20.0)
     assert list(gathered.answers) == [1] and gathered.missing == (2,) and gathered.is_void
-    # Its deadline ends it as well; what comes after that is late, and the deadline learns from it.
+    # The deadline ends the gather as well; a later answer is late, and the deadline learns from it.
     first.messages.admit(2)
     first.open("result", 2)
     second.send(0, "result", 2, np.ones(SIZE, np.float32))
@@ -309,14 +309,14 @@ def test_a_gather_ends_when_the_missing_are_gone_and_is_void_under_its_quorum(ma
     assert len(first.deadline.to_plain()) == known + 1
 
 
-def test_who_was_started_again_since_it_was_asked_is_not_awaited(make_rounds):
+def test_a_worker_restarted_since_it_was_asked_is_not_awaited(make_rounds):
     first, second, third = make_rounds(3)
     incarnations = {worker: first.messages.incarnation(worker) for worker in (1, 2)}
     assert incarnations == {rounds._bus.worker: rounds._bus.incarnation for rounds in (second, third)}
     second.send(0, "result", 1, np.ones(SIZE, np.float32))
     third.publish("stop", 0, {})
-    first.until(lambda: first.messages.kept("stop"), lambda: "the last words of that life")
-    # It is there, in a life in which nobody has asked it.
+    first.until(lambda: first.messages.kept("stop"), lambda: "the last words of that incarnation")
+    # The worker is live in an incarnation that nobody has asked.
     (header, payload), *_ = encode_fields(first._layout, "hello", 7, {"is_joining": False, "is_replaying": False})
     first.messages.feed(Entry(2, "another", 1, True, header, payload))
     assert first.messages.is_member(2)
@@ -349,7 +349,7 @@ def test_the_newest_announcement_is_of_the_highest_term(make_rounds):
     first, second, third = make_rounds(3)
     first.publish("round_start", 9, {"term": 1})
     second.publish("round_start", 8, {"term": 2})
-    third.publish("round_start", 99, {"term": 3})  # It may not lead.
+    third.publish("round_start", 99, {"term": 3})  # Worker 2 may not lead.
     for rounds in (first, third):
         rounds.until(lambda r=rounds: r.messages.received("round_start", 1), lambda: "the second claim")
     third.until(lambda: third.messages.received("round_start", 0), lambda: "the first claim")
@@ -365,7 +365,7 @@ def test_finish_waits_for_everybody(make_rounds):
         assert rounds.messages.reached(5) == {0, 1, 2} - {worker}
 
 
-def test_what_cannot_be_published_is_not_taken_for_published(make_rounds):
+def test_a_failed_publication_is_not_taken_for_published(make_rounds):
     first, _ = make_rounds(2)
     first._session.stall_timeout_s = 0.2
     held = threading.Event()

@@ -1,4 +1,4 @@
-"""Which versions of a leader's model can be fetched, by hand and for any order of rounds and sync points."""
+"""The versions of a leader's model that can be fetched, by hand and for any order of rounds and sync points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peers.rounds.versions import Piece, Versions
 
 
 class Store:
-    """In place of the rounds: what is readable, by name."""
+    """A stand-in for the rounds: the readable states, by name."""
 
     def __init__(self):
         self.names = {}

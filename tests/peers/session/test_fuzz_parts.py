@@ -1,4 +1,4 @@
-"""What others say outside of streams, under fuzz: maps, leases, hellos, whole states, and a Redis' own answers."""
+"""Data of peers outside of streams, under fuzz: maps, leases, hellos, whole states, and the answers of a Redis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ plain = st.recursive(
 
 
 def blobs(genuine: dict):
-    """A genuine map with other values in it, cut and changed; and bytes of any kind."""
+    """A genuine map with changed values, cut and spoiled; and bytes of any kind."""
     keys = st.sampled_from(sorted(genuine))
     changed = st.dictionaries(keys, plain, max_size=3).map(lambda new: msgpack.packb({**genuine, **new}))
     less = st.sets(keys).map(lambda gone: msgpack.packb({k: v for k, v in genuine.items() if k not in gone}))
@@ -113,8 +113,8 @@ def test_a_lease_is_one_that_can_be_used_or_none(blob, has_mac):
         {"seen": {0: "*"}},
     ],
 )
-def test_a_lease_with_what_no_worker_says_is_none(changes):
-    """No system has such a process, and an incarnation becomes part of a key."""
+def test_a_lease_with_impossible_values_is_none(changes):
+    """No system has such a process, and an incarnation becomes a part of a key."""
     guard = Authenticator(None, Keys("fuzz"), quiet)
     assert guard.open_lease(1, msgpack.packb(LEASE)).pid == 1
     assert guard.open_lease(1, msgpack.packb({**LEASE, **changes})) is None
@@ -144,7 +144,7 @@ def test_a_hello_agrees_or_does_not(blob):
 
 
 class OneState:
-    """A bus of which only the state of one peer can be read."""
+    """A bus that has the state of one peer and nothing else."""
 
     def __init__(self, fields):
         self.fields = fields
@@ -176,7 +176,7 @@ def test_a_state_of_no_size_is_refused(size):
 
 
 def same_norm(blob: bytes):
-    """Other bytes of the same length, which nothing but a checksum can tell from the genuine ones."""
+    """Other bytes of the same norm: only a checksum tells them from the genuine ones."""
     places = st.lists(st.tuples(st.integers(0, len(blob) - 1), st.integers(1, 255)), min_size=1, max_size=4)
 
     def change(changes):
@@ -205,7 +205,7 @@ def test_a_chunk_of_the_right_length_and_other_bytes_is_refused_by_its_checksum(
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_a_spoiled_state_is_refused(data):
-    """Whatever field it is: other bytes in it, another map, and for a vector none or too many."""
+    """Each field may be the spoiled one: other bytes in it, another map, and none or too many chunks of a vector."""
     name = data.draw(st.sampled_from(sorted(STATE)))
     sums = data.draw(st.dictionaries(st.sampled_from(sorted(SIZES)), plain))
     other = msgpack.packb({**SUMS, "arrays": {**SUMS["arrays"], **sums}})
@@ -214,20 +214,20 @@ def test_a_spoiled_state_is_refused(data):
         arrays, _ = take({**STATE, name: spoiled})
     except (MessageError, StalledError):
         return
-    # Only what goes with the vectors can have become something else.
+    # A spoiled state that passes differs only in the values beside the vectors.
     assert name == "t:meta" or spoiled == STATE[name]
     assert all(np.array_equal(arrays[key], VECTORS[key]) for key in VECTORS)
 
 
 class NoStream:
-    """A client of a Redis in which the stream is not there any more."""
+    """A client of a Redis in which the stream is gone."""
 
     def xrange(self, key, min, count):
         return []
 
 
 class OneAnswer:
-    """A link over which a Redis says one thing."""
+    """A link over which a Redis gives one answer."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -258,7 +258,7 @@ streams = st.lists(st.tuples(st.sampled_from([b"out", b"to", b"?"]), st.lists(en
 @example([[b"out", [[b"1-0", [b"h", b"", b"d", 2**31]]]]], False)
 @example([[b"out", [[b"1-0", [b"h", b"", b"s", 2**31, b"d", b""]]]]], True)
 @example([[2**31, []]], False)
-def test_what_is_no_answer_of_a_redis_is_an_error_of_its(answer, has_mac):
+def test_a_malformed_answer_of_a_redis_is_a_bus_error(answer, has_mac):
     guard = Authenticator(bytes(32) if has_mac else None, Keys("fuzz"), quiet)
     reader = Reader(NoStream(), "host:1", Busy(), guard)
     reader.follow(1, "a1", 0, "out", "to")

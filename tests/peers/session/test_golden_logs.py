@@ -1,4 +1,4 @@
-"""What a worker says in the course of a run, entry by entry: kinds, rounds, slices, small numbers and maps."""
+"""The entries of a worker in the course of a run, one by one: kinds, rounds, slices, small numbers and maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERYBODY = -1
 
 
 def log(hub, worker, incarnation, channel=EVERYBODY):
-    """A stream as plain words: kind, round, and what it carries; a message of several entries counts once."""
+    """A stream as plain words: kind, round and content; a message of several entries counts once."""
     found = []
     for number, (sequence, head, payload) in enumerate(hub.streams[worker, incarnation, channel].entries, 1):
         fields = msgpack.unpackb(head)
@@ -40,7 +40,7 @@ def log(hub, worker, incarnation, channel=EVERYBODY):
 
 
 def alone(layout, rules, initial, steps, live=lambda exchange, step: None):
-    """One worker without peers, whose values grow by one in each step; its log."""
+    """The log of one worker without peers, whose values grow by one in each step."""
     hub = MemoryHub()
     bus = hub.bus(0, (), "life-0")
     exchange = Exchange(bus, layout, initial, rules, lambda line: None)
@@ -65,7 +65,7 @@ HELLO = ("hello", 0, {"is_joining": False, "is_replaying": False})
 
 
 def test_gradients_in_two_parts():
-    """A part has what has gathered since it last left."""
+    """A part holds the gradients since it last left."""
 
     def live(exchange, step):
         exchange.average(np.array([step, -step], np.float32))
@@ -87,7 +87,7 @@ def test_gradients_in_two_parts():
     ]
 
 
-def test_parameters_travel_as_differences_to_what_was_agreed_and_at_the_end_whole():
+def test_parameters_travel_as_differences_to_the_reference_and_at_the_end_whole():
     initial = np.array([1, 2, 3, 4], np.float32)
     agreed = [initial.copy(), initial.copy()]
     agreed[1][:2] = [2, 3]
@@ -114,37 +114,37 @@ def test_an_exact_codec_sends_the_parameters_themselves():
     ]
 
 
-def test_with_parts_that_find_themselves_each_part_says_how_many_are_in_force_and_wished_for():
+def test_with_automatic_parts_each_part_has_the_number_in_force_and_the_proposal():
     found = alone(make_layout(16, "auto"), Options(slack=0), np.zeros(16, np.float32), 1)
     assert found[1] == ("part", 1, (0, 2), "raw", {"p": 8.0, "w": 8.0}, [1, 1])
 
 
-# --- who joins -------------------------------------------------------------------------------------
+# --- joiners ---------------------------------------------------------------------------------------
 
 
-def peer_says(bus, layout, round, values):
+def peer_publishes(bus, layout, round, values):
     bus.publish(encode_vector(layout, "part", round, Slice(0, 4), np.full(4, values, np.float32)))
 
 
-def test_a_helper_says_admit_and_gives_its_state():
-    """Workers 1 and 2 are played by hand; 2 asks for the state."""
+def test_a_helper_publishes_admit_and_gives_its_state():
+    """The test plays workers 1 and 2 by hand; worker 2 asks for the state."""
     layout, hub = make_layout(4), MemoryHub()
     helper, one, two = (hub.bus(w, tuple({0, 1, 2} - {w}), f"life-{w}") for w in range(3))
     exchange = Exchange(
         helper, layout, np.zeros(4, np.float32), Options(slack=0, exchange="gradients"), lambda line: None
     )
     for bus in (one, two):
-        # Without a lease it would be dropped at the reader's first look.
+        # The reader would drop a worker without a lease at its first look.
         bus.claim(Lease(bus.worker, bus.incarnation, "host", 1, ""), 600.0, lambda old: True)
         bus.publish(encode_fields(layout, "hello", 0, {"is_joining": False, "is_replaying": False}))
-        peer_says(bus, layout, 1, bus.worker)
+        peer_publishes(bus, layout, 1, bus.worker)
     two.send(0, encode_fields(layout, "want", 0, {"token": "t"}))
     try:
         exchange.start(Start("together", 0, {1: "life-1", 2: "life-2"}), 0)
         exchange.exchange(np.ones(4, np.float32))
-        # Said after the wish, so that this has been read when they have.
-        peer_says(one, layout, 2, 5)
-        peer_says(two, layout, 2, 5)
+        # These parts follow the proposal, so a worker that has read them has read the proposal too.
+        peer_publishes(one, layout, 2, 5)
+        peer_publishes(two, layout, 2, 5)
         exchange.exchange(np.ones(4, np.float32))
         weights = {"model": np.arange(4, dtype=np.float32)}
         exchange.serve(lambda: (weights, {"samples": 640}))
@@ -163,7 +163,7 @@ def test_a_helper_says_admit_and_gives_its_state():
     norms[:6] = [2, 2, 4, 10, 2, 10]
     model = np.arange(4, dtype="<f4").tobytes()
     assert state["t:model:0"] == model
-    # Of what a worker that applies its own at once judges: its peers', and its own.
+    # The screen of own: immediate holds the norms of the peers and the own one.
     found = sorted(np.frombuffer(state["t:rule.norms:0"], "<f4").tolist())
     assert found == sorted(norms.tolist())
     meta = msgpack.unpackb(state["t:meta"])
@@ -184,17 +184,17 @@ def test_a_helper_says_admit_and_gives_its_state():
     }
 
 
-def test_who_joins_says_so_and_asks_its_helper():
+def test_a_joiner_publishes_a_greeting_and_asks_its_helper():
     layout, hub = make_layout(4), MemoryHub()
     helper, joiner = (hub.bus(w, (1 - w,), f"life-{w}") for w in range(2))
     exchange = Exchange(joiner, layout, np.zeros(4, np.float32), Options(slack=0), lambda line: None)
     helper.follow(1, "life-1")
     taken = {}
 
-    # The helper answers when the joiner first looks.
+    # The helper answers at the first look of the joiner.
     def answer(peer, incarnation, names, plain=joiner.get_state):
         if not taken:
-            # The greeting may come alone, before the wish is sent.
+            # The greeting may come alone, before the proposal is sent.
             while not (proposals := [e for e in helper.receive(0, 20.0) if e.is_direct]):
                 pass
             (proposal,) = proposals
@@ -230,7 +230,7 @@ def test_who_joins_says_so_and_asks_its_helper():
     ]
 
 
-def test_what_a_worker_says_of_itself_before_it_begins():
+def test_the_hello_of_a_worker_before_it_begins():
     (bus, _) = memory_buses(2)
     meeting = Rendezvous(bus, {"seed": 3, "mode": "x"}, 20, 1, print, print, peer_info={"samples": 7})
     meeting.claim([4, 8])
@@ -244,11 +244,11 @@ def test_what_a_worker_says_of_itself_before_it_begins():
     }
 
 
-# --- what is asked of a Redis ----------------------------------------------------------------------
+# --- the questions to a Redis ----------------------------------------------------------------------
 
 
 class Listening:
-    """A link that answers nothing and keeps what it is asked."""
+    """A link that answers nothing and keeps the questions."""
 
     def __init__(self):
         self.asked = []
@@ -263,7 +263,7 @@ class Listening:
         pass
 
 
-def test_what_is_read_next_is_asked_for_in_one_command():
+def test_the_next_entries_are_asked_for_in_one_command():
     reader, link = Reader(None, "host:1", Busy(), Authenticator(None, Keys("r"), print)), Listening()
     reader.follow(1, "a1", 41, "out1", "to1")
     reader.follow(2, "a2", 0, "out2", "to2")
@@ -273,7 +273,7 @@ def test_what_is_read_next_is_asked_for_in_one_command():
     words = link.asked[0].decode().split("\r\n")
     assert words[0] == f"*{len(expected)}" and words[2::2] == expected
     assert [int(word[1:]) for word in words[1:-1:2]] == [len(word) for word in expected]
-    # Of large entries one at a time; and it blocks for a second at most, and never for ever.
+    # The reader asks for large entries one at a time; it blocks for a second at most, and never for ever.
     reader.receive(7.0, 10**7)
     reader.receive(0.0, 10**7)
     assert [said.split(b"\r\n")[n] for said in link.asked[1:] for n in (6, 10)] == [b"1", b"1000", b"1", b"1"]
@@ -283,7 +283,7 @@ def test_what_is_read_next_is_asked_for_in_one_command():
 
 
 def shapes(hub):
-    """Of each kind that was said: the keys of its maps and of its small numbers, and the codec of its vectors."""
+    """The keys of the maps and of the small numbers, and the codec of the vectors, of each published kind."""
     found = {}
     for stream in hub.streams.values():
         for _, head, payload in stream.entries:
@@ -294,7 +294,7 @@ def shapes(hub):
     return found
 
 
-def test_what_federated_workers_say():
+def test_the_messages_of_federated_workers():
     settings = federated.experiment(2, local_steps=1, codec="float16", sampling="balanced", leader_trains=True)
     buses = memory_buses(2)
     federated.Fleet(settings, buses).run(1)
@@ -311,7 +311,7 @@ def test_what_federated_workers_say():
     assert names == {"hello", "m1.1:model:0", "m1.1:meta", "s1.1:smooth:0", "s1.1:meta"}
 
 
-def test_what_multi_discriminator_workers_say():
+def test_the_messages_of_multi_discriminator_workers():
     settings = md.experiment(2, swap_every=1, feedback_codec="float16")
     buses = memory_buses(2)
     md.Fleet(settings, buses).train(2)

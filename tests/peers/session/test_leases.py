@@ -1,4 +1,4 @@
-"""What a worker's lease says at each turn of its life, and what the others make of it."""
+"""A worker's lease at each turn of its incarnation, and the decisions of the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Played:
 
 
 class Town:
-    """One product worker and some that are played, on one hub."""
+    """One product worker and some played workers, on one hub."""
 
     def __init__(self, workers):
         self.hub, self.workers, self.lines, self.failures, self.open = MemoryHub(), workers, [], [], []
@@ -72,7 +72,7 @@ def said(lease):
     return lease.phase, lease.step, lease.since, lease.seen
 
 
-def test_who_starts_together_stands_at_the_common_step_and_says_with_whom(town):
+def test_workers_that_start_together_lease_the_common_step_and_their_peers(town):
     town.workers = 2
     meetings = [town.worker(w, peer_info={"samples": 5 + w}) for w in range(2)]
     checkpoints = [[20, 40, 60], [20, 40]]
@@ -93,7 +93,7 @@ def test_who_starts_together_stands_at_the_common_step_and_says_with_whom(town):
         assert said(town.lease(w)) == ("training", 40, 40, {1 - w: f"life{1 - w}"})
 
 
-def test_who_joins_asks_the_furthest_and_of_equals_the_first(town):
+def test_a_joiner_asks_the_furthest_and_of_equals_the_first(town):
     for number, step, term in ((1, 50, 7), (2, 50, 3)):
         Played(town, number, step=step, term=term)
     joining = town.worker()
@@ -114,7 +114,7 @@ def test_who_joins_asks_the_furthest_and_of_equals_the_first(town):
 
 
 @pytest.mark.parametrize(("first", "second", "helper"), [(50, 49, 1), (49, 50, 2)])
-def test_the_helper_is_whoever_is_furthest(town, first, second, helper):
+def test_the_helper_is_the_furthest_peer(town, first, second, helper):
     Played(town, 1, step=first, term=3)
     Played(town, 2, step=second, term=8)
     joining = town.worker()
@@ -123,8 +123,8 @@ def test_the_helper_is_whoever_is_furthest(town, first, second, helper):
     assert (start.helper, start.furthest, start.term) == (helper, 50, 8)
 
 
-def test_who_trains_on_another_host_is_one_to_join_once_it_has_been_seen_to_renew_its_lease(town):
-    """Until then it may be dead, and its lease what it has left behind."""
+def test_a_peer_on_another_host_is_joined_once_its_lease_has_been_renewed(town):
+    """Until then the peer may be dead, and its lease a left-over."""
     town.workers = 2
     peer, joining, looks = Played(town, 1, host="elsewhere"), town.worker(), []
     leases = joining._bus.leases
@@ -144,10 +144,10 @@ def test_who_trains_on_another_host_is_one_to_join_once_it_has_been_seen_to_rene
 
 
 def replace(town, **changes):
-    """Leave a lease of worker 0 behind that a dead process wrote, and begin its next life."""
+    """Leave a lease of worker 0 by a dead process, and begin its next incarnation."""
     peer_info = {"phase": "training", "step": 40, "since": 10, "seen": {1: "p1", 2: "p2"}}
     ghost = town.hub.bus(0, (1, 2), "ghost")
-    # A birth that no process has.
+    # No process has this birth.
     ghost.claim(Lease(0, "ghost", this_host(), os.getpid(), "0", **{**peer_info, **changes}), 60, lambda old: True)
     return town.worker(may_replay=changes.pop("may_replay", True))
 
@@ -168,13 +168,13 @@ def come(meeting, checkpoints=(20, 40), followed=FOLLOWED):
     return meeting.meet(list(checkpoints), followed)
 
 
-def test_who_replays_stays_on_its_line(town, others):
+def test_a_replaying_worker_stays_on_its_line(town, others):
     start = come(replace(town))
     assert (start.kind, start.step, start.incarnations) == ("replay", 40, {1: "p1", 2: "p2"})
     assert said(town.lease()) == ("training", 40, 10, {1: "p1", 2: "p2"})
 
 
-def test_who_has_no_checkpoint_replays_from_the_beginning_of_its_line(town, others):
+def test_a_worker_without_a_checkpoint_replays_from_the_beginning_of_its_line(town, others):
     start = come(replace(town, since=0), (), {})
     assert (start.kind, start.step) == ("replay", 0)
 
@@ -193,7 +193,7 @@ def test_who_has_no_checkpoint_replays_from_the_beginning_of_its_line(town, othe
         ({}, (20, 40), {1: ("p1", 3), 2: ("p2", 6)}),
     ],
 )
-def test_what_cannot_be_replayed_from_every_peer_is_joined(town, others, changes, checkpoints, followed):
+def test_a_worker_that_cannot_replay_from_every_peer_joins(town, others, changes, checkpoints, followed):
     assert come(replace(town, **changes), checkpoints, followed).kind == "join"
 
 
@@ -201,14 +201,14 @@ def test_a_checkpoint_of_the_very_step_of_the_line_is_replayed(town, others):
     assert come(replace(town, since=40)).kind == "replay"
 
 
-def test_where_what_was_missed_cannot_be_read_again_one_joins(town, others):
+def test_a_worker_that_may_not_replay_joins(town, others):
     meeting = replace(town)
     meeting._may_replay = False
     assert come(meeting).kind == "join"
     assert town.worker(may_replay=False)._may_replay is False
 
 
-# --- who trains the same ---------------------------------------------------------------------------
+# --- agreement -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_where_what_was_missed_cannot_be_read_again_one_joins(town, others):
         ),
     ],
 )
-def test_a_setting_that_only_one_of_two_has_is_a_difference(town, agreed, named):
+def test_a_setting_of_only_one_of_two_workers_is_a_difference(town, agreed, named):
     Played(town, 1, agreed=agreed)
     Played(town, 2)
     meeting = town.worker()
@@ -237,7 +237,7 @@ def test_a_setting_that_only_one_of_two_has_is_a_difference(town, agreed, named)
     )
 
 
-def test_what_a_peer_says_of_itself_can_be_asked_for_in_its_life(town):
+def test_peer_info_can_be_asked_for_by_incarnation(town):
     peer = Played(town, 1)
     meeting = town.worker()
     assert meeting.peer_info(1, "p1") == {"samples": 1}
@@ -249,7 +249,7 @@ def test_what_a_peer_says_of_itself_can_be_asked_for_in_its_life(town):
 # --- the heartbeat ---------------------------------------------------------------------------------
 
 
-def test_a_lease_is_renewed_four_times_in_its_life_and_at_least_every_five_seconds():
+def test_a_lease_is_renewed_four_times_in_its_term_and_at_least_every_five_seconds():
     assert [heartbeat_s(lease_s) for lease_s in (1.0, 8.0, 20.0, 300.0)] == [0.25, 2.0, 5.0, 5.0]
 
 
@@ -277,7 +277,7 @@ def test_a_redis_that_lost_its_keys_gets_the_lease_and_the_hello_again(town):
     assert town.failures == []
 
 
-def test_an_outage_is_said_once_and_does_not_end_a_life(town):
+def test_an_outage_is_logged_once_and_does_not_end_an_incarnation(town):
     meeting = town.worker()
     meeting.claim([])
     renew = meeting._bus.renew
@@ -291,7 +291,8 @@ def test_an_outage_is_said_once_and_does_not_end_a_life(town):
     for _ in range(3):
         meeting.lease._renew()
     assert town.lines == ["cannot renew the lease: refused; trying again"] and town.failures == []
-    # For longer than it lasts: the others have dropped us by now, so it may not be written anew.
+    # The outage is longer than the lease: the others have dropped this worker by now, so it may not write its lease
+    # anew.
     meeting.lease._renewed_at -= 20.1
     meeting.lease._renew()
     assert asked == [True, True, True, False]
@@ -303,7 +304,7 @@ def test_an_outage_is_said_once_and_does_not_end_a_life(town):
     assert len(town.lines) == 2 and asked[-1] is True
 
 
-def test_who_has_lapsed_or_was_replaced_hears_it_and_beats_no_more(town):
+def test_a_worker_whose_lease_expired_or_was_replaced_is_told_and_renews_no_more(town):
     for state, kind, text in (
         ("expired", LeaseExpiredError, "worker 0 was away for longer than its lease of 20 s"),
         ("taken", BusError, "someone else has taken over worker 0"),

@@ -1,4 +1,4 @@
-"""What the thread that reads does with what it reads: nothing is passed over, nobody is dropped unread or twice."""
+"""The thread that reads passes over nothing, and drops no peer unread or twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peers.types import Entry, Lease
 
 
 class Notes:
-    """Bus, inbox and gate in one: everything that they are told, in order."""
+    """Bus, inbox and gate in one: all of their calls, in order."""
 
     servers = ((1, 2),)
 
@@ -82,24 +82,24 @@ def reader(notes):
     return PeerReader(notes, 0, notes, notes, 20.0, {1: "a", 2: "a"}, notes.lines.append)
 
 
-def test_what_changed_on_its_way_is_read_again_and_what_came_after_it_waits(reader, notes):
+def test_a_changed_entry_is_read_again_and_later_ones_wait(reader, notes):
     notes.damaged = {(1, 2)}
     batch = [entry(1, 1), entry(1, 2), entry(1, 3), entry(2, 7), entry(1, 5, is_direct=True)]
     assert reader._hand_on(batch)
     feeds = [("feed", 1, 1), ("feed", 1, 2), ("damaged", 1), ("again", 1, 2), ("feed", 2, 7), ("feed", 1, 5)]
     assert notes.told == feeds
-    # Once more and no more: it may have been published like that.
+    # The reader reads the entry again once and no more, because it may have been published like that.
     notes.told.clear()
     assert reader._hand_on([entry(1, 2), entry(1, 3)])
     assert notes.told == [("feed", 1, 2), ("feed", 1, 3)]
-    # Another life's entry of that number has not been read again yet.
+    # The entry of that number in another incarnation has not been read again yet.
     notes.told.clear()
     reader._hand_on([entry(1, 2, incarnation="b")])
     assert notes.told == [("feed", 1, 2), ("damaged", 1), ("again", 1, 2)]
     assert not reader._hand_on([])
 
 
-def test_a_peer_without_a_lease_is_dropped_once_after_all_that_it_has_said(reader, notes):
+def test_a_peer_without_a_lease_is_dropped_once_after_all_its_entries(reader, notes):
     notes.entries = [[entry(1, 1)], [entry(1, 2)]]
     leases = {1: None, 2: lease(2)}
     reader._watch(leases)
@@ -113,19 +113,19 @@ def test_a_peer_that_is_no_member_is_not_dropped(reader, notes):
     assert notes.told == []
 
 
-def test_the_same_life_is_back_where_it_was(reader, notes):
+def test_the_same_incarnation_is_back_where_it_was(reader, notes):
     reader._watch({1: None, 2: lease(2)})
     notes.told.clear()
     reader._watch({1: lease(1), 2: lease(2)})
     reader._watch({1: lease(1), 2: lease(2)})
     assert notes.told == [("returned", 1)]
-    # And may go again.
+    # The peer may go again.
     notes.members.add(1)
     reader._watch({1: None, 2: lease(2)})
     assert notes.told[1:] == [("drop", 1, "its lease has expired")]
 
 
-def test_another_life_is_followed_from_its_beginning_after_what_was_left_of_the_first(reader, notes):
+def test_another_incarnation_is_followed_from_its_beginning_after_the_rest_of_the_first(reader, notes):
     notes.entries = [[entry(1, 9)]]
     reader._watch({1: lease(1, "b"), 2: lease(2)})
     reader._watch({1: lease(1, "b"), 2: lease(2)})
@@ -133,7 +133,7 @@ def test_another_life_is_followed_from_its_beginning_after_what_was_left_of_the_
     assert notes.lines == ["worker 1 was started again on host7"]
 
 
-def test_another_life_after_an_absence_is_followed_and_not_taken_for_the_first(reader, notes):
+def test_another_incarnation_after_an_absence_is_followed_and_not_taken_for_the_first(reader, notes):
     reader._watch({1: None, 2: lease(2)})
     notes.told.clear()
     reader._watch({1: lease(1, "b"), 2: lease(2)})
@@ -146,7 +146,7 @@ def test_a_peer_that_was_never_there_is_followed_without_a_word(notes):
     assert notes.told == [("follow", 1, "x")] and notes.lines == []
 
 
-def test_what_is_left_is_read_to_its_end_but_not_for_ever(reader, notes):
+def test_the_remaining_entries_are_read_to_their_end_but_not_for_ever(reader, notes):
     notes.entries = [[entry(1, k)] for k in range(10 * LAST_READS)]
     reader._watch({1: None, 2: lease(2)})
     assert notes.told[-1] == ("drop", 1, "its lease has expired")
@@ -157,10 +157,10 @@ def test_what_is_left_is_read_to_its_end_but_not_for_ever(reader, notes):
 
 
 class Script:
-    """Of a pump's thread: the time, and what its server does at each turn."""
+    """The script of a reader thread: the time, and the answer of its server at each turn."""
 
     def __init__(self, reader, notes, turns):
-        """`turns` are pairs of the time and the leases, or an error."""
+        """The pairs `turns` hold the time and the leases, or an error."""
         self.reader, self.notes, self.turns, self.now = reader, notes, list(turns), 0.0
         reader._closing = self
         notes.leases = self.leases
@@ -206,7 +206,7 @@ def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(reader, notes, mo
     assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
 
 
-def test_a_pump_serves_its_own_server_and_no_other(notes, monkeypatch):
+def test_a_reader_serves_its_own_server_and_no_other(notes, monkeypatch):
     notes.servers, notes.members = ((1, 2), (3, 5)), {1, 2, 3, 5}
     reader = PeerReader(notes, 1, notes, notes, 20.0, {3: "a", 5: "a"}, notes.lines.append)
     here = {3: lease(3), 5: None}
@@ -251,7 +251,7 @@ def test_the_leases_are_looked_at_every_second_and_not_at_every_read(reader, not
         (ZeroDivisionError("by zero"), "reading server 0: ZeroDivisionError: by zero"),
     ],
 )
-def test_what_fails_in_the_thread_ends_every_wait(reader, notes, monkeypatch, error, told):
+def test_a_failure_in_the_thread_ends_every_wait(reader, notes, monkeypatch, error, told):
     notes.entries = [error]
     play(reader, notes, [(1.0, {1: lease(1), 2: lease(2)}), (2.0, GONE)], monkeypatch)
     ((word, found),) = notes.told

@@ -1,4 +1,4 @@
-"""How workers find each other: together, by replay, by joining; and who is refused."""
+"""The ways in which workers find each other: together, by replay, by joining; and the workers that are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def dead_process():
 
 
 def leave_a_dead_lease(town, number, phase="training", seen=None, host=None, since=0):
-    """What a worker that was killed leaves behind: a lease that has not expired yet."""
+    """The left-over of a killed worker: a lease that has not expired yet."""
     bus = town.hub.bus(number, complete(number, town.workers), f"ghost{number}")
     bus.claim(
         Lease(number, f"ghost{number}", host or this_host(), dead_process(), "1", phase, 40, since, 0, seen or {}),
@@ -140,7 +140,7 @@ def start_training(town, number, seen, step=50):
     return meeting
 
 
-def test_who_comes_late_joins_the_most_advanced(town):
+def test_a_late_worker_joins_the_most_advanced(town):
     town.workers = 3
     start_training(town, 0, {2: "gone"}, step=50)
     start_training(town, 1, {2: "gone"}, step=51)
@@ -149,8 +149,8 @@ def test_who_comes_late_joins_the_most_advanced(town):
     assert start.incarnations == {0: "old0", 1: "old1"}
 
 
-def test_where_the_peers_are_is_asked_anew_when_nobody_leads(town):
-    """A lease says where its worker was at its last renewal; rounds are shorter than what lies between two."""
+def test_the_steps_of_the_peers_are_asked_anew_when_nobody_leads(town):
+    """A lease has the step of its worker at the last renewal, and rounds are shorter than the renewal period."""
     town.workers = 3
     running = start_training(town, 0, {2: "gone"}, step=50)
     other = start_training(town, 1, {2: "gone"}, step=51)
@@ -161,14 +161,14 @@ def test_where_the_peers_are_is_asked_anew_when_nobody_leads(town):
     running.lease.follow_term(4)
     other.lease.progress(58)
     assert joining.furthest(start) == (60, 4)
-    # Who is gone is not awaited.
+    # A worker that has left is not awaited.
     running.close()
     other.lease.progress(70)
     other.lease.follow_term(5)
     assert joining.furthest(start) == (70, 5)
 
 
-def test_who_replaces_its_own_lease_replays_what_can_still_be_read(town):
+def test_a_worker_that_replaces_its_own_lease_replays_the_readable_entries(town):
     running = start_training(town, 0, {1: "ghost1"})
     running._bus.publish([(b"h", b"x")] * 5)
     leave_a_dead_lease(town, 1)
@@ -177,28 +177,28 @@ def test_who_replaces_its_own_lease_replays_what_can_still_be_read(town):
 
 
 def test_a_checkpoint_of_an_older_line_is_not_replayed(town):
-    """Its worker died, joined again, and died before its next checkpoint: the old line is not the run's."""
+    """The worker died, joined again, and died before its next checkpoint. The old line is not that of the run."""
     running = start_training(town, 0, {1: "ghost1"})
     running._bus.publish([(b"h", b"x")] * 5)
     leave_a_dead_lease(town, 1, since=35)
     assert come(town.worker(1), [20, 30], {0: ("old0", 3)}).kind == "join"
 
 
-def test_who_had_said_goodbye_does_not_replay(town):
+def test_a_worker_that_had_said_goodbye_does_not_replay(town):
     running = start_training(town, 0, {1: "ghost1"})
     running._bus.publish([(b"h", b"x")] * 5)
     leave_a_dead_lease(town, 1, phase="leaving")
     assert come(town.worker(1), [20, 40], {0: ("old0", 3)}).kind == "join"
 
 
-def test_who_comes_when_the_run_is_ending_is_told(town):
+def test_a_worker_that_comes_when_the_run_is_ending_is_told(town):
     start_training(town, 0, {1: "ghost1"}).lease.show(phase="leaving")
     with pytest.raises(AbsentError, match="worker 1 came too late: worker 0 is ending the run"):
         come(town.worker(1, timeout_s=0.3))
 
 
 def test_a_dead_lease_of_another_host_is_nobody_to_join(town):
-    """Both hosts died and start again at once: each sees the other's old lease, which nobody renews."""
+    """Both hosts died and start again at once. Each sees the other's old lease, which nobody renews."""
     ghost = town.hub.bus(1, (0,), "ghost1")
     ghost.claim(Lease(1, "ghost1", "elsewhere", 1, "", "training", 40), 1.5, lambda old: False)
     first, second = town.worker(0, timeout_s=5.0), town.worker(1, timeout_s=5.0)
@@ -206,13 +206,13 @@ def test_a_dead_lease_of_another_host_is_nobody_to_join(town):
     assert [start.kind for start in starts] == ["together"] * 2
 
 
-def test_a_worker_that_was_away_for_longer_than_its_lease_has_lapsed(town):
+def test_the_lease_of_a_worker_that_was_away_for_longer_has_expired(town):
     failures, failed = [], threading.Event()
     town.fail = lambda error: (failures.append(error), failed.set())
     meeting = town.worker(0, lease_s=1.0)
     meeting.claim([])
     with town.hub.changed:
-        # As after a freeze: the lease is gone, and nothing was renewed for longer than it lasts.
+        # The state is that after a freeze: the lease is gone, and the last renewal is older than the lease.
         meeting.lease._renewed_at -= 10.0
         town.hub.leases.clear()
     assert failed.wait(10)
@@ -221,9 +221,9 @@ def test_a_worker_that_was_away_for_longer_than_its_lease_has_lapsed(town):
 
 
 @pytest.mark.parametrize(
-    "followed", [{}, {0: ("another life", 3)}, {0: ("old0", 9)}], ids=["no cursors", "another life", "gone"]
+    "followed", [{}, {0: ("another", 3)}, {0: ("old0", 9)}], ids=["no cursors", "another incarnation", "gone"]
 )
-def test_what_cannot_be_replayed_is_joined(town, followed):
+def test_a_worker_that_cannot_replay_joins(town, followed):
     running = start_training(town, 0, {1: "ghost1"})
     running._bus.publish([(b"h", b"x")] * 5)
     leave_a_dead_lease(town, 1)

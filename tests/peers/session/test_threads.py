@@ -105,7 +105,7 @@ def test_a_wait_ends_when_the_last_clock_arrives():
     assert waiter_result == [(1, 2)]
 
 
-def test_waiting_is_said_and_has_a_deadline():
+def test_waiting_is_logged_and_has_a_deadline():
     gate, lines = make_gate(now=Time(12.0))
     gate.note(2, 1)
     with pytest.raises(StalledError, match=r"waited \d+ s for worker 1 \(its clock is 0, this is round 1\)"):
@@ -114,7 +114,7 @@ def test_waiting_is_said_and_has_a_deadline():
     assert len(lines) < 8, "said again at growing distances, not at every look"
 
 
-def test_dropping_and_leaving_end_a_wait_and_are_said_once():
+def test_dropping_and_leaving_end_a_wait_and_are_logged_once():
     gate, lines = make_gate()
     gate.leave(1)
     gate.drop(1, "its lease has expired")
@@ -134,7 +134,7 @@ def test_the_first_failure_ends_every_wait():
         gate.check()
 
 
-def test_the_earliest_wish_to_stop_counts():
+def test_the_earliest_stop_step_counts():
     gate, _ = make_gate()
     gate.stop(9)
     gate.stop(7)
@@ -160,7 +160,7 @@ def test_without_a_bound_the_newest_states_are_taken_and_nobody_is_awaited():
     assert {peer: values[0] for peer, values in gate.wait_states(5).items()} == {1: 7}
 
 
-def test_a_state_is_not_awaited_from_who_was_admitted_with_its_round():
+def test_a_state_is_not_awaited_from_a_peer_admitted_with_its_round():
     gate, _ = make_gate()
     gate.drop(1, "gone")
     gate.admit(1, 4)
@@ -217,7 +217,7 @@ def test_a_window_lets_everything_leave_once():
 
 
 class MessageStore:
-    """An inbox with what it feeds, and a sender's entries."""
+    """An inbox with the objects that it feeds, and the entries of a sender."""
 
     def __init__(self, size=10, slack=0):
         self.layout = make_layout(size, state_size=2)
@@ -241,7 +241,7 @@ class MessageStore:
         return [(item.sender, item.round) for item in self.accumulator.take(10**6)]
 
 
-def test_a_round_said_again_after_a_restart_is_not_applied_twice():
+def test_a_round_published_again_after_a_restart_is_not_applied_twice():
     box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 0, 0))
     for round in (1, 2, 3):
@@ -292,14 +292,14 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
         ("want", {"token": "x" * 100}),
     ],
 )
-def test_fields_that_make_no_sense_are_counted(kind, fields):
+def test_malformed_fields_are_counted(kind, fields):
     box = MessageStore()
     box.log(1, kind, 3, fields)
     assert box.inbox.dropped() == {"malformed": 1}
     assert box.gate.members() == (1, 2)
 
 
-def test_a_wish_to_join_that_is_read_after_it_was_granted_drops_nobody():
+def test_a_request_to_join_that_is_read_after_its_admission_drops_nobody():
     box = MessageStore()
     box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
     box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
@@ -308,7 +308,7 @@ def test_a_wish_to_join_that_is_read_after_it_was_granted_drops_nobody():
     assert not any("dropped" in line for line in box.lines)
 
 
-def test_after_a_cursor_what_it_covers_is_replayed_and_what_is_missing_is_counted():
+def test_after_a_cursor_covered_rounds_are_replayed_and_missing_ones_counted():
     box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 3, 7))
     for round in (3, 4, 5, 6, 9):
@@ -337,7 +337,7 @@ def test_a_minority_pauses_until_the_others_are_back():
     gate.drop(2, "its lease has expired")
     with pytest.raises(StalledError, match=r"1 more peers, to be no minority \(bus.min_peers 2\)"):
         gate.wait(2)
-    # Who has finished is not missed.
+    # A finished peer is not missed.
     gate.leave(1)
     gate.wait(2)
 
@@ -357,14 +357,14 @@ def test_a_peer_that_returns_stands_where_it_stood():
     assert gate.is_member(1) and gate.clock(1) == 5
 
 
-def test_who_finds_the_others_further_than_they_can_be_has_been_dropped():
+def test_a_worker_that_finds_the_others_too_far_ahead_has_been_dropped():
     gate, _ = make_gate(slack=2, lead=10)
     gate.note(1, 15)
     gate.note(2, 15)
-    # After a restart, which is a replay, that may be.
+    # The others may be that far ahead during the replay after a restart.
     gate.wait(1)
     gate.wait(5)
-    # One alone may be the one that was cut off.
+    # A single peer that is ahead may be the one that was cut off.
     gate.note(2, 30)
     gate.wait(16)
     gate.note(1, 28)

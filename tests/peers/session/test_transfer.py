@@ -1,4 +1,4 @@
-"""A whole state from one worker to another: complete before it is announced, and refused when one bit is another."""
+"""A whole state from one worker to another: complete before it is announced, and refused for one changed bit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from peers.session import transfer
 
 
 class Small(Raw):
-    """float32 in chunks of three values, so that a short vector has several."""
+    """A float32 codec with chunks of three values, so that a short vector has several."""
 
     chunk_values = 3
 
 
 SMALL = Small()
-# Three chunks, of 3, 3 and 1 values; one chunk; and nothing.
+# The vectors have three chunks of 3, 3 and 1 values; one chunk; and none.
 VECTORS = {
     "weights": np.arange(1, 8, dtype=np.float32),
     "moments": np.array([-1.5, 0.25], np.float32),
@@ -32,7 +32,7 @@ NAMES = ["t:weights:0", "t:weights:1", "t:weights:2", "t:moments:0", "t:meta"]
 
 
 def by_hand(token="t", vectors=VECTORS, meta=None):
-    """The fields of the state, without the product: little-endian float32, three at a time, and what they are."""
+    """The fields of the state without the product: little-endian float32, three values a chunk, and the description."""
     fields, sums = {}, {}
     for name, vector in vectors.items():
         whole = vector.astype("<f4").tobytes()
@@ -43,10 +43,10 @@ def by_hand(token="t", vectors=VECTORS, meta=None):
 
 
 class Shelf:
-    """A bus of which only the states are there; it writes down what was asked for."""
+    """A bus that has only states; it records the questions."""
 
     def __init__(self, *looks):
-        """What is there at the first look, at the second, ...; the last of them stays."""
+        """The states at the first look, at the second, ...; the last of them stays."""
         self.looks, self.asked, self.put = list(looks) or [{}], [], []
 
     def get_state(self, peer, incarnation, names):
@@ -69,7 +69,7 @@ def assert_is_vectors(arrays):
         np.testing.assert_array_equal(found, VECTORS[name])
 
 
-def test_the_fields_are_what_is_written_by_hand():
+def test_the_fields_are_those_written_by_hand():
     fields = transfer.fields_of(VECTORS, {"round": 7}, "t", SMALL)
     assert list(fields) == NAMES
     assert {name: bytes(value) for name, value in fields.items()} == by_hand()
@@ -77,16 +77,16 @@ def test_the_fields_are_what_is_written_by_hand():
     assert [transfer.encoded_bytes(size, SMALL) for size in SIZES.values()] == [28, 8, 0]
 
 
-def test_what_is_written_by_hand_is_read():
+def test_fields_written_by_hand_are_read():
     shelf = Shelf(by_hand())
     arrays, meta = take(shelf)
     assert_is_vectors(arrays)
-    assert meta == {"round": 7}, "and the sizes are not part of what the giver says"
+    assert meta == {"round": 7}, "and the sizes are no part of the giver's values"
     assert {ask[:2] for ask in shelf.asked} == {(3, "incarnation")}
     assert [name for *_, names in shelf.asked for name in names] == ["t:meta", *NAMES[:-1]]
 
 
-def test_a_state_is_a_copy_of_what_the_giver_has_then():
+def test_a_state_is_a_copy_of_the_giver_at_that_time():
     vectors = {name: vector.copy() for name, vector in VECTORS.items()}
     fields = transfer.fields_of(vectors, {"round": 7}, "t", SMALL)
     for vector in vectors.values():
@@ -94,8 +94,8 @@ def test_a_state_is_a_copy_of_what_the_giver_has_then():
     assert {name: bytes(value) for name, value in fields.items()} == by_hand()
 
 
-def test_what_says_that_a_state_is_there_is_written_last():
-    """At whatever moment a reader looks, it sees no state or the whole of it."""
+def test_the_description_of_a_state_is_written_last():
+    """A reader sees no state or the whole of it, at every moment."""
     hub = MemoryHub()
     giver, joiner = hub.bus(3, (1,), "incarnation"), hub.bus(1, (3,), "other")
     seen, put = [], giver.put_state
@@ -116,7 +116,7 @@ def test_what_says_that_a_state_is_there_is_written_last():
     assert seen == ["nothing"] * 4 + ["all"]
 
 
-def test_every_field_lives_as_long_as_it_is_said():
+def test_every_field_has_the_given_lifetime():
     shelf = Shelf()
     transfer.give(shelf, by_hand(), 9.0)
     assert [(list(fields), ttl_s) for fields, ttl_s in shelf.put] == [([name], 9.0) for name in NAMES]
@@ -138,7 +138,7 @@ def refused(fields):
 
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_every_other_bit_of_a_chunk_is_refused_by_its_checksum(name):
-    """The length is right, so that nothing but the checksum can see it."""
+    """The length is right, so that nothing but the checksum can see the change."""
     genuine = by_hand()
     for at in range(len(genuine[name])):
         for bit in range(8):
@@ -161,7 +161,7 @@ def test_the_checksum_of_another_vector_is_refused():
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])
-def test_a_chunk_that_is_not_there_or_has_another_length_is_refused(name):
+def test_a_missing_chunk_or_one_of_another_length_is_refused(name):
     genuine = by_hand()
     without = {key: value for key, value in genuine.items() if key != name}
     assert refused(without) == "malformed"
@@ -203,7 +203,7 @@ def test_other_vectors_are_refused_before_any_is_read(sums):
         {"arrays": {"weights": [28, float("inf")]}},
     ],
 )
-def test_what_does_not_say_what_it_holds_is_refused(meta):
+def test_a_state_without_a_valid_description_is_refused(meta):
     assert refused({**by_hand(), "t:meta": msgpack.packb(meta)}) == "malformed"
 
 
@@ -229,7 +229,7 @@ def test_a_state_that_does_not_come_names_the_giver(monkeypatch):
     shelf = Shelf()
     with pytest.raises(StalledError, match="worker 3 has not sent its state"):
         take(shelf, timeout_s=1.6)
-    # At 0, 0.5, 1, 1.5 and 2 seconds.
+    # The looks are at 0, 0.5, 1, 1.5 and 2 seconds.
     assert len(shelf.asked) == 5
 
 

@@ -1,4 +1,4 @@
-"""Small plain things that much stands on: cursors, whom to follow, how one waits, what was refused, queueing."""
+"""Small plain values of the session: cursors, the peers to follow, waiting, refusals, queueing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_everybody_follows_everybody_else_in_order():
 
 
 class Slept:
-    """A condition in which time passes and nothing else."""
+    """A condition in which time passes and nothing else happens."""
 
     def __init__(self, times):
         self.now, self.times = 0.0, times
@@ -71,7 +71,7 @@ def waiting(stall_timeout_s):
     return found, slept, lines
 
 
-def test_a_wait_is_said_after_five_seconds_and_then_ever_more_rarely():
+def test_a_wait_is_logged_after_five_seconds_and_then_ever_more_rarely():
     found, slept, lines = waiting(30.0)
     with pytest.raises(StalledError, match="waited 30 s for a word"):
         found.until(lambda: False, lambda: "a word")
@@ -79,7 +79,7 @@ def test_a_wait_is_said_after_five_seconds_and_then_ever_more_rarely():
     assert lines == [f"waiting for a word since {s} s; giving up after 30 s" for s in (5, 10, 20)]
 
 
-def test_a_wait_may_have_a_deadline_of_its_own_and_what_is_there_is_not_awaited():
+def test_a_wait_may_have_a_deadline_of_its_own_and_ends_at_once_when_done():
     found, slept, lines = waiting(30.0)
     with pytest.raises(StalledError, match="waited 2 s"):
         found.until(lambda: False, lambda: "a word", 2.5)
@@ -91,7 +91,7 @@ def test_a_wait_may_have_a_deadline_of_its_own_and_what_is_there_is_not_awaited(
     assert slept.now < 5.5
 
 
-def test_the_first_failure_ends_every_wait_even_of_what_is_there():
+def test_the_first_failure_ends_every_wait_even_a_done_one():
     found, slept, _ = waiting(30.0)
     found.check()
     for text in ("first", "second"):
@@ -101,17 +101,17 @@ def test_the_first_failure_ends_every_wait_even_of_what_is_there():
     assert slept.now == 0.0
 
 
-def test_what_a_thread_raised_says_where():
+def test_an_error_of_a_thread_names_its_place():
     ours = StalledError("x")
     assert failed(ours, "reading") is ours
     wrapped = failed(KeyError("k"), "reading server 3")
     assert isinstance(wrapped, PeersError) and str(wrapped) == "reading server 3: KeyError: 'k'"
 
 
-# --- what was refused, and the system --------------------------------------------------------------
+# --- refusals, and the system ----------------------------------------------------------------------
 
 
-def test_refusals_are_counted_each_and_said_once_for_sender_and_reason():
+def test_refusals_are_counted_each_and_logged_once_for_sender_and_reason():
     lines = []
     found = refusals.Refusals(lines.append)
     for sender, reason, how_many in (
@@ -134,7 +134,7 @@ def test_counts_add_up_by_reason():
 
 
 def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypatch):
-    """Linux says it in nanoseconds, as the second of three numbers."""
+    """Linux reports the time in nanoseconds, as the second of three numbers."""
 
     class File:
         def __init__(self, text):
@@ -164,7 +164,7 @@ def test_queueing_is_the_time_that_a_thread_could_have_run_and_did_not(monkeypat
 # --- a pool ----------------------------------------------------------------------------------------
 
 
-def test_a_drain_that_takes_long_is_said_and_goes_on(monkeypatch):
+def test_a_long_drain_is_logged_and_goes_on(monkeypatch):
     monkeypatch.setattr(pool, "LOG_AFTER_S", 0.01)
     release, lines = threading.Event(), []
     jobs = pool.SenderThread(lambda error: lines.append(repr(error)))

@@ -1,4 +1,4 @@
-"""Arrays that are used again: never one that somebody still has, never too many, never of another size."""
+"""The buffer pool gives an array again: never one that is still held, never too many, never of another size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from peers.vectors.buffers import BufferPool
 
 
-def test_what_was_given_is_taken_once():
+def test_a_given_array_is_taken_once():
     buffers, array = BufferPool(), np.ones(4, np.float32)
     buffers.give(array)
     assert buffers.take(3).size == 3 and buffers.take(5).size == 5

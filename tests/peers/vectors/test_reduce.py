@@ -1,4 +1,4 @@
-"""Robust rules: what holds for every one of them, and what bad vectors cannot do; and what a norm is."""
+"""Robust rules: the properties of every one of them, the limits of bad vectors, and the norm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def vectors(values, most=9):
 
 
 def reach(some):
-    """The smallest and the largest value of each coordinate, and what rounding may add to them."""
+    """The smallest and the largest value of each coordinate, and the rounding that may be added to them."""
     stack = np.stack(some).astype(np.float64)
     return stack.min(axis=0), stack.max(axis=0), 1e-5 * np.abs(stack).max() + 1e-30
 
@@ -42,7 +42,7 @@ def test_a_rule_stays_between_the_vectors_and_changes_none(some, rule, byzantine
     for vector, copy in zip(some, before, strict=True):
         np.testing.assert_array_equal(vector, copy)
     low, high, slip = reach(some)
-    # A mean of vectors that were cut to a length is between them and the origin.
+    # A mean of vectors that were cut to a norm is between them and the origin.
     if rule == "clipped_mean":
         low, high = np.minimum(low, 0), np.maximum(high, 0)
     assert (found >= low - slip).all() and (found <= high + slip).all()
@@ -60,7 +60,7 @@ def test_the_order_matters_only_to_rounding(some, rule, random):
 
 @QUICK
 @given(vectors(FINITE, most=1), st.integers(1, 9), st.sampled_from(["mean", *robust.RULES]))
-def test_where_all_agree_that_is_the_result(some, count, rule):
+def test_the_result_of_equal_vectors_is_that_vector(some, count, rule):
     found = robust.build(rule)(some * count)
     np.testing.assert_allclose(found, robust.mean(some * count), rtol=1e-5, atol=1e-30)
 
@@ -76,7 +76,7 @@ def test_neutral_settings_are_the_mean_bit_by_bit(some):
 
 @QUICK
 @given(st.data())
-def test_fewer_than_half_bad_ones_stay_within_what_the_honest_say(data):
+def test_fewer_than_half_bad_ones_stay_within_the_honest_values(data):
     honest = data.draw(vectors(FINITE, most=6))
     bad = data.draw(st.integers(0, len(honest) - 1))
     row = st.lists(ANY, min_size=honest[0].size, max_size=honest[0].size)
@@ -104,7 +104,7 @@ def test_by_coordinate_it_is_the_same_in_any_parts(some, parts):
 
 @pytest.mark.parametrize("count", range(1, 18))
 def test_the_median_of_large_vectors_is_numpys(count):
-    """Over more than one block, and for more vectors than are ever sorted by hand."""
+    """The vectors span more than one block, and are more than are ever sorted by hand."""
     random = np.random.default_rng(count)
     some = [random.standard_normal(robust.BLOCK_VALUES + 77).astype(np.float32) for _ in range(count)]
     np.testing.assert_allclose(robust.median(some), np.median(some, axis=0), rtol=1e-6, atol=1e-7)
@@ -114,7 +114,7 @@ def test_the_median_of_large_vectors_is_numpys(count):
 
 
 @pytest.mark.parametrize("bad", [1e30, np.inf, np.nan])
-def test_a_rule_of_lengths_bears_a_bad_one(bad):
+def test_a_rule_of_norms_bears_a_bad_one(bad):
     random = np.random.default_rng(0)
     honest = [(1 + 0.1 * random.standard_normal(500)).astype(np.float32) for _ in range(4)]
     some = [*honest, np.full(500, bad, np.float32)]
@@ -125,7 +125,7 @@ def test_a_rule_of_lengths_bears_a_bad_one(bad):
     assert not robust.norm(robust.mean(some) - robust.mean(honest)) < 0.45 * length
 
 
-def test_a_clipped_mean_is_no_longer_than_the_median_length():
+def test_the_norm_of_a_clipped_mean_is_at_most_the_median_norm():
     some = [np.full(4, value, np.float32) for value in (1, 2, 3, 400, -5)]
     assert robust.norm(robust.clipped_mean(some)) <= 6.0 + 1e-5
 
@@ -138,7 +138,7 @@ def test_a_norm_is_finite_exactly_where_all_values_are(values):
     assert math.isfinite(found) == bool(np.isfinite(array).all()) == robust.is_finite(array)
     if math.isfinite(found):
         expected = float(np.linalg.norm(array.astype(np.float64)))
-        # Squares of what is smaller are lost in float32.
+        # The squares of smaller values are lost in float32.
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-18)
 
 

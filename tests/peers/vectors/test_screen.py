@@ -1,4 +1,4 @@
-"""Whose contributions are used: the gate, the strikes, and that whoever has the same state decides alike."""
+"""The used contributions: the gate, the offences, and equal decisions of workers with the same state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def warm(screen, workers=3, rounds=WINDOW, norm=1.0):
     return screen
 
 
-def test_what_is_far_longer_than_usual_is_left_out():
+def test_a_term_far_longer_than_usual_is_left_out():
     screen = warm(Screen(0, factor=10))
     assert screen.usable(PART, terms(1, 9.9, 1)) == {0, 1, 2}
     assert screen.usable(PART, terms(1, 10.5, 1)) == {0, 2}
@@ -47,15 +47,15 @@ def test_each_part_has_a_measure_of_its_own():
     assert screen.usable(Slice(8, 16), terms(1, 1000, 1)) == {0, 1, 2}
 
 
-def test_where_all_are_longer_it_is_the_measure_that_is_off():
+def test_a_change_of_all_norms_is_no_offence():
     screen = warm(Screen(0, factor=10))
     assert screen.usable(PART, terms(100, 100, 100)) == {0, 1, 2}
-    # And one of two cannot say which of them is.
+    # One of two workers cannot tell which of them is wrong.
     screen = warm(Screen(0, factor=10), workers=2)
     assert screen.usable(PART, terms(1, 100)) == {0}
 
 
-def test_who_is_alone_is_not_judged():
+def test_a_lone_sender_is_not_screened():
     screen = warm(Screen(0, factor=10), workers=1)
     assert screen.usable(PART, terms(1e6)) == {0}
 
@@ -67,7 +67,7 @@ def test_silence_is_no_measure():
     assert screen.usable(PART, terms(0, 1, 0)) == {0, 1, 2}
 
 
-def test_our_own_norms_are_a_measure_for_what_comes_one_by_one():
+def test_our_own_norms_are_a_measure_for_terms_one_by_one():
     screen = Screen(0, factor=10, is_alike=False)
     for _ in range(KNOWN):
         screen.note_own(PART, 1.0)
@@ -76,13 +76,13 @@ def test_our_own_norms_are_a_measure_for_what_comes_one_by_one():
     assert screen.usable(PART, [term(1, "a", 50.0)]) == {1}
 
 
-def test_what_is_not_finite_is_left_out_with_the_gate_off_too():
+def test_a_non_finite_term_is_left_out_with_the_gate_off_too():
     screen = Screen(0)
     assert screen.usable(PART, terms(1, math.nan, math.inf, 1e30)) == {0, 3}
     assert screen.counts == {"not_finite": 2}
 
 
-def test_after_so_many_strikes_a_sender_is_muted_and_that_is_said_once():
+def test_a_sender_is_banned_after_so_many_offences_and_that_is_logged_once():
     lines = []
     screen = Screen(0, most_offences=3, log=lines.append)
     for _ in range(3):
@@ -91,18 +91,18 @@ def test_after_so_many_strikes_a_sender_is_muted_and_that_is_said_once():
     assert screen.stats() == {"offences": {"1": 3}, "banned": [1]}
     assert screen.counts == {"not_finite": 3, "banned": 1}
     assert len(lines) == 1 and "worker 1 is banned" in lines[0]
-    # Another life of it begins anew.
+    # Another incarnation of the sender begins anew.
     assert screen.usable(PART, terms(1, 1, incarnation="b")) == {0, 1}
     assert screen.stats() == {"offences": {}, "banned": []}
 
 
-def test_refused_messages_are_strikes_and_zero_never_mutes():
+def test_refused_messages_are_offences_and_zero_never_bans():
     screen, alike = Screen(0, most_offences=2, is_alike=False), Screen(0, most_offences=2)
     for _ in range(2):
         screen.note_refused(1, "a")
         alike.note_refused(1, "a")
     assert screen.usable(PART, terms(1, 1)) == {0}
-    # Where all decide alike, what only one may have seen is shown, and mutes nobody.
+    # Where all decide alike, offences that only one worker may have seen are counted, and ban nobody.
     assert alike.usable(PART, terms(1, 1)) == {0, 1}
     assert alike.stats() == {"offences": {"1": 2}, "banned": []}
     patient = Screen(0, most_offences=0)
@@ -112,7 +112,7 @@ def test_refused_messages_are_strikes_and_zero_never_mutes():
     assert patient.stats() == {"offences": {"1": 100}, "banned": []}
 
 
-def test_our_own_strikes_stay_behind_in_another_life():
+def test_our_own_offences_stay_behind_in_another_incarnation():
     screen = Screen(0, most_offences=1)
     screen.usable(PART, [term(0, "", math.nan), term(1, "a", math.nan)])
     schedule = Schedule(16, 2)
@@ -130,7 +130,7 @@ ROUNDS = st.lists(st.tuples(st.integers(0, 3), st.lists(NORMS, min_size=4, max_s
 
 @settings(max_examples=80, deadline=None)
 @given(ROUNDS, ROUNDS)
-def test_who_takes_over_the_state_decides_as_its_giver(before, after):
+def test_a_worker_that_takes_over_a_state_decides_as_its_giver(before, after):
     schedule = Schedule(16, 4)
     slices = schedule.slices
     giver, joiner = Screen(0, 10, 5), Screen(9, 10, 5)

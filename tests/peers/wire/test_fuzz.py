@@ -1,6 +1,6 @@
-"""Whatever a peer sends: no exception but ours, bounded time and memory, and every refusal counted once.
+"""Any bytes of a peer: no exception but ours, bounded time and memory, and every refusal counted once.
 
-The quick part is in every run of the tests, the whole of 100,000 messages in `make slow`.
+Every run of the tests has the quick part; `make slow` has the whole of 100,000 messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.fleets import make_layout
 
 PART = Slice(0, 600)
 MOST_BYTES, MOST_S = 16e6, 0.050
-# As many as there are receivers and codecs below, these make 100,000.
+# The receivers and codecs below make 100,000 messages with this number.
 CODEC_NAMES = ("raw", "float16", "int8", "topk", "sign")
 QUICK, WHOLE = 1_500, 100_000 // (2 * len(CODEC_NAMES))
 
@@ -41,7 +41,7 @@ def quiet(_):
 
 
 class Partial:
-    """Who takes part in a partial exchange: worker 0, with peers 1 and 2."""
+    """The receiver in a partial exchange: worker 0, with peers 1 and 2."""
 
     kind = "part"
 
@@ -53,7 +53,7 @@ class Partial:
         self.feed, self.counts = self.inbox.feed, self.inbox.dropped
 
     def check(self, rounds):
-        """Exactly the genuine ones have got through."""
+        """Check that exactly the genuine messages have got through."""
         found = self.accumulator.take(rounds)
         assert [(item.sender, item.round) for item in found] == [(1, round) for round in range(1, rounds + 1)]
         assert self.accumulator.take(2**60) == []
@@ -61,7 +61,7 @@ class Partial:
 
 
 class LeaderBased:
-    """Who takes part in rounds with a leader."""
+    """The receiver in rounds with a leader."""
 
     kind = "result"
 
@@ -128,7 +128,7 @@ def test_a_claim_of_a_terabyte_takes_no_memory(codec):
 
 
 @given(st.lists(st.integers(1, 6), max_size=12))
-def test_rounds_said_again_or_left_out_are_counted(said):
+def test_repeated_or_missing_rounds_are_counted(said):
     one, newest, expected = Partial("raw"), None, Counter()
     corpus = Corpus(one.layout, "part", PART, 0)
     for sequence, round in enumerate(said, 1):
@@ -169,7 +169,7 @@ def test_chunks_out_of_order_make_no_message(order):
 
 
 @counts
-def test_no_spoiled_message_passes_with_the_seal_of_the_genuine_one(count):
+def test_no_spoiled_message_passes_with_the_mac_of_the_genuine_one(count):
     layout = make_layout(PART.size)
     corpus, watch, macs = Corpus(layout, "part", PART, 5), Watch(), Macs(bytes(32), "degan:r:1:a:out")
     found = Counter()

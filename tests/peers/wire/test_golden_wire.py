@@ -1,7 +1,7 @@
-"""The wire, byte by byte: whatever moves inside, workers of yesterday and of today understand each other.
+"""The wire, byte by byte: workers of yesterday and of today understand each other, whatever moves inside.
 
-Most bytes are made here by hand, from the description of the wire alone; those of the codecs that round are in
-`golden/wire.json`. A difference means that the protocol has changed: then its VERSION changes as well.
+The tests make most bytes by hand, from the description of the wire alone; those of the codecs that round are in
+`golden/wire.json`. A difference means that the protocol has changed, and then its VERSION changes as well.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tests.fleets import make_layout
 GOLDEN = json.loads((Path(__file__).resolve().parents[2] / "golden" / "wire.json").read_text(encoding="utf-8"))
 RUN_KEY = bytes(range(32))
 VALUES = np.array([1.5, -2, 0.25, 3e4, -0.125, 7], np.float32)
-# 2,500 values, all of another size, whose sums are exact: no processor may round them in another way.
+# The 2,500 values all differ in size and have exact sums, so that no processor rounds them in another way.
 MANY = np.array([(-1) ** k * (k * 7919 % 2503) / 64 for k in range(2500)], np.float32)
 
 
 def header(kind, round, payload, index=0, count=1, start=0, stop=0, codec="map", **extras):
-    """A header as the description of the wire has it."""
+    """A header by the description of the wire."""
     fields = {"v": 3, "k": kind, "r": round, "i": index, "n": count, "a": start, "b": stop, "f": b"testtest"}
     fields |= {"c": codec} | ({"x": extras} if extras else {}) | {"z": bytes(4)}
     said = msgpack.packb(fields)[:-4]
@@ -42,7 +42,7 @@ def header(kind, round, payload, index=0, count=1, start=0, stop=0, codec="map",
 
 
 def mac(key_name, rest):
-    """The MAC of what is said under a Redis key: of its name with its length, its place, and what is said."""
+    """The MAC of a content under a Redis key: over the key's name with its length, the place, and the content."""
     name = key_name.encode()
     return hmac.new(RUN_KEY, len(name).to_bytes(8, "big") + name + rest, hashlib.sha256).digest()[:16]
 
@@ -67,7 +67,7 @@ def said(pairs):
 
 
 def test_one_entry_in_full():
-    """The one test here that needs no other line of this file to be read."""
+    """This one test needs no other line of this file."""
     layout = make_layout(2)
     ((head, payload),) = said(encode_vector(layout, "part", 3, Slice(0, 2), VALUES[:2], extras={"s": 2.0}))
     assert payload.hex() == "0000c03f000000c0"
@@ -132,8 +132,8 @@ def test_a_long_vector_travels_in_chunks_and_only_the_first_has_extras(codec, ch
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
-def test_what_each_codec_writes(codec):
-    """So many values that codecs that work in blocks of 1,024 have three."""
+def test_the_bytes_of_each_codec(codec):
+    """The vector is long enough for three blocks of the codecs that work in blocks of 1,024."""
     layout = make_layout(2500, codec=codec)
     ((head, payload),) = said(encode_vector(layout, "part", 1, Slice(0, 2500), MANY))
     assert head == header("part", 1, payload, stop=2500, codec=codec)
@@ -155,7 +155,7 @@ def test_the_names_of_all_keys():
 
 
 LEASE = Lease(0, "life0", "host/boot/1", 4711, "99", "training", 300, 20, 7, {1: "life1", 2: "life2"}, 4)
-# As MessagePack, in this order.
+# The fields of a lease as MessagePack, in this order.
 LEASE_FIELDS = {
     "worker": 0,
     "incarnation": "life0",
@@ -172,7 +172,7 @@ LEASE_FIELDS = {
 
 
 @pytest.mark.parametrize("has_mac", [False, True], ids=["plain", "with a MAC"])
-def test_all_that_a_worker_writes_to_its_redis(redis_url, has_mac):
+def test_all_writes_of_a_worker_to_its_redis(redis_url, has_mac):
     run = f"golden{int(has_mac)}"
     bus = RedisBus(run, 0, [redis_url] * 2, "life0", [1], 10, 5, run_key=RUN_KEY if has_mac else None)
     client = redis.Redis.from_url(redis_url, protocol=2)

@@ -1,4 +1,4 @@
-"""What all workers agree on: which slices may come in which round, in which codec, and how much room that takes."""
+"""The agreement of all workers on the slices of each round, their codec, and the room that they take."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_state_is_whole_and_nothing_else_is_a_vector_of_an_exchange():
         assert not any(layout.allows(kind, 1, Slice(0, size)) for size in (0, 5, 8, 16))
 
 
-def test_of_rounds_each_kind_has_one_size_and_one_codec():
+def test_each_kind_of_rounds_has_one_size_and_one_codec():
     layout = RoundLayout(bytes(8), {"batch": (6, CODECS["raw"]), "result": (9, CODECS["int8"])})
     for kind, size in (("batch", 6), ("result", 9), ("swap", 6), ("part", 6), ("hello", 0)):
         for whole in ((0, 6), (0, 9), (0, 0), (1, 7)):
@@ -56,7 +56,7 @@ def test_of_rounds_each_kind_has_one_size_and_one_codec():
 
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8"])
 @pytest.mark.parametrize("may_be_whole", [False, True])
-def test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves(codec, may_be_whole):
+def test_states_are_exact_and_parts_may_be_where_they_travel_whole(codec, may_be_whole):
     layout = make_layout(2000, codec=codec, state_size=3, may_be_whole=may_be_whole)
     usual = [codec] if codec == "raw" or not may_be_whole else [codec, "raw"]
     assert [one.name for one in layout.carried.vectors["part"]] == usual
@@ -79,7 +79,7 @@ def test_states_are_exact_and_parts_may_be_where_they_stand_for_themselves(codec
 
 @pytest.mark.parametrize("kind", ["state", "hello", "part"])
 def test_another_message_in_the_middle_of_a_part_ends_it(kind):
-    """No worker says one before the other is whole: what has begun is given up."""
+    """A worker publishes one message after the other, so the receiver gives up the unfinished one."""
     size = 300_000
     layout = make_layout(size, state_size=2)
     first, last = encode_vector(layout, "part", 1, Slice(0, size), np.ones(size, np.float32))
@@ -102,13 +102,13 @@ def test_another_message_in_the_middle_of_a_part_ends_it(kind):
         (make_layout(2000), 8000, 1, 0),
         (make_layout(2000, 2), LEAST, 1, 0),
         (make_layout(8000, codec="float16"), 16_000, 1, 0),
-        # The states are raw, and may be the larger ones.
+        # The states are raw, and may be larger than the parts.
         (make_layout(10, codec="float16", state_size=2000), 8000, 1, 1),
         (make_layout(300_000), MIB, 2, 0),
         (make_layout(10, state_size=600_000), MIB, 1, 3),
-        # With parts that find themselves all of it may travel at once.
+        # With parts "auto" the whole vector may travel at once.
         (make_layout(300_000, "auto"), MIB, 2, 0),
-        # As many values of float16 are in a chunk, and what stands for itself has twice the bytes.
+        # A chunk holds this many float16 values, and a whole part has twice the bytes.
         (make_layout(300_000, codec="float16"), MIB // 2, 2, 0),
         (make_layout(2_000_000, codec="int8"), None, None, 0),
     ],
@@ -138,7 +138,7 @@ def test_how_much_room_the_kinds_of_rounds_take():
     assert RoundLayout(bytes(8), {}).largest_payload_bytes() == LEAST
 
 
-def test_whoever_looks_sees_each_chunk_once():
+def test_the_observer_sees_each_chunk_once():
     size, start = 600_000, 7
     layout, values = make_layout(start + size), np.arange(600_000, dtype=np.float32)
     seen, written = [], []

@@ -1,4 +1,4 @@
-"""Files that several processes want at once: all or nothing, one at a time, and where they lie."""
+"""Files that several processes want at once: whole writes, one holder of a lock, and their place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path):
         pass
 
 
-def test_the_cache_lies_where_the_environment_says_or_at_home(tmp_path, monkeypatch):
+def test_the_cache_lies_in_the_folder_of_the_environment_or_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DEGAN_CACHE", "~/other")
     assert cache_folder("a") == tmp_path / "home" / "other" / "a"

@@ -1,4 +1,4 @@
-"""The codecs under property tests: sizes, closeness, what is not finite, error feedback, hostile payloads."""
+"""The codecs under property tests: sizes, closeness, non-finite values, error feedback, malformed payloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from peers.types import Slice
 
 FLOAT32 = np.finfo(np.float32)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
-# Every way to build a codec that changes what it does; the casts must not.
+# Every way to build a codec that changes its result; the casts must not change it.
 VARIANTS = {
     **CODECS,
     "float16 by torch": build("float16", cast=torch_cast),
@@ -34,7 +34,7 @@ LOSSY = {name: codec for name, codec in VARIANTS.items() if not codec.is_exact}
 
 @st.composite
 def vectors(draw, max_size=3000, elements=FINITE):
-    """float32 (size,), a few values drawn one by one and spread among pseudo-random ones of any magnitude."""
+    """A float32 vector of shape (size,): a few drawn values among pseudo-random ones of any magnitude."""
     size = draw(
         st.one_of(st.integers(0, 20), st.sampled_from([1023, 1024, 1025, 2048, 2500]), st.integers(0, max_size))
     )
@@ -56,13 +56,13 @@ def roundtrip(codec, values):
 
 
 def blockwise(values, measure):
-    """A measure of each block of 1,024, repeated for each of its values; float64."""
+    """The measure of each block of 1,024 values, repeated for each value; float64."""
     pieces = [values[start : start + 1024].astype(np.float64) for start in range(0, values.size, 1024)]
     return np.concatenate([np.full(piece.size, measure(piece)) for piece in pieces] or [np.zeros(0)])
 
 
 def allowed_error(name, codec, values):
-    """How far each decoded value may be off, and the values that it is off from."""
+    """The allowed error of each decoded value, and the values that it refers to."""
     size = np.abs(values.astype(np.float64))
     if name == "raw":
         return np.zeros(values.size), values
@@ -70,7 +70,7 @@ def allowed_error(name, codec, values):
         clipped = np.clip(values, -65504, 65504)
         return np.maximum(np.abs(clipped) * 2.0**-11, 2.0**-25), clipped
     if name == "bfloat16":
-        # Half of the last of 8 bits, or a whole one where rounding up would have left the finite range.
+        # Half a unit in the last of 8 bits, or a whole one where rounding up would have left the finite range.
         return np.maximum(size * 2.0**-8, 1e-40), values
     if name == "int8":
         step = blockwise(values, lambda piece: np.abs(piece).max()) / 127
@@ -112,7 +112,7 @@ def test_a_full_chunk_fits(name):
     assert np.corrcoef(values, roundtrip(codec, values))[0, 1] > 0.2
 
 
-def test_a_codec_that_there_is_not_is_refused():
+def test_an_unknown_codec_is_refused():
     assert tuple(CODECS) == NAMES
     assert all(codec.name == name for name, codec in CODECS.items())
     for name, wrong in (
@@ -125,13 +125,13 @@ def test_a_codec_that_there_is_not_is_refused():
             build(name, **wrong)
 
 
-# Infinities, and the NaN with the lowest and the highest bits: rounding may neither end nor overturn them.
+# Infinities, and the NaNs with the lowest and the highest bits: rounding may neither end nor overturn them.
 BAD = np.array([0x7F800000, 0xFF800000, 0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
 
 
 @pytest.mark.parametrize("bad", BAD.view(np.float32), ids=map(hex, BAD))
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_is_not_finite_stays_visible(name, bad):
+def test_a_non_finite_value_stays_visible(name, bad):
     codec = VARIANTS[name]
     values = np.ones(2100, dtype=np.float32)
     values[1500] = bad
@@ -148,7 +148,7 @@ def test_what_is_not_finite_stays_visible(name, bad):
 @pytest.mark.parametrize("name", LOSSY)
 @settings(deadline=None)
 @given(values=vectors(max_size=200, elements=st.floats(width=32)))
-def test_what_is_not_finite_is_sent_and_not_kept(name, values):
+def test_a_non_finite_value_is_sent_and_not_kept(name, values):
     codec, whole = LOSSY[name], Slice(0, values.size)
     lossy = ErrorFeedback(codec, values.size)
     out = np.empty_like(values)
@@ -161,7 +161,7 @@ def test_what_is_not_finite_is_sent_and_not_kept(name, values):
 
 @pytest.mark.parametrize("name", LOSSY)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_much_that_is_not_finite_does_not_poison_what_is_kept(name, bad):
+def test_many_non_finite_values_do_not_poison_the_error_feedback(name, bad):
     values = np.linspace(-1, 1, 3000, dtype=np.float32)
     values[::2] = bad
     lossy = ErrorFeedback(LOSSY[name], 3000)
@@ -187,7 +187,7 @@ def test_error_feedback_loses_nothing(name, steps):
         codec.decode(payload, out)
         delivered += out
         kept = lossy.state() if lossy.state().size else np.zeros_like(kept)
-        # One rounding when what is kept is added, one when what is sent is taken away.
+        # One rounding comes from adding the kept error, and one from subtracting the sent value.
         allowed += (np.abs(total.astype(np.float64)) + np.abs(kept)) * 2.0**-24
     assert (np.abs(delivered + kept - produced) <= allowed * 1.001).all()
 
@@ -208,7 +208,8 @@ def test_topk_sends_every_position_in_the_end(gradient, fraction):
     codec, gradient = build("topk", fraction=fraction), np.array(gradient, dtype=np.float32)
     size, produced = gradient.size, np.abs(gradient).sum()
     sent = codec.encoded_bytes(size) // 6
-    # Sending the largest takes at least the share sent / size of all that is kept, so that is what it settles at.
+    # The largest values take at least the share sent / size of everything kept, so the kept sum converges to this
+    # bound.
     bound = produced * (size / sent - 1)
     rounds = int(bound + produced) + 1
     lossy, whole = ErrorFeedback(codec, size), Slice(0, size)
@@ -234,7 +235,7 @@ def test_topk_is_exact_on_whole_chunks(kind, fraction):
     elif kind == "falling":
         values = np.sort(values)
     elif kind == "in step":
-        # All that is large where the sample looks, and nowhere else.
+        # All large values lie where the sample looks, and nowhere else.
         values[::17] *= 1e6
     elif kind == "bad":
         values[::3] = np.nan
@@ -246,7 +247,7 @@ def test_topk_is_exact_on_whole_chunks(kind, fraction):
 
 
 @pytest.mark.parametrize("positions", [[1, 1, 2], [2, 1, 3], [0, 1, 100], [0, 1, 65535], [65535, 0, 1]])
-def test_topk_refuses_positions_that_no_encoder_writes(positions):
+def test_topk_refuses_impossible_positions(positions):
     codec, out = build("topk", fraction=0.03), np.full(100, 7, dtype=np.float32)
     payload = np.ones(3, dtype="<f4").tobytes() + np.array(positions, dtype="<u2").tobytes()
     assert len(payload) == codec.encoded_bytes(100)
@@ -277,12 +278,12 @@ def test_any_payload_of_the_right_size_is_read_or_refused(name, count, seed, one
 def test_a_cast_changes_nothing_but_the_time(name, bits, seed):
     numpys, torchs = build(name), build(name, cast=torch_cast)
     rng = np.random.default_rng(seed)
-    # All sorts of bits, which are no numbers and subnormal at times, and those around both halves' largest values.
+    # Bit patterns of every sort, NaNs and subnormals too, and the neighbours of the largest values of both halves.
     near = np.array([65504.0, 65519.0, 65520.0, 3.38953e38, 3.3961775e38], dtype=np.float32).view(np.uint32)
     many = np.concatenate(
         [np.array(bits, dtype=np.uint32), near, near | 0x80000000, rng.integers(0, 2**32, 300, np.uint32)]
     )
-    many[-100:] &= 0x807FFFFF  # Subnormal.
+    many[-100:] &= 0x807FFFFF  # These are subnormal.
     values = many.view(np.float32)
     assert bytes(numpys.encode(values)) == bytes(torchs.encode(values))
     kept = rng.standard_normal((1, values.size)).astype(np.float32).repeat(2, axis=0)
@@ -300,7 +301,7 @@ def test_every_half_is_read_the_same_by_both_casts(name):
     np.testing.assert_array_equal(outs[0], outs[1])
     is_number = ~np.isnan(outs[0])
     np.testing.assert_array_equal(np.signbit(outs[0])[is_number], np.signbit(outs[1])[is_number])
-    # What is a half already is written as it was.
+    # A value that is a half already is written unchanged.
     written = np.frombuffer(build(name).encode(outs[0]), dtype="<u2")
     np.testing.assert_array_equal(written[is_number], np.arange(2**16)[is_number])
 
@@ -317,7 +318,7 @@ def test_stochastic_rounding_is_unbiased_and_repeats(value):
     share = value - np.floor(value)
     assert abs(rest.mean() - value) <= 5 * math.sqrt(share * (1 - share) / rest.size) + 2e-4
     if share:
-        # And no pattern: neighbours are up or down independently.
+        # The rounding has no pattern: neighbours are up or down independently.
         is_up = (rest > value) - share
         assert abs((is_up[:, 1:] * is_up[:, :-1]).mean()) <= 5 * share * (1 - share) / math.sqrt(rest.size)
 

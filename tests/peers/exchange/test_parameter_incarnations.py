@@ -1,4 +1,4 @@
-"""Parameters exchanged: what is no number or too large, references that differ, who joins, and who is gone."""
+"""Exchange of parameters: non-finite and too large weights, references that differ, joiners, and dropped peers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PARAMETERS = rules(slack=0, exchange="parameters")
 
 
 @pytest.mark.parametrize("codec", ["raw", "bfloat16"])
-def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, codec):
-    """Each is finite; their mean would be infinite in float32."""
+def test_weights_whose_sum_overflows_stay_unchanged(monkeypatch, codec):
+    """The weights are finite; their mean would be infinite in float32."""
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=0, exchange="parameters"))
     huge = np.float32(2.0**127)
@@ -27,7 +27,7 @@ def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, c
         mine[0] = worker
         exchange.exchange(mine)
         kept = mine.copy()
-        # And the next exchange is one as any other.
+        # The next exchange is an ordinary one.
         mine[:] = worker
         exchange.exchange(mine)
         return kept, mine
@@ -40,7 +40,7 @@ def test_weights_whose_sum_is_no_number_any_more_stay_as_they_are(monkeypatch, c
 
 @pytest.mark.parametrize("codec", ["raw", "int8"])
 @pytest.mark.parametrize("slack", [0, 1])
-def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(monkeypatch, slack, codec):
+def test_non_finite_weights_are_replaced_by_the_agreement_of_the_others(monkeypatch, slack, codec):
     layout = make_layout(SIZE, 1, codec, may_be_whole=True)
     fleet = Lockstep(monkeypatch, 3, layout, SIZE, rules(slack=slack, exchange="parameters"))
 
@@ -53,12 +53,12 @@ def test_weights_that_are_no_number_are_replaced_by_what_the_others_agree_on(mon
         return mine
 
     for mine in fleet.together(job):
-        # Workers 0 and 1 have 1 and 2.
+        # Workers 0 and 1 have the weights 1 and 2.
         close(mine, np.full(SIZE, 1.5), 0.01)
     assert all(dropped.get("not_finite") for dropped in fleet.dropped())
 
 
-def test_without_a_bound_what_is_no_number_is_left_out(monkeypatch):
+def test_without_a_bound_non_finite_weights_are_left_out(monkeypatch):
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, exchange="parameters"))
     mine, theirs = np.ones(SIZE, np.float32), np.full(SIZE, np.float32(np.nan))
     for weights, worker in ((theirs, 1), (mine, 0), (mine, 0)):
@@ -90,7 +90,7 @@ def test_references_that_differ_are_seen_and_made_alike(monkeypatch, parts, slac
         close(mine, np.ones(SIZE), 0.02)
     assert not any(exchange._rule._broken for exchange in fleet.exchanges), "differences are enough again"
     counts = [dropped["diverged"] for dropped in fleet.dropped()]
-    # In each round that was on its way then, one or both of the others differ from us.
+    # In each round that was on its way at that time, one or both of the others differ from this worker.
     assert all(1 <= count <= 2 * (slack + 1) * 2 for count in counts), counts
 
 
@@ -110,8 +110,8 @@ def test_weights_of_one_and_differences_of_others_are_told_apart(monkeypatch):
         assert not exchange._rule._broken
 
 
-def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
-    """The reference goes into the state, as it was then."""
+def test_a_run_goes_on_from_its_checkpoint(monkeypatch):
+    """The state holds the reference as it was at the checkpoint."""
     layout = make_layout(SIZE, 2, "sign", may_be_whole=True)
     settings, changes = rules(slack=1, exchange="parameters"), np.random.default_rng(1).standard_normal((9, 2, SIZE))
     changes = changes.astype(np.float32)
@@ -142,8 +142,8 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch):
     np.testing.assert_array_equal(saved, weights)
 
 
-def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
-    """A correction goes to what is remembered of a round, not to the bytes that are on their way."""
+def test_without_a_bound_outgoing_bytes_are_not_changed_by_a_correction():
+    """A correction changes the remembered values of a round, and not the bytes that are on their way."""
     layout = make_layout(SIZE)
     rule, whole = ParameterRule(0, layout, np.zeros(SIZE, np.float32), None), Slice(0, SIZE)
     list(rule.encoder.encode(rule.offer(1, whole, np.ones(SIZE, np.float32)), {}))
@@ -156,16 +156,16 @@ def test_without_a_bound_what_is_being_sent_is_not_changed_by_what_comes():
 
 
 @pytest.mark.parametrize("applied", [9, 10])
-def test_who_has_taken_over_a_state_says_how_far_it_has_applied(applied):
-    """It may be asked for its own state at once."""
+def test_a_worker_that_took_over_a_state_reports_its_applied_round(applied):
+    """A joiner may ask the worker for its own state at once."""
     rule = ParameterRule(2, make_layout(SIZE), np.zeros(SIZE, np.float32), 1)
     rule.load_shared({}, {}, 0, 10, applied)
     assert rule.applied(10) == applied
 
 
 @pytest.mark.parametrize("is_sync_point", [False, True])
-def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypatch, is_sync_point):
-    """Two parts, slack 1, int8: after a join all three go on by the rule, with nothing that differs."""
+def test_a_joiner_has_the_reference_and_the_rounds_of_its_helper(monkeypatch, is_sync_point):
+    """Two parts, slack 1, int8: after a join all three go on by the rule, and no reference differs."""
     layout = make_layout(SIZE, 2, "int8", may_be_whole=True)
     settings = rules(slack=1, exchange="parameters")
     initial = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
@@ -194,7 +194,7 @@ def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypa
     )
     assert at == 5
     np.testing.assert_array_equal(weights[2], weights[0])
-    # By hand: the third is a copy of the first. Its round 5 is that of the first; the average of round 5 was of two.
+    # By hand: the third worker is a copy of the first. It has round 5 of the first, whose average was of two.
     part, mine, agreed, sent = hand.published[5]
     middle = sent.mean(axis=0)
     three = ByHand(initial, 3, 2, 1, int8)
@@ -213,8 +213,8 @@ def test_who_joins_has_the_reference_and_the_rounds_that_its_helper_had(monkeypa
     assert fleet.dropped() == [{}] * 3
 
 
-def test_without_a_bound_what_a_peer_said_before_it_was_dropped_is_shared_with_it(monkeypatch):
-    """It counts for what it has sent, though it does not share in what is sent now."""
+def test_without_a_bound_the_rounds_of_a_dropped_peer_are_shared_with_it(monkeypatch):
+    """The peer counts in the means of its published rounds, and not in those of later rounds."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, exchange="parameters"))
     weights = np.float32([2, 6]).repeat(SIZE).reshape(2, SIZE)
     fleet.deaf = {0}

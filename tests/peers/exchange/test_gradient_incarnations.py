@@ -1,4 +1,4 @@
-"""Gradients exchanged: who joins, leaves or goes on; what is left out; and when a round may be over."""
+"""Exchange of gradients: workers that join, leave or resume, terms that are left out, and the end of a round."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SIZE = 10
     ("slack", "own", "is_sync_point"),
     [(1, "immediate", False), (None, "immediate", False), (2, "delayed", False), (2, "delayed", True)],
 )
-def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, slack, own, is_sync_point):
-    """Workers 0 and 1 train four rounds; 2 joins by the help of 0. From then on a mean is among three."""
+def test_a_joiner_gets_the_rounds_that_its_helper_has_not_had(monkeypatch, slack, own, is_sync_point):
+    """Workers 0 and 1 train four rounds, then worker 2 joins by the help of 0. Later means are among three."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE, 2), SIZE, rules(slack=slack, own=own), first=[0, 1])
     ones, loaded = np.ones(SIZE, np.float32), {}
 
     def step(worker, value, round):
         return fleet.exchanges[worker].exchange(ones * value, lambda: is_sync_point and round == 4)
 
-    # Parts of five values each; of two rounds' gradients half has gathered.
+    # The parts have five values each; half of the gradients of two rounds has gathered.
     fleet.together(lambda worker, _: [step(worker, 10 * worker + round, round) for round in (1, 2, 3)], [0, 1])
     if is_sync_point:
         fleet.together(lambda worker, _: step(worker, 10 * worker + 4, 4), [0, 1])
@@ -45,7 +45,7 @@ def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, sl
     np.testing.assert_array_equal(loaded["weights"], ones * 7)
     assert fleet.exchanges[0].gate.members() == (1, 2) and fleet.exchanges[1].gate.members() == (0, 2)
     assert fleet.exchanges[2].gate.members() == (0, 1)
-    # Part 0 leaves in round 5, part 1 in round 6. Of workers 0 and 1 it has gathered since round 3, or 4.
+    # Part 0 leaves in round 5, part 1 in round 6. They have gathered since round 3, or 4, in workers 0 and 1.
     first, second = np.zeros(SIZE), np.zeros(SIZE)
     first[:5], second[5:] = 1, 1
     said = {
@@ -61,7 +61,7 @@ def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, sl
         (2, 6): second * (25 + 26),
     }
     if own == "immediate":
-        # Worker 0 had not had round 4 of worker 1, so nor has its copy; of worker 0 it has had everything.
+        # Worker 0 lacked round 4 of worker 1, so its copy lacks it too. Its copy has all rounds of worker 0.
         expected = {
             (2, 5): 25 + said[1, 4] * 1,
             (0, 5): 5 + said[1, 4] + said[2, 5],
@@ -75,15 +75,15 @@ def test_who_joins_gets_from_then_on_what_its_helper_has_not_had(monkeypatch, sl
         return
     for round in (5, 6, 7, 8):
         found = [step(worker, 10 * worker + round, round) for worker in (0, 1, 2)]
-        # In a cut everything has been applied.
+        # A sync point applies everything.
         before = [lump for (_, at), lump in said.items() if at == round - 2 > 4 * is_sync_point]
         for values in found:
             close(values, sum(before, np.zeros(SIZE)) / max(1, len(before)))
     assert fleet.dropped() == [{}] * 3
 
 
-def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(monkeypatch):
-    """A worker that leaves the others empties its window; where all stop and go on later it stays."""
+def test_a_worker_that_leaves_alone_sends_its_window_and_a_resumable_one_keeps_it(monkeypatch):
+    """A worker that leaves the others empties its window. The window stays where all stop and go on later."""
     for is_resumable in (False, True):
         fleet = Lockstep(monkeypatch, 2, make_layout(SIZE, 4), SIZE, rules(slack=2, reduce="sum"))
         ones = np.ones(SIZE, np.float32)
@@ -95,14 +95,14 @@ def test_what_is_left_of_who_leaves_alone_is_sent_and_what_is_resumed_is_kept(mo
             total += fleet.exchanges[1].exchange(np.zeros_like(ones))
         expected = np.full(SIZE, 2.0)
         if is_resumable:
-            # Part 0 has left with one gradient, part 1 with two; the others have not.
+            # Part 0 has left with one gradient and part 1 with two; the other parts have not left.
             expected = np.repeat([1.0, 2.0, 0.0], [2, 3, 5])
         close(total, expected)
 
 
 @pytest.mark.parametrize(("own", "slack", "codec"), [("immediate", 0, "int8"), ("delayed", 1, "raw")])
-def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
-    """Window, feedback and cursors go into the state; a fleet that loads it goes on as the first would have."""
+def test_a_run_goes_on_from_its_checkpoint(monkeypatch, own, slack, codec):
+    """The state holds window, feedback and cursors; a fleet that loads it goes on as the first would have."""
     layout, settings = make_layout(SIZE, 4, codec), rules(slack=slack, own=own)
     gradients = integers(np.random.default_rng(0), 9 * 2 * SIZE).reshape(9, 2, SIZE)
     fleet = Lockstep(monkeypatch, 2, layout, SIZE, settings)
@@ -131,8 +131,8 @@ def test_a_checkpoint_is_where_it_goes_on(monkeypatch, own, slack, codec):
 # --- one worker, and many -----------------------------------------------------------------------
 
 
-def test_with_own_published_the_last_rounds_of_one_alone_are_applied_at_the_end(monkeypatch):
-    """Nobody else's are there that would say that something is left."""
+def test_with_own_delayed_the_last_rounds_of_a_lone_worker_are_applied_at_the_end(monkeypatch):
+    """No rounds of peers are there that would show that something is left."""
     fleet = Lockstep(monkeypatch, 1, make_layout(SIZE, 2), SIZE, rules(slack=3, own="delayed"))
     gradients = integers(np.random.default_rng(0), 6 * SIZE).reshape(6, SIZE)
     got = sum(fleet.exchanges[0].exchange(gradient.copy()).copy() for gradient in gradients)
@@ -140,7 +140,7 @@ def test_with_own_published_the_last_rounds_of_one_alone_are_applied_at_the_end(
 
 
 @pytest.mark.parametrize("own", ["immediate", "delayed"])
-def test_what_is_no_number_is_left_out_of_the_sum_and_of_the_count(monkeypatch, own):
+def test_a_non_finite_gradient_is_left_out_of_the_sum_and_of_the_count(monkeypatch, own):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=0, own=own))
     values = np.float32([1, 2, 30]).repeat(SIZE).reshape(3, SIZE)
     sent = values.copy()
@@ -154,8 +154,8 @@ def test_what_is_no_number_is_left_out_of_the_sum_and_of_the_count(monkeypatch, 
         close(second, np.full(SIZE, (1 + 2 + 30) / 3))
 
 
-def test_who_goes_while_a_checkpoint_waits_for_it_shares_nothing(monkeypatch):
-    """Under a bound of one round it could still have come; at a checkpoint everybody is awaited, and one is dropped."""
+def test_a_peer_dropped_while_a_checkpoint_awaits_it_shares_nothing(monkeypatch):
+    """A bound of one round would let it come later. A checkpoint awaits all peers, and drops this one."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
 
     def is_sync_point():
@@ -175,7 +175,7 @@ def test_without_a_bound_nobody_is_awaited_for_a_checkpoint_either(monkeypatch, 
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 8])
-def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
+def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_the_own_term_is(count):
     vectors = np.random.default_rng(0).standard_normal((count, BLOCK_VALUES + 5)).astype(np.float32)
     expected = vectors[0].copy()
     for vector in vectors[1:]:
@@ -189,8 +189,8 @@ def test_a_sum_goes_in_worker_order_to_the_last_bit_wherever_our_own_is(count):
         np.testing.assert_array_equal(own, expected)
 
 
-def test_who_has_taken_over_a_state_says_how_far_it_has_applied():
-    """It may be asked for its own state at once."""
+def test_a_worker_that_took_over_a_state_reports_its_applied_round():
+    """A joiner may ask the worker for its own state at once."""
     for is_published, applied in ((True, 9), (True, 10), (False, 10)):
         rule = GradientRule(2, make_layout(SIZE), SIZE, 1, True, is_published)
         rule.load_shared({}, {}, 0, 10, applied)
@@ -208,8 +208,8 @@ def test_who_has_taken_over_a_state_says_how_far_it_has_applied():
         ({"slack": 2}, 4),
     ],
 )
-def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(monkeypatch, settings, free):
-    """What is lent to the sender may not change, and our own enters as the others read it."""
+def test_a_round_is_not_over_before_its_own_term_has_been_published(monkeypatch, settings, free):
+    """The array that is lent to the sender may not change, and the own term enters as the others read it."""
     layout = make_layout(SIZE, may_be_whole=True)
     fleet = Lockstep(monkeypatch, 1, layout, SIZE, rules(**settings))
     (exchange,) = fleet.exchanges
@@ -229,8 +229,8 @@ def test_a_round_is_not_over_before_what_it_needs_of_our_own_has_been_published(
         assert waits == ([f"our own round {round} to be published"] if round > free else [])
 
 
-def test_our_own_lengths_are_a_yardstick_as_late_as_the_bound_allows(monkeypatch):
-    """How far the sender is decides nothing: under slack 2 what left two rounds ago is known for sure."""
+def test_the_own_norms_are_a_measure_as_late_as_the_bound_allows(monkeypatch):
+    """The progress of the sender decides nothing: under slack 2 the terms of two rounds ago are known for sure."""
     fleet = Lockstep(monkeypatch, 1, make_layout(SIZE), SIZE, rules(slack=2, norm_gate=10.0))
     screen, known = fleet.exchanges[0]._rule.screen, []
     for value in range(1, 6):
@@ -240,8 +240,8 @@ def test_our_own_lengths_are_a_yardstick_as_late_as_the_bound_allows(monkeypatch
 
 
 @pytest.mark.parametrize("exchange", ["gradients", "parameters"])
-def test_a_contribution_is_judged_as_one_of_the_life_that_sent_it(monkeypatch, exchange):
-    """Who is started again has its strikes behind it, so the judge has to know which life it is."""
+def test_a_contribution_is_screened_as_one_of_the_incarnation_that_sent_it(monkeypatch, exchange):
+    """A restarted worker has left its offences behind, so the screen has to know the incarnation."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1, norm_gate=10.0, exchange=exchange))
     screen, incarnations = fleet.exchanges[0]._rule.screen, set()
     whole = screen.usable

@@ -1,4 +1,4 @@
-"""The wire under property tests: round trips, chunks, and whatever a peer may send."""
+"""The wire under property tests: round trips, chunks, and arbitrary entries of a peer."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def header_of(entry):
 
 
 def mutate(entry, **changes):
-    """An entry with another header, and a checksum that fits it, unless that is what is changed."""
+    """An entry with another header, and a checksum that fits it unless the checksum is the change."""
     header = header_of(entry) | changes
-    # It comes last.
+    # The checksum comes last.
     header["z"] = header.pop("z")
     packed = msgpack.packb({k: v for k, v in header.items() if v is not ...})
     if "z" not in changes:
@@ -139,7 +139,7 @@ def test_a_changed_byte_a_short_payload_and_a_missing_chunk_are_refused():
 
 
 def test_a_changed_byte_of_a_later_chunk_is_refused_and_costs_nothing_of_the_message():
-    """It may come again, and the chunks before it count."""
+    """The chunk may come again, and the chunks before it count."""
     size = RAW_BYTES // 4 + 100
     layout, values = make_layout(size), np.random.default_rng(3).standard_normal(size).astype(np.float32)
     first, last = entries(encode_vector(layout, "part", 1, Slice(0, size), values))
@@ -157,8 +157,8 @@ def test_a_changed_byte_of_a_later_chunk_is_refused_and_costs_nothing_of_the_mes
 
 
 @pytest.mark.parametrize("codec", ["raw", "float16", "int8", "topk", "sign"])
-def test_our_own_length_is_the_readers_to_the_last_bit(codec):
-    """Where all judge the same terms they must decide alike: so the sums go over the same pieces."""
+def test_our_own_norm_is_the_readers_to_the_last_bit(codec):
+    """Workers that screen the same terms must decide alike, so the sums go over the same pieces."""
     size = RAW_BYTES // 4 * 2 + 777
     layout, values = make_layout(size, 1, codec), np.random.default_rng(5).standard_normal(size).astype(np.float32)
     pairs, assembler = list(encode_vector(layout, "part", 1, Slice(0, size), values)), Assembler(layout)
@@ -172,7 +172,7 @@ def test_our_own_length_is_the_readers_to_the_last_bit(codec):
 
 @pytest.mark.parametrize("kind", ["part", "hello"])
 def test_every_changed_byte_of_an_entry_is_refused(kind):
-    """P7: wherever it is, in the header or in the payload, and whatever it becomes."""
+    """P7: the changed byte may be anywhere in the header or the payload, and become anything."""
     layout = make_layout(10)
     if kind == "part":
         pairs = encode_vector(layout, "part", 1, Slice(0, 10), np.ones(10, np.float32), extras={"s": 1.0, "b": 2.0**31})

@@ -1,4 +1,4 @@
-"""The codecs' bytes by hand: what is on the wire for a few values, what a reader makes of it, and what is kept."""
+"""The codecs' bytes by hand: the bytes of a few values on the wire, the decoded values, and the kept error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from peers.types import Slice
 
 LARGEST = np.finfo(np.float32).max
 
-# Codec, values, bytes, what is read, what is kept.
+# Codec, values, bytes, decoded values, kept error.
 TABLE = [
     ("raw", [1, -2, 1e-40], struct.pack("<3f", 1, -2, 1e-40), [1, -2, 1e-40], [0, 0, 0]),
-    # Eleven bits: 2049 lies between 2048 and 2050, to even; 2051 goes to 2052. What is too large is cut to 65504.
+    # Eleven bits: 2049 lies between 2048 and 2050 and goes to even, 2051 goes to 2052. Larger values are cut to 65504.
     (
         "float16",
         [1, -2, 2049, 2051, 1e5, -1e5],
@@ -25,7 +25,7 @@ TABLE = [
         [1, -2, 2048, 2052, 65504, -65504],
         [0, 0, 1, -1, 1e5 - 65504, 65504 - 1e5],
     ),
-    # Eight bits: 257 lies between 256 and 258, to even; 259 goes to 260.
+    # Eight bits: 257 lies between 256 and 258 and goes to even, 259 goes to 260.
     (
         "bfloat16",
         [1, -2, 257, 259, LARGEST],
@@ -33,7 +33,7 @@ TABLE = [
         [1, -2, 256, 260, 3.3895314e38],
         [0, 0, 1, -1, LARGEST - 3.3895314e38],
     ),
-    # Steps of 1/127 of the largest, halves to even.
+    # Steps of 1/127 of the largest value, halves to even.
     (
         "int8",
         [254, -128, 5, 7, 0.5],
@@ -41,7 +41,7 @@ TABLE = [
         [254, -128, 4, 8, 0],
         [0, 0, 1, -1, 0.5],
     ),
-    # The mean size, and a bit a value, the first of a byte the highest.
+    # The mean size, then one bit a value, the first value in the highest bit of a byte.
     (
         "sign",
         [1, -3, 2, -2, 0, 4, 1, 3, -2],
@@ -49,7 +49,7 @@ TABLE = [
         [2, -2, 2, -2, 2, 2, 2, 2, -2],
         [-1, -1, 0, 0, -2, 2, -1, 1, 0],
     ),
-    # Half of them: the largest, where they were; of equal ones the first.
+    # The largest half, with their positions; of equal values the first.
     (
         "topk",
         [1, -3, 2, 0, 3, 2],
@@ -75,13 +75,13 @@ def test_bytes_by_hand(name, values, payload, read, kept, cast):
     np.testing.assert_allclose(rest, np.array(kept, np.float32), rtol=1e-6)
 
 
-def test_what_was_kept_is_sent_with_the_next_of_its_place():
-    """Two chunks of one vector have nothing to do with each other."""
+def test_the_kept_error_is_sent_with_the_next_values_of_its_place():
+    """The errors of two chunks of one vector are independent."""
     lossy = ErrorFeedback(build("int8"), 4)
     first, second = Slice(0, 2), Slice(2, 4)
     assert bytes(lossy.encode(first, np.float32([127, 0.4]))) == struct.pack("<f2b", 1, 127, 0)
     assert bytes(lossy.encode(second, np.float32([127, 0.4]))) == struct.pack("<f2b", 1, 127, 0)
-    # 0.4 and 0.4 are 0.8, which is one step; what is too much is taken off the next.
+    # The values 0.4 and 0.4 make 0.8, which rounds to one step; the next value carries the excess.
     assert bytes(lossy.encode(first, np.float32([127, 0.4]))) == struct.pack("<f2b", 1, 127, 1)
     np.testing.assert_allclose(lossy.state(), [0, -0.2, 0, 0.4], atol=1e-6)
     again = ErrorFeedback(build("int8"), 4)
@@ -95,7 +95,7 @@ def test_what_was_kept_is_sent_with_the_next_of_its_place():
 
 @pytest.mark.parametrize("name", ["int8", "sign"])
 def test_each_block_has_a_scale_of_its_own(name):
-    """1,024 values share one; the last block may be short."""
+    """A block of 1,024 values shares one scale; the last block may be short."""
     values = np.repeat(np.float32([127, 254, 381]), [1024, 1024, 8])
     payload = bytes(build(name).encode(values))
     scales = [1, 2, 3] if name == "int8" else [127, 254, 381]
@@ -107,7 +107,7 @@ def test_each_block_has_a_scale_of_its_own(name):
 
 
 def test_how_many_values_a_chunk_holds():
-    """Part of the wire: both sides cut alike, and a position of topk has two bytes."""
+    """The chunk size is a part of the wire: both sides cut alike, and a position of topk has two bytes."""
     sizes = {name: build(name).chunk_values for name in ("raw", "float16", "bfloat16", "int8", "topk", "sign")}
     mib = 2**20
     assert sizes == {
@@ -118,6 +118,6 @@ def test_how_many_values_a_chunk_holds():
         "topk": 65536,
         "sign": mib // 4,
     }
-    # At six bytes a value that is sent, no more than 256 KiB.
+    # A sent value has six bytes, and a chunk has no more than 256 KiB.
     assert build("topk", fraction=0.5).chunk_values == 65536
     assert build("topk", fraction=1.0).chunk_values == 43690

@@ -1,4 +1,4 @@
-"""Lives of an exchange: who comes back, who is not named to a joiner, what was gone before it was read."""
+"""Incarnations of an exchange: peers that come back or are not awaited, entries that are gone before they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def join(fleet, worker, helper):
     return at
 
 
-def test_a_joiner_does_not_await_who_is_gone(monkeypatch):
+def test_a_joiner_does_not_await_a_dropped_peer(monkeypatch):
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1), first=[0, 1])
     for worker in (0, 1, 0, 1):
         fleet.exchanges[worker].exchange(ONES.copy())
@@ -32,7 +32,7 @@ def test_a_joiner_does_not_await_who_is_gone(monkeypatch):
     assert fleet.exchanges[2].gate.members() == (0,) and fleet.exchanges[0].gate.members() == (2,)
 
 
-def test_what_a_former_life_had_not_said_is_not_missed_in_the_next(monkeypatch):
+def test_the_missing_rounds_of_a_former_incarnation_are_not_missed_in_the_next(monkeypatch):
     """Worker 2 dies after its first round, and joins again when the others have gone on without it."""
     fleet = Lockstep(monkeypatch, 3, make_layout(SIZE), SIZE, rules(slack=1))
     for worker in (2, 0, 1):
@@ -50,8 +50,8 @@ def test_what_a_former_life_had_not_said_is_not_missed_in_the_next(monkeypatch):
     assert [exchange.gate.members() for exchange in fleet.exchanges] == [(1, 2), (0, 2), (0, 1)]
 
 
-def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypatch):
-    """Between its wish, to one of us, and its greeting, to all, there is no order."""
+def test_a_joiner_with_a_state_is_not_dropped_by_its_late_greeting(monkeypatch):
+    """The proposal of a joiner to one peer and its greeting to all have no order."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=1), first=[0])
     fleet.exchanges[0]._inbox._requests = {1: (fleet.buses[1].incarnation, "token")}
     fleet.buses[0].follow(1, fleet.buses[1].incarnation)
@@ -61,8 +61,8 @@ def test_who_has_been_given_a_state_is_not_dropped_by_its_late_greeting(monkeypa
     assert fleet.exchanges[0].gate.members() == (1,)
 
 
-def test_rounds_that_were_gone_before_the_first_was_read_are_counted(monkeypatch):
-    """Without a bound: of 50 rounds, and a greeting before them, the outbox has the last 4 + 16 entries."""
+def test_rounds_gone_before_the_first_was_read_are_counted(monkeypatch):
+    """The outbox without a bound has the last 4 + 16 entries of a greeting and 50 rounds."""
     fleet = Lockstep(monkeypatch, 2, make_layout(SIZE), SIZE, rules(slack=None, keep_rounds=4))
     fleet.deaf = {1}
     for _ in range(50):
@@ -83,7 +83,7 @@ def test_a_replay_ends_with_the_newest_entry_of_then(monkeypatch):
         inbox.feed(Entry(1, "a", number, True, header, payload))
         assert gate.is_replaying == is_replaying
     inbox.replay({1: 0})
-    assert not gate.is_replaying, "who has said nothing has nothing to be read"
+    assert not gate.is_replaying, "a peer without entries has nothing to read"
 
 
 # --- the gate of an exchange --------------------------------------------------------------------
@@ -126,8 +126,8 @@ def test_a_minority_waits():
     assert waits(gate, 2)
 
 
-def test_no_fewer_than_a_majority_and_more_than_a_minority_say_that_we_were_left_behind():
-    """Those that are ahead must be more than half of all, and more than what would be a minority."""
+def test_being_left_behind_takes_a_majority_that_is_more_than_a_minority():
+    """The peers that are ahead must be more than half of all, and more than a minority."""
     gate = gate_of(slack=0, min_peers=2)
     for peer in (1, 2, 3):
         gate.note(peer, 1)
@@ -142,7 +142,7 @@ def test_no_fewer_than_a_majority_and_more_than_a_minority_say_that_we_were_left
         gate.wait(2)
 
 
-def test_while_what_was_said_is_replayed_the_others_may_be_ahead():
+def test_the_others_may_be_ahead_during_a_replay():
     gate = gate_of(slack=0)
     gate.is_replaying = True
     for round in (1, 50):
@@ -167,7 +167,7 @@ def test_without_a_bound_one_state_of_each_is_kept():
     assert len(gate._states) == 2
 
 
-def test_who_comes_back_after_a_goodbye_is_awaited_again():
+def test_a_peer_that_comes_back_after_a_goodbye_is_awaited_again():
     gate = gate_of(slack=0, peers=(1,))
     gate.leave(1)
     assert not waits(gate, 5)
