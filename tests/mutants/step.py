@@ -4,8 +4,10 @@ from tests.mutants.mutant import Mutant
 
 PAIR, LOSSES, GUARD = "degan/learners/gan_pair.py", "degan/learners/losses.py", "degan/learners/guard.py"
 NETWORKS, CLASSIFIER = "degan/learners/networks.py", "degan/learners/classifier.py"
+OPTIMISERS = "degan/learners/optimisers.py"
 CLASSIFIED = "tests/degan/learners/test_classifier.py::test_"
 STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
+RESUMED = "tests/degan/artifacts/test_checkpoints.py::test_training_goes_on_bit_for_bit"
 AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
 SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
 ORDER = "tests/degan/learners/test_pair_order.py::test_"
@@ -21,7 +23,8 @@ MUTANTS = (
     Mutant("D's labels are swapped", PAIR, "network(real), network(fake))", "network(fake), network(real))", STEP),
     Mutant("D is not frozen in G's pass", PAIR, FROZEN, FROZEN.partition("\n")[2], STEP),
     Mutant("the rates are swapped", PAIR, RATES, SWAPPED, STEP),
-    Mutant("Adam's betas are torch's own", NETWORKS, ", betas=self._optimiser.betas", "", STEP),
+    Mutant("Adam's betas are torch's own", OPTIMISERS, "values, rate, settings.betas", "values, rate, (0.9, 0.999)", STEP),
+    Mutant("a loaded count of steps is lost", OPTIMISERS, "self._step.fill_(steps)", "pass", RESUMED),
     Mutant("R1 without its half", PAIR, "loss + 0.5 * settings.reg", "loss + settings.reg", STEP),
     Mutant(
         "the weight of the gradient penalty is ignored",
