@@ -102,7 +102,9 @@ def round_line(worker, step, cohort=(0, 1), leader=0, **changes):
     return line | changes
 
 
-def make_led_run(folder: Path, *overrides: str, mode: str = "federated", workers: int = 3, steps: int = 100) -> Path:
+def make_leader_based_run(
+    folder: Path, *overrides: str, mode: str = "federated", workers: int = 3, steps: int = 100
+) -> Path:
     """A run with rounds in which worker 0 leads and measures, and the last worker was never asked."""
     folder.mkdir(parents=True)
     words = [f"peers={workers}", f"run.steps={steps}", f"mode.name={mode}", *overrides]

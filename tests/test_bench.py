@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("exchange", ["--turns", "1", "--rounds", "2", "--values", "1000", "--only", "degan", "bare", "gloo"]),
     ],
 )
-def test_a_benchmark_runs_to_its_end_and_says_so_in_json(name, words, tmp_path):
+def test_a_benchmark_runs_to_its_end_and_reports_it_in_json(name, words, tmp_path):
     out = ["--out", str(tmp_path / "picture.svg")] if name == "memory" else []
     command = [sys.executable, str(ROOT / "tests" / "bench" / f"{name}.py"), *words, *out]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)

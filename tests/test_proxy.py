@@ -99,7 +99,7 @@ def test_a_connection_is_reset_every_so_many_bytes(echo, network):
 
 
 @pytest.mark.parametrize("weather", [CUT, Weather(is_deaf=True), Weather(is_mute=True)], ids=["both", "deaf", "mute"])
-def test_what_a_cut_holds_back_comes_when_it_is_healed(echo, network, weather):
+def test_bytes_that_a_cut_holds_back_come_when_it_is_healed(echo, network, weather):
     link = network.link(echo)
     with call(link.port, 0.3) as line:
         assert said(line, b"before") == b"before"

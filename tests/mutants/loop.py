@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-LOOP, LIVES = "tests/degan/worker/test_loop.py::", "tests/degan/worker/test_loop_lives.py::"
+LOOP, LIVES = "tests/degan/worker/test_loop.py::", "tests/degan/worker/test_loop_incarnations.py::"
 REPORT, COMPARE = "tests/degan/reports/test_report_figures.py::", "tests/degan/reports/test_compare_figures.py::"
 SUPERVISE, BOARD, PLAN = (
     "tests/launch/test_supervise.py::",
@@ -37,21 +37,21 @@ MUTANTS = (
         "degan/worker/loop.py",
         "if self._score[0] == step and",
         "if self._score[0] >= 0 and",
-        LOOP + "test_what_the_checkpoints_hold",
+        LOOP + "test_the_content_of_the_checkpoints",
     ),
     Mutant(
         "later checkpoints stay when an older one is gone on from",
         "degan/worker/loop.py",
         "        self._checkpoints.forget_after(step)\n",
         "",
-        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+        LIVES + "test_lines_after_the_step_of_an_older_checkpoint_are_forgotten",
     ),
     Mutant(
         "the last step is shown and evaluated only where its number fits",
         "degan/worker/loop.py",
         "(step % every == 0 or step == self._settings.run.steps)",
         "step % every == 0",
-        LOOP + "test_what_is_due_is_due_at_the_last_step_too",
+        LOOP + "test_all_tasks_are_due_at_the_last_step_too",
     ),
     Mutant(
         "the last picture is drawn before what was left is exchanged",
@@ -76,14 +76,14 @@ MUTANTS = (
         "degan/worker/loop.py",
         "if self._mode.is_shared and not self._mode.is_first():",
         "if not self._mode.is_first():",
-        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+        LOOP + "test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
         "a step that all stop after is settled only where something is due",
         "degan/worker/loop.py",
         "not (is_sync_point or is_stopping) or",
         "not is_sync_point or",
-        LIVES + "test_a_step_that_all_stop_after_is_settled_though_nothing_is_due",
+        LIVES + "test_a_step_that_all_stop_after_is_synchronised_though_nothing_is_due",
     ),
     Mutant(
         "a line of no steps would divide by nothing",
@@ -98,14 +98,14 @@ MUTANTS = (
         "degan/runs/journal.py",
         '"worker": self._worker',
         '"worker": 0',
-        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+        LOOP + "test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
         "the line of the checkpoint's own step is forgotten",
         "degan/runs/journal.py",
         'line.get("step", 0) <= step',
         'line.get("step", 0) < step',
-        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+        LIVES + "test_lines_after_the_step_of_an_older_checkpoint_are_forgotten",
     ),
     Mutant(
         "the launcher shows a consequence before its cause",
@@ -169,7 +169,7 @@ MUTANTS = (
         "degan/reports/page.py",
         "autoescape=True",
         "autoescape=False",
-        "tests/degan/reports/test_report.py::test_whatever_comes_from_a_file_is_escaped",
+        "tests/degan/reports/test_report.py::test_text_from_a_file_is_escaped",
     ),
     Mutant(
         "old run folders keep an old word",

@@ -7,7 +7,7 @@ NETWORKS, CLASSIFIER = "degan/learners/networks.py", "degan/learners/classifier.
 CLASSIFIED = "tests/degan/learners/test_classifier.py::test_"
 STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
 AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
-SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
+SEEDS = "tests/degan/artifacts/test_shown_network.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
 ORDER = "tests/degan/learners/test_pair_order.py::test_"
 LOCAL = "tests/degan/modes/test_local.py::test_"
 RATES = '{"generator": optimiser.generator_lr, "discriminator": optimiser.discriminator_lr}'
@@ -50,14 +50,14 @@ MUTANTS = (
         PAIR,
         "module = self.ema.module.eval()",
         "module = self.generator.module.eval()",
-        "tests/degan/artifacts/test_shown.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
+        "tests/degan/artifacts/test_shown_network.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
     ),
     Mutant(
         "a saved run shows the generator itself",
         "degan/artifacts/saved.py",
         'models.build(settings.model, shape), "ema."',
         'models.build(settings.model, shape), "generator."',
-        "tests/degan/artifacts/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
+        "tests/degan/artifacts/test_shown_network.py::test_a_run_measures_draws_and_saves_the_average",
     ),
     Mutant(
         "all workers draw the same latents",
@@ -99,7 +99,7 @@ MUTANTS = (
         "degan/modes/partial_exchange.py",
         "        norm_gate=settings.bus.norm_gate,\n",
         "",
-        "tests/degan/learners/test_guard.py::test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is",
+        "tests/degan/learners/test_guard.py::test_the_gate_changes_nothing_without_an_attacker_and_leaves_an_attacker_out",
     ),
     Mutant(
         "G's pass keeps its graph",
@@ -136,7 +136,7 @@ MUTANTS = (
         CLASSIFIER,
         "{NETWORK: optimiser.lr}",
         "{NETWORK: optimiser.generator_lr}",
-        "tests/degan/learners/test_settings_classifier.py::test_what_a_setting_of_a_classifier_does",
+        "tests/degan/learners/test_settings_classifier.py::test_each_setting_of_a_classifier_has_its_effect",
     ),
     Mutant(
         "accuracy is the share of what is wrong",

@@ -53,7 +53,7 @@ def flip(path, where: float) -> None:
     path.write_bytes(raw)
 
 
-def test_what_is_saved_is_read(checkpoints):
+def test_a_saved_checkpoint_is_read_back(checkpoints):
     saved = make(7)
     folder = checkpoints.save(saved)
     found = checkpoints.load(7)
@@ -157,7 +157,7 @@ def test_each_file_is_reported_while_it_counts_for_nothing_and_a_full_disk_is_on
     assert [path.name for path in tmp_path.iterdir()] == ["000004"]
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(checkpoints):
+def test_the_remains_of_a_killed_process_are_no_checkpoint_and_go_with_the_next(checkpoints):
     checkpoints.save(make(5)).rename(checkpoints.folder / ".000005.4711")
     (checkpoints.folder / "notes").mkdir()
     assert checkpoints.steps() == checkpoints.whole_steps() == [] and checkpoints.best_step() is None
@@ -181,7 +181,7 @@ def test_one_of_the_same_step_is_replaced(checkpoints):
     assert checkpoints.load(5).values["counters"] == {"applied": 99} and checkpoints.steps() == [5]
 
 
-def test_what_comes_after_is_forgotten(checkpoints):
+def test_later_checkpoints_are_forgotten(checkpoints):
     for step in (5, 10, 15):
         checkpoints.save(make(step))
     checkpoints.forget_after(5)

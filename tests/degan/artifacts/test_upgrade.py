@@ -35,7 +35,7 @@ def test_rounds_of_a_leader_stay_as_they_are():
     assert upgrade(manifest())["values"]["mode"] == {}
 
 
-def test_what_no_run_can_go_on_from_is_refused():
+def test_a_checkpoint_that_no_run_can_continue_is_refused():
     with pytest.raises(ValueError, match="too many values"):
         upgrade(manifest(carry={"strikes": []}, followed={"1": ["a", [7, 6], [40, 35]]}, parts={}))
     old = manifest()

@@ -153,7 +153,7 @@ def test_cifar_batches_become_channels_first(tmp_path, monkeypatch):
     assert torch.allclose(samples, expected, atol=1e-6)
 
 
-def test_missing_data_says_what_where_and_how(tmp_path):
+def test_missing_data_is_named_with_its_place_and_the_remedy(tmp_path):
     data = Data(name="mnist", root=str(tmp_path))
     for call in (lambda: prepare(data, 28), lambda: load(data, 28, "train")):
         with pytest.raises(DataError, match="train-images-idx3-ubyte; data.download=true fetches it") as caught:
@@ -274,7 +274,7 @@ def test_a_tenth_of_each_class_is_held_out_whatever_the_disks_order(tmp_path):
     assert load(data, 4, "test")._paths == test._paths
 
 
-def test_only_what_is_asked_for_is_decoded_and_only_once(tmp_path):
+def test_only_the_requested_pictures_are_decoded_and_only_once(tmp_path):
     for number in range(6):
         picture(tmp_path / "train" / "a" / f"{number}.png", "L", (4, 4))
     picture(tmp_path / "test" / "a" / "0.png", "L", (4, 4))
@@ -298,7 +298,7 @@ def test_a_folders_digest_follows_its_files(tmp_path):
     assert load(data, 4, "train").digest() != before
 
 
-def test_folder_errors_are_one_line_that_says_what_to_do(tmp_path):
+def test_folder_errors_are_one_line_with_the_remedy(tmp_path):
     def words(root):
         with pytest.raises(DataError) as caught:
             source = load(Data(name="folder", root=root), 4, "train")

@@ -93,7 +93,7 @@ def test_shards_are_contiguous_cuts_of_the_labels_in_order():
 @pytest.mark.parametrize(
     "kind", [Dirichlet(alpha=5.0), Fegan(magic_num=60), Classes(groups=[list(range(10))]), Mixed(even=0.9), Iid()]
 )
-def test_which_samples_of_a_class_a_worker_holds_is_drawn(kind):
+def test_a_workers_samples_of_a_class_are_drawn(kind):
     """Files often lie in an order that says something; a worker's share is no run of them."""
     for part in split(kind, TEN, 4, 1):
         runs = [held for name in range(10) if len(held := part[TEN[part] == name]) > 4]
@@ -126,7 +126,7 @@ def test_dirichlet_matches_the_moments_of_its_distribution():
     workers=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
-def test_fegan_parts_are_disjoint_and_as_poor_in_classes_as_their_number_says(
+def test_fegan_parts_are_disjoint_and_as_poor_in_classes_as_their_number_demands(
     magic_num, ramp, min_samples, labels, workers, seed
 ):
     kind = Fegan(magic_num=magic_num, ramp=ramp, min_samples=min_samples)
@@ -230,7 +230,7 @@ def test_mixed_deals_out_its_fraction_evenly():
         (Dirichlet(alpha=0.01, min_samples=240), 4, "in 1000 draws with alpha=0.01 .* min_samples=240; raise alpha"),
     ],
 )
-def test_what_cannot_be_shared_out_is_one_clear_line(kind, workers, words):
+def test_an_impossible_split_is_one_clear_line(kind, workers, words):
     with pytest.raises(DataError, match=words) as caught:
         split(kind, TEN, workers, 1)
     assert "\n" not in str(caught.value)

@@ -162,7 +162,7 @@ def test_many_class_names_travel_as_their_hash(tmp_path):
     assert many.classes == tuple(names)
 
 
-def test_what_a_mode_has_saved_comes_back_under_its_own_names():
+def test_the_saved_state_of_a_mode_comes_back_under_its_own_names():
     one, other = build(0), build(0)
     arrays = {"window": np.arange(3, dtype=np.float32), "random": np.ones(2, np.uint8)}
     saved = one.checkpoint(7, (arrays, {"followed": {"1": [4]}}), trained_s=1.5)
@@ -196,7 +196,7 @@ def test_auto_is_the_first_gpu_that_is_there(monkeypatch):
                 pick_device(name)
 
 
-def test_what_was_drawn_is_counted_over_epochs():
+def test_drawn_samples_are_counted_over_epochs():
     one = build(0, batch_size=100)
     for number in range(1, 11):
         assert one.shard.next_batch().samples.shape == (100, 1, 8, 8)
@@ -274,7 +274,7 @@ def test_a_run_that_measures_nothing_prepares_no_classifier(asked, tmp_path, cap
         ({"split": {"kind": "classes", "groups": [[0], [1], [77]]}}, "names class 77"),
     ],
 )
-def test_what_would_stop_a_worker_is_said_before(asked, tmp_path, capsys, words, message):
+def test_errors_that_would_stop_a_worker_are_reported_before(asked, tmp_path, capsys, words, message):
     code, text = prepared(tmp_path, capsys, **words)
     assert code == 2 and message in text and text.startswith("degan: ") and text.count("\n") == 1
     assert asked == []

@@ -111,7 +111,7 @@ def test_a_class_that_nobody_outside_the_cohort_holds_is_passed_over():
     assert (cohort, state) == ([5, 6, 7], BalancedState((0, 6, 18), (-1, 5, 7)))
 
 
-def test_who_died_is_passed_over_and_the_turn_goes_on():
+def test_a_dead_worker_is_passed_over_and_the_turn_goes_on():
     histograms = as_histograms([[1], [1], [1], [1]])
     cohort, state = balanced([0, 1, 2, 3], 1, histograms, BalancedState((0,), (1,)))
     assert cohort == [2]
@@ -188,7 +188,7 @@ def test_balanced_sampling_sees_the_classes_more_equally_than_uniform_sampling()
         ([0, 1], 1, {0: np.array([1]), 1: np.array([1, 2])}, 1, "histogram of worker 1"),
     ],
 )
-def test_what_balanced_sampling_refuses(live, size, histograms, classes, words):
+def test_balanced_sampling_refuses_impossible_arguments(live, size, histograms, classes, words):
     with pytest.raises(ValueError, match=words):
         balanced(live, size, histograms, BalancedState.fresh(classes))
 
@@ -272,7 +272,7 @@ def test_workers_whose_data_are_alike_weigh_the_same_exactly(scheme, sign):
 
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_worker_without_samples_does_no_harm(scheme, sign):
+def test_a_worker_without_samples_disturbs_nothing(scheme, sign):
     found = weights("kl", scheme, sign, [0, 1, 2], {}, as_histograms([[0, 0], [5, 0], [0, 9]]))
     assert all(math.isfinite(weight) for weight in found.values())
     assert sum(found.values()) == pytest.approx(1)
@@ -310,7 +310,7 @@ def test_weights_are_shares_of_those_that_answered(histograms, weighting, scheme
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(3, 100), more=st.integers(0, 9))
-def test_the_sign_says_whether_the_more_divergent_weighs_more(size, more):
+def test_the_sign_decides_whether_the_more_divergent_weighs_more(size, more):
     # Workers 0 and 1 hold as much as each other; worker 0 is nearly like the whole, worker 1 has one class only.
     histograms = as_histograms([[size, size, size], [3 * size, 0, 0], [more, 3 * size, 3 * size]])
     for scheme in SCHEMES:
@@ -333,6 +333,6 @@ def test_the_sign_says_whether_the_more_divergent_weighs_more(size, more):
         (("even", "exp", "as_released", [0], {}, HAND), "no weighting 'even'"),
     ],
 )
-def test_what_cannot_be_weighed(arguments, words):
+def test_impossible_weights_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         weights(*arguments)

@@ -63,7 +63,7 @@ def spoil(pair, steps, value=np.nan):
         ([LARGEST * 2], False),
     ],
 )
-def test_what_can_be_used_is_finite_and_so_is_its_square(values, found):
+def test_a_usable_value_is_finite_and_so_is_its_square(values, found):
     assert is_usable(np.array(values, np.float32)) is found
 
 
@@ -166,7 +166,7 @@ def gated_fleet(monkeypatch, gate, attack=""):
     return [pair.parameters((0, pair.size)).copy() for pair in pairs], found
 
 
-def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(monkeypatch):
+def test_the_gate_changes_nothing_without_an_attacker_and_leaves_an_attacker_out(monkeypatch):
     free, gated = (gated_fleet(monkeypatch, gate) for gate in (0.0, 10.0))
     assert free[1] == gated[1] == [({}, {})] * 3
     for first, second in zip(free[0], gated[0], strict=True):
@@ -181,7 +181,7 @@ def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(
     assert np.linalg.norm(gated[0][0] - free[0][0]) > 0
 
 
-def test_who_is_hostile_says_so(monkeypatch):
+def test_a_byzantine_worker_logs_its_attack(monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w1:attack:sign_flip")
     lines = []
     first, second = memory_buses(2)
@@ -217,7 +217,7 @@ def test_a_discriminator_whose_gradient_is_not_finite_stays_and_sends_what_can_b
 
 
 @pytest.mark.parametrize("attack", ["scale", "sign_flip"])
-def test_a_robust_rule_bears_a_hostile_feedback(attack):
+def test_a_robust_rule_bears_a_byzantine_feedback(attack):
     """The generator's step is nearer to the clean one than the mean's."""
     found = {}
     for name, byzantine, reduce in (("clean", False, "mean"), ("mean", True, "mean"), ("median", True, "median")):

@@ -141,7 +141,7 @@ def test_statistics_are_those_of_generator_discriminator_and_average():
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
-def test_vectors_are_named_and_hold_what_their_name_says(algorithm):
+def test_vectors_are_named_and_hold_the_values_of_their_name(algorithm):
     filled = Filled(algorithm=algorithm)
     filled.apply(3)
     vectors, steps = vectors_of(filled.pair), 3 if algorithm == "adam" else 0
@@ -192,7 +192,7 @@ def test_networks_are_every_tensor_by_its_name():
         np.testing.assert_array_equal(found[f"{network}.{name}"].numpy(), filled.values[network, name])
 
 
-def test_what_was_given_out_stays_as_it_was_when_training_goes_on():
+def test_exported_vectors_stay_as_they_were_when_training_goes_on():
     filled = Filled()
     filled.apply(1)
     pair = filled.pair
@@ -362,7 +362,7 @@ def test_a_vector_or_a_counter_of_another_learner_is_refused_and_nothing_is_take
         np.testing.assert_array_equal(values, before[name])
 
 
-def test_what_is_not_given_stays():
+def test_vectors_that_are_not_given_stay():
     source, taker = Filled(seed=1), Filled(seed=2)
     before, counters = taker.pair.state()
     vectors, counted = source.pair.state(["discriminator.buffers"])

@@ -80,7 +80,7 @@ NETWORKS: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", NETWORKS)
-def test_what_a_setting_of_the_networks_does(path):
+def test_each_setting_of_the_networks_has_its_effect(path):
     value, found, expected = NETWORKS[path]
     assert found(pair_of(path, value)) == expected
 
@@ -113,7 +113,7 @@ TRAINING: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", TRAINING)
-def test_what_a_setting_of_the_training_does(path):
+def test_each_setting_of_the_training_has_its_effect(path):
     value, found, expected = TRAINING[path]
     assert found(pair_of(path, value, model=TINY)) == expected
 
@@ -222,7 +222,7 @@ SPLITS: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", SPLITS)
-def test_what_a_setting_of_the_split_does(path):
+def test_each_setting_of_the_split_has_its_effect(path):
     found, expected = SPLITS[path]
     assert found() == expected
 

@@ -64,7 +64,7 @@ def test_the_metrics_by_hand(evaluator):
     assert share.seconds > 0
 
 
-def test_what_is_not_finite_is_no_answer(evaluator):
+def test_a_logit_that_is_not_finite_is_no_answer(evaluator):
     right = answers(*LABELS)
 
     def logits(samples):
@@ -89,7 +89,7 @@ def test_data_without_test_samples_is_refused(monkeypatch):
         AccuracyEvaluator(experiment()).evaluate(answers())
 
 
-def test_the_learner_says_which_evaluator_it_is(tmp_path):
+def test_the_learner_decides_which_evaluator_is_used(tmp_path):
     assert isinstance(evaluator_of(experiment()), AccuracyEvaluator)
     assert isinstance(evaluator_of(of_gan()), Evaluator)
     with pytest.raises(WeightsError, match="trains a classifier"):

@@ -49,7 +49,7 @@ def test_it_learns_every_sample_with_its_own_label_in_new_order_each_epoch(monke
     assert set(sum(epochs, [])) == set(range(count))
 
 
-def test_what_it_has_learnt_holds_for_samples_that_it_has_not_seen():
+def test_the_learnt_classes_hold_for_samples_that_it_has_not_seen():
     learnt = train_classifier(points(300))
     random = np.random.default_rng(2)
     labels = random.integers(0, 3, 1100)

@@ -92,7 +92,7 @@ def test_fit_is_numpys_mean_and_covariance():
     assert np.allclose(fitted.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
 
 
-def test_what_is_not_finite_gives_nan_and_what_does_not_fit_is_refused():
+def test_values_that_are_not_finite_give_nan_and_sizes_that_do_not_fit_are_refused():
     a = gaussian([0.0], [[1.0]])
     assert math.isnan(distance(a, gaussian([math.nan], [[1.0]])))
     with pytest.raises(ValueError, match="cannot be compared"):
@@ -229,7 +229,7 @@ def test_two_processes_that_ask_at_once_train_once(cache):
     assert len(sums) == 1
 
 
-def test_a_cache_that_cannot_be_used_says_what_to_set(tmp_path, monkeypatch, digits):
+def test_a_cache_that_cannot_be_used_names_the_setting(tmp_path, monkeypatch, digits):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEGAN_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheError, match="set DEGAN_CACHE"):

@@ -133,6 +133,6 @@ def test_points_are_not_bounded():
         (Mlp(image_size=8), (1, 28, 28), "model.image_size"),
     ],
 )
-def test_what_cannot_be_built_names_the_setting(settings, shape, begins):
+def test_a_network_that_cannot_be_built_names_the_setting(settings, shape, begins):
     with pytest.raises(SettingsError, match=f"^{begins}"):
         models.build(settings, shape)

@@ -174,7 +174,7 @@ def test_a_network_is_its_layers_written_out(case, is_training):
 
 
 @pytest.mark.parametrize("case", ["lsgan", "dcgan", "mlp", "points", "degan"])
-def test_every_tensor_starts_as_its_source_says(case, monkeypatch):
+def test_every_tensor_starts_as_its_source_defines(case, monkeypatch):
     """Normal or uniform weights by their deviation and largest value, scales around one, and zeros.
 
     All is drawn or written here: what torch gives a fresh layer is taken away, since another release may give another.

@@ -165,7 +165,7 @@ def test_predicted_bytes_are_the_measured_ones(request, backend):
 # --- somebody is missing --------------------------------------------------------------------------
 
 
-def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
+def test_a_round_without_a_quorum_is_void_and_late_answers_are_counted():
     settings = experiment(3, local_steps=1, quorum=1.0, leaders=1, deadline={"floor_s": 0.3, "ceiling_s": 0.3})
     fleet = Fleet(settings, memory_buses(3))
     modes, late = fleet.modes, 2
@@ -218,7 +218,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_where_it_is_taken():
 
 
 @pytest.mark.parametrize("rule", ["clipped_mean", "median", "trimmed_mean", "centered_clip"])
-def test_a_robust_rule_bears_a_hostile_model(rule):
+def test_a_robust_rule_bears_a_byzantine_model(rule):
     """The model is nearer to that of a clean run than with the mean, and the same for all."""
     found = {}
     for name, attack, reduce in (("clean", None, "mean"), ("mean", "scale", "mean"), (rule, "scale", rule)):
@@ -232,7 +232,7 @@ def test_a_robust_rule_bears_a_hostile_model(rule):
     assert away[rule] < 0.1 * away["mean"]
 
 
-def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
+def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_banned():
     settings = experiment(4, local_steps=1, leaders=1)
     plain = config.dump(settings).replace("offences: 10", "offences: 2")
     fleet = Fleet(config.build(config.parse(plain)), memory_buses(4))
@@ -273,7 +273,7 @@ def test_a_member_that_leaves_saves_the_model_that_its_version_names():
     assert left.is_set() and not any("ending without them" in line for line in fleet.lines)
 
 
-def test_who_has_led_on_alone_takes_what_the_others_have():
+def test_a_leader_that_went_on_alone_takes_the_model_of_the_others():
     """Cut off, it has gone on to a round that the others are far from; it may not keep them waiting until then."""
     fleet = Fleet(experiment(2, local_steps=1, cohort=1), memory_buses(2))
     expired = threading.Event()
@@ -302,7 +302,7 @@ def test_who_has_led_on_alone_takes_what_the_others_have():
     assert expired.is_set()
 
 
-def test_what_a_worker_claims_of_itself_is_checked():
+def test_the_claims_of_a_worker_about_its_data_are_checked():
     assert plain_peer_info({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
     for odd in (True, -1, "5", 1.5, 2**60, None, [3]):
         assert plain_peer_info({"samples": odd}) == {}

@@ -191,7 +191,7 @@ def test_answers_weigh_the_same_or_by_their_samples(weighting, weigh):
 
 
 @pytest.mark.parametrize("state", ["keep", "average"])
-def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
+def test_a_worker_outside_the_cohort_goes_on_where_the_model_is(state):
     """The moments' steps are those of the model (`average`), or the worker's own (`keep`)."""
     settings = experiment(3, local_steps=2, cohort=2, optimiser=FAST, optimiser_state=state, leaders=2)
     settings = msgspec.structs.replace(settings, seed=10)
@@ -252,7 +252,7 @@ def test_weak_workers_take_their_own_number_of_steps():
     assert_like(fleet.pairs[1], hand)
 
 
-def test_who_is_weak_is_drawn_by_the_seed():
+def test_weak_workers_are_drawn_by_the_seed():
     """A share of all, rounded to the nearest; as in every version, because all workers have to draw the same."""
     for fraction, steps, expected in (
         (0.36, "half", dict.fromkeys((1, 4, 8, 9), 3)),

@@ -63,7 +63,7 @@ def joining(
     return round, lines
 
 
-def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
+def test_a_joiner_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
     first, second = pair
     announce(first, [5])
     # What else there is comes to be read when the first has been looked at.
@@ -74,7 +74,7 @@ def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_
 
 
 @pytest.mark.parametrize(("newest", "is_near"), [(8, True), (7, True), (6, False)])
-def test_who_is_in_a_round_has_announced_the_one_before_or_read_it(pair, newest, is_near):
+def test_a_worker_in_a_round_has_announced_the_one_before_or_read_it(pair, newest, is_near):
     """An older announcement is the newest that has been read, and not that there is."""
     first, second = pair
     announce(first, [newest])
@@ -84,7 +84,7 @@ def test_who_is_in_a_round_has_announced_the_one_before_or_read_it(pair, newest,
     later.join()
 
 
-def test_what_was_announced_in_an_older_term_than_the_leases_say_is_not_gone_on_from(pair):
+def test_a_joiner_does_not_go_on_from_an_older_term_than_that_of_the_leases(pair):
     first, second = pair
     announce(first, [9])
     start, tried = Start("join", 0, {0: "life-0"}, 0, 7, 4), []
@@ -109,7 +109,7 @@ def test_where_the_furthest_is_gone_an_older_round_will_do(pair):
     assert 0.3 <= time.monotonic() - began < 10
 
 
-def test_what_cannot_be_fetched_is_tried_with_the_next_round(pair):
+def test_a_model_that_cannot_be_fetched_is_tried_with_the_next_round(pair):
     first, second = pair
     announce(first, [7])
     tried = []
@@ -153,7 +153,7 @@ def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
     assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == (4, None)
 
 
-def test_an_answer_to_the_former_life_of_a_leader_is_none(pair):
+def test_an_answer_to_the_former_incarnation_of_a_leader_is_none(pair):
     first, second = pair
     second.start(Start("together", 0, {0: "life-0"}), 0)
     first.leadership.claim(0)

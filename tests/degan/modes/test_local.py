@@ -77,7 +77,7 @@ def test_of_an_alternating_step_each_section_counts_for_itself(script, expected,
     assert adam["applied"] == ("ema" in expected)
 
 
-def test_what_the_guard_gives_is_the_gradient_or_zeros():
+def test_the_guard_gives_the_gradient_or_zeros():
     scripted = Scripted("simultaneous")
     lines = []
     guard, real, whole = (
@@ -141,7 +141,7 @@ def test_a_gradient_whose_statistics_are_not_sound_does_not_count():
     assert guard.counts == {"own_not_finite": 1}
 
 
-def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_said():
+def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_logged():
     lines, bad, good = [], np.full(2, np.nan, np.float32), np.zeros(2, np.float32)
     guard = NonFiniteGuard(Scripted().pair, lines.append)
     assert MOST_IN_A_ROW == 100
@@ -190,7 +190,7 @@ def test_a_local_worker_is_first_by_its_number_and_stops_after_the_next_step():
         }
 
 
-def test_settling_leaves_a_local_workers_statistics_its_own():
+def test_a_synchronisation_leaves_a_local_workers_statistics_its_own():
     scripted = Scripted()
     mode, before = Local(scripted.settings, 1, scripted.pair), copy.deepcopy(scripted.state())
     assert mode.synchronise(1)

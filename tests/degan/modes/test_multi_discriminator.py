@@ -111,7 +111,7 @@ def test_rounds_with_swaps_are_one_process(buses, workers):
         assert fleet.modes[worker].stats()["swaps"] == 3
 
 
-def test_all_hold_the_same_generator_at_a_cut(buses):
+def test_all_hold_the_same_generator_at_a_sync_point(buses):
     """The leaders its moments as well."""
     fleet = Fleet(experiment(4, "dcgan", codec="int8", feedback_codec="float16", state_every=2), buses(4))
     fleet.train(5)
@@ -170,7 +170,7 @@ def test_a_swap_moves_every_discriminator(buses, has_moments):
 
 
 @pytest.mark.parametrize("silent", [0, 1])
-def test_who_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
+def test_a_worker_that_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
     """Worker `silent` sends no discriminator: its taker misses a swap, and no round."""
     workers, kept = 3, {}
     settings = experiment(workers, swap_every=2, deadline={"floor_s": 3.0, "ceiling_s": 3.0})
@@ -269,7 +269,7 @@ def test_under_the_quorum_a_round_is_void(buses):
 # --- bytes -------------------------------------------------------------------------------------
 
 
-def test_bytes_are_what_the_formula_says(buses):
+def test_bytes_are_those_of_the_formula(buses):
     """With swaps, states and a cut, headers are less than a fiftieth."""
     settings = experiment(3, "dcgan", batch=64, codec="float16", feedback_codec="float16", swap_every=2, state_every=3)
     fleet = Fleet(settings, buses(3), samples=64)
@@ -280,7 +280,7 @@ def test_bytes_are_what_the_formula_says(buses):
             assert stats[f"predicted_{way}_bytes"] <= measured <= 1.02 * stats[f"predicted_{way}_bytes"], way
 
 
-def test_a_round_costs_what_the_specification_says(buses):
+def test_the_bytes_of_a_round_are_those_of_the_specification(buses):
     """Without cuts, states and swaps: down k b d, up b d, of two bytes a value; the leader gets (n - 1) b d."""
     rounds, values = 3, 64 * 32 * 32
     settings = experiment(3, "dcgan", batch=64, batches=2, codec="float16", feedback_codec="float16")

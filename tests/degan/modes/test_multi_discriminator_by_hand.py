@@ -217,7 +217,7 @@ def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
 
 
 @pytest.mark.parametrize("leader_trains", [True, False])
-def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_trains):
+def test_a_joiner_begins_with_the_discriminator_of_one_that_trains(leader_trains):
     """As it was after the step before; and with the newest state of the generator, should it come to lead."""
     settings = experiment(3, state_every=1, leader_trains=leader_trains, optimiser=FAST)
     fleet, after, has_joined = Fleet(settings, memory_buses(3)), {}, threading.Event()

@@ -73,7 +73,7 @@ def kept(url: str, settings: config.Experiment, worker: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_what_is_kept_is_within_what_was_said(redis_url, mode):
+def test_a_redis_holds_no_more_than_the_stated_needs(redis_url, mode):
     settings, pair = train(redis_url, mode)
     needs = modes.needs(settings, pair)
     for worker in range(settings.workers):
@@ -84,7 +84,7 @@ def test_what_is_kept_is_within_what_was_said(redis_url, mode):
 
 
 @pytest.mark.parametrize("name", ["gradients", "federated"])
-def test_it_is_no_more_than_a_run_comes_to(redis_url, name):
+def test_the_stated_needs_are_no_more_than_a_run_comes_to(redis_url, name):
     """Not a bound that is far away: a run that has filled its streams uses most of it."""
     settings, pair = train(redis_url, MODES[name])
     used = max(kept(redis_url, settings, worker)[0] for worker in range(settings.workers))

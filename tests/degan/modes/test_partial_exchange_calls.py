@@ -105,7 +105,7 @@ REAL = unlabelled(torch.zeros(4, *SHAPE))
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_what_is_saved_is_loaded_and_the_exchange_begins_after_its_step(mode, updates):
+def test_a_saved_state_is_loaded_and_the_exchange_begins_after_its_step(mode, updates):
     made, _ = mode(Start("replay", 8, {1: "b"}), updates=updates)
     saved = {"followed": {"1": ["a", 3, 11], "4": ["c", 1, 6]}}
     loaded = []
@@ -117,7 +117,7 @@ def test_what_is_saved_is_loaded_and_the_exchange_begins_after_its_step(mode, up
     assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8, None)]
 
 
-def test_those_who_train_something_else_are_not_understood(mode):
+def test_peers_that_train_something_else_are_not_understood(mode):
     """What was agreed on is in every header, as eight bytes."""
     marks = [mode(Start("together", 0, {}), slack=slack)[0]._layout.fingerprint for slack in (1, 1, 2)]
     assert marks[0] == marks[1] != marks[2] and len(marks[0]) == 8 and any(marks[0])
@@ -131,7 +131,7 @@ def test_a_fresh_start_loads_nothing(mode):
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_who_joins_stands_at_the_step_of_its_helper(mode, updates):
+def test_a_joiner_stands_at_the_step_of_its_helper(mode, updates):
     made, pair = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "at", 7), updates=updates)
     assert made.begin([4], {}, None) == 7
     sizes = {name: vector.size for name, vector in vectors_of(pair).items()}
@@ -148,7 +148,7 @@ def test_a_join_that_fails_because_of_ourselves_is_not_tried_again(mode):
 
 
 @pytest.mark.parametrize("error", [StalledError("x"), BusError("x"), MessageError("malformed", "x")])
-def test_a_join_that_fails_is_tried_in_another_life(mode, error):
+def test_a_join_that_fails_is_tried_in_another_incarnation(mode, error):
     made, _ = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "error", error))
     with pytest.raises(LeaseExpiredError, match="x"):
         made.begin([], {}, None)
@@ -164,7 +164,7 @@ def test_a_failure_of_the_heartbeat_is_raised_and_ends_every_wait(mode):
     assert [str(error) for error in told] == ["later"]
 
 
-def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
+def test_after_a_step_others_are_served_and_the_lease_has_the_step(mode):
     made, pair = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
     losses = made.step(5, lambda: REAL, is_sync_point=False)
@@ -178,7 +178,7 @@ def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
     assert made._exchange.calls[-2] == ("exchange", True)
 
 
-def test_the_step_to_stop_after_is_a_cut(mode):
+def test_the_step_to_stop_after_is_a_sync_point(mode):
     made, _ = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
     made._exchange.gate.stop_at = 7
@@ -262,7 +262,7 @@ def test_without_anything_left_no_gradient_is_applied(mode):
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
+def test_a_gradient_that_is_no_number_when_it_comes_is_not_applied(mode, ends):
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="gradients")
     made.begin([], {}, None)
     before = pair.parameters((0, pair.size)).copy()
@@ -275,7 +275,7 @@ def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode, updates):
+def test_an_attacker_sends_the_attack_in_place_of_its_step_and_does_not_run_away(mode, updates):
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters", updates=updates)
     made.begin([], {}, None)
     made._attack = lambda change: -3 * change

@@ -79,7 +79,7 @@ def test_ours_is_sent_on_once_and_the_other_one_is_taken_when_it_has_come(post):
     assert post.mode._predicted == {"sent": size, "received": size}
 
 
-def test_what_was_sent_before_a_goodbye_after_that_round_may_still_come(post):
+def test_a_discriminator_sent_before_a_goodbye_after_that_round_may_still_come(post):
     post.tell("goodbye", 2, post.giver)
     post.swaps.take()
     assert post.counts() == (0, 0)
@@ -119,7 +119,7 @@ def test_one_that_cannot_be_used_is_missed(post, spoil):
     assert any("cannot be used" in line for line in post.fleet.lines[1])
 
 
-def test_one_that_does_not_say_how_many_steps_it_has_taken_is_missed(post):
+def test_one_without_its_number_of_steps_is_missed(post):
     values = np.full_like(post.own, 0.5)
     entries = encode_vector(post.mode._layout, "swap", 2, Slice(0, values.size), values, extras={})
     post.feed(list(entries), post.giver, is_direct=True)
@@ -161,7 +161,7 @@ def test_when_the_round_after_the_next_has_begun_it_is_not(post):
     assert post.counts() == (1, 0)
 
 
-def test_who_leads_waits_only_for_those_that_have_answered(post):
+def test_a_leader_waits_only_for_those_that_have_answered(post):
     """All the others wait for it."""
     post.mode._rounds.leadership.claim(1)
     post.swaps.wait(2, lambda sender: sender != post.giver)
@@ -171,7 +171,7 @@ def test_who_leads_waits_only_for_those_that_have_answered(post):
     assert post.counts() == (1, 0)
 
 
-def test_wishes_are_granted_once_and_by_the_token_that_they_name(post):
+def test_requests_are_granted_once_and_by_the_token_that_they_name(post):
     post.tell("want", 7, 2, token=5)
     post.tell("want", 7, 0, token="no")
     post.swaps.give(9)
@@ -197,7 +197,7 @@ def answer_requests(post, answer):
     return requests
 
 
-def test_who_joins_takes_the_one_that_names_its_wish(post):
+def test_a_joiner_takes_the_one_that_names_its_request(post):
     def answer(peer, token):
         post.giver = peer
         post.give(6, value=0.1, token=float(token + 1))
@@ -211,7 +211,7 @@ def test_who_joins_takes_the_one_that_names_its_wish(post):
     assert post.counts() == (0, 0) and post.messages.received("swap", 2) is None
 
 
-def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
+def test_a_joiner_that_one_cannot_serve_asks_the_next_and_each_once(post):
     def answer(peer, token):
         post.giver = peer
         if len(requests) == 1:
@@ -229,7 +229,7 @@ def test_who_cannot_be_given_one_by_one_asks_the_next_and_each_once(post):
     np.testing.assert_array_equal(network_of(post.pair, "discriminator"), post.own)
 
 
-def test_who_catches_up_itself_is_not_asked(post):
+def test_a_peer_that_catches_up_itself_is_not_asked(post):
     for peer in (0, 2):
         post.messages.restarted(peer, "b")
     requests = answer_requests(post, lambda peer, token: None)

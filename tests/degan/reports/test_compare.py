@@ -16,7 +16,7 @@ from degan.reports.compare_data import groups, labels, read
 from degan.reports.compare_tables import as_markdown, runs_table, settings_table
 from degan.runs import facts
 from degan.runs.folder import read_run
-from tests.run_folders import Page, make_led_run, make_run, metric_lines, round_line, stats_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, metric_lines, round_line, stats_line, write_lines
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_between_lines_counters_are_interpolated_and_never_beyond_the_last(two):
     assert other.count_at("predicted_sent_bytes", 10) is None
 
 
-def test_who_joined_late_counts_from_where_it_came(tmp_path):
-    run = make_led_run(tmp_path / "run")
+def test_a_worker_that_joined_late_counts_from_where_it_came(tmp_path):
+    run = make_leader_based_run(tmp_path / "run")
     write_lines(
         run / "w2" / "stats.jsonl", [round_line(2, step, cohort=(2,), images=step - 50) for step in (60, 70, 80)]
     )
@@ -98,8 +98,8 @@ def test_who_joined_late_counts_from_where_it_came(tmp_path):
     assert [worker.count_at("images", step) for step in (40, 50, 55, 60, 70, 90)] == [0, 0, 5, 10, 20, 30]
 
 
-def test_who_came_back_goes_on_counting(tmp_path):
-    run = make_led_run(tmp_path / "run")
+def test_a_worker_that_came_back_goes_on_counting(tmp_path):
+    run = make_leader_based_run(tmp_path / "run")
     lines = [round_line(1, step) for step in (10, 20)]
     lines += [round_line(1, step, images=(step - 50) * 640, late=1, sent_bytes=7, void_rounds=2) for step in (60, 70)]
     write_lines(run / "w1" / "stats.jsonl", lines)
@@ -113,7 +113,7 @@ def test_who_came_back_goes_on_counting(tmp_path):
 
 
 def test_one_worker_measures_for_all_and_formulas_stand_beside(tmp_path, two):
-    run = make_led_run(tmp_path / "led", "data.split.kind=dirichlet")
+    run = make_leader_based_run(tmp_path / "led", "data.split.kind=dirichlet")
     row = row_of(run, *two)
     assert (row["mode"], row["split"], row["workers"], row["void rounds"]) == ("federated", "dirichlet 0.5", "3", "0")
     assert (row["sent by all"], row["predicted"]) == ("420 kB", "400 kB")
@@ -125,7 +125,7 @@ def test_one_worker_measures_for_all_and_formulas_stand_beside(tmp_path, two):
 
 
 def test_a_prediction_that_only_some_know_is_none(tmp_path, two):
-    run = make_led_run(tmp_path / "led")
+    run = make_leader_based_run(tmp_path / "led")
     line = round_line(1, 100)
     del line["predicted_sent_bytes"]
     write_lines(run / "w1" / "stats.jsonl", [line])
@@ -133,7 +133,7 @@ def test_a_prediction_that_only_some_know_is_none(tmp_path, two):
 
 
 def test_time_goes_on_when_the_one_that_measures_dies(tmp_path, two):
-    run = make_led_run(tmp_path / "led")
+    run = make_leader_based_run(tmp_path / "led")
     write_lines(run / "w0" / "stats.jsonl", [round_line(0, step) for step in (10, 20, 30)])
     write_lines(run / "metrics.jsonl", [*metric_lines(0, [0]), *metric_lines(1, [50, 100])])
     entry = read([run, *two])[0]
@@ -214,7 +214,7 @@ def test_one_file_with_all_of_it_and_nothing_from_outside(two, tmp_path):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
 
 
-def test_whatever_comes_from_a_file_is_escaped(two, tmp_path):
+def test_text_from_a_file_is_escaped(two, tmp_path):
     evil = "<script>alert(1)</script>"
     strange = two[1].rename(tmp_path / "<b onload=x>|")
     write_lines(strange / "metrics.jsonl", [{"step": 1, "worker": 0, "metric": f"fid1_{evil}", "value": 1.0}])

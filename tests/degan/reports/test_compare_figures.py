@@ -25,7 +25,7 @@ from tests.degan.reports.test_report_figures import (
     text_of,
     write_run,
 )
-from tests.run_folders import Page, make_led_run, round_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, round_line, write_lines
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_how_the_data_is_cut(tmp_path, other, words, told):
     assert row_of(write_run(tmp_path / "run", *words), other)["split"] == told
 
 
-def test_who_came_in_the_middle_counts_from_a_lines_distance_before():
+def test_a_worker_that_came_in_the_middle_counts_from_a_lines_distance_before():
     def worker(*steps: int) -> Worker:
         return Worker(0, [{"step": step, "time_s": step / 10, "images": step - 50} for step in steps])
 
@@ -238,7 +238,7 @@ def test_very_different_bytes_stand_on_a_logarithmic_axis(base, tmp_path):
     assert [path.partition(" ")[0] for path in drawn] == ["M390.0", "M59.8"]
 
 
-def test_long_runs_are_drawn_over_minutes_and_gaps_are_said(other, tmp_path):
+def test_long_runs_are_drawn_over_minutes_and_gaps_are_named(other, tmp_path):
     lines = {w: [line_of(w, step, time_s=15.0 * step) for step in STEPS] for w in (0, 1)}
     values = [metric(0, 0, FID, 90.0), metric(20, 0, FID, None), metric(40, 0, FID, 30.0)]
     compare.compare([write_run(tmp_path / "long", lines=lines, metrics=values), other], tmp_path / "c.html")
@@ -252,7 +252,7 @@ def test_long_runs_are_drawn_over_minutes_and_gaps_are_said(other, tmp_path):
 
 def test_a_round_in_the_leaders_words(tmp_path):
     """Worker 1 leads from step 60; what others say of the round counts only where the leader says nothing."""
-    run = make_led_run(tmp_path / "run")
+    run = make_leader_based_run(tmp_path / "run")
     for worker in (0, 1, 2):
         lines = []
         for step in range(10, 101, 10):
@@ -275,7 +275,7 @@ def test_a_round_in_the_leaders_words(tmp_path):
 
 
 def test_bytes_beside_the_formula(tmp_path):
-    run = make_led_run(tmp_path / "run")
+    run = make_leader_based_run(tmp_path / "run")
     for worker, images in ((0, 0), (1, 300), (2, 5000)):
         changes = {"sent_bytes": 1100 * (worker + 1), "predicted_sent_bytes": 1000 * (worker + 1)}
         changes |= {
@@ -302,8 +302,8 @@ def test_bytes_beside_the_formula(tmp_path):
     assert "all 69,000 109 kB – – " in text_of(run)
 
 
-def test_which_modes_have_rounds(tmp_path):
-    led = read_run(make_led_run(tmp_path / "led", mode="multi_discriminator"))
+def test_leader_based_modes_have_rounds(tmp_path):
+    led = read_run(make_leader_based_run(tmp_path / "led", mode="multi_discriminator"))
     assert (
         facts.has_rounds(led) and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
     )

@@ -142,7 +142,7 @@ def test_a_folder_with_only_its_settings_or_only_its_metrics(run, tmp_path):
         assert "worker 1" in page_of(folder).text
 
 
-def test_a_half_written_line_is_skipped_and_said(run):
+def test_a_half_written_line_is_skipped_and_reported(run):
     with open(run / "w1" / "stats.jsonl", "a") as file:
         file.write('{"step": 1010, "time_s": 10')
     page = page_of(run)
@@ -170,7 +170,7 @@ def test_a_death_as_the_others_saw_it(run):
 
 
 @pytest.mark.parametrize(("offences", "banned"), [("offences", "banned"), ("strikes", "muted")], ids=["now", "before"])
-def test_offences_and_who_was_banned(run, offences, banned):
+def test_offences_and_bans(run, offences, banned):
     """A run folder of before says it in other words; the page has today's."""
 
     def write(counts, gone):
@@ -236,7 +236,7 @@ def test_all_losses_lost(run):
     assert "Generator loss" not in page.text and "Time of a step" in page.text
 
 
-def test_whatever_comes_from_a_file_is_escaped(run):
+def test_text_from_a_file_is_escaped(run):
     evil = "</title></pre><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     (run / "experiment.yaml").write_text(evil)
     (run / "environment.json").write_text(json.dumps({evil: evil, "list": [evil]}))
@@ -270,7 +270,7 @@ def test_many_pictures_are_thinned_evenly_and_broken_ones_left_out(run):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
-def test_what_is_no_run_folder_is_one_line_and_code_2(tmp_path, capsys, kind):
+def test_a_folder_of_no_run_is_one_line_and_code_2(tmp_path, capsys, kind):
     path = tmp_path / "thing"
     if kind == "empty":
         path.mkdir()

@@ -157,7 +157,7 @@ def test_a_curve_is_where_its_numbers_are(run):
     assert "time (s)" in sent and "<title>worker 1, step 20: 60 kB</title>" in sent
 
 
-def test_which_axes_begin_at_zero(tmp_path):
+def test_axes_that_begin_at_zero(tmp_path):
     more = {"sent_bytes": 10**6, "received_bytes": 10**6, "staleness_mean": 2.5}
     lines = {w: [line_of(w, step) | {key: v + step for key, v in more.items()} for step in STEPS] for w in (0, 1)}
     figures = figures_of(html_of(write_run(tmp_path / "run", lines=lines)))
@@ -289,7 +289,7 @@ def ends_at(tmp_path, ends: tuple[int, int], planned: int, **more):
         ((60, 90), 100, {0}),
     ],
 )
-def test_who_is_behind(tmp_path, ends, planned, late):
+def test_workers_that_are_behind(tmp_path, ends, planned, late):
     folder = ends_at(tmp_path, ends, planned)
     assert behind(read_run(folder)) == late
     said = f"The run has {max(ends)} of its {planned} steps." in faults_of(folder)
@@ -297,14 +297,14 @@ def test_who_is_behind(tmp_path, ends, planned, late):
     assert f"seed 1 {max(ends)} steps " in text_of(folder), "the furthest worker's"
 
 
-def test_who_dies_first_has_lost_nobody(tmp_path):
+def test_the_worker_that_dies_first_has_lost_nobody(tmp_path):
     """Its own death is no reason why the others, whom it did not see any more, would be lost."""
     lines = {0: [line_of(0, 10), line_of(0, 20, live_peers=0)]}
     said = faults_of(write_run(tmp_path / "run", lines=lines))
     assert said == "worker 0 wrote its last line at step 20; another reached 40."
 
 
-def test_what_each_worker_counted(tmp_path):
+def test_the_counters_of_each_worker(tmp_path):
     lines = [line_of(0, 10, dropped={"stale": 2}), line_of(0, 20, dropped={"stale": 3, "late": 1})]
     again = [line_of(0, 15, dropped={"stale": 1}), *(line_of(0, step, dropped={"stale": 4}) for step in (20, 30, 40))]
     folder = write_run(tmp_path / "run", lines={0: [*lines, *again]})
@@ -334,7 +334,7 @@ def test_counters_that_began_again_twice(tmp_path):
         ((1, 1, 1, 0), "None: no message dropped, no worker lost, no restart."),
     ],
 )
-def test_who_was_missed(tmp_path, live, said):
+def test_workers_that_were_missed(tmp_path, live, said):
     lines = [line_of(0, step, live_peers=count) for step, count in zip(STEPS, live, strict=True)]
     assert faults_of(write_run(tmp_path / "run", lines={0: lines})) == said
 
@@ -346,7 +346,7 @@ def test_one_and_many():
     assert [many(count, "line") for count in (0, 1, 2000)] == ["0 lines", "1 line", "2,000 lines"]
 
 
-def test_what_is_a_number():
+def test_values_that_are_numbers():
     assert [number(v) for v in (3, -2.5, 1e30, True, "3", None, float("nan"), 1.1e30, 10**400)] == [
         *(3.0, -2.5, 1e30, None, None, None, None, None, None)
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from degan import report
 from degan.runs.folder import read_run
-from tests.run_folders import Page, make_led_run, make_run, round_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, round_line, write_lines
 
 STEPS = range(10, 101, 10)
 
@@ -20,7 +20,7 @@ def page_of(folder):
 
 
 def test_a_run_with_rounds(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     lines = [round_line(0, step, answered=1 + step % 20 // 10, late=step // 50, void_rounds=1) for step in STEPS]
     write_lines(folder / "w0" / "stats.jsonl", lines)
     page = page_of(folder)
@@ -37,7 +37,7 @@ def test_a_run_with_rounds(tmp_path):
 
 
 def test_losses_of_the_rounds_in_which_a_worker_trained_are_one_line(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     write_lines(folder / "w1" / "stats.jsonl", [round_line(1, s, cohort=(s // 10 % 2,)) for s in STEPS])
     worker = read_run(folder).workers[1]
     assert [step for step, _, _ in worker.series("d_loss")] == [10, 30, 50, 70, 90]
@@ -45,7 +45,7 @@ def test_losses_of_the_rounds_in_which_a_worker_trained_are_one_line(tmp_path):
 
 
 def test_discriminators_that_changed_hands(tmp_path):
-    folder = make_led_run(tmp_path / "run", mode="multi_discriminator")
+    folder = make_leader_based_run(tmp_path / "run", mode="multi_discriminator")
     for worker in range(3):
         lines = [round_line(worker, step, cohort=(0, 1, 2), swaps=step // 40) for step in STEPS]
         write_lines(folder / f"w{worker}" / "stats.jsonl", lines)
@@ -61,7 +61,7 @@ def test_discriminators_that_changed_hands(tmp_path):
     ],
 )
 def test_peers_that_come_and_go_between_rounds(tmp_path, live, said):
-    folder = make_led_run(tmp_path / "run", steps=50)
+    folder = make_leader_based_run(tmp_path / "run", steps=50)
     lines = [round_line(0, 10 * (at + 1), live_peers=count) for at, count in enumerate(live)]
     write_lines(folder / "w0" / "stats.jsonl", lines)
     text = page_of(folder).text
@@ -69,7 +69,7 @@ def test_peers_that_come_and_go_between_rounds(tmp_path, live, said):
 
 
 def test_a_leader_that_dies_is_followed_by_the_next(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     write_lines(folder / "w0" / "stats.jsonl", [round_line(0, step) for step in STEPS[:5]])
     for worker in (1, 2):
         lines = [round_line(worker, s, leader=int(s > 50), live_peers=2 - (s > 50)) for s in STEPS]

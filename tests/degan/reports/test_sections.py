@@ -17,7 +17,7 @@ from degan.reports.compare_tables import as_json, as_markdown, runs_table
 from degan.runs.folder import read_run
 from launch import table
 from tests.leaves import leaves
-from tests.run_folders import Page, make_led_run, make_run, stats_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, stats_line, write_lines
 
 STEPS = range(10, 101, 10)
 BY_CLASS = {0: [0.5, 1.0, None], 1: [0.25, 0.0, 0.75]}
@@ -145,7 +145,7 @@ def test_runs_of_both_kinds_share_a_page(tmp_path):
 
 def test_a_mode_that_nobody_knows_has_the_sections_of_its_keys(tmp_path):
     """The settings do not load; rounds are shown because the records have them."""
-    run = make_led_run(tmp_path / "run")
+    run = make_leader_based_run(tmp_path / "run")
     text = (run / "experiment.yaml").read_text()
     (run / "experiment.yaml").write_text(text.replace("name: federated", "name: telepathy"))
     assert read_run(run).experiment is None and read_run(run).mode == "telepathy"

@@ -44,7 +44,7 @@ def test_a_last_line_without_its_end_counts_where_the_file_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00 {[", b"[" * 100_000, b"null", b"[1]", b"7"])
-def test_what_is_no_object_is_empty(tmp_path, content):
+def test_a_line_of_no_object_is_empty(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert read_object(tmp_path / "file") == {} and read_lines(tmp_path / "file") == []
     assert read_object(tmp_path / "missing") == {}

@@ -77,7 +77,7 @@ def test_json_and_table_agree(call, server):
     assert "1 failed" in table
 
 
-def test_a_node_that_has_to_be_mended_and_then_is(call):
+def test_a_node_that_has_to_be_fixed_and_then_is(call):
     with servers.redis_server(options=("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")) as url:
         code, table, _ = call([url])
         assert code == 2 and "maxmemory-policy is allkeys-lru" in table
@@ -182,7 +182,7 @@ def test_a_host_without_a_node(call):
         ("redis://no-such-host.invalid:6379", False),
     ],
 )
-def test_which_nodes_are_of_this_host(url, here):
+def test_the_nodes_of_this_host(url, here):
     assert doctor.is_here(url) is here
 
 
@@ -226,7 +226,7 @@ def test_the_launcher_hands_over_and_answers(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["--", file]
 
 
-def test_which_redis_the_launcher_would_start(call, monkeypatch, capsys, tmp_path):
+def test_the_redis_that_the_launcher_would_start(call, monkeypatch, capsys, tmp_path):
     for kind in launch_servers.KINDS:
         about = launch_servers.find(kind).about()
         assert any(char.isdigit() for char in about) and "unknown" not in about

@@ -72,7 +72,7 @@ def test_a_node_is_held_against_what_all_its_workers_need(tmp_path, visits):
     assert alone[1].workers == (0, 1, 2, 3, 4)
 
 
-def test_what_a_worker_needs_is_what_its_mode_says(tmp_path, visits, monkeypatch):
+def test_the_needs_of_a_worker_are_those_of_its_mode(tmp_path, visits, monkeypatch):
     monkeypatch.setattr("degan.modes.needs", lambda settings, pair: NEEDS)
     checked(tmp_path, peers=[HERE, HERE, AWAY])
     assert sorted((v.needed_bytes, v.step_bytes) for v in visits) == [(1200, 30), (2400, 60)]
@@ -146,7 +146,7 @@ def test_the_disk_for_the_checkpoints_that_are_kept_and_one_more(tmp_path, monke
     assert found(wanted * MIB - 1).state == FAIL
 
 
-def test_a_checkpoint_takes_about_what_was_said(tmp_path):
+def test_a_checkpoint_takes_the_stated_bytes(tmp_path):
     settings = config.build(plain("seed", model={"name": "dcgan", "latent": 8, "width": 8}))
     pair = GanPair(settings, (1, 32, 32), 0, torch.device("cpu"))
     shard = SimpleNamespace(state=dict)

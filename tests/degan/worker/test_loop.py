@@ -74,7 +74,7 @@ def test_every_line_of_a_run(live):
     assert one.said == ["finished after 10 steps and 27.5 s"] and one.begun_steps == list(range(1, 11))
 
 
-def test_what_the_mode_is_asked_in_which_order(live):
+def test_the_mode_is_called_in_this_order(live):
     one = live()
     one.run()
     assert one.mode.calls == [
@@ -122,7 +122,7 @@ def test_the_files_of_a_run_and_what_they_show(live):
     ]
 
 
-def test_what_the_checkpoints_hold(live):
+def test_the_content_of_the_checkpoints(live):
     one = live()
     one.run()
     assert one.checkpoints.steps() == [6, 10]
@@ -137,7 +137,7 @@ def test_what_the_checkpoints_hold(live):
     }
 
 
-def test_what_is_due_is_due_at_the_last_step_too(live):
+def test_all_tasks_are_due_at_the_last_step_too(live):
     one = live(steps=7)
     assert one.run() == 7
     assert [line["step"] for line in one.stats] == [3, 6, 7]
@@ -146,7 +146,7 @@ def test_what_is_due_is_due_at_the_last_step_too(live):
     assert one.checkpoints.steps() == [6, 7] and values_of(one, 7)["score"] == 127.0
 
 
-def test_what_is_switched_off_is_never_done(live):
+def test_a_task_that_is_switched_off_is_never_done(live):
     one = live(evaluate_every=0, snapshot_every=0, checkpoint_every=0)
     one.run()
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
@@ -159,7 +159,7 @@ def test_what_is_switched_off_is_never_done(live):
     assert not one.setup.learner.asked
 
 
-def test_a_checkpoint_is_made_with_every_snapshot_unless_said_otherwise(live):
+def test_a_checkpoint_is_made_with_every_snapshot_unless_set_otherwise(live):
     one = live(checkpoint_every="null")
     one.run()
     assert one.checkpoints.steps() == [5, 10]
@@ -202,7 +202,7 @@ def test_a_learner_without_a_picture_is_measured_all_the_same(live):
 # --- who writes what ----------------------------------------------------------------------------
 
 
-def test_who_is_not_first_leaves_the_runs_pictures_alone(live):
+def test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone(live):
     one = live(worker=1)
     one.mode.first = False
     one.run()
@@ -229,7 +229,7 @@ def test_the_first_measures_a_shared_model(live):
     assert len(one.metrics) == 12 and len(one.shades(one.folder)) == 4
 
 
-def test_who_is_first_is_asked_at_every_cut(live):
+def test_the_first_is_determined_at_every_sync_point(live):
     """The first of a run may change: the next one goes on with the run's pictures."""
     one = live(worker=1)
     one.mode.is_shared, one.mode.first = True, False
@@ -240,7 +240,7 @@ def test_who_is_first_is_asked_at_every_cut(live):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_who_holds_what_is_written_by_the_first_or_where_it_is_missing(live, is_first):
+def test_the_shards_are_written_by_the_first_or_where_they_are_missing(live, is_first):
     one = live(worker=1)
     one.mode.first = is_first
     (one.folder / "shards.json").write_text("theirs")
@@ -285,7 +285,7 @@ def test_steps_in_which_a_worker_had_no_part_have_no_losses(live):
 # --- what cannot be written ---------------------------------------------------------------------
 
 
-def test_a_picture_that_cannot_be_saved_is_said_and_the_other_one_is_saved(live, monkeypatch):
+def test_a_picture_that_cannot_be_saved_is_logged_and_the_other_one_is_saved(live, monkeypatch):
     one, save = live(), loop.save_png
 
     def full(path, picture):
@@ -300,7 +300,7 @@ def test_a_picture_that_cannot_be_saved_is_said_and_the_other_one_is_saved(live,
     assert len(one.shades(one.folder)) == 4 and len(one.metrics) == 12
 
 
-def test_lines_that_cannot_be_written_are_said_once(live, capsys):
+def test_lines_that_cannot_be_written_are_logged_once(live, capsys):
     one = live()
     one.at = {1: (one.home / "stats.jsonl").mkdir}
     assert one.run() == 10
@@ -308,7 +308,7 @@ def test_lines_that_cannot_be_written_are_said_once(live, capsys):
     assert capsys.readouterr().err.partition(" ")[2] == said and len(one.metrics) == 12
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_said_and_the_last_one_must_be(live):
+def test_a_checkpoint_that_cannot_be_saved_is_logged_and_the_last_one_must_be(live):
     one = live()
     (one.home / "checkpoints").write_text("in the way")
     with pytest.raises(UsageError, match="cannot save the checkpoint of step 10"):

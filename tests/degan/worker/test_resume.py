@@ -197,7 +197,7 @@ def test_a_worker_killed_while_saving_goes_on_from_the_checkpoint_before(make, u
 CUTS = (*NORMALISED, "run.snapshot_every=1", "run.checkpoint_every=8", "bus.stall_timeout_s=20")
 
 
-def test_replay_past_many_cuts(make):
+def test_replay_past_many_sync_points(make):
     """The survivor's statistics of the whole interval are read again, however many there are."""
     run = make((*CUTS, "run.steps=18"))
     survivor = run.start(0)
@@ -218,7 +218,7 @@ def test_a_worker_killed_before_its_first_checkpoint_replays_from_the_beginning(
     assert same(run.weights(0), expected[0]) and same(run.weights(1), expected[1])
 
 
-def test_a_worker_joins_at_a_cut(make, tmp_path):
+def test_a_worker_joins_at_a_sync_point(make, tmp_path):
     """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
     run, gate = make((*CUTS, "bus.lease_s=3")), tmp_path / "go on"
     survivor = run.start(0, script={6: f"hold:{gate}"})

@@ -112,7 +112,7 @@ def test_a_number_outside_the_list(run, tmp_path):
     assert "worker 2 (from the command line) is outside 0..1" in text
 
 
-def test_a_number_from_a_scheduler_is_said(run, tmp_path, monkeypatch):
+def test_a_number_from_a_scheduler_is_logged(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")
     code, text = run("--config", experiment(tmp_path, "said"), "--dry-run")
     assert code == 0 and "this is worker 0, from the variable SLURM_PROCID" in text

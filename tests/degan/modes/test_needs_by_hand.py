@@ -67,14 +67,14 @@ def test_floats_have_four_bytes():
     [(None, 5, [0, 1, 2]), (None, 2, [0, 1]), (2, 5, [0, 1]), ([3, 1], 5, [3, 1]), (1, 1, [0])],
 )
 @pytest.mark.parametrize("mode", ["federated", "multi_discriminator"])
-def test_who_may_lead(mode, leaders, workers, expected):
+def test_the_leaders_that_the_settings_allow(mode, leaders, workers, expected):
     assert leaders_of(config.build(plain(f"mode[{mode}].leaders", leaders, peers=workers))) == expected
 
 
 # --- the modes ---------------------------------------------------------------------------------
 
 
-def test_who_trains_alone_needs_its_vector():
+def test_a_lone_worker_needs_its_vector():
     assert needs_of({"name": "local"}) == Needs(vector_bytes=4 * ALL)
 
 
@@ -86,7 +86,7 @@ def test_the_exchange_of_parameters():
     assert needs.state_bytes == STATE + 4 * 64 + 4 * ALL
 
 
-def test_what_is_lossy_may_travel_whole_as_well():
+def test_lossy_parameters_may_travel_whole_as_well():
     mode = {"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "float16"}
     raw, half = (needs_of(mode | {"codec": codec}, bus={"replay_bytes": 0}) for codec in ("raw", "float16"))
     assert half.outbox_bytes == raw.outbox_bytes // 2 + 4 * ALL and half.step_bytes == raw.step_bytes // 2

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.mark.parametrize("is_told_to_stop", [False, True])
-def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
+def test_a_joiner_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
     """No other round comes that would bring it."""
     fleet = Fleet(experiment(3, local_steps=1, leaders=1), memory_buses(3))
     last = 3 if is_told_to_stop else fleet.settings.run.steps
@@ -86,7 +86,7 @@ def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
     assert sum("worker 0 leads round 2 once more" in line for line in fleet.lines) == 2
 
 
-def test_of_a_round_that_is_led_once_more_the_swap_is_not_repeated():
+def test_the_swap_of_a_repeated_round_is_not_repeated():
     """The members answer again; that round's swap they have had."""
     settings = multi_discriminators.experiment(3, leaders=1, swap_every=1, deadline={"floor_s": 300, "ceiling_s": 300})
     fleet = multi_discriminators.Fleet(settings, memory_buses(3))

@@ -68,7 +68,7 @@ def test_a_resumed_run_goes_on_with_time_images_and_lines(live):
     assert one.begun_steps == [7, 8, 9, 10]
 
 
-def test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten(live):
+def test_lines_after_the_step_of_an_older_checkpoint_are_forgotten(live):
     live(**QUIET).run()
     # A line that was cut off, in the middle and at the end.
     stats = live().home / "stats.jsonl"
@@ -95,7 +95,7 @@ def test_the_mode_chooses_among_the_checkpoints(live):
     assert one.begun_steps == [10, 11] and one.stats[-1]["time_s"] == 22.5 + 5.0 + 5.5
 
 
-def test_who_joins_begins_where_the_others_are(live):
+def test_a_joiner_begins_where_the_others_are(live):
     """Its state comes from a peer: no checkpoint is loaded, and its own clock begins."""
     one = live(**QUIET)
     one.mode.begins_at = 7
@@ -141,7 +141,7 @@ def test_all_stop_together_at_the_step_that_they_agree_on(live):
     assert one.stats == stats_by_hand(3) and "fakes-000005.png" not in one.shades(one.home)
 
 
-def test_a_step_that_all_stop_after_is_settled_though_nothing_is_due(live):
+def test_a_step_that_all_stop_after_is_synchronised_though_nothing_is_due(live):
     one = live(**QUIET)
     one.at = {2: lambda: setattr(one.signals, "is_together", True)}
     one.mode.stops_after_asking = 3
@@ -168,7 +168,7 @@ def test_another_one_asked_and_all_stop(live):
     assert one.mode.calls == ["step 1", "step 2", "synchronise 2", "leave together", "state"]
 
 
-def test_who_leaves_alone_saves_after_its_step(live):
+def test_a_worker_that_leaves_alone_saves_after_its_step(live):
     one = live(**QUIET)
     one.at = {2: lambda: setattr(one.signals, "is_leaving", True)}
     assert one.run() == 2
@@ -176,7 +176,7 @@ def test_who_leaves_alone_saves_after_its_step(live):
     assert one.said == ["stopped after step 2, leaving the others; go on with --resume latest"]
 
 
-def test_who_was_told_to_leave_leaves_alone_even_at_the_common_step(live):
+def test_a_worker_that_was_told_to_leave_leaves_alone_even_at_the_common_step(live):
     one = live(**QUIET)
     one.mode.stop_at = 2
     one.at = {2: lambda: setattr(one.signals, "is_leaving", True)}
@@ -191,7 +191,7 @@ def test_the_last_step_is_an_end_and_no_stop(live):
     assert one.mode.calls[-2:] == ["finish", "state"] and one.said == ["finished after 10 steps and 27.5 s"]
 
 
-def test_who_joins_a_run_that_stops_at_this_very_step_stops_with_it(live):
+def test_a_joiner_of_a_run_that_stops_at_this_very_step_stops_with_it(live):
     one = live()
     one.mode.begins_at, one.mode.stop_at = 7, 7
     assert one.run() == 7
@@ -221,7 +221,7 @@ def is_interrupted(number: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_wish_to_leave_interrupts_only_before_the_first_step(signals, number):
+def test_a_request_to_leave_interrupts_only_before_the_first_step(signals, number):
     assert is_interrupted(number)
     assert signals.is_leaving and not signals.is_together
     signals.is_leaving, signals.has_begun = False, True
@@ -229,12 +229,12 @@ def test_a_wish_to_leave_interrupts_only_before_the_first_step(signals, number):
     assert signals.is_leaving and not signals.is_together
 
 
-def test_a_wish_to_stop_together_interrupts_nothing(signals):
+def test_a_request_to_stop_together_interrupts_nothing(signals):
     assert not is_interrupted(signal.SIGUSR2) and not is_interrupted(signal.SIGUSR2)
     assert signals.is_together and not signals.is_leaving
 
 
-def test_a_second_wish_to_leave_is_the_systems_own(signals, ended):
+def test_a_second_request_to_leave_is_the_systems_own(signals, ended):
     signals.has_begun = True
     assert not is_interrupted(signal.SIGTERM) and ended == []
     is_interrupted(signal.SIGINT)

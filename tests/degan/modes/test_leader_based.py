@@ -66,14 +66,14 @@ def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
     assert "fact" in str(meeting["agreed"])
 
 
-def test_histograms_are_not_said_where_they_are_not_to_be_shared():
+def test_histograms_are_not_sent_where_they_are_not_to_be_shared():
     settings = experiment(2, share_histograms=False, local_steps=1)
     fleet = Fleet(settings, memory_buses(2))
     fleet.run(1)
     assert fleet.modes[0]._peer_info(1) == {"samples": peer_info(1)["samples"]}
 
 
-def test_what_a_peer_says_of_itself_is_checked_before_it_counts():
+def test_the_claims_of_a_peer_are_checked_before_they_count():
     def odd(worker):
         return {"samples": 3 + worker, "histogram": [5, -1], "of no use": 1}
 
@@ -86,7 +86,7 @@ def test_what_a_peer_says_of_itself_is_checked_before_it_counts():
 
 
 @pytest.mark.parametrize(("proposal", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
-def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds(proposal, expected):
+def test_a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_anew_what_it_holds(proposal, expected):
     """A cohort is a number, or a share of those that can be asked."""
     deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
     settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **proposal)
@@ -220,7 +220,7 @@ def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least
         assert arguments["quorum"] == 2 and arguments["incarnations"] == {1: "a", 2: "b"}
 
 
-def test_who_comes_to_a_cut_when_a_later_round_has_begun_is_too_late_for_it():
+def test_a_worker_at_a_sync_point_is_too_late_for_it_when_a_later_round_has_begun():
     fleet = Fleet(experiment(2, local_steps=1), memory_buses(2))
     mode = fleet.modes[1]
     ((header, payload),) = encode_fields(mode._layout, "round_start", 4, {"term": 1})
@@ -321,7 +321,7 @@ def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
     assert len(set(fleet.stats)) == 1 and fleet.stats[0] >= 3
 
 
-def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_step_says_who_led():
+def test_deadlines_and_void_rounds_are_shared_and_each_step_names_its_leader():
     settings = experiment(3, local_steps=1, leaders=2, quorum=1.0)
     fleet = Fleet(settings, memory_buses(3))
     fleet.modes[0]._rounds.deadline.load_plain([12.5] * 60)
