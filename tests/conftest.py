@@ -12,13 +12,13 @@ import pytest
 
 from tests import servers
 
-# How long an example takes says something of the machine: it is no finding of a test.
+# The duration of an example is a property of the machine and no finding of a test.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure():
-    """Under nohup children would inherit that a hang-up is ignored, and the launcher honours that."""
+    """Under nohup the children inherit an ignored hang-up, which the launcher honours; the handler is reset."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""The scenarios of `make chaos` that take seconds, and that a seed stands for one schedule."""
+"""The quick scenarios of `make chaos`, and the schedule of a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imported once by the process from which `tests.workers` forks: everything that a worker loads."""
+"""The modules that a worker loads, imported once by the process from which `tests.workers` forks."""
 
 import os
 
