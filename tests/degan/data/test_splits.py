@@ -1,4 +1,4 @@
-"""The splits: disjoint, complete, the same for everyone, and clear about what cannot be shared out."""
+"""The splits are disjoint, complete and the same for all workers, and refuse impossible requests clearly."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_share_that_does_not_divide_goes_to_different_workers():
 
 
 def test_shards_are_contiguous_cuts_of_the_labels_in_order():
-    # Ten cuts of a hundred are a class each, wherever in the files the class's samples lie.
+    # Each of ten cuts of a hundred is one class, whatever the order of the files.
     for labels in (TEN, np.random.default_rng(0).permutation(TEN)):
         counts = class_counts(labels, split(Shards(per_worker=2), labels, 5, 1), 10)
         assert np.all((counts > 0).sum(axis=1) == 2)
@@ -94,7 +94,7 @@ def test_shards_are_contiguous_cuts_of_the_labels_in_order():
     "kind", [Dirichlet(alpha=5.0), Fegan(magic_num=60), Classes(groups=[list(range(10))]), Mixed(even=0.9), Iid()]
 )
 def test_a_workers_samples_of_a_class_are_drawn(kind):
-    """Files often lie in an order that says something; a worker's share is no run of them."""
+    """The order of files often has a meaning, so a worker's share is no run of files."""
     for part in split(kind, TEN, 4, 1):
         runs = [held for name in range(10) if len(held := part[TEN[part] == name]) > 4]
         assert runs and all(held[-1] - held[0] >= len(held) for held in runs)
@@ -172,12 +172,12 @@ def test_with_fegan_worker_0_has_at_most_7500_samples():
 
 
 def test_a_class_that_runs_out_is_rationed():
-    # All that is wanted; else 1 each and the rest in proportion; else 1 each for those that want the most.
+    # Workers get their whole request; else 1 each and the rest in proportion; else 1 each for the largest requests.
     wanted = np.array([0, 9, 3, 1])
     assert _ration(wanted, 13).tolist() == [0, 9, 3, 1]
-    # 3 go out first, 5 are left for those who want 8, 2 and 0 more: 4 and 1.
+    # 3 go out first, 5 are left for requests of 8, 2 and 0 more: 4 and 1.
     assert _ration(wanted, 8).tolist() == [0, 5, 2, 1]
-    # 4 left for 8 and 2 more: 3.2 and 0.8, of which 0.8 is rounded up.
+    # 4 are left for 8 and 2 more: 3.2 and 0.8, of which 0.8 is rounded up.
     assert _ration(wanted, 7).tolist() == [0, 4, 2, 1]
     assert _ration(wanted, 3).tolist() == [0, 1, 1, 1]
     assert _ration(wanted, 2).tolist() == [0, 1, 1, 0]

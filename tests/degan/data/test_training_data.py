@@ -1,4 +1,4 @@
-"""Which samples a worker trains on: from the settings to its batches, against what scikit-learn and the disk hold."""
+"""The training samples of a worker: from the settings to its batches, against scikit-learn and the disk."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build(worker: int, **words) -> Setup:
 
 @pytest.fixture(scope="module", autouse=True)
 def bundled():
-    """scikit-learn's digits, read once: that takes longer than all the rest."""
+    """scikit-learn's digits, read once, because reading takes longer than all the rest."""
     found = load_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sklearn.datasets.load_digits", lambda: found)
@@ -54,7 +54,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def digits(bundled):
-    """The pixels (n, 1, 8, 8) in [-1, 1] and the labels of the training part: all but a fifth that is drawn once."""
+    """Pixels (n, 1, 8, 8) in [-1, 1] and labels of the training part: all but a fifth that is drawn once."""
     held_out = np.random.default_rng(20231).permutation(1797)[:360]
     kept = np.setdiff1d(np.arange(1797), held_out)
     pixels = np.rint(bundled.images[kept] / 16 * 255).astype(np.float32) / np.float32(127.5) - 1
@@ -62,7 +62,7 @@ def digits(bundled):
 
 
 def numbered(samples, pixels) -> list[int]:
-    """Which of `pixels` each sample is; a sample that is none of them fails."""
+    """The index of each sample in `pixels`; a sample that is not there fails the test."""
     whole = {np.rint((row + 1) * 127.5).astype(np.uint8).tobytes(): number for number, row in enumerate(pixels)}
     assert len(whole) == len(pixels), "no digit is there twice"
     return [whole[np.rint((row.numpy() + 1) * 127.5).astype(np.uint8).tobytes()] for row in samples]
@@ -116,7 +116,7 @@ def test_every_epoch_every_worker_and_every_seed_has_an_order_of_its_own(digits)
         orders += [numbered(one.shard.next_batch().samples, pixels) for _ in range(2)]
         assert one.shard.drawn == 2 * 1437 and one.shard.epoch == 2
     assert len({tuple(order) for order in orders}) == 6
-    # A shuffle, not a turn or a sorted run: few samples come right after their neighbour.
+    # The order is a shuffle, no rotation and no sorted run: few samples come right after their neighbour.
     for order in orders:
         assert sum(after == before + 1 for before, after in zip(order, order[1:], strict=False)) < 20
 
@@ -204,7 +204,7 @@ def test_drawn_samples_are_counted_over_epochs():
 
 
 def test_a_worker_measures_with_all_that_it_was_given(monkeypatch, digits, tmp_path):
-    """The test part is loaded besides; the training part is not loaded twice."""
+    """The evaluator loads the test part and does not load the training part again."""
     pixels, _ = digits
     learnt, loaded = [], []
     monkeypatch.setattr("degan.metrics.classifier.obtain", lambda source: learnt.append(source) or Brightness())
@@ -238,7 +238,7 @@ class Brightness(torch.nn.Module):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Which data the classifier of the metrics was asked for."""
+    """The data for which the classifier of the metrics was requested."""
     sources = []
     monkeypatch.setattr(classifier, "obtain", sources.append)
     return sources

@@ -1,4 +1,4 @@
-"""The classifier: a step against plain torch, its losses by hand, what is saved and travels, and how it is shown."""
+"""The classifier: a step against plain torch, its losses by hand, its state, and its evaluation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_training_is_that_of_plain_torch(kind, optimiser):
 
 
 def test_loss_and_accuracy_of_a_batch_by_hand():
-    """Weights of zeros and a bias: every sample has the same logits."""
+    """With weights of zeros and a bias every sample has the same logits."""
     learner = new_classifier(experiment())
     bias = np.log(np.float32([4, 1, 1, 1, 1]))
     values = np.zeros(learner.size, np.float32)

@@ -1,7 +1,7 @@
-"""The order of values in what travels and is saved, against the networks' own tensors in an order written down here.
+"""The order of values in messages and checkpoints, against the networks' own tensors in an order written down here.
 
-Another degan reads these vectors: a worker of another release, a checkpoint of last month. So the names below are
-lists, and not what the pair itself makes of its modules.
+Another degan may read these vectors: a worker of another release, a run with an older checkpoint. So the names below
+are lists, and do not come from the pair's modules.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def tensors(pair: GanPair, name: str) -> dict[str, torch.Tensor]:
 
 
 class Filled:
-    """A pair of which every value is known, because it was written into the tensor of its name."""
+    """A pair with known values, each written into the tensor of its name."""
 
     def __init__(self, seed=0, algorithm="adam", worker=0):
         self.pair = new_pair(experiment(model="dcgan", algorithm=algorithm), worker)
@@ -76,7 +76,7 @@ class Filled:
         return self.join((network, DISCRIMINATOR_BUFFERS if network == "discriminator" else GENERATOR_BUFFERS))
 
     def apply(self, times, more=0):
-        """Steps with one gradient, some more of D; then the weights are as they were, and the moments are known."""
+        """Take steps with one gradient, some more of D, and restore the weights; the moments are known then."""
         border, whole = self.pair.generator.size, self.pair.size
         for begin in [0] * times + [border] * more:
             self.pair.apply((begin, whole), self.gradient[begin:])
@@ -100,7 +100,7 @@ def assert_equal(found, *expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-# --- out ------------------------------------------------------------------------------------------
+# --- exported vectors -----------------------------------------------------------------------------
 
 
 def test_the_vector_is_the_generators_parameters_and_then_the_discriminators():
@@ -214,18 +214,18 @@ def test_exported_vectors_stay_as_they_were_when_training_goes_on():
         np.testing.assert_array_equal(array, copy)
 
 
-# --- in -------------------------------------------------------------------------------------------
+# --- loaded vectors -------------------------------------------------------------------------------
 
 
 def assert_holds(pair, filled, networks):
-    """Every tensor of these networks is the filled one's; every other is not."""
+    """Every tensor of these networks, and no other, is that of `filled`."""
     for (network, name), values in filled.values.items():
         own = tensors(pair, network)[name].detach().numpy()
         assert np.array_equal(own, values) == (network in networks), (network, name)
 
 
 def after_a_step(filled, steps, network):
-    """What Adam makes of its moments after so many steps, and one more step."""
+    """The weights by Adam after these steps for the moments, and one more step."""
     mean, square = filled.moments(network, steps + 1)
     weights = filled.weights(network)
     rate = {"generator": 0.004, "discriminator": 0.011}[network]
@@ -234,7 +234,7 @@ def after_a_step(filled, steps, network):
 
 
 def assert_steps_like(pair, filled, steps, network):
-    """The moments and their count are in place: the next step with the filled one's gradient is known."""
+    """The moments and their count are in place: the next step with the gradient of `filled` is known."""
     border = pair.generator.size
     section = (0, border) if network == "generator" else (border, pair.size)
     pair.apply(section, filled.gradient[section[0] : section[1]].copy())
@@ -252,7 +252,7 @@ def test_a_network_takes_its_place_with_moments_and_counters(name, before):
     source, taker = Filled(seed=1), Filled(seed=2)
     source.apply(3)
     source.pair.average((0, source.pair.size), 7)
-    # The average has moved; what is in it is of no interest here.
+    # The average has moved, and its values are not compared.
     source.values = {key: values for key, values in source.values.items() if key[0] != "ema"}
     taker.apply(before)
     values, counters = network_of(source.pair, name), counters_of(source.pair, name)
