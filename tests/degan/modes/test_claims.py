@@ -1,4 +1,4 @@
-"""What peers claim in small maps, at the border of what can be."""
+"""The claims of peers in small maps, at the border of the possible values."""
 
 from __future__ import annotations
 
@@ -44,11 +44,17 @@ def test_only_possible_claims_of_a_worker_are_kept():
 
 
 def test_the_losses_of_those_that_answered_are_averaged_where_they_have_both():
-    said = {1: message(d_loss=1.0, g_loss=10.0, term=3.0), 2: message(d_loss=4.0), 4: message(d_loss=2.0, g_loss=40.0)}
+    messages = {
+        1: message(d_loss=1.0, g_loss=10.0, term=3.0),
+        2: message(d_loss=4.0),
+        4: message(d_loss=2.0, g_loss=40.0),
+    }
     both = ("d_loss", "g_loss")
-    assert mean_losses(said, both) == {"d_loss": 1.5, "g_loss": 25.0}
+    assert mean_losses(messages, both) == {"d_loss": 1.5, "g_loss": 25.0}
     assert mean_losses({}, both) == mean_losses({2: message(d_loss=4.0)}, both) == {}
-    assert mean_losses(said, ("g_loss",)) == {"g_loss": 25.0} and mean_losses(said, ("c_loss", "accuracy")) == {}
+    assert (
+        mean_losses(messages, ("g_loss",)) == {"g_loss": 25.0} and mean_losses(messages, ("c_loss", "accuracy")) == {}
+    )
 
 
 def test_an_answer_has_the_losses_that_are_numbers_and_the_term_of_the_announcement():

@@ -1,4 +1,4 @@
-"""The door to the peers: with what it is opened in each mode, and what `DEGAN_FAULTS` puts before it."""
+"""The door to the peers: its arguments in each mode, and the faults of `DEGAN_FAULTS` in front of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PEERS = ["redis://a", "redis://b", "redis://c"]
 
 @pytest.fixture
 def opened(monkeypatch):
-    """With what each bus was opened."""
+    """The arguments with which each bus was opened."""
     monkeypatch.delenv("DEGAN_FAULTS", raising=False)
     found: list[dict[str, Any]] = []
 
@@ -61,7 +61,7 @@ def test_each_mode_opens_its_door_with_all_that_it_was_given(opened, mode, may_t
         "worker": 2,
         "urls": PEERS,
         "peers": (0, 1),
-        # Our own node may be away as long as it is tried at the start, where that is longer than a lease.
+        # The worker's own node may be away for the connect timeout, where that is longer than a lease.
         "connect_timeout_s": 5.0,
         "patience_s": 5.0,
         "full_patience_s": 7.0,

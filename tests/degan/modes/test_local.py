@@ -1,4 +1,4 @@
-"""The local mode and its guard call by call: what is applied, what is set back, what is counted and said."""
+"""The local mode and its guard call by call: applied gradients, restored statistics, counts and log lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Scripted:
     """A pair whose gradients are given: each call spoils the section's gradient, or a network's statistics, or nothing.
 
     Attributes:
-        script: of each call from now on what is wrong with it: "", "gradient", "generator" or "discriminator".
+        script: the fault of each call from now on: "", "gradient", "generator" or "discriminator".
     """
 
     def __init__(self, updates="alternating"):
@@ -42,7 +42,7 @@ class Scripted:
 
 
 def moved(before, after):
-    """Which networks have other weights or running statistics than before."""
+    """The networks with other weights or running statistics than before."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -50,7 +50,7 @@ def moved(before, after):
     ("script", "expected", "counts"),
     [
         (["", ""], {"generator", "discriminator", "ema"}, {}),
-        # D's section: nothing of it stays, and G learns from a discriminator that has stayed.
+        # A fault in D's section: D stays as it was, and G learns from this discriminator.
         (["gradient", ""], {"generator", "discriminator.running", "ema"}, {"own_not_finite": 1}),
         (["", "gradient"], {"discriminator", "generator.running"}, {"own_not_finite": 1}),
         (["discriminator", "generator"], set(), {"own_not_finite": 2}),
@@ -117,7 +117,7 @@ def test_statistics_are_kept_apart_and_set_back_each_in_its_place():
     [
         ([LARGEST / 1.001], True),
         ([-LARGEST / 1.001, 0.0], True),
-        # Each can be squared, and their norm is larger than that.
+        # Each value can be squared, and their norm is larger than the limit.
         ([LARGEST / 1.001] * 4, True),
         ([LARGEST * 1.001], False),
         ([0.0, -LARGEST * 1.001], False),
@@ -150,7 +150,7 @@ def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_logged():
     assert [line[line.index("(") :] for line in lines] == ["(1 so far)"]
     guard.allows(bad)
     assert [line[line.index("(") :] for line in lines] == ["(1 so far)", "(100 so far)"]
-    # What comes out of an exchange neither begins the count anew nor adds to it.
+    # The gradients of an exchange neither begin the count anew nor add to it.
     guard.allows_together(good)
     guard.allows_together(bad)
     with pytest.raises(config.UsageError, match="gradients of 101 steps in a row"):

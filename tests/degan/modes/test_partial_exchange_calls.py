@@ -1,4 +1,4 @@
-"""What partial exchange does between rendezvous, exchange and pair: begin, stop, end, load; with stand-ins for both."""
+"""The calls of partial exchange to rendezvous, exchange and pair: begin, stop, end, load; the first two stand-ins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.learner_views import counters_of, unlabelled, vectors_of
 
 
 class Meeting:
-    """A rendezvous that finds what a test says."""
+    """A rendezvous with a start that the test sets."""
 
     start: Start
 
@@ -39,7 +39,7 @@ class Meeting:
 
 
 class Exchanged:
-    """An exchange that says how it was called, and answers as a test wants."""
+    """An exchange that notes its calls, and gives the answers of a test."""
 
     def __init__(self, bus, layout, initial, rules, log):
         self.calls, self.initial, self.rules, self.layout = [], initial.copy(), rules, layout
@@ -83,7 +83,7 @@ class Exchanged:
 
 @pytest.fixture
 def mode(monkeypatch):
-    """Makes a mode over stand-ins; `prepare` is called with the exchange before it starts."""
+    """A function that makes a mode over stand-ins; `prepare` is called with the exchange before it starts."""
 
     def make(start, prepare=lambda exchange: None, worker=0, **block):
         monkeypatch.setattr(partial_exchange, "Rendezvous", type("Meeting", (Meeting,), {"start": start}))
@@ -118,7 +118,7 @@ def test_a_saved_state_is_loaded_and_the_exchange_begins_after_its_step(mode, up
 
 
 def test_peers_that_train_something_else_are_not_understood(mode):
-    """What was agreed on is in every header, as eight bytes."""
+    """Every header has a fingerprint of the agreed settings, eight bytes."""
     marks = [mode(Start("together", 0, {}), slack=slack)[0]._layout.fingerprint for slack in (1, 1, 2)]
     assert marks[0] == marks[1] != marks[2] and len(marks[0]) == 8 and any(marks[0])
 
@@ -208,7 +208,7 @@ def test_the_lowest_of_those_that_are_there_is_the_first(mode, worker, is_first)
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends):
-    """They may be in another array than the pair's."""
+    """The weights may be in another array than the pair's."""
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters")
     made.begin([], {}, None)
     made._exchange.gives = lambda values: np.full(values.size, 0.25, np.float32)
@@ -216,7 +216,7 @@ def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends
     np.testing.assert_array_equal(pair.parameters((0, pair.size)), np.full(pair.size, 0.25, np.float32))
     first = pair.ema.values.detach().numpy()
     before = GanPair(made._settings, SHAPE, 0, torch.device("cpu")).ema.values.detach().numpy()
-    # In the first step the average takes 9 / 11 of the new.
+    # In the first step the average takes 9 / 11 of the new weights.
     close(first, before if ends else before * 2 / 11 + 0.25 * 9 / 11)
     assert made._rendezvous.calls[-1][0] == ("leaving" if ends else "progress")
 
@@ -289,7 +289,7 @@ def test_an_attacker_sends_the_attack_in_place_of_its_step_and_does_not_run_away
     made._exchange.gives = gives
     made.step(1, lambda: REAL, is_sync_point=False)
     after = pair.parameters((0, pair.size))
-    # By Adam's first step every weight moves by its rate, where there is a gradient.
+    # Adam's first step moves every weight with a gradient by its rate.
     rates = np.where(np.arange(pair.size) < pair.generator.size, *RATES)
     honest = before - (made._exchange.sent - before) / 3
     moved = np.abs(honest - before)
