@@ -75,7 +75,7 @@ def test_histograms_are_not_sent_where_they_are_not_to_be_shared():
 
 def test_the_claims_of_a_peer_are_checked_before_they_count():
     def odd(worker):
-        return {"samples": 3 + worker, "histogram": [5, -1], "of no use": 1}
+        return {"samples": 3 + worker, "histogram": [5, -1], "unknown": 1}
 
     fleet = Fleet(experiment(2, local_steps=1), memory_buses(2), peer_info=odd)
     fleet.run(1)
@@ -104,7 +104,7 @@ def test_a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_an
         mode._rounds.drain()
         saved, loaded = mode.state(), []
         mode.close()
-        fleet.peer_info = lambda worker: more | {"of no use": 1}
+        fleet.peer_info = lambda worker: more | {"unknown": 1}
         mode = fleet.again(2)
         catch_up = mode._catch_up
         mode._catch_up = lambda *received: may_go_on.wait(LONG_S) and catch_up(*received)

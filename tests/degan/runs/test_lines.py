@@ -1,4 +1,4 @@
-"""JSON Lines files: whole, growing, cut off, and in any pieces the same."""
+"""JSON Lines files: whole, growing, cut off, and written in any pieces."""
 
 from __future__ import annotations
 

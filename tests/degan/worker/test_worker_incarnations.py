@@ -1,4 +1,4 @@
-"""The lives of a worker's process: what ends one, with which exit code, and what the next begins with."""
+"""The incarnations of a worker's process: their ends, the exit code, and the begin of the next one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.workers import experiment
 
 
 class Incarnations:
-    """Stand-ins for what a life is made of; each life ends as `ends` says, one after the other."""
+    """Stand-ins for the parts of an incarnation; `ends` has the end of each incarnation, in order."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *ends: Any):
         self.ends, self.built, self.loops, self.closed, self.setup = list(ends), [], [], 0, []
@@ -87,39 +87,39 @@ def test_an_incarnation_that_ends_well(begin, tmp_path):
         (1, "facts", "peer_info", False),
     ]
     assert incarnations.loops == [(tmp_path / "out", tmp_path / "out" / "w1" / "checkpoints", [], 0)]
-    # Who has written nothing leaves nothing.
+    # A worker that has written nothing leaves no folder.
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "ending"),
     [
         (BusError("the wire is cut"), 1, "degan.worker: worker 1 failed: the wire is cut\n"),
         (AbsentError("nobody came"), 2, "degan.worker: nobody came\n"),
         (SetupError("no Redis"), 2, "degan.worker: no Redis\n"),
-        (UsageError("mend it"), 2, "degan.worker: mend it\n"),
+        (UsageError("fix it"), 2, "degan.worker: fix it\n"),
         (KeyboardInterrupt(), 0, " stopped before the first step\n"),
         (ZeroDivisionError("by zero"), 1, "this is a defect, please report the lines above\n"),
     ],
 )
-def test_the_failures_of_an_incarnation(begin, error, code, said):
+def test_the_failures_of_an_incarnation(begin, error, code, ending):
     found, incarnations, text = begin(error)
-    assert (found, incarnations.closed) == (code, 1) and text.endswith(said)
+    assert (found, incarnations.closed) == (code, 1) and text.endswith(ending)
     assert ("Traceback" in text) == isinstance(error, ZeroDivisionError)
 
 
 def test_a_worker_that_was_away_for_too_long_begins_another_incarnation_with_its_checkpoint(begin, tmp_path):
-    """The next life takes over nobody, and may be interrupted while it waits for the others."""
+    """The next incarnation takes over nobody, and may be interrupted while it waits for the others."""
     seen = []
 
-    def lapse(incarnations: Incarnations) -> Exception:
+    def expire(incarnations: Incarnations) -> Exception:
         incarnations.signals.has_begun = True
         return LeaseExpiredError("the lease is gone")
 
     def look(incarnations: Incarnations) -> None:
         seen.append(incarnations.signals.has_begun)
 
-    code, incarnations, text = begin(lapse, look, words=("--takeover",))
+    code, incarnations, text = begin(expire, look, words=("--takeover",))
     assert code == 0 and incarnations.closed == 2 and seen == [False]
     assert [built[3] for built in incarnations.built if built != "installed"] == [True, False]
     assert "the lease is gone; the others went on, joining them again" in text
@@ -196,7 +196,7 @@ def test_a_request_to_stop_together_is_no_request_to_leave(ends):
     assert (signals.is_leaving, signals.is_together, ends) == (False, True, [])
 
 
-# --- which worker ------------------------------------------------------------------------------
+# --- the worker's number -----------------------------------------------------------------------
 
 
 def test_the_first_source_of_the_number_counts():
@@ -214,7 +214,7 @@ def test_the_first_source_of_the_number_counts():
         worker_number("4", 4, {}, "host")
 
 
-# --- a worker and itself -----------------------------------------------------------------------
+# --- faults in a worker ------------------------------------------------------------------------
 
 
 def injector(text: str, seen: list[str]) -> FaultInjector:
@@ -254,7 +254,7 @@ def test_a_full_disk_and_a_torn_file(tmp_path):
 
 
 class AnyPair:
-    """Of all that a mode may ask of a pair, each notes that it was called."""
+    """A pair whose methods, all that a mode may call, note their calls."""
 
     def __init__(self):
         self.called: list[str] = []
@@ -286,7 +286,7 @@ def test_the_place_where_received_values_are_applied(mode, held):
     assert all(hasattr(GanPair, name) for name in LOADS)
     for name in (*LOADS, "apply"):
         pair = AnyPair()
-        # What had been called when the fault was due.
+        # The calls before the fault was due.
         seen: list[list[str]] = []
         made = FaultInjector(Faults.parse("w0@step1.before_apply:kill").for_worker(0), noted_before(pair, seen))
         made.hold(pair, config.build(plain("seed", mode=mode)))
