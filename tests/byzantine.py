@@ -57,7 +57,7 @@ MAPS: list[tuple[str, Buffer, str]] = [
     ("hello", b"\x81\xa1a\xd6\xff\x00\x00\x00\x00", "malformed"),
     ("hello", bytes(MAX_FIELDS_BYTES + 1), "oversized"),
 ]
-# Only for members of a partial exchange; the modes with rounds check such maps when they use them.
+# Maps that only members of a partial exchange refuse; the modes with rounds check them when they use them.
 REQUESTS: list[tuple[str, Buffer, str]] = [
     *(("want", msgpack.packb({"token": token}), "malformed") for token in ("", "x" * 65, 7, None, ["x"], b"x")),
     *(("want", msgpack.packb(fields), "malformed") for fields in ({}, {"tokens": "x"})),

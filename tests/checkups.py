@@ -1,4 +1,4 @@
-"""For the tests of the doctor: the checks of a node, servers that are no Redis, and lines of the table."""
+"""Helpers for the tests of the doctor: the checks of a node, servers that are no Redis, and lines of the table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def listener(answer: Callable[[bytes], bytes]) -> Iterator[int]:
 
 
 def only_pong(request: bytes) -> bytes:
-    """A server that answers what a connection takes, and nothing after that."""
+    """A server that answers the commands of a new connection, and nothing after that."""
     return b"+OK\r\n" * request.count(b"SETINFO") + b"+PONG\r\n" * request.count(b"PING")
 
 

@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure():
-    """Under nohup the children inherit an ignored hang-up, which the launcher honours; the handler is reset."""
+    """Reset SIGHUP: under nohup the children inherit an ignored hang-up, and the launcher honours that."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

@@ -59,7 +59,7 @@ class Fleet:
         self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
         self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
         self.stats = []
-        # For each worker and step: the losses that the step returned, and the number of batches that it drew.
+        # The losses of each worker and step, and the number of batches that the step drew.
         self.losses, self.drawn = [[] for _ in buses], [[] for _ in buses]
 
     def mode(self, worker, bus):

@@ -87,7 +87,7 @@ def access(made: Path, worker: int) -> Access:
 
 
 def admin(made: Path, port: int, user: str = ADMIN, password: str | None = None) -> redis.Redis:
-    """A plain redis-py client, by default of the admin, for whom every command is allowed."""
+    """A plain redis-py client, by default of the admin, who may use every command."""
     context = made / "w0"
     return redis.Redis(
         host="localhost",

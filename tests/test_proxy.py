@@ -1,4 +1,4 @@
-"""The bad network of the fault tests does what its weather says."""
+"""The bad network of the fault tests behaves as its weather."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.proxy import CLEAR, CUT, Network, Weather
 
 @pytest.fixture
 def echo():
-    """A server that sends back what it gets; yields its port."""
+    """A server that sends every byte back; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     is_ending = threading.Event()
 

@@ -1,7 +1,7 @@
 """The benchmarks' processes: Redis servers and workers that end with this one, and their costs.
 
-A reading is taken while all workers run: it begins when the slowest has passed the warm-up (and a time to
-settle), and ends a given time later. The work of a worker in between is read from its stats.jsonl, so a worker that
+A reading is taken while all workers run: it begins when the slowest has passed the warm-up in steps and
+seconds, and ends a given time later. The work of a worker in between is read from its stats.jsonl, so a worker that
 started sooner does not count for more.
 """
 
@@ -186,7 +186,7 @@ def read_workers(
     commands: Sequence[Sequence[str]],
     run: Path,
     warm_steps: int,
-    synchronise_s: float,
+    warm_s: float,
     seconds: float,
     servers: Sequence[Server] = (),
     least_steps: int = 3,
@@ -196,7 +196,7 @@ def read_workers(
     Args:
         commands: the command of each worker, which writes `run/wN/stats.jsonl`.
         warm_steps: the number of steps of each worker before the reading.
-        settle_s: the least time from the last worker's first step to the reading.
+        warm_s: the least time from the last worker's first step to the reading.
         seconds: the time of the reading; longer where a worker has not made its least steps by then.
         servers: the servers whose CPU time is read.
         least_steps: the least number of steps of each worker.
@@ -222,8 +222,8 @@ def read_workers(
 
         wait(lambda: all(all_lines()), START_S)
         began = time.monotonic()
-        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * synchronise_s)
-        wait(lambda: time.monotonic() > began + synchronise_s, synchronise_s + 60)
+        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * warm_s)
+        wait(lambda: time.monotonic() > began + warm_s, warm_s + 60)
         before, spent, began = all_lines(), all_cpu_s(), time.monotonic()
         wait(lambda: time.monotonic() > began + seconds, seconds + 60)
         wait(lambda: all(len(a) >= len(b) + least_steps for a, b in zip(all_lines(), before, strict=True)), 300)

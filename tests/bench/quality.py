@@ -85,7 +85,7 @@ def star() -> Iterator[Setting]:
 
 
 def grid() -> Iterator[Setting]:
-    """Every rule with every codec, number of parts and bound; the usual bound first: half a grid says something too."""
+    """Every rule with every codec, number of parts and bound; the usual bound first, for an unfinished grid."""
     for slack in SLACKS:
         for parts in PARTS:
             for codec in CODECS:

@@ -31,8 +31,8 @@ from tests.bench.namespaces import DEVICE, Namespaces, namespaces, refuse_unless
 from tests.bench.processes import Reading, Server
 from tests.bench.table import finish, show
 
-KEPT = {100.0: 0.90, 20.0: 0.75}  # By link rate in Mbit/s: the least share of the unshaped rate.
-FASTER_THAN_GLOO, THIN_MBIT = 3.0, 20.0  # On the thinnest link, if it is as thin as this.
+KEPT = {100.0: 0.90, 20.0: 0.75}  # The least share of the unshaped rate, by link rate in Mbit/s.
+FASTER_THAN_GLOO, THIN_MBIT = 3.0, 20.0  # The bar of the thinnest link, if it is as thin as this.
 GLOO_PORT = 29500
 
 
@@ -89,7 +89,7 @@ class Bench:
             file = self._experiment(folder, [server.url for server in servers], *mode)
             prefixes = [wire.prefix(k) for k in range(options.workers)]
             commands = processes.worker_commands(file, folder / "run", options.workers, prefixes)
-            # With slow steps the time to settle alone would end before the first measurement of the wire.
+            # With slow steps the warm-up in seconds alone would end before the first measurement of the wire.
             warm_steps = EARLY_STEPS + 1 if options.parts == "auto" else 3
             return self._read(commands, folder / "run", warm_steps, options.seconds, servers)
 
@@ -112,11 +112,11 @@ class Bench:
         commands: list[list[str]],
         run: Path,
         warm_steps: int,
-        synchronise_s: float,
+        warm_s: float,
         servers: Sequence[Server] = (),
     ) -> Reading:
         options = self._options
-        return processes.read_workers(commands, run, warm_steps, synchronise_s, options.seconds, servers, options.steps)
+        return processes.read_workers(commands, run, warm_steps, warm_s, options.seconds, servers, options.steps)
 
     def _experiment(self, folder: Path, peers: object, *more: str) -> Path:
         (folder / "run").mkdir()

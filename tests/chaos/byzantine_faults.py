@@ -130,7 +130,7 @@ def malformed(trial: Trial) -> None:
 
 
 def spoken_to(trial: Trial) -> None:
-    """A puppet meets two workers as their peer, says goodbye and then sends nonsense on its stream while they train."""
+    """A puppet meets two workers as their peer, sends a goodbye and then nonsense on its stream while they train."""
     count, draw = 2000, random.Random(trial.seed)
     target = Target()
     with trial.fleet(3) as fleet:

@@ -294,7 +294,7 @@ class Fleet:
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     def weights(self, number: int, step: int | None = None) -> dict[str, Any]:
-        """Both networks of a checkpoint, by default the newest; without the moving average, which is a worker's own."""
+        """The weights of both networks in a checkpoint, by default the newest; the moving average is left out."""
         step = self.checkpoints(number)[-1] if step is None else step
         path = self.out / f"w{number}" / "checkpoints" / f"{step:06d}" / "model.safetensors"
         return {name: array for name, array in load_file(path).items() if not name.startswith("ema.")}

@@ -34,10 +34,10 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
     """Four workers, some of which cannot reach the others, in both directions, for 20 s."""
     majority = [number for number in range(4) if number not in minority]
     is_even = len(minority) == len(majority)
-    proposals = ("bus.min_peers=2",) if pauses else ()
+    overrides = ("bus.min_peers=2",) if pauses else ()
 
     def run(trial: Trial) -> None:
-        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *proposals)) as fleet:
+        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *overrides)) as fleet:
             fleet.start_all()
             fleet.advance([0, 1, 2, 3], 10)
             cut_at = time.monotonic()

@@ -32,7 +32,7 @@ def check_streams(trial: Trial, fleet: Fleet) -> None:
             trial.expect(is_whole, f"{key} has a gap or a number twice")
 
 
-# --- 7: restarted with what is on disk -----------------------------------------------------------
+# --- 7: restarted with its data on disk ----------------------------------------------------------
 
 
 def restarted(mode: str, seconds: int, *more: str) -> Scenario:

@@ -66,7 +66,7 @@ class Soak:
         self.began = time.monotonic()
         self.log: list[str] = []
         self.resumed = 0
-        # By figure and worker: (minute, value).
+        # Lists of (minute, value) by figure and worker.
         self.readings: dict[str, list[list[tuple[float, float]]]] = {
             name: [[] for _ in range(fleet.workers)] for name in (RSS, OWN, THREADS, FILES, USED)
         }

@@ -103,7 +103,7 @@ def test_a_training_that_has_diverged_stops_with_a_line():
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adam"])
-def test_whatever_the_rate_weights_stay_finite(algorithm):
+def test_weights_stay_finite_at_any_rate(algorithm):
     settings, pair = local(algorithm=algorithm, generator_lr=1e6, discriminator_lr=1e6)
     mode = Local(settings, 0, pair)
     for step, real in enumerate(batches(0, 30), start=1):

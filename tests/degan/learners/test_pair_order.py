@@ -296,7 +296,7 @@ def test_a_model_takes_its_place(has_moments):
     assert_holds(taker.pair, source, ("generator", "discriminator"))
     if has_moments:
         assert {counters_of(taker.pair)[name] for name in ("generator", "discriminator")} == {2}
-        # A count without its moments stays what it was.
+        # A count without its moments does not change.
         taker.pair.load({}, {"generator": 1})
         assert counters_of(taker.pair)["generator"] == 2
         for name in ("generator", "discriminator"):

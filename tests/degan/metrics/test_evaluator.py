@@ -38,7 +38,7 @@ class FeatureNetwork(torch.nn.Module):
 
 
 def pictures(seed: int, shares: list[int], stretch: float) -> np.ndarray:
-    """uint8 (n, 1, 2, 2): `shares[c]` pictures whose first row lies in quadrant c; the second row is anything."""
+    """Pictures, uint8 (n, 1, 2, 2): the first row of `shares[c]` ones lies in quadrant c; the second row is random."""
     random = np.random.default_rng(seed)
     rows = [
         127.5 + CORNERS[corner].numpy() * random.uniform(5, 5 + 100 * stretch, (count, 2))

@@ -127,10 +127,10 @@ def test_the_fid_kind_has_those_pools_in_all_of_its_blocks():
 
 
 def test_images_are_resized_bilinearly_without_aligned_corners():
-    feature_networks = InceptionFeatures.__new__(InceptionFeatures)
-    feature_networks._device, feature_networks._network = torch.device("cpu"), torch.nn.Identity()
+    feature_network = InceptionFeatures.__new__(InceptionFeatures)
+    feature_network._device, feature_network._network = torch.device("cpu"), torch.nn.Identity()
     grey = torch.rand(2, 1, 13, 13, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    seen = feature_networks.features(grey)
+    seen = feature_network.features(grey)
     assert seen.shape == (2, 3, 299, 299) and torch.equal(seen[:, 0], seen[:, 2])
     # 299 is 23 times 13: the middle of a pixel has the pixel's value; half-way to the next one is the mean of both.
     middle = slice(11, None, 23)
@@ -139,7 +139,7 @@ def test_images_are_resized_bilinearly_without_aligned_corners():
     assert torch.allclose(between, (grey[:, 0, 0, 0] + grey[:, 0, 0, 1]) / 2, atol=1e-6)
     assert torch.allclose(seen[:, 0, 0, 0], grey[:, 0, 0, 0]), "the border repeats"
     large = torch.rand(1, 3, 598, 598, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(feature_networks.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
+    assert torch.allclose(feature_network.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
 
 
 def test_a_wrong_weights_file_is_one_clear_line(inception_states, tmp_path):

@@ -302,7 +302,7 @@ def test_a_leader_that_went_on_alone_takes_the_model_of_the_others():
     assert expired.is_set()
 
 
-def test_the_claims_of_a_worker_about_its_data_are_checked():
+def test_the_claims_of_a_worker_are_checked():
     assert plain_peer_info({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
     for odd in (True, -1, "5", 1.5, 2**60, None, [3]):
         assert plain_peer_info({"samples": odd}) == {}

@@ -85,11 +85,11 @@ def test_the_claims_of_a_peer_are_checked_before_they_count():
 # --- cohorts and terms ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("proposal", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
-def test_a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_anew_what_it_holds(proposal, expected):
+@pytest.mark.parametrize(("block", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
+def test_a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_anew_what_it_holds(block, expected):
     """A cohort is a number, or a share of the workers that can be asked."""
     deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
-    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **proposal)
+    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **block)
     fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
     more = {"samples": 640, "histogram": [640]}
 

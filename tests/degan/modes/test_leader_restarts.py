@@ -52,7 +52,7 @@ def test_a_joiner_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
             return found if found and found[1].round == last else None
 
         mode._rounds.newest = newest_of_the_last
-        mode._catch_up = lambda *peer_info: (catch_up(*peer_info), joining.set())
+        mode._catch_up = lambda *arguments: (catch_up(*arguments), joining.set())
         assert mode.begin([], {}, None) == last
         assert mode.is_stopping(last) == is_told_to_stop
         mode.leave(is_together=True)

@@ -53,7 +53,7 @@ def test_one_worker_is_plain_alternating_gan_steps(buses, model, steps_of_d, los
     """The reference has autograd through D and G at once; running statistics and losses are compared too."""
     settings = experiment(1, model, loss=loss, optimiser=FAST, discriminator_steps=steps_of_d)
     fleet, start = Fleet(settings, buses(1)), PlainGan(settings, new_pair(settings, 0).sample_shape, 0)
-    torch.manual_seed(5)  # For lsgan's dropout.
+    torch.manual_seed(5)  # The seed of lsgan's dropout.
     found = fleet.train(3)
     torch.manual_seed(5)
     (gan,), expected = by_hand(settings, 1, 3)

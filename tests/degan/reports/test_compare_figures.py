@@ -144,7 +144,7 @@ def test_the_distance_that_most_runs_have_is_the_rows(tmp_path, other):
         (("data.split={kind: iid}",), "iid"),
     ],
 )
-def test_how_the_data_is_cut(tmp_path, other, words, told):
+def test_the_split_of_the_data(tmp_path, other, words, told):
     assert row_of(write_run(tmp_path / "run", *words), other)["split"] == told
 
 

@@ -57,7 +57,7 @@ ROWS = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max
 
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 400), max_size=5))
 def test_in_any_pieces_the_same(rows, cuts, tmp_path_factory):
-    """A line that is cut anywhere, in the middle of a letter too, is read once it is whole."""
+    """A line that is cut anywhere, in the middle of a character too, is read once it is whole."""
     file = tmp_path_factory.mktemp("tail") / "stats.jsonl"
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
     tail, found, start = Tail(file), [], 0
