@@ -1,4 +1,4 @@
-"""A small problem whose optimum is known, learnt by a fleet of which one may be hostile."""
+"""A small problem with a known optimum, which a fleet learns; one of its workers may be byzantine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTIMUM = np.linspace(-2, 2, SIZE).astype(np.float32)
 
 
 def gradient(values, random):
-    """The true gradient, seen through noise as a batch of data gives it."""
+    """The true gradient with noise, as a batch of data gives it."""
     return (values - OPTIMUM + NOISE * random.standard_normal(SIZE)).astype(np.float32)
 
 
@@ -21,8 +21,8 @@ def learn(attack=None, exchange="parameters", codec="raw", parts=1, slack=0, ste
     """Train a fleet, the last worker of which may attack.
 
     Returns:
-        Per worker its values at the end, per worker how far it was from the optimum in the later half of the steps
-        (the root of the mean square), and the fleet.
+        The values of each worker at the end, the distance of each worker from the optimum in the later half of the
+        steps (the root of the mean square), and the fleet.
     """
     own = "delayed" if exchange == "gradients" else "immediate"
     made = Options(slack=slack, exchange=exchange, own=own, finish_timeout_s=20.0, **rules)
@@ -44,7 +44,7 @@ def learn(attack=None, exchange="parameters", codec="raw", parts=1, slack=0, ste
             change = -RATE * found
             honest = values + change
             together = one.exchange(values + (byzantine(change) if byzantine else change))
-            # Whoever attacks means to go on: what has run away is taken back.
+            # An attacker means to go on: values of its own that have run away are set back.
             values = np.where(np.abs(together) < 1e6, together, honest) if byzantine else together
         last = one.finish(values if exchange == "parameters" else np.zeros(SIZE, np.float32))
         if exchange == "parameters":

@@ -1,7 +1,7 @@
-"""Messages that a hostile or broken peer might send, each with the reasons under which it may be counted.
+"""Messages that a byzantine or broken peer might send, each with the reasons under which it may be counted.
 
 `Corpus.spoil` makes one from a genuine message: bytes changed, cut, added or exchanged; header fields with other
-values and a checksum that fits them; maps that are none, or say what they must not.
+values and a checksum that fits them; maps that are none, or have values that they must not have.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from peers.wire.encode import encode_vector
 from peers.wire.fields import MAX_FIELDS_BYTES
 from peers.wire.header import VERSION
 
-# Whatever the change has hit is refused, but under which name depends on the place.
+# The changed message is refused; the name of the reason depends on the place of the change.
 ANY = frozenset(("malformed", "checksum", "version", "fingerprint", "kind", "layout", "incomplete", "oversized"))
 HUGE = 2**40
 
-# Other values of header fields, and what must come of each. They keep the rest as it was.
+# Other values of header fields, each with the reason of its refusal. The other fields stay as they were.
 HEADERS: list[tuple[dict[str, Any], str]] = [
     *(({"v": v}, "version") for v in (0, 1, VERSION + 1, HUGE)),
     *(({"k": k}, "kind") for k in ("", "parts", "eval", "x" * 500)),
@@ -57,8 +57,8 @@ MAPS: list[tuple[str, Buffer, str]] = [
     ("hello", b"\x81\xa1a\xd6\xff\x00\x00\x00\x00", "malformed"),
     ("hello", bytes(MAX_FIELDS_BYTES + 1), "oversized"),
 ]
-# Only for who takes part in a partial exchange; the modes with rounds look at such maps when they use them.
-WISHES: list[tuple[str, Buffer, str]] = [
+# Maps that only members of a partial exchange refuse; the modes with rounds check them when they use them.
+REQUESTS: list[tuple[str, Buffer, str]] = [
     *(("want", msgpack.packb({"token": token}), "malformed") for token in ("", "x" * 65, 7, None, ["x"], b"x")),
     *(("want", msgpack.packb(fields), "malformed") for fields in ({}, {"tokens": "x"})),
     *(
@@ -73,18 +73,18 @@ class Corpus:
     """Spoils messages of one kind of vector.
 
     Args:
-        layout: what the receiver expects.
+        layout: the layout that the receiver expects.
         kind: of vector.
         whole: the slice that a message of it covers; one entry.
-        seed: the same gives the same messages.
+        seed: one seed gives the same messages every time.
     """
 
     def __init__(self, layout: ExchangeLayout | RoundLayout, kind: str, whole: Slice, seed: int):
         self._layout, self._kind, self._whole = layout, kind, whole
         self._random = np.random.default_rng(seed)
-        # A map under the name of a kind that carries a vector.
+        # A map under the name of a kind with a vector.
         odd = [(kind, msgpack.packb({"a": 1}), "layout")] * 2
-        self._maps = MAPS + odd + (WISHES if isinstance(layout, ExchangeLayout) else [])
+        self._maps = MAPS + odd + (REQUESTS if isinstance(layout, ExchangeLayout) else [])
         self._ways = (
             self._flip,
             self._cut,
@@ -143,7 +143,7 @@ class Corpus:
     def lie(self, header: bytes, payload: bytes, changes: dict[str, Any]) -> bytes:
         """A header with other fields, and a checksum that fits."""
         fields = msgpack.unpackb(header) | changes
-        # It comes last; without its value the last bytes are something else's.
+        # The checksum comes last; without it the last bytes belong to another field.
         if fields.get("z") is not ...:
             fields["z"] = fields.pop("z")
         packed = msgpack.packb({key: value for key, value in fields.items() if value is not ...})
@@ -155,7 +155,7 @@ class Corpus:
         return self.lie(header, bytes(blob), changes), bytes(blob), frozenset((reason,))
 
     def _resize(self, header: bytes, payload: bytes):
-        """A payload of another size than its codec's, with the checksum of it."""
+        """A payload of another size than its codec's, with the payload's own checksum."""
         other = payload[: -self._random.integers(1, len(payload) + 1)] if self._random.integers(2) else payload + b"\0"
         return summed(header, other), other, frozenset(("malformed",))
 

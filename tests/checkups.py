@@ -1,4 +1,4 @@
-"""For the tests of the doctor: what a node is looked at for, servers that are no Redis, and lines of the table."""
+"""Helpers for the tests of the doctor: the checks of a node, servers that are no Redis, and lines of the table."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def rows(table: str) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def listener(answer: Callable[[bytes], bytes]) -> Iterator[int]:
-    """Something that listens on a port (which is yielded) and answers whatever is said to it with `answer`."""
+    """A server that answers every request with `answer(request)`; yields its port."""
     server = socket.create_server(("127.0.0.1", 0))
     open_connections: list[socket.socket] = []
 
     def serve(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while said := connection.recv(65536):
-                connection.sendall(answer(said))
+            while request := connection.recv(65536):
+                connection.sendall(answer(request))
 
     def accept() -> None:
         with contextlib.suppress(OSError):
@@ -79,19 +79,19 @@ def listener(answer: Callable[[bytes], bytes]) -> Iterator[int]:
         thread.join(10)
 
 
-def only_pong(said: bytes) -> bytes:
-    """A server that says what connecting takes, and then nothing any more."""
-    return b"+OK\r\n" * said.count(b"SETINFO") + b"+PONG\r\n" * said.count(b"PING")
+def only_pong(request: bytes) -> bytes:
+    """A server that answers the commands of a new connection, and nothing after that."""
+    return b"+OK\r\n" * request.count(b"SETINFO") + b"+PONG\r\n" * request.count(b"PING")
 
 
-def nonsense(said: bytes) -> bytes:
+def nonsense(request: bytes) -> bytes:
     """A server that answers every command with a number."""
-    return only_pong(said) or b":7\r\n" * max(1, len(re.findall(rb"^\*\d+\r\n", said, re.MULTILINE)))
+    return only_pong(request) or b":7\r\n" * max(1, len(re.findall(rb"^\*\d+\r\n", request, re.MULTILINE)))
 
 
-def http(said: bytes) -> bytes:
+def http(request: bytes) -> bytes:
     return b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
-def silence(said: bytes) -> bytes:
+def silence(request: bytes) -> bytes:
     return b""

@@ -1,4 +1,4 @@
-"""Small classifiers to train, what they train on, and the same in plain torch."""
+"""Small classifiers, their batches, and the same training in plain torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new_classifier(settings) -> Classifier:
 
 
 def stream(worker: int, size: int = BATCH):
-    """A worker's endless batches; what is bright depends on the label."""
+    """A worker's endless batches; the bright pixels depend on the label."""
     generator = torch.Generator().manual_seed(70 + worker)
 
     def next_batch() -> Batch:
@@ -53,11 +53,11 @@ def stream(worker: int, size: int = BATCH):
 
 
 class Plain:
-    """The same network with torch's own optimiser, and a cross entropy that is written out."""
+    """The network of a classifier with torch's own optimiser, and a cross entropy that is written out."""
 
     def __init__(self, settings):
         self.network = copy.deepcopy(new_classifier(settings).modules["classifier"])
-        # The copy's tensors are views of one vector no more.
+        # The tensors of the copy are no views of one vector any more.
         for tensor in (*self.network.parameters(), *self.network.buffers()):
             tensor.data = tensor.data.clone()
         for parameter in self.network.parameters():
@@ -69,7 +69,7 @@ class Plain:
             self.optimiser = torch.optim.Adam(self.network.parameters(), lr=optimiser.lr, betas=optimiser.betas)
 
     def step(self, batch: Batch) -> tuple[float, float]:
-        """One step; the loss, and the share that is right."""
+        """One step; returns the loss, and the share of right answers."""
         logits = self.network(batch.samples)
         wanted = logits[torch.arange(len(logits)), batch.labels]
         loss = (torch.log(torch.exp(logits).sum(dim=1)) - wanted).mean()
@@ -84,7 +84,7 @@ class Plain:
 
 
 def assert_follows(learner: Classifier, plain: Plain, began: dict[str, torch.Tensor]) -> None:
-    """Every tensor has moved as far and where that of plain torch has."""
+    """Every tensor has moved as far, and in the same direction, as that of plain torch."""
     found, expected = tensors_of(learner), plain.tensors()
     assert found.keys() == expected.keys() == began.keys()
     for name, value in expected.items():

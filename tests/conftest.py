@@ -12,13 +12,13 @@ import pytest
 
 from tests import forks, servers
 
-# How long an example takes says something of the machine: it is no finding of a test.
+# The duration of an example is a property of the machine and no finding of a test.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config):
-    """One fork server a session; and no ignored hang-up, which children under nohup would inherit."""
+    """Reset SIGHUP, which children under nohup inherit as ignored; own the fork server of the session."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         forks.own()

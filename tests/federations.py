@@ -1,4 +1,4 @@
-"""Fleets of federated workers in threads of one process, and what they train on."""
+"""Fleets of federated workers in threads of one process, and their data."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def stream(worker, batch=BATCH):
 
 
 def peer_info(worker):
-    """What a worker says of itself."""
+    """The peer info of a worker."""
     histogram = [0] * 10
     histogram[worker % 10] = SAMPLES + worker
     return {"samples": SAMPLES + worker, "histogram": histogram}
 
 
 class Fleet:
-    """Federated workers in threads; `cuts` are the steps after which everybody holds the model."""
+    """Federated workers in threads; `sync_points` are the steps after which everybody holds the model."""
 
-    def __init__(self, settings, buses, cuts=(), peer_info=peer_info):
-        self.settings, self.buses, self.cuts, self.peer_info = settings, buses, cuts, peer_info
+    def __init__(self, settings, buses, sync_points=(), peer_info=peer_info):
+        self.settings, self.buses, self.sync_points, self.peer_info = settings, buses, sync_points, peer_info
         self.lines = []
         self.pairs = [GanPair(settings, SHAPE, w, torch.device("cpu")) for w in range(len(buses))]
         self.modes = [self.mode(w, bus) for w, bus in enumerate(buses)]
         self.stats = []
-        # Of each step of each worker: what it has returned, and how many batches were drawn in it.
+        # The losses of each worker and step, and the number of batches that the step drew.
         self.losses, self.drawn = [[] for _ in buses], [[] for _ in buses]
 
     def mode(self, worker, bus):
@@ -69,7 +69,7 @@ class Fleet:
         return Federated(self.settings, self.pairs[worker], bus, {}, self.peer_info(worker), log)
 
     def again(self, worker):
-        """A new life of a worker whose mode was closed."""
+        """A new incarnation of a worker whose mode was closed."""
         others = tuple(other for other in range(len(self.buses)) if other != worker)
         self.modes.append(self.mode(worker, self.buses[worker]._hub.bus(worker, others, "another")))
         return self.modes[-1]
@@ -85,7 +85,7 @@ class Fleet:
         for step in range(1, steps + 1):
             self.drawn[worker].append(0)
             self.losses[worker].append(mode.step(step, counted, step == steps))
-            if step == steps or step in self.cuts:
+            if step == steps or step in self.sync_points:
                 assert mode.synchronise(step)
         mode.finish()
         return mode.stats()

@@ -75,13 +75,13 @@ def contribution(
     is_whole: bool = False,
     squares: float | None = None,
 ) -> Received:
-    """A part of a peer, as the decoder hands it on."""
+    """A received part of a peer, as the decoder returns it."""
     extras = {} if extras is None else extras
     return Received("part", sender, incarnation, round, part, values, {}, last_sequence, extras, is_whole, squares)
 
 
 def term(sender: int, incarnation: str, norm: float) -> Received:
-    """A contribution of which only the norm is known."""
+    """A contribution with nothing but a norm."""
     return Received("part", sender, incarnation, 1, norm=norm)
 
 
@@ -104,7 +104,7 @@ class Fleet:
         buses: one a worker.
         layout, rules: as of `Exchange`.
         size: number of values in the vector.
-        initial: the vector with which everyone begins; zeros where not given.
+        initial: the vector with which every worker begins; zeros where not given.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from degan.learners.protocols import Counters, Learner
 
 
 def unlabelled(samples: torch.Tensor) -> Batch:
-    """A batch whose labels nobody reads."""
+    """A batch whose labels are not read."""
     return Batch(samples, torch.zeros(len(samples), dtype=torch.int64))
 
 
@@ -29,7 +29,7 @@ def counters_of(learner: Learner, network: str | None = None) -> Counters:
 
 
 def model_of(learner: Learner, has_moments: bool = False) -> np.ndarray:
-    """What federated rounds send."""
+    """The vector that federated rounds send."""
     return names.joined(learner.state(names.of_model(learner.sizes, has_moments))[0])
 
 
@@ -38,7 +38,7 @@ def load_model(learner: Learner, values: np.ndarray, has_moments: bool = False, 
 
 
 def network_of(learner: Learner, network: str, has_moments: bool = True) -> np.ndarray:
-    """What a swap of discriminators sends."""
+    """The vector that a swap of discriminators sends."""
     return names.joined(learner.state(names.of_network(learner.sizes, network, has_moments))[0])
 
 

@@ -1,4 +1,4 @@
-"""Every setting by its path, found in the structs themselves, so that a table of settings is seen to be complete.
+"""Every setting by its path, found in the structs themselves, so that a table of settings is known to be complete.
 
 `run.steps` is a setting of a plain block, `mode[federated].quorum` one that only this mode has.
 """
@@ -14,9 +14,9 @@ from config.settings.experiment import Experiment
 
 # The key that picks the struct of a block.
 TAGS = {"mode": "name", "model": "name", "classifier": "name", "data.split": "kind"}
-# With as many workers as the ranges of leaders and cohorts are tried with.
+# The ranges of leaders and cohorts are tried with this number of workers.
 SMALLEST = {"name": "small", "peers": 4, "data": {"name": "digits"}, "model": {"name": "mlp"}}
-# They are in an experiment of a classifier, in place of a GAN's model.
+# Settings of an experiment with a classifier, in place of a GAN's model.
 OF_CLASSIFIERS = ("classifier", "optimiser.lr")
 
 
@@ -56,7 +56,7 @@ def _structs(kind: Any) -> list[type]:
 
 
 def tags() -> set[str]:
-    """The structs that a key may pick, as `mode[federated]`."""
+    """The structs that a key may pick, such as `mode[federated]`."""
     return {leaf.path.rpartition("]")[0] + "]" for leaf in leaves().values() if "[" in leaf.path}
 
 
@@ -64,7 +64,7 @@ def plain(path: str, *value: Any, **more: Any) -> dict[str, Any]:
     """The smallest experiment in which a setting has this value, or stays as it is, as plain values.
 
     Args:
-        more: blocks that are to be there besides; those of `SMALLEST` are by themselves.
+        more: further blocks; those of `SMALLEST` are always there.
     """
     data: dict[str, Any] = SMALLEST | more
     if path.startswith(OF_CLASSIFIERS):
@@ -84,7 +84,7 @@ def plain(path: str, *value: Any, **more: Any) -> dict[str, Any]:
 
 
 def read(experiment: Experiment, path: str) -> Any:
-    """What a setting is in an experiment."""
+    """The value of a setting in an experiment."""
     found = experiment
     for word in path.split("."):
         name, _, tag = word.rstrip("]").partition("[")

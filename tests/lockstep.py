@@ -1,6 +1,6 @@
-"""A fleet of exchanges without a thread of their own: what is published is delivered at once, or when a test says so.
+"""A fleet of exchanges without threads of their own: messages are delivered at once, or when a test asks for it.
 
-So a test decides the order in which workers step and read, and knows to the last value what each must get.
+So a test decides the order in which workers step and read, and knows to the last value the result of each.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from peers.session.meet import Start
 from peers.types import Lease
 from tests.fleets import in_threads, memory_buses
 
-# Nothing that waits in these tests waits for time to pass.
+# No wait in these tests is for time to pass.
 RULES = Options(lease_s=30.0, stall_timeout_s=20.0, finish_timeout_s=20.0, norm_gate=0.0, keep_rounds=400)
 
 
 class Inline:
-    """A pool that runs a job where it is submitted, and then lets everybody read."""
+    """A pool that runs a job in the thread that submits it, and then lets every worker read."""
 
     def __init__(self, deliver: Callable[[], None]):
         self._deliver = deliver
@@ -42,7 +42,7 @@ class Inline:
 
 
 class HandReader:
-    """A pump that reads when it is told to."""
+    """A reader that reads when a test tells it to."""
 
     def __init__(self, bus, server, inbox, gate, lease_s, known, log):
         self._bus, self._server, self._inbox = bus, server, inbox
@@ -61,11 +61,11 @@ class Lockstep:
     """Exchanges of n workers on one memory bus.
 
     Args:
-        patch: of the test; gives the exchanges this module's pool and pumps.
-        workers: how many.
-        layout, rules: as of `Exchange`; of the rules see `RULES`.
+        patch: of the test; gives the exchanges this module's pool and readers.
+        workers: their number.
+        layout, rules: as of `Exchange`; for the rules see `RULES`.
         size: number of values in the vector.
-        initial: the vector with which everyone begins; zeros where not given.
+        initial: the vector with which every worker begins; zeros where not given.
         first: workers that begin; the others can join later. All where not given.
 
     Attributes:
@@ -103,14 +103,14 @@ class Lockstep:
         self.exchanges[worker].start(Start("together", 0, self.incarnations(peers)), 0)
 
     def join(self, worker: int, helper: int, sizes: dict[str, int], load) -> int:
-        """To be called in a thread: the helper has to serve meanwhile. Returns the round that it stands at."""
+        """Join by a helper that serves meanwhile in another thread; returns the round at which the joiner stands."""
         others = [peer for peer in range(len(self.buses)) if peer != worker]
         for other in others:
             self.buses[other].follow(worker, self.buses[worker].incarnation)
         return self.exchanges[worker].start(Start("join", 0, self.incarnations(others), helper), 0, sizes, load)
 
     def renew(self, worker: int) -> None:
-        """Another life of a worker, which has not started yet."""
+        """Another incarnation of a worker, which has not started yet."""
         old = self.buses[worker]
         self.buses[worker] = old._hub.bus(worker, old.servers[0], f"{old.incarnation}-again")
         zeros = np.zeros(self.size, np.float32)
@@ -123,7 +123,7 @@ class Lockstep:
         exchange.serve(make_state)
 
     def deliver(self) -> None:
-        """Everybody who listens reads what has been said."""
+        """Every worker that is not deaf reads the messages that are there."""
         with self._lock:
             for worker, exchange in enumerate(self.exchanges):
                 if worker not in self.deaf:
@@ -138,7 +138,7 @@ class Lockstep:
         return in_threads([lambda w=w: job(w, self.exchanges[w]) for w in workers], 30.0)
 
     def finish(self, values_of: Callable[[int], np.ndarray] | None = None) -> list[np.ndarray]:
-        """End all together; per worker what is left, float32 (size,), zeros where nothing was."""
+        """End all together; returns the remainder of each worker, float32 (size,), zeros where there is none."""
 
         def end(worker: int, exchange: Exchange) -> np.ndarray:
             left = exchange.finish(np.zeros(self.size, np.float32) if values_of is None else values_of(worker))
@@ -167,7 +167,7 @@ def exact(values):
 
 
 def int8(values):
-    """127 steps of the largest value, to the nearest."""
+    """Rounded to the nearest of 127 steps of the largest value."""
     scale = np.abs(values).max() / 127
     return np.rint(values / scale) * scale if scale else values
 
@@ -177,14 +177,14 @@ def sign(values):
 
 
 def topk(values):
-    """One of so few."""
+    """The largest value alone, as the codec keeps of so few."""
     only = np.zeros_like(values)
     only[np.abs(values).argmax()] = values[np.abs(values).argmax()]
     return only
 
 
 def float16(values):
-    """Eleven bits."""
+    """Rounded to eleven bits."""
     return values.astype(np.float16).astype(np.float64)
 
 

@@ -1,7 +1,7 @@
 """A worker's loop with stand-ins for the mode, the networks, the data and the clock: one thread, no process.
 
 Every figure is chosen so that a person can add it up: step k takes k / 2 seconds, of which k / 4 are waiting and
-k / 8 the exchange; it draws 8 images, sends 100 bytes, and its losses are k and 10 k. A cut sends 7 bytes more.
+k / 8 the exchange; it draws 8 images, sends 100 bytes, and its losses are k and 10 k. A sync point sends 7 bytes more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def settings_of(*words: str) -> config.Experiment:
 
 
 class Clock:
-    """Seconds that go by only where a stand-in says so."""
+    """A clock that only the stand-ins advance."""
 
     now_s = 5000.0
 
@@ -50,11 +50,11 @@ class StandInShard:
 
 
 class StandInPair:
-    """Draws images of one shade, by which a picture tells of which moment it is."""
+    """A pair whose images have one shade, which identifies the moment of a picture."""
 
     def __init__(self):
         self.shade = 0
-        # How many samples were drawn each time; for a picture or not.
+        # The number of samples of each draw, and whether it was for a picture.
         self.asked: list[tuple[str, int]] = []
         self.is_shown = True
 
@@ -74,7 +74,7 @@ class StandInPair:
 
 
 class StandInMode:
-    """See `degan.modes.Mode`; `calls` is what the loop asked for, in order."""
+    """A stand-in for `degan.modes.Mode`; `calls` has the calls of the loop, in order."""
 
     is_shared = False
 
@@ -82,7 +82,7 @@ class StandInMode:
         self._clock, self._learner = clock, pair
         self.calls: list[str] = []
         self.begun: tuple = ()
-        # What the beginning waits for is no step's.
+        # The waiting of the begin belongs to no step.
         self.wait_s, self.exchange_s, self.sent_bytes = 40.0, 20.0, 0
         self.begins_at: int | None = None
         self.stop_at: int | None = None
@@ -100,7 +100,7 @@ class StandInMode:
         return step
 
     def step(self, step, next_batch, is_sync_point) -> dict[str, float]:
-        self.calls.append(f"step {step}{' cut' if is_sync_point else ''}")
+        self.calls.append(f"step {step}{' sync' if is_sync_point else ''}")
         assert next_batch().samples.shape == (8, 1)
         self._clock.now_s += step / 2
         self.wait_s, self.exchange_s = self.wait_s + step / 4, self.exchange_s + step / 8
@@ -142,7 +142,7 @@ class StandInMode:
 
 
 class StandInSetup:
-    """What `degan.worker.setup.Objects` is to the loop."""
+    """A stand-in for `degan.worker.setup.Setup`."""
 
     def __init__(self, settings: config.Experiment, worker: int, clock: Clock):
         self.settings, self.worker, self._clock = settings, worker, clock
@@ -154,7 +154,7 @@ class StandInSetup:
         return torch.ones(count, 1, 2, 2)
 
     def evaluate(self, sample: Callable[[int], torch.Tensor]) -> list[Metric]:
-        """The evaluator: one distance, which is the shade of what it is shown, and its floor."""
+        """The evaluator's metrics: a distance, which depends on the shade of the samples, its floor, and a coverage."""
         self._clock.now_s += 1000
         shade = float(torch.round((sample(5)[0, 0, 0, 0] + 1) * 127.5))
         return [
@@ -175,14 +175,14 @@ class StandInSetup:
 
 
 class Live:
-    """One life of a worker in a run folder; everything on it may be changed before `run`."""
+    """One incarnation of a worker in a run folder; every attribute may be changed before `run`."""
 
     def __init__(self, folder: Path, monkeypatch, worker: int = 0, resume_from: tuple[int, ...] = (), **periods):
-        self.folder, self.worker, self.said = folder, worker, []
+        self.folder, self.worker, self.logged = folder, worker, []
         self.settings = settings_of(*(f"run.{key}={value}" for key, value in {**PERIODS, **periods}.items()))
         self.clock = Clock()
         monkeypatch.setattr(loop, "time", self.clock)
-        # Small pictures, and no waiting for the disk.
+        # Pictures are small, and nothing waits for the disk.
         monkeypatch.setattr(loop, "GRID_COLUMNS", 2)
         monkeypatch.setattr(checkpoints, "_sync", lambda path: None)
         self.setup = StandInSetup(self.settings, worker, self.clock)
@@ -190,7 +190,9 @@ class Live:
         self.signals = Signals()
         self.home = folder / f"w{worker}"
         self.home.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(self.home / "checkpoints", self.settings.run.keep_checkpoints, self.said.append)
+        self.checkpoints = Checkpoints(
+            self.home / "checkpoints", self.settings.run.keep_checkpoints, self.logged.append
+        )
         self.resume_from = list(resume_from)
         self.at: dict[int, Callable[[], None]] = {}
         self.begun_steps: list[int] = []
@@ -202,7 +204,7 @@ class Live:
             self.at.get(step, lambda: None)()
 
         words = (self.setup, self.mode, self.folder, self.checkpoints, self.resume_from, self.signals)
-        return loop.Loop(*words, self.said.append, before_step).run()
+        return loop.Loop(*words, self.logged.append, before_step).run()
 
     @property
     def stats(self) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Fleets of MD-GAN workers in threads, what they train on, and one process that does the same."""
+"""Fleets of MD-GAN workers in threads, their data, and one process that does the same."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def new_pair(settings, worker):
 
 
 def reals(settings, seed):
-    """Endless batches of a worker's own."""
+    """Endless batches of one worker."""
     generator, shape = torch.Generator().manual_seed(seed), new_pair(settings, 0).sample_shape
     while True:
         yield unlabelled(torch.rand(settings.data.batch_size, *shape, generator=generator) * 2 - 1)
 
 
 class Fleet:
-    """Workers in threads of one process, each with the mode on a bus of its own."""
+    """Workers in threads of one process, each with its mode on a bus of its own."""
 
     def __init__(self, settings, buses, seeds=None, samples=BATCH, change=lambda mode: None):
         self.pairs = [new_pair(settings, worker) for worker in range(len(buses))]
@@ -67,7 +67,7 @@ class Fleet:
             change(mode)
 
     def train(self, steps, at_sync_point=True):
-        """Every worker `steps` steps; returns the losses of each by step."""
+        """Train every worker for `steps` steps; returns the losses of each by step."""
 
         def live(worker):
             mode, data = self.modes[worker], self.data[worker]
@@ -88,12 +88,12 @@ class Fleet:
 
 
 class ByHand:
-    """The same in plain torch: one generator, a list of discriminators, and the mean of their losses.
+    """MD-GAN in plain torch: one generator, a list of discriminators, and the mean of their losses.
 
     Attributes:
-        gans: the workers' pairs; only the G of the one that leads learns.
-        first: the one that leads.
-        losses: D's and G's of each round, by worker.
+        gans: the workers' pairs; only the G of the leader learns.
+        first: the leader.
+        losses: the losses of D and G in each round, by worker.
     """
 
     def __init__(self, settings, workers):
@@ -104,11 +104,11 @@ class ByHand:
         self.first = self.gans[0]
 
     def round(self, workers, answering=None, rule=None, skipping=None, silent=None):
-        """One round: who takes part, whose feedbacks are used, and the rule over three or more to one batch.
+        """One round of these workers with the feedbacks of some, and a rule over three or more feedbacks to one batch.
 
         Args:
-            skipping: whose reals are no numbers; its D stays as it was.
-            silent: whose own feedback is no number; it answers with zeros, and its D stays as it was.
+            skipping: a worker whose reals are no numbers; its D stays as it was.
+            silent: a worker whose feedback is no number; it answers with zeros, and its D stays as it was.
         """
         mode, found = self.settings.mode, {}
         fakes = [self.first.fakes(self.settings.data.batch_size) for _ in range(mode.batches)]
@@ -148,7 +148,7 @@ class ByHand:
 
 
 def by_hand(settings, workers, steps, epoch=0):
-    """Rounds of all workers; after every so many the discriminators change hands. Returns pairs and losses."""
+    """Rounds of all workers with swaps of the discriminators at the settings' interval; returns pairs and losses."""
     hand = ByHand(settings, workers)
     for step in range(1, steps + 1):
         hand.round(range(workers))
@@ -158,7 +158,7 @@ def by_hand(settings, workers, steps, epoch=0):
 
 
 def assert_like(pair: GanPair, first: PlainGan, own: PlainGan, start: PlainGan, tolerance=1e-3):
-    """A worker's networks against the G of the first and the D of its own, relative to what training has moved."""
+    """Compare a worker's networks with the G of the first and its own D, relative to how far training moved them."""
     mine = {name: network_of(pair, name, False) for name in ("generator", "discriminator")} | {
         "average": average_of(pair)
     }

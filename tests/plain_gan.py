@@ -57,7 +57,7 @@ def dcgan() -> tuple[nn.Module, nn.Module]:
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Every parameter and buffer of `source` into the one of `target` at the same place."""
+    """Copy every parameter and buffer of `source` into the one of `target` at the same place."""
     for kind in ("named_parameters", "named_buffers"):
         theirs, mine = list(getattr(source, kind)()), list(getattr(target, kind)())
         assert [name.rpartition(".")[2] for name, _ in theirs] == [name.rpartition(".")[2] for name, _ in mine]
@@ -87,7 +87,7 @@ def loss_of_generator(name, fake):
 
 
 def input_gradients(network, samples):
-    """d logit / d sample for each sample, as a row."""
+    """The gradient d logit / d sample of each sample, as a row."""
     samples = samples.detach().clone().requires_grad_(True)
     logits = network(samples)
     (found,) = torch.autograd.grad(logits, samples, torch.ones_like(logits), create_graph=True)
@@ -99,8 +99,8 @@ class Trained:
     """A network with its optimiser, written out.
 
     Attributes:
-        moments: of each parameter the mean of its gradients and of their squares, as Adam keeps them.
-        steps: that the optimiser has taken.
+        moments: for each parameter the means of its gradients and of their squares, as Adam keeps them.
+        steps: the number of steps that the optimiser has taken.
     """
 
     network: nn.Module
@@ -118,7 +118,7 @@ class Trained:
 
     @torch.no_grad()
     def apply(self, gradients: list[torch.Tensor]) -> None:
-        """Kingma & Ba 2015, algorithm 1; or plain descent."""
+        """A step of Kingma & Ba 2015, algorithm 1; or of plain descent."""
         self.steps += 1
         first, second = self.betas
         for parameter, gradient, moments in zip(self.network.parameters(), gradients, self.moments, strict=True):
@@ -137,7 +137,7 @@ class PlainGan:
 
     Args:
         settings: the experiment; only the numbers of loss, regularisation and optimiser are read.
-        pair: whose initial weights are copied.
+        pair: the pair whose initial weights are copied.
         worker: its number, for the latents and the mixing weights.
     """
 
@@ -161,7 +161,7 @@ class PlainGan:
         return self.generator.network(torch.randn(count, LATENT, generator=self.latents))
 
     def gradient_of_discriminator(self, real, fake):
-        """Its gradient, a tensor a parameter, and its loss."""
+        """The gradient of D, a tensor a parameter, and its loss."""
         network, fake = self.discriminator.network, fake.detach()
         loss = loss_of_discriminator(self.loss, network(real), network(fake))
         if self.loss == "wasserstein_gp" and self.penalties.gradient_penalty > 0:
@@ -191,7 +191,7 @@ class PlainGan:
 
     @torch.no_grad()
     def note_average(self) -> None:
-        """G's moving average; its decay grows over the first steps: 2/11, 3/12, 4/13, ..."""
+        """Update G's moving average; its decay grows over the first steps: 2/11, 3/12, 4/13, ..."""
         self.averaged += 1
         decay = min(self.decay, (1 + self.averaged) / (10 + self.averaged))
         for kind in ("parameters", "buffers"):

@@ -1,7 +1,7 @@
-"""GANs in plain torch, written by hand: what the modes with a leader are held against.
+"""GANs in plain torch, written by hand: the reference of the modes with a leader.
 
-Nothing here is the product's but the weights that a pair begins with, the seeds of its random numbers and, of what is
-not a perceptron, the networks' layers. Losses, penalties, Adam and the moving average are written out.
+The initial weights of a pair, the seeds of its random numbers and the layers of other networks than perceptrons are
+the product's; all else is not. Losses, penalties, Adam and the moving average are written out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Adam:
 
 
 def layers(settings, sample_shape) -> list[nn.Module]:
-    """G and D: perceptrons written out here, others as the product builds them."""
+    """The modules of G and D: perceptrons written out here, others as the product builds them."""
     model = settings.model
     if model.__struct_config__.tag != "mlp":
         return list(models.build(model, sample_shape))
@@ -66,7 +66,7 @@ class PlainGan:
 
     def __init__(self, settings, sample_shape: tuple[int, ...], worker: int):
         self.settings, optimiser = settings, settings.optimiser
-        # What the layers begin with does not count, nor what is drawn for it.
+        # The initial values of the layers do not count, nor do the random numbers that are drawn for them.
         with torch.random.fork_rng(devices=[]):
             self.g, self.d = layers(settings, sample_shape)
         first = tensors_of(GanPair(settings, sample_shape, worker, torch.device("cpu")))
@@ -90,7 +90,7 @@ class PlainGan:
         return self.g(torch.randn(count, self.settings.model.latent, generator=self._latents))
 
     def d_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        """What D minimises."""
+        """The loss that D minimises."""
         at_real, at_fake, name = self.d(real), self.d(fake), self.settings.loss
         if name == "least_squares":
             return ((at_real - 1) ** 2).mean() / 2 + (at_fake**2).mean() / 2
@@ -107,7 +107,7 @@ class PlainGan:
         return F.binary_cross_entropy_with_logits(at_real, ones) + F.binary_cross_entropy_with_logits(at_fake, zeros)
 
     def g_loss(self, fake: torch.Tensor) -> torch.Tensor:
-        """What G minimises."""
+        """The loss that G minimises."""
         at_fake, name = self.d(fake), self.settings.loss
         if name == "least_squares":
             return ((at_fake - 1) ** 2).mean() / 2
@@ -129,7 +129,7 @@ class PlainGan:
         return float(loss.detach())
 
     def learn(self, real: torch.Tensor, is_g_first: bool) -> tuple[float, float]:
-        """A step of both on one batch of fakes: of G and D as they were, or of D and then of G; their losses."""
+        """A step of both on one batch of fakes: of G and D as they were, or of D, then of G; returns their losses."""
         fake = self.fakes(len(real))
         if not is_g_first:
             return self.learn_d(real, fake), self.learn_g(self.g_loss(fake))
@@ -141,7 +141,7 @@ class PlainGan:
 
     @torch.no_grad()
     def take_average(self) -> None:
-        """G's moving average after one step: its decay grows to the one in the settings."""
+        """Update G's moving average after one step: its decay grows to the one in the settings."""
         self.averaged += 1
         decay = min(self.settings.optimiser.ema_decay, (1 + self.averaged) / (10 + self.averaged))
         for mine, theirs in zip(self.average.state_dict().values(), self.g.state_dict().values(), strict=True):
@@ -150,7 +150,7 @@ class PlainGan:
     # --- as vectors ---------------------------------------------------------------------------
 
     def weights(self) -> torch.Tensor:
-        """G's, then D's, in module order; a copy."""
+        """The weights of G, then those of D, in module order; a copy."""
         return torch.cat([w.detach().reshape(-1) for w in (*self.g_adam.weights, *self.d_adam.weights)])
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Where a setting has arrived in a world: each probe is a function of the world that was run."""
+"""Probes of a world: each is a function that finds where a setting has arrived in a world that was run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALTERNATING = {(G, G + D), (0, G)}
 
 
 def sees(*places: str) -> Callable[[World], Any]:
-    """The same value in every call of each place: `Judge.factor`, `RedisBus.run`."""
+    """The same value in every call of each place: `Screen.factor`, `RedisBus.run`."""
 
     def found(world: World) -> Any:
         values = [world.calls.only(*place.rsplit(".", 1)) for place in places]
@@ -24,7 +24,7 @@ def sees(*places: str) -> Callable[[World], Any]:
 
 
 def reads_data(name: str) -> Callable[[World], Any]:
-    """A setting of `data` in all that prepares, loads or cuts the data."""
+    """A setting of `data` in all calls that prepare, load or split the data."""
 
     def found(world: World) -> Any:
         seen = [getattr(data, name) for place in ("prepare", "load") for data in world.calls.all(place, "data")]
@@ -62,7 +62,7 @@ def timeouts(world: World) -> set[float | None]:
 
 
 def kinds(kind: str) -> Callable[[World], tuple[int, str]]:
-    """Number of values and codec of a kind of vectors."""
+    """The number of values and the codec of a kind of vectors."""
 
     def found(world: World) -> tuple[int, str]:
         layouts = [layout[kind] for layout in world.calls.all("RoundLayout", "kinds")]
@@ -73,7 +73,7 @@ def kinds(kind: str) -> Callable[[World], tuple[int, str]]:
 
 
 def local_steps(world: World) -> set[int]:
-    """How many steps a member takes from one global model to its answer."""
+    """The numbers of steps that members take from one global model to their answer."""
     taken: dict[int, list[int]] = {}
     for key, call in world.calls.log:
         runs = taken.setdefault(id(call["self"]), [0]) if key.startswith("GanPair.") else []
@@ -91,20 +91,20 @@ def has_moments(world: World) -> set[bool]:
 
 
 def states(world: World) -> set[int]:
-    """The rounds of which the leader has put its generator."""
+    """The rounds after which the leader has put its generator."""
     names = world.calls.all("Rounds.put", "name")
     return {int(name.partition(".")[2]) for name in names if name.startswith("g")}
 
 
 def fingerprints(world: World) -> bool:
-    """What travels bears the fingerprint of all that was agreed on, and not the one of a layout that only measures."""
+    """Messages bear the fingerprint of all that was agreed on, and not the one of a layout that only measures."""
     layouts = {*world.calls.all("ExchangeLayout", "fingerprint"), *world.calls.all("RoundLayout", "fingerprint")}
     agreed = [call["seed"] for call in world.calls.all("fingerprint", "agreed")]
     return layouts - {bytes(8)} == set(world.calls.all("fingerprint", "->")) and set(agreed) == {7}
 
 
 def put_as(prefix: str) -> Callable[[World], set[str]]:
-    """The codecs with which states are put whose names begin so."""
+    """The codecs with which states are put that have names with this prefix."""
     return lambda world: {
         codec.name for name, codec in world.calls.all("Rounds.put", "name", "codec") if name.startswith(prefix)
     }

@@ -1,4 +1,4 @@
-"""A TCP proxy that behaves like a bad network: slow, thin, torn, deaf, mute, wrong; switched while it runs.
+"""A TCP proxy that behaves like a bad network: slow, thin, torn, deaf, silent, wrong; switched while it runs.
 
     with Network(seed=7) as network:
         link = network.link(6379)
@@ -6,7 +6,7 @@
         link.weather = Weather(latency_s=0.1, jitter_s=0.05, bytes_per_s=1e6)
 
 All links of a network live in one thread. A cut in one direction holds bytes back rather than losing them, as
-TCP sends again what was not acknowledged: when the weather clears they arrive, unless somebody has hung up by then.
+TCP sends unacknowledged bytes again: when the weather clears they arrive, unless one side has hung up by then.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 CHUNK_BYTES = 64 * 1024
-# How many bytes are on their way at most; more than the product of the bandwidths and latencies of the tests.
+# The most bytes that are on their way; more than the product of the bandwidths and latencies of the tests.
 FLIGHT_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Weather:
-    """How a link behaves; as it stands, it passes everything on at once.
+    """The behaviour of a link; without any values a link passes everything on at once.
 
     Attributes:
         latency_s, jitter_s: added to each way: latency plus or minus a random part of jitter; order is kept.
@@ -36,7 +36,7 @@ class Weather:
         reset_every_bytes: a connection is reset each time that so many bytes have passed the link.
         corrupt_every_bytes: one bit is flipped in every so many bytes towards the client.
         is_deaf: nothing passes towards the server.
-        is_mute: nothing passes towards the client.
+        is_silent: nothing passes towards the client.
         refuses: new connections are reset at once.
     """
 
@@ -46,12 +46,12 @@ class Weather:
     reset_every_bytes: int | None = None
     corrupt_every_bytes: int | None = None
     is_deaf: bool = False
-    is_mute: bool = False
+    is_silent: bool = False
     refuses: bool = False
 
 
 CLEAR = Weather()
-CUT = Weather(is_deaf=True, is_mute=True)
+CUT = Weather(is_deaf=True, is_silent=True)
 
 
 class Link:
@@ -59,15 +59,15 @@ class Link:
 
     Attributes:
         port: to connect to.
-        passed_bytes, resets, flips: what has happened so far.
+        passed_bytes, resets, flips: counts of the bytes that passed, the resets and the flipped bits so far.
     """
 
     def __init__(self, target: int, seed: str):
         self.port = 0
         self.passed_bytes = self.resets = self.flips = 0
         self._target = target
-        # Of their own: how often jitter is drawn depends on the pieces in which the bytes happen to come, and which
-        # bits are flipped must not.
+        # Two generators: the number of draws of jitter depends on the pieces in which the bytes happen to come, and
+        # the choice of the flipped bits must not.
         self._jitter, self._bits = random.Random(f"{seed} jitter"), random.Random(f"{seed} bits")
         self._weather, self._changed = CLEAR, asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,7 +82,7 @@ class Link:
 
     @weather.setter
     def weather(self, weather: Weather) -> None:
-        """From any thread; holds for what is on its way, too."""
+        """Change the weather, from any thread, also for the bytes that are on their way."""
         self._loop.call_soon_threadsafe(self._switch, weather)
 
     def _switch(self, weather: Weather) -> None:
@@ -135,7 +135,7 @@ class Link:
             self._tasks.discard(task)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_towards_client: bool) -> None:
-        """One direction of one connection: what is read now is written when it is due."""
+        """Serve one direction of one connection: the bytes that are read now are written when they are due."""
         loop, flight = asyncio.get_running_loop(), asyncio.Queue()
         room, waiting_bytes = asyncio.Event(), 0
         room.set()
@@ -161,7 +161,7 @@ class Link:
                 if not data:
                     return
                 await asyncio.sleep(due - loop.time())
-                while self._weather.is_mute if is_towards_client else self._weather.is_deaf:
+                while self._weather.is_silent if is_towards_client else self._weather.is_deaf:
                     await self._changed.wait()
                 if self._weather.bytes_per_s:
                     await asyncio.sleep(len(data) / self._weather.bytes_per_s)
@@ -203,7 +203,7 @@ class Link:
         return bytes(changed)
 
     def hang_up(self) -> None:
-        """Reset every connection that there is now. From any thread."""
+        """Reset every connection that there is now, from any thread."""
         self._loop.call_soon_threadsafe(lambda: [_reset(writer) for writer in self._writers])
 
 
@@ -211,7 +211,7 @@ class Network:
     """Links in a thread of their own, which ends with the block.
 
     Args:
-        seed: of the jitter and of what is corrupted.
+        seed: of the jitter and of the corrupted bits.
     """
 
     def __init__(self, seed: int = 0):

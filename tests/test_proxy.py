@@ -1,4 +1,4 @@
-"""The bad network of the fault tests does what its weather says."""
+"""The bad network of the fault tests behaves as its weather."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.proxy import CLEAR, CUT, Network, Weather
 
 @pytest.fixture
 def echo():
-    """A server that sends back what it gets; yields its port."""
+    """A server that sends every byte back; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     is_ending = threading.Event()
 
@@ -58,8 +58,8 @@ def back(line: socket.socket, count: int) -> bytes:
     return bytes(found)
 
 
-def said(line: socket.socket, data: bytes) -> bytes:
-    """What comes back of what is sent, while it is sent."""
+def echoed(line: socket.socket, data: bytes) -> bytes:
+    """The bytes that come back while `data` is sent."""
     thread = threading.Thread(target=line.sendall, args=(data,), daemon=True)
     thread.start()
     found = back(line, len(data))
@@ -71,7 +71,7 @@ def test_clear_weather_passes_everything(echo, network):
     link = network.link(echo)
     data = bytes(range(256)) * 8192
     with call(link.port) as line:
-        assert said(line, data) == data
+        assert echoed(line, data) == data
     assert link.passed_bytes == 2 * len(data)
 
 
@@ -82,7 +82,7 @@ def test_latency_and_bandwidth_take_their_time(echo, network):
         for weather in (CLEAR, Weather(latency_s=0.05, jitter_s=0.02), Weather(bytes_per_s=2e6)):
             link.weather = weather
             began = time.monotonic()
-            assert said(line, b"x" * 400_000) == b"x" * 400_000
+            assert echoed(line, b"x" * 400_000) == b"x" * 400_000
             times.append(time.monotonic() - began)
     assert times[1] >= 0.06, "both ways have at least 30 ms"
     assert times[2] >= 0.2, "400,000 bytes at 2 MB/s"
@@ -93,16 +93,18 @@ def test_a_connection_is_reset_every_so_many_bytes(echo, network):
     for _ in range(2):
         with call(link.port) as line, pytest.raises(OSError):
             for _ in range(100):
-                if not said(line, b"x" * 50_000):
+                if not echoed(line, b"x" * 50_000):
                     raise ConnectionResetError
     assert link.resets == 2
 
 
-@pytest.mark.parametrize("weather", [CUT, Weather(is_deaf=True), Weather(is_mute=True)], ids=["both", "deaf", "mute"])
-def test_what_a_cut_holds_back_comes_when_it_is_healed(echo, network, weather):
+@pytest.mark.parametrize(
+    "weather", [CUT, Weather(is_deaf=True), Weather(is_silent=True)], ids=["both", "deaf", "silent"]
+)
+def test_bytes_that_a_cut_holds_back_come_when_it_is_healed(echo, network, weather):
     link = network.link(echo)
     with call(link.port, 0.3) as line:
-        assert said(line, b"before") == b"before"
+        assert echoed(line, b"before") == b"before"
         link.weather = weather
         line.sendall(b"behind")
         with pytest.raises(TimeoutError):
@@ -118,7 +120,7 @@ def test_corruption_flips_single_bits_the_same_for_the_same_seed_in_whatever_pie
         with Network(seed) as network:
             link = network.link(echo, Weather(corrupt_every_bytes=10_000))
             with call(link.port) as line:
-                data = b"".join(said(line, bytes(piece)) for _ in range(50_000 // piece))
+                data = b"".join(echoed(line, bytes(piece)) for _ in range(50_000 // piece))
         changed = [(place, value) for place, value in enumerate(data) if value]
         assert 3 <= len(changed) == link.flips <= 10
         assert all(value.bit_count() == 1 for _, value in changed)
@@ -129,7 +131,7 @@ def test_corruption_flips_single_bits_the_same_for_the_same_seed_in_whatever_pie
 def test_refusal_and_hanging_up(echo, network):
     link = network.link(echo)
     with call(link.port) as line:
-        assert said(line, b"x") == b"x"
+        assert echoed(line, b"x") == b"x"
         link.hang_up()
         with pytest.raises(ConnectionResetError):
             line.recv(1)

@@ -1,14 +1,14 @@
 """Worker processes for the tests: forked from a process that has torch loaded, with faults by script.
 
 `Worker` runs `python -m degan.worker`'s main in a process of its own (a real pid to kill, real signals),
-without the seconds that loading torch takes. A script says what happens right after a step was trained
-and before anything of it is saved:
+without the seconds that loading torch takes. A script names the faults that happen right after a step was trained
+and before anything of this step is saved:
 
     {6: "kill"}        the process kills itself with SIGKILL
-    {6: "tear"}        it does so in the middle of writing the next checkpoint
-    {6: "term"}        it is sent SIGTERM; "usr2" likewise
-    {6: "hold:FILE"}   it waits until FILE exists (its threads go on)
-    {6: "slow:FILE"}   it waits a moment, unless FILE exists
+    {6: "tear"}        the process kills itself in the middle of writing the next checkpoint
+    {6: "term"}        the process gets SIGTERM; "usr2" likewise
+    {6: "hold:FILE"}   the process waits until FILE exists (its threads go on)
+    {6: "slow:FILE"}   the process waits a moment, unless FILE exists
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def read_text(path: Path) -> str:
 
 
 class Worker:
-    """One life of a worker process.
+    """One incarnation of a worker process.
 
     Args:
         words: the command line after `python -m degan.worker`.
         log: a new file for its standard output and standard error.
-        script: what happens after which step.
+        script: the fault after each step.
         environment: variables to set.
     """
 
@@ -92,7 +92,7 @@ class Worker:
         return code
 
     def kill(self) -> None:
-        """End it, whatever it does; for clearing up."""
+        """Kill the process in any state; for clearing up."""
         if self._process.is_alive():
             self._process.kill()
             self._process.join(10)

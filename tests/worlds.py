@@ -1,7 +1,7 @@
-"""A whole worker, or several in threads, begun as a person begins them, with everything that is handed over noted.
+"""A world: a whole worker, or several in threads, begun as a person begins them, with the calls between parts noted.
 
-What is noted are the arguments of constructors and functions, by their names, at the door that they come to last:
-so a setting that is dropped anywhere on its way does not arrive. Data, Redis and the metrics' classifier are stand-ins.
+The world notes the arguments of constructors and functions, by their names, at the door that they come to last: a
+setting that is dropped anywhere on its way does not arrive. Data, Redis and the metrics' classifier are stand-ins.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from peers.vectors.screen import Screen
 from tests.fleets import in_threads
 
 SIDE, SAMPLES, CLASSES = 10, 210, 10
-# A device that is the processor and not the one that is taken by itself.
+# The processor under a name that is not the default one.
 DEVICE = torch.device("cpu:0")
 CLASSES_WATCHED = (
     *(
@@ -94,7 +94,7 @@ METHODS_WATCHED = (
         (MemoryBus, "configure"),
     ),
 )
-# A mode's module is loaded where it is used; in a world it would come with stand-ins, and keep them.
+# A mode's module is loaded at its first use. In a world it would import stand-ins, and keep them.
 LOADED_BEFORE = (local, partial_exchange, federated, multi_discriminator)
 FUNCTIONS_WATCHED = (
     *(spawn_seed, splits.split, robust.build, cohorts.uniform, cohorts.balanced, cohorts.cohort_size, cohorts.weights),
@@ -103,11 +103,11 @@ FUNCTIONS_WATCHED = (
 
 
 class Calls:
-    """The arguments of every call, by name and with the defaults, of what is watched."""
+    """The arguments of every call of the watched classes and functions, by name and with the defaults."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self._patch, self._found = patch, defaultdict(list)
-        # All of them in order.
+        # All calls in order.
         self.log: list[tuple[str, dict[str, Any]]] = []
 
     def watch(self) -> None:
@@ -137,7 +137,7 @@ class Calls:
         return noted
 
     def replace(self, function: Callable, other: Callable) -> None:
-        """Put something in place of a function wherever it has been imported to."""
+        """Put another function in the place of a function, in every module that has imported it."""
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in ("config", "degan", "peers", "launch"):
                 for at, value in list(vars(module).items()):
@@ -145,16 +145,16 @@ class Calls:
                         self._patch.setattr(module, at, other)
 
     def stand_in(self, function: Callable, key: str, instead: Callable) -> None:
-        """Note the arguments for a function, or a constructor, and do something else."""
+        """Note the arguments of a function, or a constructor, and call a stand-in."""
         self.replace(function, self._noted(function, key, instead))
 
     def all(self, key: str, *names: str) -> list[Any]:
-        """What came to it, call by call: one argument or several; `->` is what it gave back."""
+        """One argument or several of every call, in order; `->` is the returned value."""
         found = [tuple(call[name] for name in names) for call in self._found[key]]
         return [values[0] for values in found] if len(names) == 1 else found
 
     def only(self, key: str, *names: str) -> Any:
-        """The same; it is called, and always with the same."""
+        """The arguments that all calls have alike; there is at least one call."""
         found = self.all(key, *names)
         assert found, f"{key} is never called"
         assert all(values == found[0] for values in found), f"{key}: {names} are {found}"
@@ -162,7 +162,7 @@ class Calls:
 
 
 class FeatureNetwork(nn.Module):
-    """In place of the classifier: three features, and a class by the first of them."""
+    """A stand-in for the classifier: three features, and a class by the first of them."""
 
     def features(self, samples: torch.Tensor) -> torch.Tensor:
         return samples.flatten(1)[:, :3]
@@ -181,14 +181,14 @@ class World:
     """A run of all workers of an experiment, from the command's inside to the end.
 
     Attributes:
-        calls: what was handed over.
+        calls: the noted calls.
         out: the run folder.
     """
 
     def __init__(self, data: dict[str, Any], folder: Path):
         self.settings = config.build(data)
         self.folder, self.out = folder, folder / "runs" / self.settings.name
-        # The first pair of a process loads for seconds what its optimisers need: not while others wait for it.
+        # The first pair of a process loads its optimisers' modules for seconds: not while others wait for it.
         GanPair(self.settings, (1, SIDE, SIDE), 0, DEVICE)
         with pytest.MonkeyPatch.context() as patch:
             self.calls = Calls(patch)
@@ -208,7 +208,7 @@ class World:
         calls.stand_in(sources.load, "load", lambda data, image_size, part: make_source(part))
         calls.stand_in(setup.pick_device, "pick_device", lambda name: DEVICE)
         calls.stand_in(classifier.obtain, "obtain", lambda train: FeatureNetwork())
-        # Threads may not set them.
+        # Threads may not install signal handlers.
         patch.setattr(Signals, "install", lambda signals: None)
         patch.chdir(self.folder)
         for worker in range(workers):
@@ -236,10 +236,10 @@ class World:
         return range(self.settings.workers)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Of a file of lines in the run folder."""
+        """The objects of a JSON Lines file in the run folder."""
         path = self.out / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def steps(self, pattern: str) -> set[int]:
-        """The steps that files or folders are named for."""
+        """The steps in the names of files or folders."""
         return {int("".join(filter(str.isdigit, path.name))) for path in self.out.glob(pattern)}

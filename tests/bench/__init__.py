@@ -1,1 +1,1 @@
-"""Benchmarks: each is a command that prints tables, and last one JSON line with its bars."""
+"""Benchmarks: each is a command that prints tables, and as its last line a JSON object with its bars."""

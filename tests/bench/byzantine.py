@@ -1,14 +1,15 @@
-"""What hostile workers do to the pictures, attack by attack and rule by rule: eight workers on scikit-learn's digits.
+"""The pictures of runs with byzantine workers, by attack and rule: eight workers on scikit-learn's digits.
 
-    python tests/bench/byzantine.py [--rules TEXT ...] [--attacks TEXT ...] [--hostile 0,1,2] [--steps N] [--budget-s N]
+    python tests/bench/byzantine.py [--rules TEXT ...] [--attacks TEXT ...] [--byzantine 0,1,2] [--steps N]
+                                    [--budget-s N]
 
-Real workers and a real Redis each; the last one or two are told by DEGAN_FAULTS to attack in every step. A cell is
-the Frechet distance of the worst honest worker at the end; beside it stands the clean run of the same rule, and the
-base line is the mean without a gate and without anybody hostile. Every finished cell is a line of the results file,
-and what has one is not run again.
+The workers are real, each with a real Redis; DEGAN_FAULTS tells the last one or two to attack in every step. A cell is
+the Frechet distance of the worst honest worker at the end; beside it stands the clean run of the same rule. The base
+line is the mean without a gate and without a byzantine worker. Every finished cell is a line of the results file, and
+a cell with a line is not run again.
 
-The bar (only for what was run): with a robust rule and the gate, one hostile worker of eight costs at most a quarter
-of the clean mean's distance more.
+The bar (only for finished cells): with a robust rule and the gate, one byzantine worker of eight costs at most a
+quarter of the clean mean's distance more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# One thread each: more than that only get into each other's way, and a process with a pool must not fork.
+# One thread each: more threads only get into each other's way, and a process with a pool must not fork.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -34,10 +35,10 @@ from tests.bench.quality_runs import RunError, Setting, open_bench, prepare  # n
 from tests.bench.table import finish, show  # noqa: E402
 
 WORKERS, SEED, BAR = 8, 1, 1.25
-# Stands for a run that failed, where JSON wants a number.
+# The distance of a failed run, where JSON wants a number.
 FAILED = 1e9
 CLEAN = "clean"
-# The name in the table, and the settings that it stands for.
+# Names in the table, each with its settings.
 KINDS = {
     "mean, no gate": ("mode.reduce=mean", "bus.norm_gate=0", "bus.offences=0"),
     "mean": ("mode.reduce=mean",),
@@ -46,7 +47,7 @@ KINDS = {
 
 
 def cells(kinds: list[str], attacks: list[str], byzantine: list[int]) -> list[tuple[str, str, int]]:
-    """Rule, attack, number of hostile workers: the clean runs first, then what one hostile does, then two."""
+    """(rule, attack, number of byzantine workers) of each cell: the clean runs first, then by number."""
     found = [(kind, CLEAN, 0) for kind in kinds]
     return found + [(kind, attack, count) for count in byzantine for attack in attacks for kind in kinds]
 
@@ -58,18 +59,18 @@ def setting(kind: str, byzantine: int) -> Setting:
 
 
 def faults(attack: str, byzantine: int) -> str:
-    """What DEGAN_FAULTS has to say: the last workers are the hostile ones."""
+    """The value of DEGAN_FAULTS: the last workers are the byzantine ones."""
     return ",".join(f"w{WORKERS - 1 - n}:attack:{attack}" for n in range(byzantine))
 
 
 def worst(fids: list[float | None], byzantine: int) -> float:
-    """Of the honest workers; infinite where one has none."""
+    """The largest distance of the honest workers; infinite where one has none."""
     honest = fids[: WORKERS - byzantine]
     return max(math.inf if fid is None or not math.isfinite(fid) else fid for fid in honest)
 
 
 def known(file: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
-    """What earlier runs have found, by rule, attack, hostile and steps."""
+    """The results of earlier runs, by rule, attack, number of byzantine workers and steps."""
     if not file.exists():
         return {}
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -77,7 +78,7 @@ def known(file: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
 
 
 def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: float) -> None:
-    """Run what is not known yet, as long as the budget lasts, and write each result down."""
+    """Run the cells without a result, as long as the budget lasts, and write each result down."""
     found, began = known(file), time.monotonic()
     missing = [cell for cell in wanted if (*cell, steps) not in found]
     if not missing:
@@ -106,7 +107,7 @@ def run(file: Path, wanted: list[tuple[str, str, int]], steps: int, budget_s: fl
 
 
 def rows(found: dict, kinds: list[str], attacks: list[str], byzantine: list[int], steps: int) -> list[dict[str, Any]]:
-    """One row an attack and number of hostile workers, one column a rule."""
+    """One row an attack and number of byzantine workers, one column a rule."""
     table = []
     for attack, count in [(CLEAN, 0), *((attack, count) for count in byzantine for attack in attacks)]:
         row: dict[str, Any] = {"attack": f"{attack} x{count}" if count else CLEAN}
@@ -118,7 +119,7 @@ def rows(found: dict, kinds: list[str], attacks: list[str], byzantine: list[int]
 
 
 def bars(found: dict, steps: int) -> list[tuple[str, float, float, bool]]:
-    """Robust rules with one hostile worker, against the clean mean."""
+    """The bars of the robust rules with one byzantine worker, against the clean mean."""
     clean = found.get(("mean, no gate", CLEAN, 0, steps))
     if clean is None or clean["fid"] is None:
         return []
@@ -134,7 +135,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rules", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--attacks", nargs="+", default=list(NAMES), choices=list(NAMES))
-    parser.add_argument("--hostile", default="1,2", help="numbers of hostile workers")
+    parser.add_argument("--byzantine", default="1,2", help="numbers of byzantine workers")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--budget-s", type=float, default=3600.0)
     parser.add_argument("--results", type=Path, default=Path("byzantine.jsonl"))

@@ -2,18 +2,18 @@
 
 Two workers, each with its own redis-server, on loopback. As the launcher starts them, a worker writes to its own
 server through a unix socket and reads the other's over TCP, and so does the bare socket; with --tcp all of it is
-TCP. ZeroMQ and Gloo have TCP: in a real deployment all that they say goes from host to host. Of degan's two hops
-only one does, and that one is TCP here as well.
+TCP. ZeroMQ and Gloo have TCP: in a real deployment all their messages go from host to host. Only one of degan's two
+hops does, and this hop is TCP here as well.
 
 A round is over when every worker has the whole vector of the other (degan's: and the mean of both). Every method
-has two worker processes of its own: what has run in a process before decides what large pieces of memory cost there
-(after Gloo ZeroMQ takes a third less, because its messages lie in memory that is there already). It runs in blocks,
-the blocks of all methods take turns, a block's figure is the median of its rounds, and a ratio is the median of the
-ratios of blocks of one turn.
+has two worker processes of its own, because the cost of large pieces of memory depends on the former work of a
+process (after Gloo ZeroMQ takes a third less: its messages lie in memory that is there already). A method runs in
+blocks, the blocks of all methods take turns, a block's figure is the median of its rounds, and a ratio is the median
+of the ratios of blocks of one turn.
 
-The CPU of a round is shown for both workers and for both servers. `off the wire` is what both workers would take for
-the same round if nothing had to be sent: encoding with error feedback, checksums, decoding, lengths for the gate and
-the mean, one after the other in one thread with nothing else running. The bare socket does nothing of that.
+The tables have the CPU of a round for both workers and for both servers. `off the wire` is the CPU of both workers
+for the same round without sending: encoding with error feedback, checksums, decoding, norms for the gate and the mean,
+one after the other in one thread with nothing else running. The bare socket does nothing of that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _layout(codec: str, values: int) -> ExchangeLayout:
 
 
 def off_the_wire_s(codec: str, values: int, rounds: int = 9) -> float:
-    """Median CPU seconds that one worker takes for a round, but for sending and receiving."""
+    """Median CPU seconds of one worker in a round, without sending and receiving."""
     layout, everything, buffers = _layout(codec, values), Slice(0, values), BufferPool()
     random, found = np.random.default_rng(0), []
     gradient, other = (random.standard_normal(values, np.float32) * np.float32(1e-3) for _ in range(2))
@@ -131,7 +131,7 @@ def _open(method: str, rank: int, urls: list[str], ports: list[int], values: int
 
 
 def _work(rank: int, urls: list[str], values: int, pipe: Connection, open_rival: Callable = _open) -> None:
-    """A worker process: opens a method, warms it up, runs rounds when told, and says how long each took."""
+    """A worker process: opens a method, warms it up, runs rounds on request, and sends the seconds of each."""
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):
         while True:
@@ -152,13 +152,13 @@ def _work(rank: int, urls: list[str], values: int, pipe: Connection, open_rival:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds that a process has computed so far, in all its threads."""
+    """CPU seconds of a process so far, in all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
 
 
 class Figures(NamedTuple):
-    """Of a block: median seconds a round, and CPU seconds a round of all, of both workers, and of both servers."""
+    """Figures of a block: median seconds a round, and CPU seconds a round of all, the workers, and the servers."""
 
     round_s: float
     cpu_s: float
@@ -170,8 +170,8 @@ class Pair:
     """Two servers, and for each method two worker processes.
 
     Args:
-        urls: of the servers; after a comma may follow what only `open_rival` understands.
-        open_rival: called in a worker with a method's name; opens what is measured.
+        urls: of the servers; after a comma may follow further text for `open_rival`.
+        open_rival: called in a worker with a method's name; opens the measured method.
     """
 
     def __init__(self, urls: list[str], values: int, open_rival: Callable = _open):
@@ -193,7 +193,7 @@ class Pair:
         return started
 
     def block(self, method: str, warm: int, rounds: int) -> Figures:
-        """Run a method."""
+        """Run a block of a method."""
         if method not in self._workers:
             self._workers[method] = self._start()
         workers, pipes = zip(*self._workers[method], strict=True)
@@ -240,9 +240,9 @@ def _hear(pipes: Sequence[Connection]) -> list:
 
 
 def ratio(results: dict[str, list[Figures]], one: str, other: str, index: int = 0) -> float:
-    """The median over the turns of one method's figure to another's in the same turn; infinite where that is none.
+    """The median over the turns of the ratio of two methods' figures in one turn; infinite where the other's is 0.
 
-    CPU time is counted in ticks of 10 ms, so very few short rounds take none.
+    CPU time is counted in ticks of 10 ms, so the CPU time of very few short rounds is 0.
     """
     pairs = zip(results[one], results[other], strict=True)
     return statistics.median(a[index] / b[index] if b[index] else math.inf for a, b in pairs)
@@ -286,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for _ in range(options.turns):
                 for method in methods:
-                    # The outbox is full after so many rounds: from then on Redis gives room back as it takes.
+                    # The outbox is full after these rounds: from then on Redis frees as much as it takes.
                     results[method].append(pair.block(method, KEEP_ROUNDS + 2, options.rounds))
         finally:
             pair.close()
@@ -308,7 +308,7 @@ def row(method: str, figures: list[Figures], values: int) -> dict[str, object]:
         "method": method,
         "ms a round": round(1e3 * middle.round_s, 2),
         "lowest": round(1e3 * min(one.round_s for one in figures), 2),
-        # What float32 the gradient would have taken: a codec delivers the same values in fewer bytes.
+        # The bytes of the gradient in float32: a codec delivers the same values in fewer bytes.
         "MB/s delivered": round(4 * values / middle.round_s / 1e6),
         "CPU ms": round(1e3 * middle.cpu_s, 1),
         "workers": round(1e3 * middle.workers_cpu_s, 1),

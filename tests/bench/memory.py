@@ -1,9 +1,9 @@
-"""Whether a long run stays as small as it was: memory, threads and descriptors of workers and Redis servers over time.
+"""The size of a long run over time: memory, threads and descriptors of workers and Redis servers.
 
     python tests/bench/memory.py [--steps N] [--set a.b=c ...] [--out FILE.svg]
 
-Starts `python -m launch local smoke` (three workers, a real Redis server each) as a child and reads, every second,
-/proc of each worker and INFO memory of each server. What is compared is the median of the second tenth of the
+The benchmark starts `python -m launch local smoke` (three workers, a real Redis server each) as a child and reads,
+every second, /proc of each worker and INFO memory of each server. It compares the median of the second tenth of the
 readings, when every cache and outbox is full, with the median of the last tenth.
 """
 
@@ -33,7 +33,7 @@ from tests.bench.table import finish, show
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
-# Looking and saving are part of a long run, but not every second.
+# Evaluations and checkpoints are part of a long run, but not every second.
 RARE = ("run.evaluate_every=500", "run.snapshot_every=500", "run.log_every=10")
 START_S = 120.0
 GROWTH, SMALL_MIB = 0.05, 1.0
@@ -48,13 +48,13 @@ text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #54606c } .label {
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read at one moment: a figure for each worker (or its server), by what it is a figure of."""
+    """The figures of one moment: for each name the figures of all workers (or of their servers)."""
 
     step: int
     figures: dict[str, list[float]]
 
 
-# The figures: what the table and the picture call them.
+# The names of the figures in the table and the picture.
 RSS, OWN, USED, THREADS, FILES = "worker, MiB", "worker's own, MiB", "Redis, MiB", "threads", "descriptors"
 ALL, SHOWN = (RSS, OWN, USED, THREADS, FILES), (OWN, USED, THREADS, FILES)
 
@@ -63,12 +63,12 @@ def read_worker(pid: int) -> dict[str, float]:
     """Resident memory, threads and open descriptors of a process.
 
     Raises:
-        OSError: it has ended.
+        OSError: the process has ended.
     """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)
     if "VmRSS" not in status:
-        raise ProcessLookupError(pid)  # It has ended and nobody has asked how yet.
+        raise ProcessLookupError(pid)  # The process has ended and was not waited for yet.
     mib = {name: int(status[key].split()[0]) / 1024 for name, key in ((RSS, "VmRSS"), (OWN, "RssAnon"))}
     return {**mib, THREADS: int(status["Threads"]), FILES: len(os.listdir(f"/proc/{pid}/fd"))}
 
@@ -85,7 +85,7 @@ def newest_step(stats: Path) -> int:
 
 
 class Watch:
-    """Reads a run that is under way.
+    """Readings of a run that is under way.
 
     Args:
         run: the run folder.
@@ -97,7 +97,7 @@ class Watch:
         self._pids: list[int] = []
 
     def is_ready(self) -> bool:
-        """Whether all workers train; connects to their servers then."""
+        """Whether all workers train; connects to their servers if they do."""
         if not (self._run / "w0" / "stats.jsonl").exists():
             return False
         settings = config.load(self._run / "experiment.yaml")
@@ -125,7 +125,7 @@ class Watch:
 
 
 def watch(command: Sequence[str], run: Path, every_s: float, steps: int) -> list[Reading]:
-    """Run the command, read while its workers train, and see it end well."""
+    """Run the command, read while its workers train, and check its exit code."""
     log, found = run.with_suffix(".txt"), []
     with open(log, "wb") as output:
         child = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
@@ -235,7 +235,7 @@ def main(argv: list[str]) -> int:
     threads, files = (max(abs(one["growth"]) for one in found[name]) for name in (THREADS, FILES))
     bars = [
         ("resident memory of a worker, growth", rss, GROWTH, rss <= GROWTH),
-        # The rest is the libraries' files, which hides a part of what grows.
+        # The rest is the libraries' files, which hide a part of the growth.
         ("of it without mapped files, growth", own, GROWTH, own <= GROWTH),
         (
             f"used_memory of a Redis, growth (or {SMALL_MIB:g} MiB)",

@@ -5,8 +5,8 @@
     namespace 2 -- veth --+
 
 Each link is shaped at both of its ends (tbf), so that a worker sends and receives at the rate. Nothing of it is in
-the machine's own namespace, and all names carry this process's number: taking the namespaces away takes everything
-away, and what a killed run has left is taken away by the next one.
+the machine's own namespace, and all names have this process's number: removing the namespaces removes everything,
+and the next run removes the remains of a killed one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Namespaces:
         return f"10.83.0.{k + 1}"
 
     def prefix(self, k: int) -> list[str]:
-        """Words that let a command run in namespace `k`, as the same process."""
+        """Words before a command that let it run in namespace `k`, as the same process."""
         return ["ip", "netns", "exec", self.name(k)]
 
     def open(self) -> None:
@@ -75,7 +75,7 @@ class Namespaces:
         """A TCP socket of namespace `k`, for this process."""
         found: list[socket.socket] = []
 
-        # A thread's namespace is its own, and a socket keeps the one that it was made in.
+        # A thread's namespace is its own, and a socket keeps the namespace in which it was made.
         def make() -> None:
             with open(f"/var/run/netns/{self.name(k)}", "rb") as handle:
                 if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET) == 0:
@@ -89,7 +89,7 @@ class Namespaces:
         return found[0]
 
     def measure_mbit(self, seconds: float = 2.0) -> float:
-        """What a plain TCP transfer from namespace 0 to namespace 1 gets, after a moment to get going."""
+        """The rate of a plain TCP transfer from namespace 0 to namespace 1, after a moment to get going."""
         with self.socket(1) as listener, self.socket(0) as sender:
             listener.bind((self.address(1), 0))
             listener.listen(1)
@@ -115,7 +115,7 @@ class Namespaces:
 
 @contextlib.contextmanager
 def namespaces(count: int) -> Iterator[Namespaces]:
-    """Make them; they are gone after the block. Exits with 2 where this machine or user cannot have them."""
+    """Make `count` namespaces, which are gone after the block; exit with 2 where this is not possible."""
     refuse_unless_possible()
     _delete_stale()
     made = Namespaces(count)

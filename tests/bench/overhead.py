@@ -1,7 +1,7 @@
-"""What exchanging costs a step: two workers that exchange, against the same two alone, on the same cores.
+"""The cost of the exchange in a step: two workers that exchange, against the same two alone, on the same cores.
 
-Real worker processes with a real redis-server each. The two kinds of run take turns; a pair of neighbours gives a
-ratio, and the median of the ratios is held against the bar.
+The workers are real processes with a real redis-server each. The two kinds of run take turns; a pair of neighbours
+gives a ratio, and the median of the ratios is compared with the bar.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def main() -> int:
     }
     ratio = medians["ratio"]
     bars = [("step time over local, median", ratio, BAR, ratio <= BAR)]
-    about = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
-    return finish("overhead", bars, {**about, "data": options.data is not None, "medians": medians, "pairs": rows})
+    setup = {"model": options.model, "workers": options.workers, "parts": options.parts, "slack": options.slack}
+    return finish("overhead", bars, {**setup, "data": options.data is not None, "medians": medians, "pairs": rows})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The benchmarks' processes: Redis servers and workers that die with this one, and what they cost.
+"""The benchmarks' processes: Redis servers and workers that end with this one, and their costs.
 
-A reading is taken while all workers run: it begins when the slowest has passed the warm-up (and a time to
-settle), and ends a given time later. What a worker did in between is read from its stats.jsonl, so a worker that
+A reading is taken while all workers run: it begins when the slowest has passed the warm-up in steps and
+seconds, and ends a given time later. The work of a worker in between is read from its stats.jsonl, so a worker that
 started sooner does not count for more.
 """
 
@@ -29,7 +29,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def end_tidily() -> None:
-    """Ctrl-C and SIGTERM unwind the stack, so that everything which was opened is closed."""
+    """Ctrl-C and SIGTERM unwind the stack, so that every open process and file is closed."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
@@ -52,7 +52,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
 
 @dataclass(frozen=True)
 class Server:
-    """A Redis server that answers."""
+    """A Redis server that runs."""
 
     url: str
     pid: int
@@ -63,8 +63,8 @@ def redis_server(folder: Path, address: str = "127.0.0.1", prefix: Sequence[str]
     """A real redis-server that keeps nothing on disk.
 
     Args:
-        folder: for its log; made.
-        address: where it listens, without protection.
+        folder: for its log; is made.
+        address: the address on which it listens, without protection.
         prefix: words before the command, such as `ip netns exec NAME`.
     """
     folder.mkdir(parents=True)
@@ -73,7 +73,7 @@ def redis_server(folder: Path, address: str = "127.0.0.1", prefix: Sequence[str]
     command = [program, "--bind", address, "--port", str(port), "--save", "", "--protected-mode", "no"]
     with running([*prefix, *command, "--dir", str(folder.resolve())], log) as child:
         deadline = time.monotonic() + 20
-        # Asked of its log: it may be where this process cannot reach it.
+        # The port comes from the server's log: the server may be where this process cannot reach it.
         while "ready to accept connections" not in log.read_text(errors="replace").lower():
             check(child, "redis-server", log)
             if time.monotonic() > deadline:
@@ -83,12 +83,12 @@ def redis_server(folder: Path, address: str = "127.0.0.1", prefix: Sequence[str]
 
 
 def check(child: subprocess.Popen, who: str, log: Path) -> None:
-    """End the benchmark if a child has ended."""
+    """Raise SystemExit if a child has ended."""
     if child.poll() is not None:
         sys.exit(f"{who} ended with {child.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-# --- what a process costs -------------------------------------------------------------------------
+# --- the costs of a process -----------------------------------------------------------------------
 
 
 def cpu_s(pid: int) -> float:
@@ -110,10 +110,10 @@ def status(pid: int | str, key: str) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """What happened between two moments at which all workers ran.
+    """The work between two moments at which all workers ran.
 
     Attributes:
-        lines: for each worker its lines in stats.jsonl, from the one that ends the warm-up to the last.
+        lines: for each worker its lines in stats.jsonl, from the last of the warm-up to the last of all.
         before: for each worker the lines before these.
         workers_cpu_s, servers_cpu_s: CPU time of the workers and of the Redis servers, all together.
     """
@@ -130,16 +130,16 @@ class Reading:
 
     @property
     def steps(self) -> float:
-        """How many steps a worker made, as the mean over the workers."""
+        """The number of steps of a worker, as the mean over the workers."""
         return mean([b["step"] - a["step"] for a, b in self._ends()])
 
     def per_step(self, key: str) -> float | None:
-        """The mean of a figure that each line has of its own step; None where the lines have none."""
+        """The mean of a figure of single steps, which each line has; None where the lines have none."""
         found = [line[key] for lines in self.lines for line in lines[1:] if line.get(key) is not None]
         return mean(found) if found else None
 
     def grown(self, key: str) -> float:
-        """By how much a counter grew in a step of a worker."""
+        """The growth of a counter in a step of a worker."""
         return mean([(b[key] - a[key]) / (b["step"] - a["step"]) for a, b in self._ends()])
 
     def _ends(self) -> list[tuple[dict, dict]]:
@@ -154,8 +154,8 @@ def experiment(folder: Path, peers: Sequence[str] | int, overrides: Sequence[str
     """The `mnist-degan` experiment with a line for each step and nothing else written, as a file.
 
     Args:
-        peers: URLs, or a number where nothing is exchanged.
-        overrides: more settings, as for `--set`.
+        peers: URLs, or a number for a run without an exchange.
+        overrides: more settings, as of `--set`.
     """
     import config
 
@@ -186,7 +186,7 @@ def read_workers(
     commands: Sequence[Sequence[str]],
     run: Path,
     warm_steps: int,
-    synchronise_s: float,
+    warm_s: float,
     seconds: float,
     servers: Sequence[Server] = (),
     least_steps: int = 3,
@@ -194,12 +194,12 @@ def read_workers(
     """Run one process a worker and take a reading; all have ended on return.
 
     Args:
-        commands: of the workers, each of which writes `run/wN/stats.jsonl`.
-        warm_steps: how many steps each makes before the reading.
-        settle_s: the least time from the last worker's first step to the reading.
-        seconds: how long the reading takes; longer where a worker has not made its least steps by then.
-        servers: whose CPU time is read.
-        least_steps: of each worker.
+        commands: the command of each worker, which writes `run/wN/stats.jsonl`.
+        warm_steps: the number of steps of each worker before the reading.
+        warm_s: the least time from the last worker's first step to the reading.
+        seconds: the time of the reading; longer where a worker has not made its least steps by then.
+        servers: the servers whose CPU time is read.
+        least_steps: the least number of steps of each worker.
     """
     logs = [run / f"worker{number}.txt" for number in range(len(commands))]
     with contextlib.ExitStack() as stack:
@@ -222,8 +222,8 @@ def read_workers(
 
         wait(lambda: all(all_lines()), START_S)
         began = time.monotonic()
-        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * synchronise_s)
-        wait(lambda: time.monotonic() > began + synchronise_s, synchronise_s + 60)
+        wait(lambda: all(len(lines) > warm_steps for lines in all_lines()), START_S + 20 * warm_s)
+        wait(lambda: time.monotonic() > began + warm_s, warm_s + 60)
         before, spent, began = all_lines(), all_cpu_s(), time.monotonic()
         wait(lambda: time.monotonic() > began + seconds, seconds + 60)
         wait(lambda: all(len(a) >= len(b) + least_steps for a, b in zip(all_lines(), before, strict=True)), 300)
@@ -236,7 +236,7 @@ def read_workers(
 def _lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    # What follows the last line end is a line that is just being written.
+    # The text after the last line end is a line that is just being written.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()]
 
 

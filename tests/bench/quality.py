@@ -1,11 +1,11 @@
-"""How good the pictures are for the bytes sent: MNIST's even and odd digits on four workers, setting by setting.
+"""The quality of the pictures for the bytes sent: MNIST's even and odd digits on four workers, setting by setting.
 
     python tests/bench/quality.py --data ROOT [--seeds 1,2,3] [--settings TEXT ...] [--full] [--budget-s N]
 
-Every finished run is a line of the results file, and what has one is not run again: the benchmark can be stopped
-at any time and started again. First comes what the bar is about, with all seeds; then the base lines and what
-surrounds two centres, one thing changed at a time, with the first seed; then the other seeds; with --full the rest
-of the grid as well.
+Every finished run is a line of the results file, and a run with a line is not repeated: the benchmark can be stopped
+at any time and started again. First come the settings of the bar, with all seeds; then the base lines and the
+neighbours of two centres, one thing changed at a time, with the first seed; then the other seeds; with --full the
+rest of the grid as well.
 
 The bar: a setting that sends at most 1/16 of the full vector's bytes a step has a Frechet distance of at most 1.15
 times that of the synchronous full exchange. The distance of a run is its worst worker's, that of a setting the
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# One thread each: more than that only get into each other's way, and a process with a pool must not fork.
+# One thread each: more threads only get into each other's way, and a process with a pool must not fork.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -55,12 +55,12 @@ RULES, CODECS, PARTS, SLACKS = (
 
 
 def star() -> Iterator[Setting]:
-    """The base lines, the rules side by side, then what surrounds them, and what sends least."""
+    """The base lines, the rules side by side, then their neighbours, and the settings that send least."""
     yield from BASE_LINES
     exchange = Setting.exchange
     for rule in RULES:
         yield exchange(rule, "float16", 4, 2)
-    # Far less than a sixteenth of the bytes, and almost that.
+    # Settings with far less than a sixteenth of the bytes, and with almost a sixteenth.
     yield exchange("parameters", "int8", 16, 2)
     yield exchange("parameters", "int8", 5, 2)
     yield exchange("parameters", "int8", 5, 0)
@@ -71,7 +71,7 @@ def star() -> Iterator[Setting]:
         yield exchange(rule, "float16", 4, 0)
         yield exchange(rule, "float16", 4, 8)
         yield exchange(rule, "raw", 4, 2)
-        # Everything in every step, but small.
+        # The whole vector in every step, but small.
         yield exchange(rule, "topk 1%", 1, 0)
     yield exchange("parameters", "sign", 1, 0)
     yield exchange("parameters", "raw", 1, 0)
@@ -85,7 +85,7 @@ def star() -> Iterator[Setting]:
 
 
 def grid() -> Iterator[Setting]:
-    """Every rule with every codec, number of parts and bound; the usual bound first: half a grid says something too."""
+    """Every rule with every codec, number of parts and bound; the usual bound first, for an unfinished grid."""
     for slack in SLACKS:
         for parts in PARTS:
             for codec in CODECS:
@@ -97,14 +97,14 @@ class Results:
     """The finished runs of one experiment, in a file of JSON lines that may hold others as well.
 
     Args:
-        path: the file; it need not be there.
-        same: what a line must have to be of this experiment.
+        path: the file, which need not exist.
+        same: the values that a line of this experiment has.
     """
 
     def __init__(self, path: Path, same: dict[str, Any]):
         self._path, self._same = path, same
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # What was cut off by an end in the middle of a line is run again.
+        # A run whose line was cut off in the middle is run again.
         self._runs = [run for run in map(_parsed, lines) if run and all(run.get(k) == v for k, v in same.items())]
 
     def has(self, label: str, seed: int) -> bool:
@@ -129,12 +129,12 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def worst(run: dict[str, Any]) -> float:
-    """The Frechet distance of the run's worst worker; no number is worse than any."""
+    """The Frechet distance of the run's worst worker; a distance that is no number is the worst of all."""
     return max(math.inf if value is None else value for value in run["fid"])
 
 
 def summary(label: str, runs: Sequence[dict[str, Any]], full_bytes: int) -> dict[str, Any]:
-    """What the runs of a setting say together."""
+    """The figures of a setting over its runs."""
     fids = [worst(run) for run in runs]
     sent = statistics.median(run["bytes_per_step"] for run in runs)
     return {
@@ -150,14 +150,14 @@ def summary(label: str, runs: Sequence[dict[str, Any]], full_bytes: int) -> dict
 
 
 def collect(settings: Sequence[Setting], results: Results, seeds: Sequence[int], full_bytes: int) -> list[dict]:
-    """A summary of each setting that has a run, the one that sends least first."""
+    """A summary of each setting that has a run, in the order of the bytes that they send."""
     found = ((setting.label, results.of(setting.label, seeds)) for setting in settings)
     rows = [summary(label, runs, full_bytes) for label, runs in found if runs]
     return sorted(rows, key=lambda row: (row["bytes_per_step"], row["fid"]))
 
 
 def cells(row: dict[str, Any], reference: float | None) -> dict[str, str]:
-    """A row as a person reads it."""
+    """The cells of a row as text."""
     low, high = row["fid_range"]
     share = row["share"]
     return {
@@ -174,7 +174,7 @@ def cells(row: dict[str, Any], reference: float | None) -> dict[str, str]:
 
 
 def glance(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], set[str]]:
-    """The grid's distances and classes, a line for each rule and codec; and the settings that are in it."""
+    """The grid's distances and classes, a line for each rule and codec; and the labels of its settings."""
     found, table, labels = {row["setting"]: row for row in rows}, [], set()
     for rule in RULES:
         for codec in CODECS:
@@ -189,7 +189,7 @@ def glance(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], set[st
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A table for a README."""
+    """A table in Markdown."""
     columns = list(rows[0]) if rows else []
     lines = [columns, ["---"] * len(columns), *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -211,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_settings(is_full: bool, texts: Sequence[str] | None, words: Sequence[str], steps: int) -> list[Setting]:
-    """What is to be run, in order; a setting that degan does not have is named and left out."""
+    """The settings to run, in order; a setting that degan does not have is named and left out."""
     unique = {setting.label: setting for setting in (*star(), *(grid() if is_full else ()))}
     found = []
     for setting in unique.values():
@@ -234,9 +234,9 @@ def run_all(
     results: Results,
     deadline: float,
 ) -> list[str]:
-    """Run what has no result yet; returns what failed."""
+    """Run the settings without a result; returns the failed ones."""
     runs = [(setting, seed) for seed in seeds for setting in settings if not results.has(setting.label, seed)]
-    # What the bar is about gets all its seeds first.
+    # The settings of the bar get all their seeds first.
     missing = [run for run in runs if run[0].label in DECISIVE] + [run for run in runs if run[0].label not in DECISIVE]
     failed = []
     for number, (setting, seed) in enumerate(missing, 1):
@@ -255,7 +255,7 @@ def run_all(
     return failed
 
 
-def verdicts(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[tuple[str, Any, float, bool]]:
+def bars_of(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[tuple[str, Any, float, bool]]:
     """The bar, on the settings that have all seeds."""
     whole = [row for row in rows if row["seeds"] == len(seeds)]
     reference = next((row["fid"] for row in whole if row["setting"] == SYNCHRONOUS.label), None)
@@ -276,7 +276,7 @@ def main(argv: list[str]) -> int:
     seeds, began = [int(seed) for seed in words.seeds.split(",")], time.monotonic()
     model = words.model.split(",")
     overrides = [*model, f"data.root={root}"]
-    # Ended from outside, the servers are taken down as well.
+    # With SIGTERM the servers are taken down as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         settings = chosen_settings(words.full or words.table_only, words.settings, overrides, words.steps)
@@ -301,7 +301,7 @@ def main(argv: list[str]) -> int:
     if words.markdown:
         words.markdown.parent.mkdir(parents=True, exist_ok=True)
         words.markdown.write_text("\n".join(map(markdown, tables)), encoding="utf-8")
-    bars = [*verdicts(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
+    bars = [*bars_of(rows, seeds), ("runs that failed", len(failed), 0, not failed)]
     return finish("quality", bars, {"steps": words.steps, "model": model, "full_bytes": full_bytes, "rows": rows})
 
 

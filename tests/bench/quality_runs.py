@@ -1,7 +1,7 @@
-"""One run of the quality benchmark: its settings, workers forked from a process that has torch loaded, what came of it.
+"""One run of the quality benchmark: its settings, workers forked from a process that has torch loaded, its figures.
 
-The workers are those of `python -m degan.worker`, each a process of its own with a real Redis server of its own;
-only the seconds that a new Python needs to load torch are saved.
+The workers are those of `python -m degan.worker`, each a process of its own with a real Redis server of its own. The
+fork saves only the seconds that a new Python needs to load torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import redis
 import torch
 
-# Before the workers are forked: the first optimiser of a process loads it, which takes three seconds of computing.
+# Imported before the fork: the first optimiser of a process loads this module, which takes three seconds.
 import torch._dynamo
 
 import config
@@ -43,23 +43,23 @@ QUIET = (
     "run.snapshot_every=0",
     "run.checkpoint_every=0",
     "connect_timeout_s=120",
-    # Stopped and continued (SIGSTOP, SIGCONT), workers and servers together: nobody is to be taken for dead.
+    # The benchmark may be stopped and continued (SIGSTOP, SIGCONT), servers included: no lease must expire.
     "bus.lease_s=3600",
 )
 
 
 class RunError(Exception):
-    """A run that did not come to its end; the text has the last lines of its workers."""
+    """A run failed; the text has the last lines of its workers."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared with what.
+    """A setting to compare.
 
     Attributes:
         label: its name in the table and in the results.
-        words: overrides of the experiment, as for `--set`.
-        workers: 1 for the base line with all the data in one place.
+        words: overrides of the experiment, as of `--set`.
+        workers: their number; 1 for the base line with all the data in one place.
         base: the experiment that the words change.
     """
 
@@ -70,9 +70,9 @@ class Setting:
 
     @classmethod
     def exchange(cls, rule: str, codec: str, parts: int | str, slack: int) -> Setting:
-        """A setting of partial exchange; `rule` is parameters, or what becomes of gradients.
+        """A setting of partial exchange; `rule` is parameters, or the rule of the gradients: mean, sum or alike.
 
-        mean and sum are those of the others while one's own enters at once; alike takes one's own as the others do.
+        With mean and sum a worker's own gradient enters at once; with alike it enters when the others take it.
         """
         words = {
             "mean": ("mode.exchange=gradients", "mode.reduce=mean"),
@@ -87,7 +87,7 @@ class Setting:
         return cls(label, (*words, f"mode.codec={name}", f"mode.parts={parts}", f"mode.slack={slack}"))
 
     def experiment(self, words: Sequence[str], seed: int, steps: int, peers: Sequence[str] | None = None) -> Experiment:
-        """The settings of one run; without `peers` only for looking at them.
+        """The settings of one run; without `peers` they are not for running.
 
         Raises:
             config.UsageError: degan does not have such a setting.
@@ -101,9 +101,9 @@ def prepare(settings: Experiment) -> int:
     """Get the data and the metric's classifier ready; returns the number of values of the model.
 
     Raises:
-        config.UsageError: the data is not there.
+        config.UsageError: the data is missing.
     """
-    # Forking is safe only while no pool of threads has been started here.
+    # A fork is safe only while this process has started no pool of threads.
     torch.set_num_threads(1)
     source = load(settings.data, settings.model.image_size, "train")
     classifier.obtain(source)
@@ -112,11 +112,11 @@ def prepare(settings: Experiment) -> int:
 
 
 class Bench:
-    """Real servers that are started once, and runs on them, one after the other.
+    """Runs, one after the other, on real servers that are started once.
 
     Args:
         urls: a Redis for each worker.
-        folder: for the run folders; each is taken away after its run.
+        folder: for the run folders; each is removed after its run.
     """
 
     def __init__(self, urls: Sequence[str], folder: Path):
@@ -142,7 +142,7 @@ class Bench:
             self._work(file, folder, setting.workers)
             figures = _figures(folder, steps, setting.workers)
             figures["seconds"] = round(time.monotonic() - began, 1)
-            # On a machine that does other things as well, this is what compares.
+            # On a machine with other work the CPU seconds are the comparable figure.
             figures["cpu_s"] = round(_children_cpu_s() - began_cpu_s, 1)
             return figures
         finally:
@@ -163,7 +163,7 @@ class Bench:
         try:
             for child in children:
                 child.start()
-            # One that fails leaves the others waiting for it, so all are looked after together.
+            # The others wait for a failed worker, so all are watched together.
             while any(child.exitcode is None for child in children) and not any(child.exitcode for child in children):
                 if time.monotonic() > deadline:
                     break
@@ -187,7 +187,7 @@ def _children_cpu_s() -> float:
 
 
 def _live(words: list[str], log: Path) -> None:
-    """In the child: a worker's whole life, with its words in a file."""
+    """Run a worker in the child, from begin to end, with its output in a file."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for standard in (1, 2):
         os.dup2(handle, standard)
@@ -198,7 +198,7 @@ def _live(words: list[str], log: Path) -> None:
 
 
 def _figures(folder: Path, steps: int, workers: int) -> dict[str, Any]:
-    """What the run folder says."""
+    """The figures of a run folder."""
     metrics = {
         (line["metric"], line["worker"]): line["value"]
         for line in read_lines(folder / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""What the exchange is measured against: Gloo, ZeroMQ with pickled arrays, and a bare socket at its limit.
+"""The rivals of the exchange: Gloo, ZeroMQ with pickled arrays, and a bare socket at its limit.
 
 A rival has `round()`, after which this worker has the whole vector of the other one, and `close()`.
 """
@@ -20,7 +20,7 @@ from peers.bus.redis.client import split_socket
 from peers.bus.redis.resp import ROOM_BYTES
 from peers.codecs.exact import RAW_BYTES
 
-FIRST_ID = 10**9  # Every id has ten digits, so that the length of a reply follows from its number of entries.
+FIRST_ID = 10**9  # Every id has ten digits: the length of a reply follows from its number of entries.
 
 
 class Rival(Protocol):
@@ -34,9 +34,9 @@ class Gloo:
 
     Args:
         rank: 0 or 1.
-        port: where the two meet.
-        values: float32 of the vector.
-        is_reduced: all_reduce instead of all_gather.
+        port: the port at which the two meet.
+        values: the number of float32 values of the vector.
+        is_reduced: whether to use all_reduce instead of all_gather.
     """
 
     def __init__(self, rank: int, port: int, values: int, is_reduced: bool):
@@ -56,16 +56,16 @@ class Gloo:
 
 
 class ZeroMq:
-    """A ROUTER of one's own and a DEALER to the peer, and each message a pickled array, as decentralizepy has it.
+    """A ROUTER per worker and a DEALER to the peer, and each message a pickled array, as in decentralizepy.
 
     Args:
         rank: 0 or 1.
-        ports: where each worker's ROUTER listens.
-        values: float32 of the vector.
+        ports: the port of each worker's ROUTER.
+        values: the number of float32 values of the vector.
     """
 
     def __init__(self, rank: int, ports: tuple[int, int], values: int):
-        import zmq  # The others run without it.
+        import zmq  # The other rivals run without zmq.
 
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -89,15 +89,15 @@ class ZeroMq:
 class BareSocket:
     """The same XADD and XREAD with nothing around them: fixed requests, fixed buffers, no check, no arithmetic.
 
-    One thread; it sends while there is room and receives while there is something, so neither waits for the other.
-    Nothing is parsed but the number of entries of a reply.
+    One thread sends while there is room and receives while there is data, so neither direction waits for the other.
+    The thread parses nothing but the number of entries of a reply.
 
     Args:
         rank: 0 or 1.
         urls: both workers' Redis.
-        values: float32 of the vector.
-        max_entries: of the stream, as in the exchange.
-        count: entries a reply.
+        values: the number of float32 values of the vector.
+        max_entries: the most entries of the stream, as in the exchange.
+        count: the entries of a reply.
     """
 
     def __init__(self, rank: int, urls: list[str], values: int, max_entries: int, count: int):
@@ -132,7 +132,7 @@ class BareSocket:
             if self._reader in readable:
                 got += self._reader.recv_into(self._buffer[got:])
                 if self._buffer[:got] == b"*-1\r\n":
-                    got = 0  # Nothing came within the second.
+                    got = 0  # No data within the second.
                     self._ask()
                 if not wanted and got >= 256:
                     wanted = self._expected()
@@ -174,7 +174,7 @@ def _bulks(*arguments: bytes) -> bytes:
 
 
 def _advance(pieces: list[memoryview], sent: int) -> None:
-    """Take what has been sent off the front."""
+    """Remove the first `sent` bytes."""
     done = 0
     while done < len(pieces) and sent >= len(pieces[done]):
         sent -= len(pieces[done])

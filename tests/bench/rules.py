@@ -1,9 +1,9 @@
-"""What the norm gate and the robust rules cost: one worker's own work in a round, with and without them.
+"""The cost of the norm gate and the robust rules: one worker's own work in a round, with and without them.
 
     python tests/bench/rules.py [--values N] [--parts N] [--workers N ...]
 
-The carry alone, without a wire: copy out, encode, judge, reduce, apply, of one part in a round; in seconds of this
-process, as the median of many rounds, and as a share of that of the mean without a gate in the same run.
+The exchange rule alone, without a wire: copy out, encode, screen, reduce, apply, of one part in a round; in seconds of
+this process, as the median of many rounds, and as a share of that of the mean without a gate in the same run.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from peers.vectors.reduce import RULES, squares
 from tests.bench.table import finish, show
 
 VALUES = 4_240_320  # DEGAN's model.
-# An exact codec sends weights, so there what was last agreed has to be taken off first.
+# An exact codec sends weights, from which the rule has to subtract the last agreed ones first.
 BARS = {"float16": 0.25, "raw": 0.75}
 KINDS = {"mean, no gate": ("mean", 0.0), "mean": ("mean", 10.0), **{rule: (rule, 10.0) for rule in RULES}}
 
 
 class Worker:
-    """One worker's carry of parameters, and what its peers say in every round."""
+    """One worker's exchange rule for parameters, and the messages of its peers in every round."""
 
     def __init__(self, kind: str, codec: str, values: int, parts: int, workers: int):
         rule, gate = KINDS[kind]
@@ -49,7 +49,7 @@ class Worker:
         self._theirs = {peer: random.standard_normal(largest, np.float32) * np.float32(1e-3) for peer in peers}
 
     def round(self) -> float:
-        """Seconds of the main thread, without what reading and decoding the others' takes."""
+        """Seconds of the main thread, without reading and decoding the messages of the others."""
         self._round += 1
         part = self._layout.schedule.slice(self._round)
         began = time.process_time()
@@ -95,7 +95,7 @@ def main(words: list[str]) -> int:
             share = middle["mean"] / middle["mean, no gate"] - 1
             label = f"{workers} workers, {codec}"
             rows.append({"a round, in ms": label} | {kind: 1000 * found for kind, found in middle.items()})
-            bars.append((f"the gate's share of the carry's work, {label}", share, bar, share <= bar))
+            bars.append((f"the gate's share of the rule's work, {label}", share, bar, share <= bar))
     show(f"{arguments.values:,} values in {arguments.parts} parts", rows)
     return finish("rules", bars, {"rows": rows})
 

@@ -1,16 +1,17 @@
-"""What a worker pays for more workers: bytes, CPU time, threads and memory against their number.
+"""The cost of more workers for one worker: bytes, CPU time, threads and memory against their number.
 
 One worker is one process with an `Exchange` and no training: its gradient costs nothing, so rounds follow each other
 as fast as the cores allow. All share one redis-server (or `--servers` of them, in turn); a worker follows a server
 with one thread, however many workers are on it.
 
-Beyond what one machine can run there is a model, fitted to what was measured and printed with its residuals:
+For more workers than one machine can run there is a model, fitted to the measured figures and printed with its
+residuals:
 
     sent bytes = s                received bytes = r (n - 1)
     CPU time = c0 + c1 (n - 1)    threads = t0 + servers followed
     RSS = m0 + m1 servers followed
 
-bytes and time of one worker and one round.
+The bytes and the CPU time are those of one worker and one round.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy as np
 from tests.bench import processes
 from tests.bench.table import finish, show
 
-EVEN = 1.05  # Largest over smallest of what must not depend on n.
+EVEN = 1.05  # The largest over the smallest of a figure that must not depend on n.
 PREDICTED = (64, 128)
 DEADLINE_S = 240.0
 
@@ -63,7 +64,7 @@ def cpu_s() -> float:
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Exchange a vector, and write down what the counted rounds cost."""
+    """Exchange a vector, and write down the cost of the counted rounds."""
     from peers.bus.redis.bus import RedisBus
     from peers.exchange.exchange import Exchange
     from peers.exchange.options import Options
@@ -118,7 +119,7 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def rounds_of(options: argparse.Namespace, count: int) -> int:
-    """Fewer rounds where there are more workers: the whole is what takes time, and it grows with the square."""
+    """The number of rounds, smaller for more workers: the time of all workers together grows with the square."""
     return max(60, 2 * options.rounds // count)
 
 
@@ -169,9 +170,9 @@ def median_of(runs: list[dict]) -> dict:
 
 
 def fit(counts: list[int], values: list[float], has_constant: bool) -> tuple[float, float, list[float]]:
-    """Least squares of `c0 + c1 (n - 1)`; returns c0, c1 and the residuals as shares of the values.
+    """Fit `c0 + c1 (n - 1)` by least squares; returns c0, c1 and the residuals as shares of the values.
 
-    Weighted by the value, so that a small number of workers counts for as much as a large one.
+    The fit is weighted by the value, so that a small number of workers counts as much as a large one.
     """
     others, measured = np.array(counts, dtype=float) - 1, np.array(values, dtype=float)
     columns = np.stack([np.full_like(others, float(has_constant)), others], axis=1) / measured[:, None]
@@ -191,7 +192,7 @@ def main() -> int:
     processes.end_tidily()
     counts = sorted(options.workers)
     kept: dict[tuple[int, int], list[dict]] = {}
-    # The last two are for threads and memory alone: several servers, as on several hosts.
+    # The last two runs are for threads and memory alone: several servers, as on several hosts.
     plans = [(count, min(options.servers, count)) for count in counts] + [(4, 2), (4, 4)]
     for repeat in range(options.repeats):
         for count, servers in plans:

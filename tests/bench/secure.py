@@ -1,8 +1,8 @@
-"""What TLS and the seals cost a full exchange between two workers: each against a plain round of the same turn.
+"""The cost of TLS and the MACs in a full exchange between two workers: each against a plain round of the same turn.
 
-Two workers, each with its own redis-server, on loopback, as in exchange.py. Everything goes by TCP, as `launch
-secure` sets it up; with --socket a worker writes to its own server through a unix socket, where there is no TLS. The
-servers answer on a plain port and on a TLS port, so that all methods use the same two.
+There are two workers, each with its own redis-server, on loopback, as in exchange.py. Everything goes by TCP, as
+`launch secure` sets it up; with --socket a worker writes to its own server through a unix socket, where there is no
+TLS. The servers answer on a plain port and on a TLS port, so that all methods use the same two.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tests.bench.table import finish, show
 from tests.secured import tls_server
 from tests.servers import free_port, process
 
-PLAIN, KINDS = "plain", ("plain", "macs", "tls", "tls and seals")
+PLAIN, KINDS = "plain", ("plain", "macs", "tls", "tls and macs")
 CODECS = ("raw", "float16")
 RUN_KEY = bytes(range(32))
 
 
 def open_rival(method: str, rank: int, urls: list[str], ports: list[int], values: int, run: str) -> Degan:
-    """Opens one method; `urls` are "plain URL, TLS URL, folder of the certificates" of each server."""
+    """Open one method; `urls` are "plain URL, TLS URL, folder of the certificates" of each server."""
     codec, _, kind = method.partition(" ")
     places = [url.split(",") for url in urls]
     folder = Path(places[0][2])

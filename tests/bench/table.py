@@ -1,4 +1,4 @@
-"""How a benchmark speaks: tables for people, last one line of JSON, and an exit status for a missed bar."""
+"""The output of a benchmark: tables for people, a last line of JSON, and an exit status for a missed bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     lines = [columns, *([_text(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     for line in lines:
-        # Names stand left, figures right.
+        # Names are aligned left, figures right.
         cells = [
             cell.ljust(width) if k == 0 else cell.rjust(width)
             for k, (cell, width) in enumerate(zip(line, widths, strict=True))
@@ -28,8 +28,8 @@ def finish(name: str, bars: Sequence[tuple[str, float, float, bool]], result: di
     """Print the bars and the result, the latter as the last line and as JSON; returns the exit status.
 
     Args:
-        name: of the benchmark.
-        bars: (what is measured, its value, the limit, whether the value keeps it).
+        name: the name of the benchmark.
+        bars: (name of the figure, its value, the limit, whether the value keeps the limit).
         result: figures that JSON can write.
     """
     rows = [
@@ -45,6 +45,6 @@ def finish(name: str, bars: Sequence[tuple[str, float, float, bool]], result: di
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        # Four figures are more than a noisy machine gives.
+        # Four digits are more than a noisy machine gives.
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

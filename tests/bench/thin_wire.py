@@ -1,15 +1,15 @@
-"""What a thin wire costs: workers in network namespaces, against the same workers alone and against Gloo's all_reduce.
+"""The cost of a thin wire: workers in network namespaces, against the same workers alone and Gloo's all_reduce.
 
 Each worker and its redis-server have a network namespace of their own, whose link is shaped in both directions. The
-rates (steps a second of one worker) are held against those of unshaped workers that train alone on the same cores,
-and against data parallel training on the same links: the same pair, the same batches, the mean of the gradients by
+rates (steps a second of one worker) are compared with those of unshaped workers that train alone on the same cores,
+and with data parallel training on the same links: the same pair, the same batches, the mean of the gradients by
 torch.distributed's all_reduce over Gloo. The kinds of run take turns, and each rate of a link lies between two runs
-of the workers alone: what these differ by is the machine's mood, and their mean is what the rate is held against. Of a
-run that exchanges what comes after a while is measured, and after the first time that `parts: auto` has looked at the
-wire; what it was on the way is shown.
+of the workers alone: the difference of these is the noise of the machine, and their mean is the base of the ratio. The
+reading of a run that exchanges begins after a while, and after the first time that `parts: auto` has measured the
+wire; the table has the former values of `parts` as well.
 
-The model is the mnist experiment's. With `--model dcgan` a step is tens of milliseconds of computing, so what the
-exchange takes of two cores that four workers fill shows most; that is the harder case.
+The model is the mnist experiment's. With `--model dcgan` a step is tens of milliseconds of computing, so the exchange's
+share of two cores that four workers fill shows most; that is the harder case.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.bench.namespaces import DEVICE, Namespaces, namespaces, refuse_unless
 from tests.bench.processes import Reading, Server
 from tests.bench.table import finish, show
 
-KEPT = {100.0: 0.90, 20.0: 0.75}  # By link rate in Mbit/s: the least share of the unshaped rate.
-FASTER_THAN_GLOO, THIN_MBIT = 3.0, 20.0  # On the thinnest link, if it is as thin as this.
+KEPT = {100.0: 0.90, 20.0: 0.75}  # The least share of the unshaped rate, by link rate in Mbit/s.
+FASTER_THAN_GLOO, THIN_MBIT = 3.0, 20.0  # The bar of the thinnest link, if it is as thin as this.
 GLOO_PORT = 29500
 
 
@@ -89,7 +89,7 @@ class Bench:
             file = self._experiment(folder, [server.url for server in servers], *mode)
             prefixes = [wire.prefix(k) for k in range(options.workers)]
             commands = processes.worker_commands(file, folder / "run", options.workers, prefixes)
-            # Where steps are slow, the time to settle alone would end before the first look at the wire.
+            # With slow steps the warm-up in seconds alone would end before the first measurement of the wire.
             warm_steps = EARLY_STEPS + 1 if options.parts == "auto" else 3
             return self._read(commands, folder / "run", warm_steps, options.seconds, servers)
 
@@ -112,11 +112,11 @@ class Bench:
         commands: list[list[str]],
         run: Path,
         warm_steps: int,
-        synchronise_s: float,
+        warm_s: float,
         servers: Sequence[Server] = (),
     ) -> Reading:
         options = self._options
-        return processes.read_workers(commands, run, warm_steps, synchronise_s, options.seconds, servers, options.steps)
+        return processes.read_workers(commands, run, warm_steps, warm_s, options.seconds, servers, options.steps)
 
     def _experiment(self, folder: Path, peers: object, *more: str) -> Path:
         (folder / "run").mkdir()
@@ -155,7 +155,7 @@ def all_reduce_worker(rank: int, file: str, run: Path, url: str, dtype: str) -> 
 
 
 def parts_over_time(reading: Reading) -> str:
-    """What worker 0's `parts` was, as `value from step`, over the whole run."""
+    """The values of worker 0's `parts` over the whole run, as `value from step`."""
     changes: list[tuple[int, int]] = []
     for line in reading.before[0] + reading.lines[0]:
         if "parts" in line and (not changes or changes[-1][0] != line["parts"]):
@@ -165,7 +165,7 @@ def parts_over_time(reading: Reading) -> str:
 
 
 def row(kind: str, reading: Reading, local: float) -> dict:
-    """What a run was like; all but the rate for one step of one worker."""
+    """The figures of a run; all but the rate are for one step of one worker."""
     rate, all_steps = 1 / reading.step_s, reading.steps * len(reading.lines)
     found = {"run": kind, "steps/s": rate, "of local": rate / local, "steps": reading.steps}
     found["wait_s"] = reading.per_step("wait_s")

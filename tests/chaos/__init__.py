@@ -1,1 +1,1 @@
-"""Faults done to fleets of real workers over real Redis servers; `python -m tests.chaos` does all of them."""
+"""Faults in fleets of real workers over real Redis servers; `python -m tests.chaos` injects all of them."""

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos`: every fault that degan should survive, done to real workers; a table and chaos.json.
+"""`python -m tests.chaos`: every fault that degan should survive, in real workers; a table and chaos.json.
 
 python -m tests.chaos [--only 1,7] [--name TEXT] [--quick] [--seed N] [--out DIR]
-python -m tests.chaos --schedule --seed 7        what would be done, without doing it
+python -m tests.chaos --schedule --seed 7        the faults of a run, without the run
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def schedule(seed: int) -> list[str]:
-    """What a seed stands for, line by line: the faults of the scenarios, and those of the soak."""
+    """The schedule of a seed, line by line: the faults of the scenarios, and those of the soak."""
     lines = [f"{one.number} {one.name} [{one.mode}]: {one.script(seed)}" for one in scenarios() if one.script(seed)]
     return [*lines, f"soak: {soak.script(seed, workers=4, minutes=60)}"]
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         rows.append(row)
         print(f"{'ok  ' if row.ok else 'FAIL'} {row.took_s:6.1f} s  {row.fault} {row.name} [{row.mode}] {row.injected}")
         print(f"       {row.seen}" + (f"  CAUSE: {row.cause}" if row.cause else ""), flush=True)
-        # After each, so that one that is interrupted has told what it knows.
+        # The file is written after each scenario, so that an interrupted run leaves its rows.
         plain = {"seed": words.seed, "took_s": round(time.monotonic() - began, 1)}
         lines = [dataclasses.asdict(row) for row in rows]
         (words.out / "chaos.json").write_text(json.dumps(plain | {"rows": lines}, indent=1), encoding="utf-8")

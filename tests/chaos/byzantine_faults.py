@@ -1,4 +1,4 @@
-"""Faults 16 and 17: messages that are none, by the hundred thousand, and peers that mean harm."""
+"""Faults 16 and 17: a hundred thousand malformed messages, and byzantine peers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ DISTANCE = 1.25
 SIZE = 4096
 
 
-# --- 16: messages that are none -------------------------------------------------------------------
+# --- 16: malformed messages -----------------------------------------------------------------------
 
 
 def mutated(header: bytes, payload: bytes, draw: random.Random) -> tuple[bytes, bytes, str]:
-    """A message that a peer could send and should not, and what was done to it."""
+    """A message that a peer could send and should not, and the kind of its change."""
     kind = draw.choice(("bit", "byte", "cut", "more", "noise", "field", "huge", "replay"))
     match kind:
         case "bit":
@@ -69,7 +69,7 @@ def mutated(header: bytes, payload: bytes, draw: random.Random) -> tuple[bytes, 
 
 
 class Target:
-    """An inbox that is fed; what it takes is let go of."""
+    """An inbox to be fed; the messages that it takes are dropped."""
 
     def __init__(self):
         self.layout: ExchangeLayout = make_layout(SIZE, parts=1)
@@ -91,11 +91,11 @@ class Target:
         self.inbox.feed(Entry(1, "incarnation", self._sequence, True, header, payload))
 
     def taken(self) -> int:
-        """How many messages were taken for good, since the last call."""
+        """The number of messages that were taken for good since the last call."""
         return len(self._accumulator.take(2**62))
 
     def refused(self) -> int:
-        """A jump over rounds counts those that it left out, which nobody has sent."""
+        """The number of refused messages; rounds that a jump left out were never sent and do not count."""
         return sum(count for reason, count in self.inbox.dropped().items() if reason != "overrun")
 
 
@@ -130,7 +130,7 @@ def malformed(trial: Trial) -> None:
 
 
 def spoken_to(trial: Trial) -> None:
-    """A puppet that is met as a peer, says goodbye and then talks nonsense on its stream to two that train."""
+    """A puppet meets two workers as their peer, sends a goodbye and then nonsense on its stream while they train."""
     count, draw = 2000, random.Random(trial.seed)
     target = Target()
     with trial.fleet(3) as fleet:
@@ -165,7 +165,7 @@ def spoken_to(trial: Trial) -> None:
 
 
 def agreed_of(fleet: Fleet) -> dict:
-    """What worker 0 says that it trains."""
+    """The settings that worker 0 offers to agree on."""
     client = fleet.nodes[0].client
     state = next(key for key in client.scan_iter() if key.endswith(b":state"))
     return decode_fields(client.hget(state, "hello"))["agreed"]
@@ -175,7 +175,7 @@ def _refused(fleet: Fleet, number: int) -> int:
     return sum(fleet.dropped(number).values())
 
 
-# --- 17: hostile peers ----------------------------------------------------------------------------
+# --- 17: byzantine peers --------------------------------------------------------------------------
 
 
 def byzantine(attack: str) -> Scenario:
@@ -203,7 +203,7 @@ def byzantine(attack: str) -> Scenario:
 
     return Scenario(
         17,
-        f"hostile peer: {attack}",
+        f"byzantine peer: {attack}",
         "slack 0 gradients, median",
         "FID at most 1.25 x the clean run's",
         run,

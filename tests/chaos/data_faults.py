@@ -1,4 +1,4 @@
-"""Faults 13 to 15: disks that are full or wrong, numbers that are none, workers that do not train the same."""
+"""Faults 13 to 15: disks that are full or wrong, values that are no numbers, workers with different settings."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def disk_full(trial: Trial) -> None:
         fleet.until_step(1, 50)
         trial.expect(before == [20], f"checkpoints before: {before}")
         trial.expect(20 in fleet.checkpoints(1) and 40 not in fleet.checkpoints(1), f"it has {fleet.checkpoints(1)}")
-        said = [line for line in fleet.text(1).splitlines() if "space" in line]
-        trial.expect(said, "it does not say that the disk is full")
-        trial.see(said[0].partition(" ")[2] if said else "silent")
+        logged = [line for line in fleet.text(1).splitlines() if "space" in line]
+        trial.expect(logged, "it does not log that the disk is full")
+        trial.see(logged[0].partition(" ")[2] if logged else "silent")
         fleet.until_step(1, 70)
         trial.expect(60 in fleet.checkpoints(1), "it does not save again when there is space")
         trial.check_pause(fleet, [0, 1], 0.0, MARGIN_S)
@@ -41,7 +41,7 @@ def disk_full(trial: Trial) -> None:
 
 
 def always_full(trial: Trial) -> None:
-    """No checkpoint can be written at all, not even the last."""
+    """Every write of a checkpoint fails, the last one too."""
     with trial.fleet(2, settings=("run.steps=60",)) as fleet:
         for number in (0, 1):
             fleet.start(number)
@@ -49,7 +49,7 @@ def always_full(trial: Trial) -> None:
         trial.expect(codes[0] == 0, f"the other ended with {codes[0]}")
         trial.expect(fleet.step(1) == 60, f"it stopped after step {fleet.step(1)}")
         trial.expect("Traceback" not in fleet.text(1), f"a traceback: {fleet.text(1)[-200:]}")
-        trial.expect("space" in fleet.text(1), "it does not say that the disk is full")
+        trial.expect("space" in fleet.text(1), "it does not log that the disk is full")
         trial.see(f"60 steps, exit codes {codes}, checkpoints {fleet.checkpoints(1)}")
 
 
@@ -86,12 +86,12 @@ def _resume_before(trial: Trial, fleet: Fleet, damaged: int, whole: int) -> None
     fleet.wait(lambda: "replays at step" in fleet.text(1) or "joins at step" in fleet.text(1), "it to take part")
     how = "replays" if f"replays at step {whole}" in fleet.text(1) else "joins"
     trial.see(f"step {damaged} passed over, {how}")
-    fleet.wait(lambda: abs(fleet.step(1) - fleet.step(0)) < 5, "it to be abreast", 30)
+    fleet.wait(lambda: abs(fleet.step(1) - fleet.step(0)) < 5, "it to have caught up", 30)
     fleet.advance([0, 1], 20)
     trial.check_end(fleet, is_alike=True)
 
 
-# --- 14: what is no number -----------------------------------------------------------------------
+# --- 14: values that are no numbers --------------------------------------------------------------
 
 
 def own_nan(mode: str) -> Scenario:
@@ -104,7 +104,7 @@ def own_nan(mode: str) -> Scenario:
             trial.see(f"worker 1 counted {fleet.dropped(1)}, the others {others}")
             counted = sum(fleet.dropped(1).values()) + sum(others.values())
             trial.expect(counted, "nobody counted it")
-            # Each of the others may count it, and a round that was asked again; not every round from there on.
+            # Each of the others may count the fault, and a repeated round; not every round from there on.
             trial.expect(counted <= 4, f"one step was counted {counted} times: it is not only that step")
             _check_finite(trial, fleet)
 
@@ -136,11 +136,11 @@ def _check_finite(trial: Trial, fleet: Fleet, numbers: list[int] | None = None) 
         trial.expect(is_finite, f"worker {number} has weights that are no numbers")
 
 
-# --- 15: what does not match ---------------------------------------------------------------------
+# --- 15: settings that do not match --------------------------------------------------------------
 
 
 def mismatch(trial: Trial) -> None:
-    """Of two that train each other thing, both are refused, and the key that differs is named."""
+    """Two workers with one different setting are both refused, and the key that differs is named."""
     for setting, key in (
         ("optimiser.generator_lr=0.1", "optimiser.generator_lr"),
         ("model.hidden=65", "model.hidden"),
@@ -165,7 +165,7 @@ def mismatch(trial: Trial) -> None:
 
 
 def other_version(trial: Trial) -> None:
-    """A peer that says that it speaks another version of the protocol, else all that worker 0 says."""
+    """A peer with another version of the protocol and the settings of worker 0 is refused."""
     with trial.fleet(2) as fleet:
         first = fleet.start(0)
         fleet.until_log(0, "waiting for worker 1 to start")
@@ -192,10 +192,10 @@ def other_version(trial: Trial) -> None:
 
 def scenarios() -> list[Scenario]:
     plain = "partial_exchange"
-    kept = "the previous checkpoint is loaded, and said so"
+    kept = "the previous checkpoint is loaded, and this is logged"
     return [
-        Scenario(13, "disk full at one checkpoint", plain, "said; goes on; the previous stays", disk_full, _full),
-        Scenario(13, "disk full always", plain, "said; trains to the end", always_full, lambda draw: "w1:disk_full"),
+        Scenario(13, "disk full at one checkpoint", plain, "logged; goes on; the previous stays", disk_full, _full),
+        Scenario(13, "disk full always", plain, "logged; trains to the end", always_full, lambda draw: "w1:disk_full"),
         Scenario(13, "torn write in a checkpoint", plain, kept, torn, lambda draw: "w1@step40.saving:torn"),
         Scenario(13, "bit flipped in a checkpoint", plain, kept, flipped),
         *(own_nan(mode) for mode in (plain, "slack 0 gradients", "federated", "multi_discriminator")),

@@ -1,7 +1,7 @@
-"""A fleet of real worker processes over real Redis servers: started, watched, harmed by script, and asked how it was.
+"""A fleet of real worker processes over real Redis servers, with scripted faults and readings of its progress.
 
-A worker harms itself (`DEGAN_FAULTS`); what is done to a Redis is done from here, when the worker of that node has
-reached the step. A thread looks at every worker's stats.jsonl, so that its progress has times which are not its own.
+A worker injects its own faults (`DEGAN_FAULTS`). The fleet injects the faults of a Redis, when the worker of that node
+has reached the step. A thread reads every worker's stats.jsonl, so that its progress has times of another clock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.workers import Worker, read_text, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_S = 0.02
-# The computing of a step takes milliseconds; so long is a step then, most of it asleep.
+# The computing of a step takes milliseconds; a step takes this multiple of it, most of it asleep.
 PACE = 10
 LEASE_S = 4.0
 BASE = """\
@@ -47,7 +47,7 @@ run: {{steps: 100000, log_every: 1, evaluate_every: 0, snapshot_every: 0, checkp
 
 
 class Command:
-    """A life of a worker by its command line; has what `tests.workers.Worker` has."""
+    """An incarnation of a worker by its command line, with the interface of `tests.workers.Worker`."""
 
     def __init__(self, words: list, log: Path, environment: dict[str, str]):
         self.log = log
@@ -86,20 +86,20 @@ class Fleet:
 
     Args:
         folder: for everything of this run.
-        workers: how many.
+        workers: their number.
         script: of faults, for all.
         settings: overrides of `BASE`, `a.b=c`.
         mode: its name.
-        is_durable: whether a Redis keeps what it has on disk.
+        is_durable: whether a Redis keeps its data on disk.
         network: the workers reach each other's Redis through links of it, each pair its own.
         by_command: start `python -m degan.worker`, which takes seconds; else its main in a forked process.
-        pace: how much longer than its computing a step takes.
+        pace: the time of a step as a multiple of its computing.
 
     Attributes:
         mode: its name.
         nodes: the Redis of each worker.
         links: (reader, node) -> link, with a network.
-        lives: of each worker, its lives.
+        incarnations: for each worker the list of its incarnations.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Fleet:
         self._by_command, self._pace = by_command, pace
         self.faults = Faults.parse(script, workers)
         self.incarnations: list[list[Any]] = [[] for _ in range(workers)]
-        # Of each worker (time, step), whenever the step that its stats end with has changed.
+        # For each worker (time, step), one entry for each change of the last step in its stats.
         self.progress: list[list[tuple[float, int]]] = [[] for _ in range(workers)]
         self.done: list[tuple[float, str]] = []
         self._later: list[tuple[float, str, Callable[[], None]]] = []
@@ -164,18 +164,18 @@ class Fleet:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all hold the very same weights after a step at which all save."""
+        """Whether all workers hold the very same weights after a step at which all save."""
         return self.mode != "partial_exchange" or "mode.slack=0" in self._settings
 
-    # --- lives --------------------------------------------------------------------------------
+    # --- incarnations -------------------------------------------------------------------------
 
-    def start(self, number: int, *words: str, is_harmed: bool = True, settings: tuple[str, ...] = ()) -> Any:
-        """Start a worker; without harm it only keeps the pace, and attacks and other habits."""
+    def start(self, number: int, *words: str, has_faults: bool = True, settings: tuple[str, ...] = ()) -> Any:
+        """Start a worker; without its faults it keeps the pace, its attack and other faults of no step."""
         log = self.folder / f"w{number}-{len(self.incarnations[number])}.log"
         overrides = [word for setting in (*self._settings, *settings) for word in ("--set", setting)]
         line = [number, "--config", self._file(number), "--out", self.out, *overrides, *words]
         mine = [fault for fault in self.faults.faults if not fault.is_redis and fault.number == number]
-        kept = [str(fault) for fault in mine if is_harmed or fault.step is None]
+        kept = [str(fault) for fault in mine if has_faults or fault.step is None]
         if self._pace > 1 and not any(fault.action == "slow" and fault.step is None for fault in mine):
             kept.insert(0, f"w{number}:slow:{self._pace:g}")
         environment = {VARIABLE: ", ".join(kept)}
@@ -192,7 +192,7 @@ class Fleet:
 
     def resume(self, number: int) -> Any:
         """Start a worker again, as one would after a crash: from its newest checkpoint, and without its faults."""
-        return self.start(number, "--resume", "latest", is_harmed=False)
+        return self.start(number, "--resume", "latest", has_faults=False)
 
     def incarnation(self, number: int) -> Any:
         return self.incarnations[number][-1]
@@ -202,13 +202,13 @@ class Fleet:
         return incarnation.is_alive if self._by_command else incarnation._process.is_alive()
 
     def text(self, number: int) -> str:
-        """The logs of all lives of a worker."""
+        """The logs of all incarnations of a worker."""
         return "".join(incarnation.text for incarnation in self.incarnations[number])
 
     # --- waiting ------------------------------------------------------------------------------
 
     def wait(self, is_true: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-        """Wait for something; fails at once when the fleet itself has failed."""
+        """Wait for a condition; fails at once when the fleet itself has failed."""
 
         def look() -> object:
             if self._failure is not None:
@@ -230,11 +230,11 @@ class Fleet:
         try:
             self.wait(is_there, f"worker {number} to reach step {step}", timeout_s)
         except AssertionError as error:
-            said = self.incarnation(number).text.strip().splitlines()[-1:]
-            raise AssertionError(f"{error}, at step {self.step(number)}, which says {said}") from None
+            logged = self.incarnation(number).text.strip().splitlines()[-1:]
+            raise AssertionError(f"{error}, at step {self.step(number)}; its last line is {logged}") from None
 
     def advance(self, numbers: list[int], steps: int = 20, timeout_s: float = 60.0) -> None:
-        """Wait until each of them has trained so many steps more."""
+        """Wait until each of these workers has trained `steps` steps more."""
         goals = {number: self.step(number) + steps for number in numbers}
         for number, goal in goals.items():
             self.until_step(number, goal, timeout_s)
@@ -246,28 +246,28 @@ class Fleet:
             if text in self.text(number):
                 return True
             is_alive = is_over or self.is_alive(number)
-            assert is_alive, f"worker {number} ended before it said {text!r}:\n{self.text(number)[-600:]}"
+            assert is_alive, f"worker {number} ended before it logged {text!r}:\n{self.text(number)[-600:]}"
             return False
 
         self.wait(is_there, f"{text!r} from worker {number}", timeout_s)
         return time.monotonic()
 
     def until_done(self, how_many: int = 1, timeout_s: float = 60.0) -> float:
-        """Wait until so much has been done to the servers; returns when the last of it was."""
+        """Wait until `how_many` faults of servers were injected; returns the time of the last one."""
         self.wait(lambda: len(self.done) >= how_many, f"{how_many} faults of servers", timeout_s)
         return self.done[how_many - 1][0]
 
     def stop(self, timeout_s: float = 40.0) -> list[int]:
-        """All stop together (SIGUSR2 to the first that lives); returns the exit codes of the newest lives."""
+        """Stop all together (SIGUSR2 to the first live worker); returns the exit codes of the newest incarnations."""
         alive = [number for number in range(self.workers) if self.incarnations[number] and self.is_alive(number)]
         if alive:
             self.incarnation(alive[0]).signal(signal.SIGUSR2)
         return [incarnations[-1].end(timeout_s) if incarnations else 0 for incarnations in self.incarnations]
 
-    # --- how it was ---------------------------------------------------------------------------
+    # --- readings -----------------------------------------------------------------------------
 
     def worst_pause_s(self, number: int, since: float = 0.0) -> float:
-        """The longest time between two steps of a worker from a moment on; an open end counts if it lives."""
+        """The longest time between two steps of a worker from a moment on; an open end counts if it is alive."""
         times = [at for at, _ in self.progress[number]]
         before = [at for at in times if at < since][-1:]
         seen = before + [at for at in times if at >= since]
@@ -285,7 +285,7 @@ class Fleet:
         return read_lines(path) if path.exists() else []
 
     def dropped(self, number: int) -> dict[str, int]:
-        """What was not applied, by reason, in the newest life."""
+        """The counts of messages that were not applied, by reason, in the newest incarnation."""
         lines = self.stats(number)
         return lines[-1]["dropped"] if lines else {}
 
@@ -294,12 +294,12 @@ class Fleet:
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     def weights(self, number: int, step: int | None = None) -> dict[str, Any]:
-        """Both networks of a checkpoint, the newest without a step; not the moving average, which is each one's own."""
+        """The weights of both networks in a checkpoint, by default the newest; the moving average is left out."""
         step = self.checkpoints(number)[-1] if step is None else step
         path = self.out / f"w{number}" / "checkpoints" / f"{step:06d}" / "model.safetensors"
         return {name: array for name, array in load_file(path).items() if not name.startswith("ema.")}
 
-    # --- watching, and harming ----------------------------------------------------------------
+    # --- watching, and faults -----------------------------------------------------------------
 
     def _look(self) -> None:
         try:
@@ -326,7 +326,7 @@ class Fleet:
             self.done.append((time.monotonic(), what))
 
     def _inject(self, fault: Fault) -> None:
-        """Do to a Redis what is due, and see to it that it is undone."""
+        """Inject a fault into a Redis, and plan its end."""
         node = self.nodes[fault.number]
         back, number = node.start, signal.SIGKILL
         match fault.action:
@@ -345,12 +345,12 @@ class Fleet:
             self._later.append((time.monotonic() + (fault.seconds or 0.0), f"{fault} is over", back))
 
     def inject(self, script: str) -> None:
-        """Do faults of servers now, whatever their step."""
+        """Inject faults of servers now, whatever their step."""
         for fault in Faults.parse(script, self.workers).faults:
             self._inject(fault)
 
     def close(self) -> None:
-        """End everything that was started."""
+        """End every process that was started."""
         self._closing.set()
         if self._watch.is_alive():
             self._watch.join(10)

@@ -17,13 +17,13 @@ ROUGH = Weather(latency_s=0.1, jitter_s=0.05, bytes_per_s=1e6, reset_every_bytes
 
 
 def sever(fleet: Fleet, ways: Iterable[tuple[int, int]], weather: Weather) -> None:
-    """Let a weather come over the links by which the first of each pair reads the second's Redis."""
+    """Set the weather of the links by which the first of each pair reads the second's Redis."""
     for way in ways:
         fleet.links[way].weather = weather
 
 
 def between(one: list[int], other: list[int]) -> list[tuple[int, int]]:
-    """Both directions between two groups."""
+    """The pairs (reader, node) of both directions between two groups."""
     return [pair for a in one for b in other for pair in ((a, b), (b, a))]
 
 
@@ -31,13 +31,13 @@ def between(one: list[int], other: list[int]) -> list[tuple[int, int]]:
 
 
 def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
-    """Of four workers some cannot reach the others, in both directions, for 20 s."""
+    """Four workers, some of which cannot reach the others, in both directions, for 20 s."""
     majority = [number for number in range(4) if number not in minority]
     is_even = len(minority) == len(majority)
-    proposals = ("bus.min_peers=2",) if pauses else ()
+    overrides = ("bus.min_peers=2",) if pauses else ()
 
     def run(trial: Trial) -> None:
-        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *proposals)) as fleet:
+        with trial.network() as network, trial.fleet(4, network=network, **options(mode, *overrides)) as fleet:
             fleet.start_all()
             fleet.advance([0, 1, 2, 3], 10)
             cut_at = time.monotonic()
@@ -52,7 +52,7 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
             )
             if pauses:
                 trial.expect(not any(moved[number] for number in minority), f"the minority went on: {moved}")
-                # Else there would be a second line of training that calls itself the latest.
+                # A checkpoint would be a second line of training that calls itself the latest.
                 now = fleet.checkpoints(minority[0])
                 trial.expect(set(now) <= set(saved), f"the minority saved {sorted(set(now) - set(saved))}")
             healed_at = time.monotonic()
@@ -71,7 +71,7 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
             codes = fleet.stop()
             trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
             if not is_even:
-                # One line of training is the run's: who was apart has taken it up.
+                # The run has one line of training: the workers that were apart have taken it up.
                 trial.check_alike(fleet)
 
     name = "2 from 2" if is_even else "1 from 3"
@@ -94,7 +94,7 @@ def one_way(mode: str) -> Scenario:
             fleet.advance([0, 1, 2], 10)
             cut_at = time.monotonic()
             ways = [(0, 1), (0, 2)]
-            sever(fleet, ways, Weather(is_mute=True))
+            sever(fleet, ways, Weather(is_silent=True))
             time.sleep(CUT_S)
             healed_at = time.monotonic()
             sever(fleet, ways, CLEAR)
@@ -107,8 +107,8 @@ def one_way(mode: str) -> Scenario:
             took_s = time.monotonic() - healed_at
             trial.see(f"healed in {took_s:.1f} s")
             trial.expect(took_s <= HEALED_S, f"healed only in {took_s:.1f} s")
-            # Under a bound the others wait until the deaf one goes on without them: a lease, and as a cut line
-            # gives no error, up to two socket timeouts until that is looked at.
+            # Under a bound the others wait until worker 0 goes on without them: a lease, and as a cut line
+            # gives no error, up to two socket timeouts until the lease is looked at.
             trial.check_pause(fleet, [0, 1, 2], cut_at, fleet.lease_s + 2 * SOCKET_TIMEOUT_S + MARGIN_S)
             codes = fleet.stop()
             trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
@@ -161,9 +161,9 @@ def corrupted(trial: Trial) -> None:
         trial.see(f"{flips} bits flipped; refused: {dropped}")
         trial.expect(flips >= 5, f"only {flips} bits flipped: not what was meant")
         counted = sum(sum(one.values()) for one in dropped)
-        said = sum(fleet.text(number).count("trying again") for number in range(3))
-        # Of Redis' own framing it is the connection that breaks.
-        trial.expect(counted + said > 0, "no flipped bit was seen by anybody")
+        retries = sum(fleet.text(number).count("trying again") for number in range(3))
+        # A flipped bit in Redis' own framing breaks the connection.
+        trial.expect(counted + retries > 0, "no flipped bit was seen by anybody")
         codes = fleet.stop()
         trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
         trial.check_alike(fleet)

@@ -20,8 +20,8 @@ class Node:
     """One redis-server.
 
     Args:
-        folder: its own; where it keeps what it keeps.
-        is_durable: it writes every command to an append-only file; else nothing is on disk.
+        folder: its own, for its log and its data.
+        is_durable: whether it writes every command to an append-only file; else nothing is on disk.
     """
 
     def __init__(self, folder: Path, is_durable: bool):
@@ -37,7 +37,7 @@ class Node:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, with what is on disk, and wait until it answers."""
+        """Start the server with its data on disk, and wait until it answers."""
         durable = ["--appendonly", "yes", "--appendfsync", "everysec"] if self._is_durable else ["--appendonly", "no"]
         command = [
             *(find("redis").path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *durable),
@@ -59,7 +59,7 @@ class Node:
         return self._process is not None and self._process.poll() is None
 
     def end(self, number: int = signal.SIGKILL) -> None:
-        """End it by a signal and wait."""
+        """End the server by a signal and wait."""
         if self.is_up:
             self.thaw()
             self._process.send_signal(number)

@@ -13,35 +13,37 @@ REBORN_S = 15.0
 
 
 def check_warnings(trial: Trial, fleet: Fleet, outages: int) -> None:
-    """At most one warning of each outage from each thread that talks to that server: here two."""
+    """Each thread that talks to a server logs at most one warning of an outage; here two threads do."""
     for number in range(fleet.workers):
         words = ("trying again", "trying for")
-        said = [line for line in fleet.text(number).splitlines() if any(word in line for word in words)]
-        # One's own Redis is used for the lease and for publishing.
+        logged = [line for line in fleet.text(number).splitlines() if any(word in line for word in words)]
+        # A worker uses its own Redis for the lease and for publishing.
         limit = outages * (2 if number == 1 else 1)
-        trial.expect(len(said) <= limit, f"worker {number} warned {len(said)} times of {outages} outages: {said[-1:]}")
+        trial.expect(
+            len(logged) <= limit, f"worker {number} warned {len(logged)} times of {outages} outages: {logged[-1:]}"
+        )
 
 
 def check_streams(trial: Trial, fleet: Fleet) -> None:
-    """Each number is there once, with no gap: what was published is neither lost nor doubled."""
+    """Each number is there once, with no gap: no published entry is lost or doubled."""
     for node in fleet.nodes:
         for key, numbers in node.streams().items():
             is_whole = numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
             trial.expect(is_whole, f"{key} has a gap or a number twice")
 
 
-# --- 7: restarted with what is on disk -----------------------------------------------------------
+# --- 7: restarted with its data on disk ----------------------------------------------------------
 
 
 def restarted(mode: str, seconds: int, *more: str) -> Scenario:
     def run(trial: Trial) -> None:
-        # Who is away for nearly a lease may be given up or not; this is about who is not.
+        # A worker that is away for nearly a lease may be dropped or not; here the lease is long enough.
         with trial.fleet(3, is_durable=True, lease_s=2 + 2 * seconds, **options(mode, *more)) as fleet:
             fleet.start_all()
             began = fleet.until_done(2, 60)
             fleet.advance([0, 1, 2])
             trial.check_pause(fleet, [0, 1, 2], began - seconds - 1, seconds + RECONNECT_S)
-            trial.expect("started again" not in fleet.text(0), "a worker had to begin a new life")
+            trial.expect("started again" not in fleet.text(0), "a worker had to begin a new incarnation")
             check_warnings(trial, fleet, 1)
             check_streams(trial, fleet)
             trial.check_end(fleet, is_alike=True)
@@ -60,7 +62,7 @@ def restarted(mode: str, seconds: int, *more: str) -> Scenario:
 
 
 def restarted_exactly(trial: Trial) -> None:
-    """Synchronous, so that the weights tell whether a contribution was lost or doubled."""
+    """The exchange is synchronous, so the weights tell whether a contribution was lost or doubled."""
     settings, found = (*SYNC, f"run.steps={EXACT_STEPS}", *LARGE), []
     for script in ("", trial.script):
         with trial.fleet(2, script, settings=settings, pace=3, is_durable=True, lease_s=10) as fleet:
@@ -95,7 +97,7 @@ def absent_at_start(trial: Trial) -> None:
 
 
 def idle(trial: Trial) -> None:
-    """While a worker waits for the other to start, nothing is read or published."""
+    """A worker that waits for the other to start reads and publishes nothing."""
     with trial.fleet(2, is_durable=True) as fleet:
         fleet.start(0)
         fleet.until_log(0, "waiting for worker 1 to start")
@@ -132,7 +134,7 @@ def reborn(mode: str, seconds: int) -> Scenario:
         8,
         f"Redis killed with nothing on disk, empty after {seconds} s (lease 4 s)",
         mode,
-        "a new life, its state again; training goes on in 15 s",
+        "a new incarnation, its state again; training goes on in 15 s",
         run,
         lambda draw: f"redis1@step{draw.randint(20, 35)}:kill:{seconds}s",
     )
@@ -142,7 +144,7 @@ def reborn(mode: str, seconds: int) -> Scenario:
 
 
 def frozen(trial: Trial) -> None:
-    # A lease that is longer, so that what was being published is what is published in the end.
+    # The lease is longer than the fault, so that the interrupted entry is published in the end.
     with trial.fleet(3, lease_s=20) as fleet:
         fleet.start_all()
         thawed = fleet.until_done(2, 60)
@@ -150,7 +152,7 @@ def frozen(trial: Trial) -> None:
         trial.check_pause(fleet, [0, 1, 2], thawed - 14, 13 + RECONNECT_S)
         check_streams(trial, fleet)
         trial.see("one entry per number")
-        trial.expect("started again" not in fleet.text(0), "a worker had to begin a new life")
+        trial.expect("started again" not in fleet.text(0), "a worker had to begin a new incarnation")
         trial.check_end(fleet, is_alike=True)
         trial.expect(not fleet.dropped(0).get("replayed"), "something was read twice")
 
@@ -159,9 +161,9 @@ def frozen(trial: Trial) -> None:
 
 
 def full(share: float, seconds: int, lease_s: float) -> Scenario:
-    """The need is what the server holds when its outbox is full, beyond what an empty one has.
+    """A Redis with a share of the memory that a full outbox takes beyond that of an empty server.
 
-    A lease cannot be renewed on a full Redis either, so with a short one the others go on without that worker.
+    A lease cannot be renewed on a full Redis either, so with a short lease the others go on without that worker.
     """
     is_dropped = share < 1 and seconds > lease_s
 
@@ -186,14 +188,14 @@ def full(share: float, seconds: int, lease_s: float) -> Scenario:
                 trial.expect(took_s <= 10 + 20 / 15, f"all train only {took_s:.1f} s after the limit was raised")
                 trial.check_pause(fleet, [0, 2], began, (lease_s if is_dropped else seconds + 10) + MARGIN_S)
                 fleet.wait(lambda: fleet.stats(0)[-1]["live_peers"] == 2, "worker 0 to have both peers again", 30)
-                said = [
+                logged = [
                     line for line in fleet.text(1).splitlines() if "OOM" in line or "full" in line or "memory" in line
                 ]
-                trial.expect(said, "worker 1 does not say that its Redis is full")
-                # A new life counts anew.
+                trial.expect(logged, "worker 1 does not log that its Redis is full")
+                # A new incarnation counts anew.
                 retries = fleet.stats(1)[-1].get("retries", 0)
-                trial.see("worker 1 began a new life" if is_dropped else f"worker 1 tried again {retries} times")
-                trial.expect(retries or is_dropped, "what was tried again is not counted")
+                trial.see("worker 1 began a new incarnation" if is_dropped else f"worker 1 tried again {retries} times")
+                trial.expect(retries or is_dropped, "the retries are not counted")
             codes = fleet.stop()
             trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
 
@@ -223,7 +225,7 @@ def scenarios() -> list[Scenario]:
             restarted_exactly,
             lambda draw: many.format(draw.randint(10, 18), draw.randint(25, 32), draw.randint(40, 48)),
         ),
-        Scenario(7, "Redis absent at the start", plain, "awaited, and said so", absent_at_start),
+        Scenario(7, "Redis absent at the start", plain, "awaited, and logged", absent_at_start),
         Scenario(7, "Redis restarted with AOF, at idle", plain, "nobody minds", idle),
         reborn(plain, 1),
         reborn(plain, 6),

@@ -1,11 +1,11 @@
-"""The soak: a random fault a minute for an hour, and whether the run ends as well, and as small, as an undisturbed one.
+"""The soak: a random fault a minute for an hour; the run must end as well, and as small, as an undisturbed one.
 
     python -m tests.chaos.soak [--minutes 60] [--workers 4] [--seed 7] [--every S] [--out DIR]
 
-A punisher kills, freezes or sends away a worker, or restarts, kills or freezes a Redis (which has an append-only
-file), drawn by the seed; a worker that has ended is started again with --resume latest. Every second memory, threads
-and descriptors of each worker and the memory of each Redis are read. In the end the FID is compared with that of a
-run of as many steps to which nothing happens. Writes soak.json and soak.svg.
+The fault injector kills, freezes or sends away a worker, or restarts, kills or freezes a Redis (which has an
+append-only file), drawn by the seed; a worker that has ended is started again with --resume latest. Every second the
+soak reads the memory, threads and descriptors of each worker and the memory of each Redis. In the end it compares the
+FID with that of an undisturbed run of as many steps. The soak writes soak.json and soak.svg.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from tests.bench.table import finish, show
 from tests.chaos.fleet import ROOT, Fleet
 
 ACTIONS = "kill+stop+term+restart+redis_kill+redis_stop"
-# Of the last third of the readings over the middle third.
+# The most growth: the last third of the readings over the middle third.
 GROWTH = 1.1
-# Below that a tenth is a matter of one buffer more or less.
+# A growth by less than these amounts is one buffer more or less.
 SMALL = {RSS: 0.0, OWN: 0.0, USED: 1.0, THREADS: 1.0, FILES: 2.0}
 FID = 1.3
 AWAY_S = 3.0
 LEASE_S = 5.0
 START_S = 120.0
-# So that an hour is a number of steps that the undisturbed run does in minutes.
+# At this pace an hour has a number of steps that the undisturbed run does in minutes.
 PACE = 15
 
 
 def script(seed: int, workers: int, minutes: int) -> str:
-    """What is done, with minutes in the place of steps."""
+    """The script of the faults, with minutes in the place of steps."""
     text = f"random:seed={seed}:every=1:actions={ACTIONS}:until={minutes}"
-    # The punisher is outside of the workers, so it knows no hooks.
+    # The injector is outside of the workers, so the faults have no hooks.
     plain = (Fault(f.is_redis, f.number, f.step, "", f.action, f.arguments) for f in Faults.parse(text, workers).faults)
     return str(Faults(tuple(plain)))
 
 
 class Soak:
-    """A fleet that is punished and watched.
+    """A fleet with faults, restarts and readings.
 
     Args:
-        fleet: all of it trains.
-        faults: the step of each is when it is due, in periods.
-        every_s: seconds in a period.
+        fleet: a fleet whose workers all train.
+        faults: the faults; the step of each is its time in periods.
+        every_s: the seconds of a period.
     """
 
     def __init__(self, fleet: Fleet, faults: Faults, every_s: float):
@@ -66,7 +66,7 @@ class Soak:
         self.began = time.monotonic()
         self.log: list[str] = []
         self.resumed = 0
-        # By figure and worker: (minute, value).
+        # Lists of (minute, value) by figure and worker.
         self.readings: dict[str, list[list[tuple[float, float]]]] = {
             name: [[] for _ in range(fleet.workers)] for name in (RSS, OWN, THREADS, FILES, USED)
         }
@@ -76,22 +76,22 @@ class Soak:
         return (time.monotonic() - self.began) / 60
 
     def run(self, minutes: float) -> None:
-        """Punish, nurse and read until the time is over and everybody is back."""
+        """Inject, restart and read until the time is over and every worker is back."""
         next_reading = 0.0
         while self.minute < minutes:
             now = time.monotonic()
             while self._waiting and now - self.began >= (self._waiting[0].step - 0.5) * self._every_s:
-                self._punish(self._waiting.pop(0))
-            self._nurse(now)
+                self._inject(self._waiting.pop(0))
+            self._restart(now)
             if now >= next_reading:
                 next_reading = now + 1.0
                 self._read()
             time.sleep(0.05)
         while self._thaw or self._ended:
-            self._nurse(time.monotonic())
+            self._restart(time.monotonic())
             time.sleep(0.05)
 
-    def _punish(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         self.log.append(f"{self.minute:.1f} min: {fault}")
         if fault.is_redis:
             self._fleet.inject(str(fault))
@@ -103,7 +103,7 @@ class Soak:
         if fault.action == "stop":
             self._thaw.append((time.monotonic() + fault.seconds, fault.number))
 
-    def _nurse(self, now: float) -> None:
+    def _restart(self, now: float) -> None:
         for item in [item for item in self._thaw if item[0] <= now]:
             self._thaw.remove(item)
             if self._fleet.is_alive(item[1]):
@@ -122,7 +122,7 @@ class Soak:
 
     def _read(self) -> None:
         for number in range(self._fleet.workers):
-            # Who is ending, starting, or frozen has nothing to show.
+            # A worker that is ending, starting or frozen has no figures.
             with contextlib.suppress(OSError):
                 for name, value in read_worker(self._fleet.incarnation(number).pid).items():
                     self.readings[name][number].append((self.minute, value))
@@ -158,7 +158,7 @@ def evaluate(fleet: Fleet) -> dict[int, float]:
 
 
 def undisturbed(folder: Path, workers: int, steps: int) -> dict[int, float]:
-    """The FID of a run of so many steps to which nothing happens, as fast as it goes."""
+    """The FID of an undisturbed run of `steps` steps at full speed."""
     with Fleet(folder, workers, settings=(f"run.steps={steps}", "run.log_every=10"), pace=1, by_command=True) as fleet:
         incarnations = [fleet.start(number) for number in range(workers)]
         codes = [incarnation.end(4 * 3600) for incarnation in incarnations]
@@ -207,10 +207,10 @@ def main(argv: list[str]) -> int:
         clean = undisturbed(Path(folder) / "clean", words.workers, max(steps))
     (words.out / "soak.svg").write_text(picture(soak), encoding="utf-8")
     print("\n".join(f"  {line}" for line in soak.log))
-    return _judge(words, soak, codes, steps, fids, clean)
+    return _finish(words, soak, codes, steps, fids, clean)
 
 
-def _judge(words, soak: Soak, codes: list[int], steps: list[int], fids: dict[int, float], clean: dict) -> int:
+def _finish(words, soak: Soak, codes: list[int], steps: list[int], fids: dict[int, float], clean: dict) -> int:
     rows, bars = [], [("workers that ended with an error", sum(map(bool, codes)), 0, not any(codes))]
     for name, each in soak.readings.items():
         worst = 0.0

@@ -9,5 +9,5 @@ KINDS = (worker_faults, redis_faults, network_faults, data_faults, byzantine_fau
 
 
 def scenarios() -> list[Scenario]:
-    """Every one there is; within a fault in the order of its file."""
+    """Every scenario; the scenarios of a fault in the order of its file."""
     return sorted((one for kind in KINDS for one in kind.scenarios()), key=lambda one: one.number)

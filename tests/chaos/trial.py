@@ -1,4 +1,4 @@
-"""A scenario, one trial of it, and the row that comes out."""
+"""A scenario, one trial of it, and the row of its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from tests.chaos.fleet import Fleet
 from tests.proxy import Network
 
-# Beyond a lease: a pump looks at the leases every quarter of it, and two cores have more to do.
+# The time beyond a lease: a reader looks at the leases every quarter of a lease, and two cores have more to do.
 MARGIN_S = 2.5
 # With several parts and slack replicas are alike but for the steps of Adam that have not been averaged yet, each of
 # about the learning rate of 2e-4. Undisturbed they differ by 2e-3 to 4e-3; apart for 100 steps, by ten times as much.
@@ -29,12 +29,12 @@ class Scenario:
 
     Attributes:
         number: of the fault in the table of docs/reliability.md, 1 to 17.
-        name: what is done, for people.
-        mode: in which mode, and how it is set.
-        expected: what should happen.
-        run: does it; calls `expect` of its trial.
-        faults: the script, from a generator of its own; empty where the fault is no item of a script.
-        is_quick: seconds; part of the tests.
+        name: the fault, for people.
+        mode: the mode and its settings.
+        expected: the expected result.
+        run: the function that runs the scenario; calls `expect` of its trial.
+        faults: makes the script from a generator of its own; empty where the fault is no item of a script.
+        is_quick: whether the scenario takes seconds and is part of the tests.
     """
 
     number: int
@@ -46,19 +46,19 @@ class Scenario:
     is_quick: bool = False
 
     def script(self, seed: int) -> str:
-        """The faults under a seed; the same text for the same seed."""
+        """The script under a seed; one seed gives one text."""
         return self.faults(random.Random(f"chaos {seed} {self.number} {self.name} {self.mode}"))
 
 
 @dataclass
 class Trial:
-    """What a scenario works with, and what it has seen.
+    """The means of a scenario, and its observations.
 
     Attributes:
-        script: the faults to do.
-        seed: of what else is drawn.
-        folder: for everything.
-        known: what scenarios of one sitting share: runs that nothing happened to.
+        script: the faults to inject.
+        seed: of all other random numbers.
+        folder: for all files.
+        known: undisturbed runs, shared by the scenarios of one sitting.
     """
 
     script: str
@@ -71,7 +71,7 @@ class Trial:
     count: int = 0
 
     def expect(self, is_so: object, what: str) -> None:
-        """Note something that should be so; the trial goes on either way, so that a row tells everything."""
+        """Note a condition that should hold; the trial goes on either way, so that a row has all failures."""
         if not is_so:
             self.failed.append(what)
 
@@ -87,10 +87,10 @@ class Trial:
         with Network(self.seed) as network:
             yield network
 
-    # --- what many scenarios look at ----------------------------------------------------------
+    # --- checks of many scenarios -------------------------------------------------------------
 
     def check_pause(self, fleet: Fleet, survivors: list[int], since: float, limit_s: float) -> None:
-        """Nobody of them stood still for longer than that."""
+        """None of the survivors stood still for longer than the limit."""
         pauses = {number: fleet.worst_pause_s(number, since) for number in survivors}
         worst = max(pauses, key=pauses.__getitem__)
         self.pause_s = max(self.pause_s or 0.0, pauses[worst])
@@ -108,7 +108,7 @@ class Trial:
             self.check_alike(fleet)
 
     def check_losses(self, fleet: Fleet) -> None:
-        """Nothing was lost unseen or applied twice, as far as the counters tell."""
+        """By the counters no message was lost unseen or applied twice."""
         for number in range(fleet.workers):
             bad = {
                 reason: count for reason, count in fleet.dropped(number).items() if reason in ("overrun", "checksum")
@@ -116,13 +116,13 @@ class Trial:
             self.expect(not bad, f"worker {number} dropped {bad}")
 
     def check_alike(self, fleet: Fleet) -> None:
-        """All hold the same weights at the newest step that all have saved, as far as the mode says that they do."""
+        """All hold the same weights at the newest step that all have saved, as far as the mode promises this."""
         steps = set.intersection(*(set(fleet.checkpoints(number)) for number in range(fleet.workers)))
         self.expect(steps, "no checkpoint of a step that all have")
         if not steps:
             return
         first, *others = (fleet.weights(number, max(steps)) for number in range(fleet.workers))
-        # With several discriminators each is its worker's own.
+        # Of several discriminators each is its worker's own.
         prefix = "generator." if fleet.mode == "multi_discriminator" else ""
         names = [name for name in first if name.startswith(prefix)]
         apart = max(float(np.abs(first[name] - other[name]).max()) for other in others for name in names)
@@ -132,11 +132,11 @@ class Trial:
 
     @staticmethod
     def last_words(fleet: Fleet, codes: list[int]) -> str:
-        """Of the first that did not end with 0, if there is one."""
+        """The last line of the first worker that did not end with 0, if there is one."""
         if not any(codes):
             return ""
         number = next(number for number, code in enumerate(codes) if code)
-        lines = fleet.incarnation(number).text.strip().splitlines() or ["said nothing"]
+        lines = fleet.incarnation(number).text.strip().splitlines() or ["logged nothing"]
         return f"worker {number}: {lines[-1][-300:]}"
 
 
@@ -157,7 +157,7 @@ class Row:
 
 
 def attempt(scenario: Scenario, seed: int, known: dict[Any, Any]) -> Row:
-    """Do one scenario; whatever it raises is the cause of its failure."""
+    """Run one scenario; an exception of it is the cause of its failure."""
     began, script = time.monotonic(), scenario.script(seed)
     with tempfile.TemporaryDirectory(prefix="degan-chaos-", ignore_cleanup_errors=True) as folder:
         trial = Trial(script, seed, Path(folder), known)

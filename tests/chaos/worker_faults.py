@@ -12,7 +12,7 @@ from tests.chaos.trial import MARGIN_S, Scenario, Trial
 SYNC = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=raw", "mode.parts=1")
 FEDERATED = ("mode.local_steps=2", "mode.fraction=0.99", "mode.deadline.floor_s=2", "mode.deadline.ceiling_s=4")
 DISCRIMINATORS = ("mode.deadline.floor_s=2", "mode.deadline.ceiling_s=4")
-# Messages of several entries.
+# Settings with which a message has several entries.
 LARGE = ("model.hidden=384",)
 MODES = {
     "partial_exchange": ("partial_exchange", ()),
@@ -36,8 +36,8 @@ def is_leader_based(mode: str) -> bool:
 
 
 def killed_at(hook: str, large: bool) -> Scenario:
-    """Synchronous, so that the end must be that of an undisturbed run, bit for bit: nothing is lost or doubled."""
-    # Longer than a restart takes on a busy machine: who is back within its lease replays.
+    """A synchronous run with a kill ends with the weights of an undisturbed run, bit for bit."""
+    # The lease is longer than a restart on a busy machine: a worker that is back within its lease replays.
     settings = (*SYNC, f"run.steps={EXACT_STEPS}", "run.checkpoint_every=10", *(LARGE if large else ()))
 
     def run(trial: Trial) -> None:
@@ -95,10 +95,10 @@ def killed_and_late(mode: str, victim: int) -> Scenario:
             fleet.resume(victim)
             resumed_at = time.monotonic()
             fleet.until_log(victim, "joins at")
-            fleet.wait(lambda: fleet.step(victim) >= min(map(fleet.step, others)) - 5, "it to be abreast", 30)
+            fleet.wait(lambda: fleet.step(victim) >= min(map(fleet.step, others)) - 5, "it to have caught up", 30)
             fleet.advance([0, 1, 2])
             trial.see(f"back after {time.monotonic() - resumed_at:.1f} s")
-            # In rounds one is given up after its deadline, and a leader's after its lease.
+            # A round is given up after its deadline, and after a lease where its leader is gone.
             trial.check_pause(fleet, others, killed_at, fleet.lease_s + MARGIN_S + (4 if is_leader_based(mode) else 0))
             trial.check_end(fleet, is_alike=True)
 
@@ -132,8 +132,8 @@ def frozen(mode: str, seconds: int) -> Scenario:
                 fleet.until_log(1, "joining them again", seconds + 30)
                 thawed = time.monotonic()
                 fleet.until_log(1, "joins at", 30)
-                # What it has trained before it was frozen is behind the others.
-                fleet.wait(lambda: fleet.step(1) >= min(fleet.step(0), fleet.step(2)) - 5, "it to be abreast", 30)
+                # The steps before the freeze are behind those of the others.
+                fleet.wait(lambda: fleet.step(1) >= min(fleet.step(0), fleet.step(2)) - 5, "it to have caught up", 30)
                 took_s = time.monotonic() - thawed
                 trial.see(f"joined {took_s:.1f} s after it was thawed")
                 trial.expect(took_s <= 10, f"joined only after {took_s:.1f} s")
@@ -177,7 +177,7 @@ def slow(slack: str) -> Scenario:
             else:
                 before, after = ([fleet.rate(n, *span) for n in (0, 1)] for span in ((began, slowed), (slowed, ended)))
                 trial.see(f"the others' steps a second before: {_text(before)}, after: {_text(after)}")
-                # What else the machine does in the meantime changes the rates; waiting is what the slow one costs.
+                # Other work of the machine changes the rates; the cost of the slow worker is the waiting.
                 waited_s = [sum(line["wait_s"] for line in fleet.stats(n)) for n in (0, 1)]
                 share = max(waited_s) / (ended - began)
                 trial.see(f"they waited {100 * share:.1f}% of the time")
@@ -216,7 +216,7 @@ def churn(mode: str) -> Scenario:
                 fleet.advance([0], 15)
                 there = fleet.step(0)
                 fleet.resume(leaver)
-                # Each life says so once.
+                # Each incarnation logs this once.
                 fleet.wait(lambda who=leaver: "joins at" in fleet.incarnation(who).text, f"worker {leaver} to join")
                 fleet.wait(lambda who=leaver, step=there: fleet.step(who) > step, f"worker {leaver} to go on", 30)
                 fleet.advance([0, 1, 2], 10)
@@ -265,7 +265,7 @@ def told_to_go(action: str) -> Scenario:
 
 def told_twice(trial: Trial) -> None:
     with trial.fleet(2) as fleet:
-        # The first comes in the middle of a step that is long; the second while the step still lasts.
+        # The first signal comes in the middle of a long step; the second while the step still lasts.
         fleet.start_all()
         fleet.incarnation(0).signal(signal.SIGSTOP)
         time.sleep(0.5)
@@ -304,7 +304,7 @@ def taken_over(trial: Trial) -> None:
     with trial.fleet(2) as fleet:
         fleet.start_all()
         first = fleet.incarnation(1)
-        # Frozen, as one that hangs: it cannot know that it is replaced.
+        # A frozen worker stands for one that hangs: it cannot know that it is replaced.
         first.signal(signal.SIGSTOP)
         second = fleet.start(1, "--takeover", "--resume", "latest", "--out", str(fleet.folder / "elsewhere"))
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The commands that come after training: generate, evaluate, report; and what a person sees of `degan`."""
+"""The commands after the training: generate, evaluate, report; and the help of `degan`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def train(folder: Path, name: str, *overrides: str, workers: int = 1) -> Path:
-    """A run of two steps whose workers train alone, and which stops there."""
+    """A run of two steps whose workers train alone."""
     file, out = experiment(folder, name, workers, "local"), folder / name
     words = ["--set", "run.steps=2", *[word for override in overrides for word in ("--set", override)]]
     incarnations = [
@@ -36,7 +36,7 @@ def train(folder: Path, name: str, *overrides: str, workers: int = 1) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two workers, images of 16 x 16, checkpoints of the steps 1 and 2."""
+    """A run of two workers, with images of 16 x 16 and checkpoints of the steps 1 and 2."""
     return train(tmp_path_factory.mktemp("runs"), "images", "run.checkpoint_every=1", "run.snapshot_every=1", workers=2)
 
 
@@ -52,7 +52,7 @@ def copy(run, tmp_path):
 
 @pytest.fixture
 def call(capsys):
-    """Runs a command; returns the exit code, standard output and standard error."""
+    """A function that runs a command; returns the exit code, standard output and standard error."""
 
     def with_words(command, *words) -> tuple[int, str, str]:
         code = command.main([str(word) for word in words])
@@ -156,7 +156,7 @@ NAMES = ["fid64_classifier", "fid64_classifier_floor", "coverage64_classes", "tv
 
 @pytest.fixture
 def quick_classifier(monkeypatch):
-    """An untrained classifier in the place of the trained one, which takes half a minute."""
+    """An untrained classifier in the place of the trained one, whose training takes half a minute."""
 
     def untrained(source) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -247,8 +247,8 @@ def classified(tmp_path_factory):
         "{name: classified, data: {name: digits}, classifier: {name: mlp, image_size: 8}, mode: {name: local}, "
         "run: {steps: 2, evaluate_every: 2}}"
     )
-    life = Worker([0, "--config", file, "--out", folder / "run"], folder / "log")
-    assert life.end() == 0, life.text
+    incarnation = Worker([0, "--config", file, "--out", folder / "run"], folder / "log")
+    assert incarnation.end() == 0, incarnation.text
     return folder / "run"
 
 

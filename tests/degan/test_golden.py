@@ -1,4 +1,4 @@
-"""Walls may move: the weights of each mode's smoke run stay the same bits, and today's run folders stay readable."""
+"""Golden files: each mode's smoke run keeps the bits of its weights, and today's run folders stay readable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT = weights.kept()
 
 @pytest.fixture(scope="module")
 def is_exact():
-    """Whether this machine computes the bits that the kept weights were made with."""
+    """Whether this machine computes the same bits as the machine of the kept weights."""
     torch.set_num_threads(1)
     return weights.probe() == KEPT["probe"]["sha256"]
 
@@ -37,7 +37,7 @@ def test_the_smoke_run_ends_with_the_kept_weights(name, tmp_path, is_exact):
 
 
 def test_other_weights_are_seen():
-    """What the test above compares with can fail, exactly and within the tolerance."""
+    """The comparison of the test above can fail, exactly and within the tolerance."""
     expected = KEPT["runs"]["local"]["0"]
     moved = {n: facts | {"values": [v + facts["moved"] / 10 for v in facts["values"]]} for n, facts in expected.items()}
     changed = {n: facts | {"sha256": "0" * 64} for n, facts in expected.items()}
@@ -65,7 +65,7 @@ def test_a_kept_run_goes_on_to_the_weights_of_the_undisturbed_one(folder, is_exa
     for worker, before in stats.items():
         lines = (folder / f"w{worker}" / "stats.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
-        assert lines[:2] == before[:2], "what was before the checkpoint stays"
+        assert lines[:2] == before[:2], "the lines before the checkpoint stay"
 
 
 def test_a_kept_run_generates_the_kept_pictures(folder, tmp_path, is_exact):
@@ -79,7 +79,7 @@ def test_kept_runs_compare_as_they_did(tmp_path):
 
 
 def test_a_kept_run_is_evaluated(folder, capsys, monkeypatch):
-    # An untrained classifier measures as well as any what is only to be read.
+    # An untrained classifier will do, because only the names of the metrics are compared.
     monkeypatch.setattr(classifier, "obtain", lambda source: classifier.Classifier(source.sample_shape, 10).eval())
     assert evaluate.main([str(folder), "--samples", "64", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""The main job on real data: workers that each see a part of the classes learn all of them together. Minutes long."""
+"""Learning on real data, in minutes: workers that each hold a part of the classes learn all of them together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def train(out: Path, name: str, *settings: str) -> dict[str, dict[int, dict[int, float]]]:
-    """Run an experiment with the launcher; values by metric (without its sample count), step and worker."""
+    """Run an experiment by the launcher; returns values by metric (without its sample count), step and worker."""
     overrides = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "launch", "local", name, "--out", str(out), *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -24,7 +24,7 @@ def train(out: Path, name: str, *settings: str) -> dict[str, dict[int, dict[int,
     assert (out / "report.html").is_file()
     found: dict[str, dict[int, dict[int, float]]] = {}
     for line in read_lines(out / "metrics.jsonl"):
-        name = "".join(received for received in line["metric"] if not received.isdigit())
+        name = "".join(character for character in line["metric"] if not character.isdigit())
         found.setdefault(name, {}).setdefault(line["step"], {})[line["worker"]] = line["value"]
     return found
 

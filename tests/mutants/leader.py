@@ -8,7 +8,7 @@ LEADER_BASED, FEDERATED, DISCRIMINATORS = (
     f"degan/modes/{name}.py" for name in ("leader/leader_based", "federated", "multi_discriminator")
 )
 BY_HAND = "tests/degan/modes/test_federated_by_hand.py::test_"
-PARTS = "tests/degan/modes/test_leader_parts.py::test_"
+PARTS = "tests/degan/modes/test_leader_based.py::test_"
 MD_BY_HAND = "tests/degan/modes/test_multi_discriminator_by_hand.py::test_"
 
 MUTANTS = (
@@ -32,7 +32,7 @@ MUTANTS = (
         FEDERATED,
         "        self._steps_taken = steps\n",
         "",
-        f"{BY_HAND}who_is_not_chosen_for_a_round_goes_on_where_the_model_is",
+        f"{BY_HAND}a_worker_outside_the_cohort_goes_on_where_the_model_is",
     ),
     Mutant(
         "with half precision the model never changes",
@@ -75,14 +75,14 @@ MUTANTS = (
         LEADER_BASED,
         "self._rounds.messages.caught_up() | mine",
         "self._rounds.messages.live() | mine",
-        f"{PARTS}who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds",
+        f"{PARTS}a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_anew_what_it_holds",
     ),
     Mutant(
         "void rounds are forgotten by the next leader",
         LEADER_BASED,
         '"void": self._void_rounds}',
         '"void": 0}',
-        f"{PARTS}a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_step_says_who_led",
+        f"{PARTS}deadlines_and_void_rounds_are_shared_and_each_step_names_its_leader",
     ),
     Mutant(
         "an answer to an earlier term counts",

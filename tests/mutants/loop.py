@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-LOOP, LIVES = "tests/degan/worker/test_loop.py::", "tests/degan/worker/test_loop_lives.py::"
+LOOP, INCARNATIONS = "tests/degan/worker/test_loop.py::", "tests/degan/worker/test_loop_incarnations.py::"
 REPORT, COMPARE = "tests/degan/reports/test_report_figures.py::", "tests/degan/reports/test_compare_figures.py::"
 SUPERVISE, BOARD, PLAN = (
     "tests/launch/test_supervise.py::",
@@ -16,7 +16,7 @@ MUTANTS = (
         "degan/worker/loop.py",
         '        self._trained_s = float(checkpoint.values.get("trained_s", 0.0))\n',
         "",
-        LIVES + "test_a_resumed_run_goes_on_with_time_images_and_lines",
+        INCARNATIONS + "test_a_resumed_run_goes_on_with_time_images_and_lines",
     ),
     Mutant(
         "a line's losses are the mean over all steps so far",
@@ -37,21 +37,21 @@ MUTANTS = (
         "degan/worker/loop.py",
         "if self._score[0] == step and",
         "if self._score[0] >= 0 and",
-        LOOP + "test_what_the_checkpoints_hold",
+        LOOP + "test_the_content_of_the_checkpoints",
     ),
     Mutant(
         "later checkpoints stay when an older one is gone on from",
         "degan/worker/loop.py",
         "        self._checkpoints.forget_after(step)\n",
         "",
-        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+        INCARNATIONS + "test_lines_after_the_step_of_an_older_checkpoint_are_forgotten",
     ),
     Mutant(
         "the last step is shown and evaluated only where its number fits",
         "degan/worker/loop.py",
         "(step % every == 0 or step == self._settings.run.steps)",
         "step % every == 0",
-        LOOP + "test_what_is_due_is_due_at_the_last_step_too",
+        LOOP + "test_all_tasks_are_due_at_the_last_step_too",
     ),
     Mutant(
         "the last picture is drawn before the rest is exchanged",
@@ -76,21 +76,21 @@ MUTANTS = (
         "degan/worker/loop.py",
         "if self._mode.is_shared and not self._mode.is_first():",
         "if not self._mode.is_first():",
-        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+        LOOP + "test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
         "a step that all stop after is synchronised only where something is due",
         "degan/worker/loop.py",
         "not (is_sync_point or is_stopping) or",
         "not is_sync_point or",
-        LIVES + "test_a_step_that_all_stop_after_is_settled_though_nothing_is_due",
+        INCARNATIONS + "test_a_step_that_all_stop_after_is_synchronised_though_nothing_is_due",
     ),
     Mutant(
         "a line of no steps would divide by nothing",
         "degan/worker/loop.py",
         "count = max(1, step - since)",
         "count = step - since",
-        LOOP + "test_every_line_of_a_run " + LIVES + "test_a_run_that_is_over_is_shown_and_saved_again",
+        LOOP + "test_every_line_of_a_run " + INCARNATIONS + "test_a_run_that_is_over_is_shown_and_saved_again",
         harmless="a line is written only after at least one step of this incarnation",
     ),
     Mutant(
@@ -98,14 +98,14 @@ MUTANTS = (
         "degan/runs/journal.py",
         '"worker": self._worker',
         '"worker": 0',
-        LOOP + "test_who_is_not_first_leaves_the_runs_pictures_alone",
+        LOOP + "test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone",
     ),
     Mutant(
         "the line of the checkpoint's own step is forgotten",
         "degan/runs/journal.py",
         'line.get("step", 0) <= step',
         'line.get("step", 0) < step',
-        LIVES + "test_what_came_after_the_step_of_an_older_checkpoint_is_forgotten",
+        INCARNATIONS + "test_lines_after_the_step_of_an_older_checkpoint_are_forgotten",
     ),
     Mutant(
         "the launcher shows a consequence before its cause",
@@ -169,7 +169,7 @@ MUTANTS = (
         "degan/reports/page.py",
         "autoescape=True",
         "autoescape=False",
-        "tests/degan/reports/test_report.py::test_whatever_comes_from_a_file_is_escaped",
+        "tests/degan/reports/test_report.py::test_text_from_a_file_is_escaped",
     ),
     Mutant(
         "old run folders keep an old word",

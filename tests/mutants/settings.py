@@ -10,7 +10,7 @@ MULTI = f"{REACH}[multi_discriminator-all]"
 RANGES = "tests/config/test_settings_ranges.py"
 BORDER = f"{RANGES}::test_a_value_at_the_border_is_taken_as_it_is"
 AGREED = "tests/config/test_settings_agreed.py::test_every_setting_that_is_not_private_is_agreed_on"
-LIVES = "tests/degan/worker/test_worker_lives.py"
+INCARNATIONS = "tests/degan/worker/test_worker_incarnations.py"
 DOCTOR = "tests/degan/worker/test_doctor_figures.py"
 PARTIAL = "degan/modes/partial_exchange.py"
 LEADER_BASED = "degan/modes/leader/leader_based.py"
@@ -102,14 +102,14 @@ MUTANTS = (
         "degan/worker/__main__.py",
         'code = _live(settings, number, out, signals, "latest")',
         'code = _live(settings, number, out, signals, "latest", False, arguments.takeover)',
-        f"{LIVES}::test_who_was_away_for_too_long_begins_another_life_with_what_it_has_saved",
+        f"{INCARNATIONS}::test_a_worker_that_was_away_for_too_long_begins_another_incarnation_with_its_checkpoint",
     ),
     Mutant(
         "a node is held against one of its workers",
         "degan/worker/doctor.py",
         "needed_bytes=len(workers) * needs.redis_bytes",
         "needed_bytes=needs.redis_bytes",
-        f"{DOCTOR}::test_what_a_worker_needs_is_what_its_mode_says",
+        f"{DOCTOR}::test_the_needs_of_a_worker_are_those_of_its_mode",
     ),
     Mutant(
         "the outbox has room for other states than are sent",

@@ -9,7 +9,7 @@ CLASSIFIED = "tests/degan/learners/test_classifier.py::test_"
 STEP = "tests/degan/learners/test_step.py::test_training_is_that_of_plain_torch"
 RESUMED = "tests/degan/artifacts/test_checkpoints.py::test_training_goes_on_bit_for_bit"
 AVERAGE = "tests/degan/learners/test_step.py::test_the_average_takes_what_its_decay_leaves_of_a_step"
-SEEDS = "tests/degan/artifacts/test_shown.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
+SEEDS = "tests/degan/artifacts/test_shown_network.py::test_every_worker_draws_latents_and_mixing_weights_of_its_own"
 ORDER = "tests/degan/learners/test_pair_order.py::test_"
 LOCAL = "tests/degan/modes/test_local.py::test_"
 RATES = '{"generator": optimiser.generator_lr, "discriminator": optimiser.discriminator_lr}'
@@ -23,7 +23,9 @@ MUTANTS = (
     Mutant("D's labels are swapped", PAIR, "network(real), network(fake))", "network(fake), network(real))", STEP),
     Mutant("D is not frozen in G's pass", PAIR, FROZEN, FROZEN.partition("\n")[2], STEP),
     Mutant("the rates are swapped", PAIR, RATES, SWAPPED, STEP),
-    Mutant("Adam's betas are torch's own", OPTIMISERS, "values, rate, settings.betas", "values, rate, (0.9, 0.999)", STEP),
+    Mutant(
+        "Adam's betas are torch's own", OPTIMISERS, "values, rate, settings.betas", "values, rate, (0.9, 0.999)", STEP
+    ),
     Mutant("a loaded count of steps is lost", OPTIMISERS, "self._step.fill_(steps)", "pass", RESUMED),
     Mutant("R1 without its half", PAIR, "loss + 0.5 * settings.reg", "loss + settings.reg", STEP),
     Mutant(
@@ -53,14 +55,14 @@ MUTANTS = (
         PAIR,
         "module = self.ema.module.eval()",
         "module = self.generator.module.eval()",
-        "tests/degan/artifacts/test_shown.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
+        "tests/degan/artifacts/test_shown_network.py::test_samples_are_those_of_the_average_in_its_evaluation_mode",
     ),
     Mutant(
         "a saved run shows the generator itself",
         "degan/artifacts/saved.py",
         'models.build(settings.model, shape), "ema."',
         'models.build(settings.model, shape), "generator."',
-        "tests/degan/artifacts/test_shown.py::test_a_run_measures_draws_and_saves_the_average",
+        "tests/degan/artifacts/test_shown_network.py::test_a_run_measures_draws_and_saves_the_average",
     ),
     Mutant(
         "all workers draw the same latents",
@@ -102,7 +104,7 @@ MUTANTS = (
         "degan/modes/partial_exchange.py",
         "        norm_gate=settings.bus.norm_gate,\n",
         "",
-        "tests/degan/learners/test_guard.py::test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is",
+        "tests/degan/learners/test_guard.py::test_the_gate_changes_nothing_without_an_attacker_and_leaves_an_attacker_out",
     ),
     Mutant(
         "G's pass keeps its graph",
@@ -139,7 +141,7 @@ MUTANTS = (
         CLASSIFIER,
         "{NETWORK: optimiser.lr}",
         "{NETWORK: optimiser.generator_lr}",
-        "tests/degan/learners/test_settings_classifier.py::test_what_a_setting_of_a_classifier_does",
+        "tests/degan/learners/test_settings_classifier.py::test_each_setting_of_a_classifier_has_its_effect",
     ),
     Mutant(
         "accuracy is the share of what is wrong",

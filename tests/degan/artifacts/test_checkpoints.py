@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, refused when damaged, and training goes on from them bit for bit."""
+"""Checkpoints are whole or not there, damaged ones are refused, and training goes on from them bit for bit."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def make(step: int) -> Checkpoint:
 
 
 @pytest.fixture
-def said():
+def logged():
     return []
 
 
 @pytest.fixture
-def checkpoints(tmp_path, said):
-    return Checkpoints(tmp_path / "checkpoints", 3, said.append)
+def checkpoints(tmp_path, logged):
+    return Checkpoints(tmp_path / "checkpoints", 3, logged.append)
 
 
 def flip(path, where: float) -> None:
@@ -53,7 +53,7 @@ def flip(path, where: float) -> None:
     path.write_bytes(raw)
 
 
-def test_what_is_saved_is_read(checkpoints):
+def test_a_saved_checkpoint_is_read_back(checkpoints):
     saved = make(7)
     folder = checkpoints.save(saved)
     found = checkpoints.load(7)
@@ -101,7 +101,7 @@ def test_of_equally_good_ones_the_newest_is_the_best_and_no_score_is_none(tmp_pa
 
 
 def test_with_the_best_forgotten_the_best_of_the_others_stays(tmp_path):
-    """Who goes on from an older step lives the later ones again; their scores count no more."""
+    """A run that goes on from an older step repeats the later ones; their former scores count no more."""
     checkpoints = Checkpoints(tmp_path, 2)
     for step, score in ((5, 4.0), (10, 6.0), (15, 5.0), (20, 1.0)):
         checkpoints.save(scored(step, score))
@@ -157,7 +157,7 @@ def test_each_file_is_reported_while_it_counts_for_nothing_and_a_full_disk_is_on
     assert [path.name for path in tmp_path.iterdir()] == ["000004"]
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(checkpoints):
+def test_the_remains_of_a_killed_process_are_no_checkpoint_and_go_with_the_next(checkpoints):
     checkpoints.save(make(5)).rename(checkpoints.folder / ".000005.4711")
     (checkpoints.folder / "notes").mkdir()
     assert checkpoints.steps() == checkpoints.whole_steps() == [] and checkpoints.best_step() is None
@@ -181,7 +181,7 @@ def test_one_of_the_same_step_is_replaced(checkpoints):
     assert checkpoints.load(5).values["counters"] == {"applied": 99} and checkpoints.steps() == [5]
 
 
-def test_what_comes_after_is_forgotten(checkpoints):
+def test_later_checkpoints_are_forgotten(checkpoints):
     for step in (5, 10, 15):
         checkpoints.save(make(step))
     checkpoints.forget_after(5)
@@ -201,22 +201,22 @@ def test_a_torn_write_counts_for_nothing_and_is_cleared_away(checkpoints, monkey
 
 
 @pytest.mark.parametrize("name", [MODEL, OPTIMISER, MANIFEST])
-def test_a_missing_file_is_refused(checkpoints, said, name):
+def test_a_missing_file_is_refused(checkpoints, logged, name):
     checkpoints.save(make(5))
     (checkpoints.save(make(10)) / name).unlink()
     with pytest.raises(UsageError, match="000010 is no whole checkpoint"):
         checkpoints.load(10)
-    assert checkpoints.whole_steps() == [5] and "passing over" in said[0]
+    assert checkpoints.whole_steps() == [5] and "passing over" in logged[0]
 
 
 @pytest.mark.parametrize("where", [0.0, 0.2, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("name", [MODEL, OPTIMISER, MANIFEST])
-def test_a_changed_bit_is_refused(checkpoints, said, name, where):
+def test_a_changed_bit_is_refused(checkpoints, logged, name, where):
     checkpoints.save(make(5))
     flip(checkpoints.save(make(10)) / name, where)
     with pytest.raises(UsageError, match="damaged|no whole checkpoint|checkpoint format"):
         checkpoints.load(10)
-    assert checkpoints.whole_steps() == [5] and len(said) == 1
+    assert checkpoints.whole_steps() == [5] and len(logged) == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{}", '{"format": 1}', "[" * 100_000, '{"format": 2}', "\udcff"])
@@ -260,7 +260,7 @@ def test_another_experiment_is_refused_by_the_key(checkpoints):
         check_same_experiment(found, without, "here")
 
 
-# --- going on ----------------------------------------------------------------------------------
+# --- resumed training --------------------------------------------------------------------------
 
 DIGITS = {
     "name": "go-on",
@@ -289,9 +289,9 @@ def train(setup: Setup, mode: Local, steps: int) -> list[dict]:
 
 @pytest.mark.parametrize(("model", "updates"), CASES)
 def test_training_goes_on_bit_for_bit(tmp_path, model, updates):
-    """Weights, moments, moving average, running statistics, latents, dropout and data position."""
+    """The state has weights, moments, moving average, running statistics, latents, dropout and data position."""
     whole, mode = build(model, updates)
-    # A little before the end of an epoch, so that going on takes the next epoch's order too.
+    # The checkpoint is shortly before the end of an epoch, so that the resumed run takes the next epoch's order too.
     before = 3 if model == "lsgan" else whole.shard.batches_per_epoch - 2
     after = 3 if model == "lsgan" else 5
     train(whole, mode, before)

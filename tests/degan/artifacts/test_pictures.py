@@ -1,4 +1,4 @@
-"""Pixels where they belong: values, tiles, gaps, points, and files that are whole."""
+"""Pictures: pixel values, tiles, gaps, points, and files that are whole."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_tiles_stand_in_reading_order_with_a_gap_of_one_pixel():
         tile = sheet[top : top + 64, left : left + 64]
         assert (tile == round(index / 4 * 255 + 1e-6)).all()
     assert (sheet[64] == GAP).all() and (sheet[:, 64] == GAP).all()
-    assert (sheet[65:, 130:] == GAP).all()  # the sixth place is empty
+    assert (sheet[65:, 130:] == GAP).all()  # The sixth place is empty.
 
 
 def test_fewer_samples_than_columns_make_no_empty_columns():
@@ -58,7 +58,7 @@ def test_fewer_samples_than_columns_make_no_empty_columns():
 
 
 def dark(sheet):
-    """Where ink is, without the pale lines."""
+    """The mask of the ink, without the pale lines."""
     return np.argwhere(sheet.min(axis=2) < 200)
 
 

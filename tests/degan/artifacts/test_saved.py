@@ -1,4 +1,4 @@
-"""What generate and evaluate show: the average of the checkpoint that was asked for, against plain torch."""
+"""The network of generate and evaluate: the moving average of the chosen checkpoint, against plain torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SHAPE = (1, 32, 32)
 
 
 def checkpoint(settings, step: int, seed: int, score: float | None = None) -> Checkpoint:
-    """Networks of random weights and running statistics; the generator and its average are unlike."""
+    """A checkpoint of random weights and running statistics; the generator and its average differ."""
     random = torch.Generator().manual_seed(seed)
     generator, discriminator = models.build(settings.model, SHAPE)
     model = {}
     for prefix, network in (("generator", generator), ("discriminator", discriminator), ("ema", generator)):
         for name, tensor in network.state_dict().items():
             drawn = torch.randn(tensor.shape, generator=random) * 0.5
-            # Scales and variances around one, and everything else around nothing.
+            # Scales and variances are around one, all other values around zero.
             is_scale = name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight"))
             model[f"{prefix}.{name}"] = (drawn.abs() + 0.5 if is_scale else drawn).to(tensor.dtype)
     values = {"sample_shape": list(SHAPE)} | ({} if score is None else {"score": score})
@@ -38,7 +38,7 @@ def checkpoint(settings, step: int, seed: int, score: float | None = None) -> Ch
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Worker 0 has measured step 2 best; worker 1 has measured nothing."""
+    """A run in which worker 0 has its best score at step 2, and worker 1 has measured nothing."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
     settings = config.build(
@@ -73,7 +73,7 @@ def by_hand(run: Path, worker: int, step: int, seed: int, *counts: int) -> np.nd
     return torch.tanh(F.conv_transpose2d(x, own["9.weight"], own["9.bias"], stride=2, padding=1)).numpy()
 
 
-def said(command, capsys, *words) -> str:
+def output_of(command, capsys, *words) -> str:
     assert command.main([str(word) for word in words]) == 0
     return capsys.readouterr().out
 
@@ -90,12 +90,12 @@ def said(command, capsys, *words) -> str:
 )
 def test_generated_images_are_the_averages_of_that_checkpoint(run, tmp_path, capsys, words, worker, step, seed):
     file = tmp_path / "x.npz"
-    text = said(generate, capsys, run, "--count", 300, "--out", file, *words)
+    text = output_of(generate, capsys, run, "--count", 300, "--out", file, *words)
     assert text == f"300 samples of worker {worker} after step {step} in {file}\n"
     with np.load(file) as found:
         images = found["images"]
     expected = (by_hand(run, worker, step, seed, 300).transpose(0, 2, 3, 1) + 1) * 127.5
-    # A rounding apart, where 0.05 would be another picture.
+    # The images are a rounding apart; other weights give other pictures.
     assert np.abs(images - expected).max() < 0.51
     assert expected.std() > 20
 
@@ -104,9 +104,9 @@ def test_where_the_newest_is_damaged_the_newest_whole_one_is_shown(run, tmp_path
     copy = shutil.copytree(run, tmp_path / "copy")
     for step in (3, 4):
         (copy / "w0" / "checkpoints" / f"{step:06d}" / "optimiser.safetensors").write_bytes(b"")
-    assert "worker 0 after step 2 in" in said(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
+    assert "worker 0 after step 2 in" in output_of(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
     shutil.rmtree(copy / "w0")
-    assert "worker 1 after step 6 in" in said(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
+    assert "worker 1 after step 6 in" in output_of(generate, capsys, copy, "--count", 1, "--out", tmp_path / "x.npz")
 
 
 def test_a_worker_that_measured_nothing_has_no_best(run, capsys, tmp_path):
@@ -118,11 +118,11 @@ def test_a_grid_is_square_and_a_folder_has_one_picture_each(run, capsys, tmp_pat
     from PIL import Image
 
     expected = np.rint((by_hand(run, 0, 4, 0, 5) + 1) * 127.5)[:, 0]
-    said(generate, capsys, run, "--count", 5, "--out", tmp_path / "x.png")
+    output_of(generate, capsys, run, "--count", 5, "--out", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         sheet = np.asarray(image)[:, :, 0].astype(int)
     assert sheet.shape == (129, 194), "two rows of three, each pixel doubled, one between"
-    said(generate, capsys, run, "--count", 5, "--out", f"{tmp_path}/many/")
+    output_of(generate, capsys, run, "--count", 5, "--out", f"{tmp_path}/many/")
     for index in range(5):
         top, left = index // 3 * 65, index % 3 * 65
         with Image.open(tmp_path / "many" / f"{index:06d}.png") as image:
@@ -132,7 +132,7 @@ def test_a_grid_is_square_and_a_folder_has_one_picture_each(run, capsys, tmp_pat
 
 
 class Corners(torch.nn.Module):
-    """A feature network by hand: two pixels; the label is which is larger."""
+    """A feature network by hand: two pixels; the label is the number of the larger one."""
 
     def features(self, samples):
         return samples[:, 0, 10, 10:12]
@@ -149,7 +149,7 @@ def plain_frechet(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture
 def real(monkeypatch):
-    """A data set of noise whose parts differ in brightness, and a feature network that needs no training."""
+    """A data set of noise with parts of different brightness, and a feature network that needs no training."""
     random = np.random.default_rng(8)
     pixels = {"train": random.integers(0, 100, (90, 1, 32, 32)), "test": random.integers(50, 256, (70, 1, 32, 32))}
     sources = {part: ImageSource(values, np.arange(len(values)) % 2, "ab") for part, values in pixels.items()}
@@ -160,7 +160,7 @@ def real(monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 4])
 def test_evaluate_measures_each_workers_newest_average_on_the_same_latents(run, real, capsys, seed):
-    lines = [json.loads(line) for line in said(evaluate, capsys, run, "--json", "--seed", seed).splitlines()]
+    lines = [json.loads(line) for line in output_of(evaluate, capsys, run, "--json", "--seed", seed).splitlines()]
     assert len(lines) == 2 * 5, "worker 2 has no checkpoint"
     test = real["test"][:, 0, 10, 10:12]
     for worker, step in ((0, 4), (1, 6)):
@@ -176,7 +176,7 @@ def test_evaluate_measures_each_workers_newest_average_on_the_same_latents(run, 
 
 def test_evaluate_takes_as_many_samples_of_the_worker_that_is_named(run, real, capsys):
     words = ("--json", "--worker", 1, "--samples", 65)
-    lines = [json.loads(line) for line in said(evaluate, capsys, run, *words).splitlines()]
+    lines = [json.loads(line) for line in output_of(evaluate, capsys, run, *words).splitlines()]
     assert {(line["worker"], line["step"]) for line in lines} == {(1, 6)}
     fake = by_hand(run, 1, 6, 0, 65)[:, 0, 10, 10:12]
     assert lines[0]["metric"] == "fid65_classifier"
@@ -195,8 +195,8 @@ def test_evaluate_hands_on_what_is_set_and_the_weights_file(run, monkeypatch, ca
             return []
 
     monkeypatch.setattr("degan.metrics.accuracy.Evaluator", Watched)
-    said(evaluate, capsys, run, "--set", "data.root=elsewhere", "--samples", 65, "--inception", "weights.pth")
-    said(evaluate, capsys, run, "--set", "run.evaluate_samples=66")
+    output_of(evaluate, capsys, run, "--set", "data.root=elsewhere", "--samples", 65, "--inception", "weights.pth")
+    output_of(evaluate, capsys, run, "--set", "run.evaluate_samples=66")
     (settings, weights), (other, none) = made
     assert (settings.data.root, settings.run.evaluate_samples, weights) == ("elsewhere", 65, "weights.pth")
     assert (other.data.root, other.run.evaluate_samples, none) == (None, 66, None)

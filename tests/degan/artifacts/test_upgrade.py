@@ -1,4 +1,4 @@
-"""Checkpoints of format 1 as those of format 2: settings and what the exchange keeps have today's names."""
+"""Checkpoints of format 1 become those of format 2: settings and the exchange's state have today's names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_exchange_of_format_1():
         "parts": {"parts": 8, "since": 16, "proposals": [[17, 1, 4]]},
     }
     assert Cursor.from_plain(found["values"]["mode"]["followed"]["1"]) == Cursor("a", 7, 40)
-    assert old["values"]["mode"].keys() == {"carry", "followed", "parts"}, "what was read stays as it is"
+    assert old["values"]["mode"].keys() == {"carry", "followed", "parts"}, "the read values stay as they are"
 
 
 def test_rounds_of_a_leader_stay_as_they_are():
@@ -35,7 +35,7 @@ def test_rounds_of_a_leader_stay_as_they_are():
     assert upgrade(manifest())["values"]["mode"] == {}
 
 
-def test_what_no_run_can_go_on_from_is_refused():
+def test_a_checkpoint_that_no_run_can_continue_is_refused():
     with pytest.raises(ValueError, match="too many values"):
         upgrade(manifest(carry={"strikes": []}, followed={"1": ["a", [7, 6], [40, 35]]}, parts={}))
     old = manifest()

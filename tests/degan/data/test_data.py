@@ -23,7 +23,7 @@ RANDOM = np.random.default_rng(5)
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (11, 7), **how) -> Path:
-    """A file with a random image of that mode; 16-bit for I;16."""
+    """A file with a random image of a mode; 16-bit for I;16."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if mode == "I;16":
         image = Image.fromarray(RANDOM.integers(0, 65536, size[::-1], dtype=np.uint16))
@@ -96,7 +96,7 @@ def test_a_part_that_is_neither_is_refused():
 
 @pytest.mark.skipif("DEGAN_TEST_DATA" not in os.environ, reason="DEGAN_TEST_DATA names no folder with MNIST")
 def test_mnist_itself():
-    data = Data(name="mnist", root=os.environ["DEGAN_TEST_DATA"], download=True)  # there: nothing is fetched
+    data = Data(name="mnist", root=os.environ["DEGAN_TEST_DATA"], download=True)  # The files exist: nothing is fetched.
     prepare(data, 28)
     test = load(data, 28, "test")
     check(test, (1, 28, 28))
@@ -144,7 +144,7 @@ def test_cifar_batches_become_channels_first(tmp_path, monkeypatch):
     meta = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
     monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": meta})
     data = Data(name="cifar10", root=str(tmp_path))
-    with pytest.raises(DataError, match="cifar10: a file in .* is damaged"):  # torchvision checks the MD5s
+    with pytest.raises(DataError, match="cifar10: a file in .* is damaged"):  # torchvision checks the MD5s.
         load(data, 32, "test")
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     train = load(data, 32, "train")
@@ -154,7 +154,7 @@ def test_cifar_batches_become_channels_first(tmp_path, monkeypatch):
     assert torch.allclose(samples, expected, atol=1e-6)
 
 
-def test_missing_data_says_what_where_and_how(tmp_path):
+def test_missing_data_is_named_with_its_place_and_the_remedy(tmp_path):
     data = Data(name="mnist", root=str(tmp_path))
     for call in (lambda: prepare(data, 28), lambda: load(data, 28, "train")):
         with pytest.raises(DataError, match="train-images-idx3-ubyte; data.download=true fetches it") as caught:
@@ -209,7 +209,7 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def odd_folder(tmp_path_factory):
-    """Every mode and several formats, odd sizes, files that are no images, a class in two levels."""
+    """A folder with every mode, several formats, odd sizes, files that are no images, and a class in two levels."""
     root = tmp_path_factory.mktemp("odd")
     for number, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")):
         picture(root / "train" / "modes" / f"{number}.png", mode, (5 + 7 * number, 30 - 4 * number))
@@ -232,7 +232,7 @@ def test_any_mode_size_and_format_becomes_rgb_at_the_models_size(odd_folder):
     assert np.bincount(train.labels).tolist() == [4, 7]
     assert test.labels.tolist() == [0, 1]
     check(train, (3, 16, 16))
-    check(test, (3, 16, 16))  # grey files, but the training part has colour
+    check(test, (3, 16, 16))  # The files are grey, but the training part has colour.
 
 
 def test_grey_folders_have_one_channel(tmp_path):
@@ -275,7 +275,7 @@ def test_a_tenth_of_each_class_is_held_out_whatever_the_disks_order(tmp_path):
     assert load(data, 4, "test")._paths == test._paths
 
 
-def test_only_what_is_asked_for_is_decoded_and_only_once(tmp_path):
+def test_only_the_requested_pictures_are_decoded_and_only_once(tmp_path):
     for number in range(6):
         picture(tmp_path / "train" / "a" / f"{number}.png", "L", (4, 4))
     picture(tmp_path / "test" / "a" / "0.png", "L", (4, 4))
@@ -299,7 +299,7 @@ def test_a_folders_digest_follows_its_files(tmp_path):
     assert load(data, 4, "train").digest() != before
 
 
-def test_folder_errors_are_one_line_that_says_what_to_do(tmp_path):
+def test_folder_errors_are_one_line_with_the_remedy(tmp_path):
     def words(root):
         with pytest.raises(DataError) as caught:
             source = load(Data(name="folder", root=root), 4, "train")
@@ -330,7 +330,7 @@ def test_folder_errors_are_one_line_that_says_what_to_do(tmp_path):
 
 @pytest.fixture(scope="module")
 def numbers():
-    """Points whose first coordinate tells which sample it is."""
+    """Points whose first coordinate is the number of the sample."""
     points = np.stack([np.arange(100) / 100, np.zeros(100)], axis=1)
     return PointSource(points, np.zeros(100, dtype=np.int64), ["all"])
 
@@ -398,7 +398,7 @@ def test_a_position_from_other_settings_is_refused(numbers, size, batch):
 
 
 def test_a_batch_has_the_labels_of_its_samples():
-    """The shade of each sample says its label."""
+    """The shade of each sample is its label."""
     labels = np.array([3, 0, 2, 1, 2, 0])
     source = ImageSource(labels.astype(np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 2), np.uint8), labels, "abcd")
     shard = Shard(source, np.array([5, 3, 0, 4]), seed=2, worker=1, batch_size=2)

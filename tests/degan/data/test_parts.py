@@ -1,4 +1,4 @@
-"""The two parts of a data set: each sample in one of them, with its own label, as the files have it."""
+"""The two parts of a data set: each sample is in one of them, with its own label, as in the files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_cifars_test_batch_is_the_test_part(tmp_path, monkeypatch):
 
 
 def plain(path: Path, grey: int) -> None:
-    """A picture of one grey, so that its pixels tell which file it is."""
+    """A picture of one grey value, which identifies the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (4, 4), grey).save(path)
 
@@ -108,7 +108,7 @@ def greys(source) -> list[int]:
 
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_a_folder_that_is_parted_keeps_its_parts(tmp_path, part):
-    # The classes' files come in another order than the classes, so a label is its folder's name and nothing else.
+    # The files come in another order than the classes, so a label can only be its folder's name.
     for place, start in (("train", 0), (part, 100)):
         for number, name in enumerate("cab"):
             for which in range(3 - number):
@@ -134,7 +134,7 @@ def test_of_an_undivided_folder_the_smallest_hashes_of_each_class_are_held_out(t
             grey_of[f"{name}/{number}.png"] = 60 * label + number
             plain(tmp_path / name / f"{number}.png", grey_of[f"{name}/{number}.png"])
     held_out = []
-    for name, count in (("big", 2), ("small", 1)):  # a tenth, rounded; one where there are two; none of one
+    for name, count in (("big", 2), ("small", 1)):  # A tenth, rounded; one of two; none of one.
         paths = sorted(path for path in grey_of if path.startswith(name))
         held_out += sorted(paths, key=lambda path: hashlib.sha256(path.encode()).hexdigest())[:count]
     train, test = (load(Data(name="folder", root=str(tmp_path)), 4, part) for part in ("train", "test"))
@@ -150,10 +150,10 @@ def test_of_an_undivided_folder_the_smallest_hashes_of_each_class_are_held_out(t
 
 def test_a_turned_photograph_stands_upright(tmp_path):
     upright = np.zeros((4, 4), np.uint8)
-    upright[0] = 200  # a bright line at the top
+    upright[0] = 200  # A bright line at the top.
     for number in range(2):
         exif = Image.Exif()
-        exif[0x0112] = 6  # turn it by 90 degrees to the right before showing it
+        exif[0x0112] = 6  # A viewer turns the picture by 90 degrees to the right.
         path = tmp_path / "a" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.rot90(upright)).save(path, exif=exif)
@@ -162,7 +162,7 @@ def test_a_turned_photograph_stands_upright(tmp_path):
 
 
 def test_a_large_photograph_keeps_the_detail_that_the_model_can_see(tmp_path):
-    """A JPEG may be decoded at a fraction of its size, but at no smaller one than it is shown at."""
+    """A JPEG may be decoded at a fraction of its size, but at no smaller size than the model's."""
     random = np.random.default_rng(5)
     blocks = Image.fromarray(random.integers(0, 256, (64, 64), dtype=np.uint8)).resize((128, 128), Image.Resampling.BOX)
     for place in ("train", "test"):

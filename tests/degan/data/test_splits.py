@@ -1,4 +1,4 @@
-"""The splits: disjoint, complete, the same for everyone, and clear about what cannot be shared out."""
+"""The splits are disjoint, complete and the same for all workers, and refuse impossible requests clearly."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_share_that_does_not_divide_goes_to_different_workers():
 
 
 def test_shards_are_contiguous_cuts_of_the_labels_in_order():
-    # Ten cuts of a hundred are a class each, wherever in the files the class's samples lie.
+    # Each of ten cuts of a hundred is one class, whatever the order of the files.
     for labels in (TEN, np.random.default_rng(0).permutation(TEN)):
         counts = class_counts(labels, split(Shards(per_worker=2), labels, 5, 1), 10)
         assert np.all((counts > 0).sum(axis=1) == 2)
@@ -93,8 +93,8 @@ def test_shards_are_contiguous_cuts_of_the_labels_in_order():
 @pytest.mark.parametrize(
     "kind", [Dirichlet(alpha=5.0), Fegan(magic_num=60), Classes(groups=[list(range(10))]), Mixed(even=0.9), Iid()]
 )
-def test_which_samples_of_a_class_a_worker_holds_is_drawn(kind):
-    """Files often lie in an order that says something; a worker's share is no run of them."""
+def test_a_workers_samples_of_a_class_are_drawn(kind):
+    """The order of files often has a meaning, so a worker's share is no run of files."""
     for part in split(kind, TEN, 4, 1):
         runs = [held for name in range(10) if len(held := part[TEN[part] == name]) > 4]
         assert runs and all(held[-1] - held[0] >= len(held) for held in runs)
@@ -126,7 +126,7 @@ def test_dirichlet_matches_the_moments_of_its_distribution():
     workers=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
-def test_fegan_parts_are_disjoint_and_as_poor_in_classes_as_their_number_says(
+def test_fegan_parts_are_disjoint_and_as_poor_in_classes_as_their_number_demands(
     magic_num, ramp, min_samples, labels, workers, seed
 ):
     kind = Fegan(magic_num=magic_num, ramp=ramp, min_samples=min_samples)
@@ -172,12 +172,12 @@ def test_with_fegan_worker_0_has_at_most_7500_samples():
 
 
 def test_a_class_that_runs_out_is_rationed():
-    # All that is wanted; else 1 each and the rest in proportion; else 1 each for those that want the most.
+    # Workers get their whole request; else 1 each and the rest in proportion; else 1 each for the largest requests.
     wanted = np.array([0, 9, 3, 1])
     assert _ration(wanted, 13).tolist() == [0, 9, 3, 1]
-    # 3 go out first, 5 are left for those who want 8, 2 and 0 more: 4 and 1.
+    # 3 go out first, 5 are left for requests of 8, 2 and 0 more: 4 and 1.
     assert _ration(wanted, 8).tolist() == [0, 5, 2, 1]
-    # 4 left for 8 and 2 more: 3.2 and 0.8, of which 0.8 is rounded up.
+    # 4 are left for 8 and 2 more: 3.2 and 0.8, of which 0.8 is rounded up.
     assert _ration(wanted, 7).tolist() == [0, 4, 2, 1]
     assert _ration(wanted, 3).tolist() == [0, 1, 1, 1]
     assert _ration(wanted, 2).tolist() == [0, 1, 1, 0]
@@ -230,7 +230,7 @@ def test_mixed_deals_out_its_fraction_evenly():
         (Dirichlet(alpha=0.01, min_samples=240), 4, "in 1000 draws with alpha=0.01 .* min_samples=240; raise alpha"),
     ],
 )
-def test_what_cannot_be_shared_out_is_one_clear_line(kind, workers, words):
+def test_an_impossible_split_is_one_clear_line(kind, workers, words):
     with pytest.raises(DataError, match=words) as caught:
         split(kind, TEN, workers, 1)
     assert "\n" not in str(caught.value)

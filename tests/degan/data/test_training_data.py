@@ -1,4 +1,4 @@
-"""Which samples a worker trains on: from the settings to its batches, against what scikit-learn and the disk hold."""
+"""The training samples of a worker: from the settings to its batches, against scikit-learn and the disk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(worker: int, **words) -> Setup:
 
 @pytest.fixture(scope="module", autouse=True)
 def bundled():
-    """scikit-learn's digits, read once: that takes longer than all the rest."""
+    """scikit-learn's digits, read once, because reading takes longer than all the rest."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -55,7 +55,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def digits(bundled):
-    """The pixels (n, 1, 8, 8) in [-1, 1] and the labels of the training part: all but a fifth that is drawn once."""
+    """Pixels (n, 1, 8, 8) in [-1, 1] and labels of the training part: all but a fifth that is drawn once."""
     held_out = np.random.default_rng(20231).permutation(1797)[:360]
     kept = np.setdiff1d(np.arange(1797), held_out)
     pixels = np.rint(bundled.images[kept] / 16 * 255).astype(np.float32) / np.float32(127.5) - 1
@@ -63,7 +63,7 @@ def digits(bundled):
 
 
 def numbered(samples, pixels) -> list[int]:
-    """Which of `pixels` each sample is; a sample that is none of them fails."""
+    """The index of each sample in `pixels`; a sample that is not there fails the test."""
     whole = {np.rint((row + 1) * 127.5).astype(np.uint8).tobytes(): number for number, row in enumerate(pixels)}
     assert len(whole) == len(pixels), "no digit is there twice"
     return [whole[np.rint((row.numpy() + 1) * 127.5).astype(np.uint8).tobytes()] for row in samples]
@@ -117,7 +117,7 @@ def test_every_epoch_every_worker_and_every_seed_has_an_order_of_its_own(digits)
         orders += [numbered(one.shard.next_batch().samples, pixels) for _ in range(2)]
         assert one.shard.drawn == 2 * 1437 and one.shard.epoch == 2
     assert len({tuple(order) for order in orders}) == 6
-    # A shuffle, not a turn or a sorted run: few samples come right after their neighbour.
+    # The order is a shuffle, no rotation and no sorted run: few samples come right after their neighbour.
     for order in orders:
         assert sum(after == before + 1 for before, after in zip(order, order[1:], strict=False)) < 20
 
@@ -163,7 +163,7 @@ def test_many_class_names_travel_as_their_hash(tmp_path):
     assert many.classes == tuple(names)
 
 
-def test_what_a_mode_has_saved_comes_back_under_its_own_names():
+def test_the_saved_state_of_a_mode_comes_back_under_its_own_names():
     one, other = build(0), build(0)
     arrays = {"window": np.arange(3, dtype=np.float32), "random": np.ones(2, np.uint8)}
     saved = one.checkpoint(7, (arrays, {"followed": {"1": [4]}}), trained_s=1.5)
@@ -197,7 +197,7 @@ def test_auto_is_the_first_gpu_that_is_there(monkeypatch):
                 pick_device(name)
 
 
-def test_what_was_drawn_is_counted_over_epochs():
+def test_drawn_samples_are_counted_over_epochs():
     one = build(0, batch_size=100)
     for number in range(1, 11):
         assert one.shard.next_batch().samples.shape == (100, 1, 8, 8)
@@ -205,7 +205,7 @@ def test_what_was_drawn_is_counted_over_epochs():
 
 
 def test_a_worker_measures_with_all_that_it_was_given(monkeypatch, digits, tmp_path):
-    """The test part is loaded besides; the training part is not loaded twice."""
+    """The evaluator loads the test part and does not load the training part again."""
     pixels, _ = digits
     learnt, loaded = [], []
     monkeypatch.setattr("degan.metrics.classifier.obtain", lambda source: learnt.append(source) or Brightness())
@@ -239,7 +239,7 @@ class Brightness(torch.nn.Module):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Which data the classifier of the metrics was asked for."""
+    """The data for which the classifier of the metrics was requested."""
     sources = []
     monkeypatch.setattr(classifier, "obtain", sources.append)
     return sources
@@ -275,7 +275,7 @@ def test_a_run_that_measures_nothing_prepares_no_classifier(asked, tmp_path, cap
         ({"split": {"kind": "classes", "groups": [[0], [1], [77]]}}, "names class 77"),
     ],
 )
-def test_what_would_stop_a_worker_is_said_before(asked, tmp_path, capsys, words, message):
+def test_errors_that_would_stop_a_worker_are_reported_before(asked, tmp_path, capsys, words, message):
     code, text = prepared(tmp_path, capsys, **words)
     assert code == 2 and message in text and text.startswith("degan: ") and text.count("\n") == 1
     assert asked == []

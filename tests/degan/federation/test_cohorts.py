@@ -1,4 +1,4 @@
-"""Cohorts and weights of federated rounds: worked out by hand, and what always holds."""
+"""Cohorts and weights of federated rounds: worked out by hand, and their invariants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tables(classes=3, most=6):
     return st.lists(row, min_size=1, max_size=most).map(as_histograms)
 
 
-# --- who takes part ----------------------------------------------------------------------------
+# --- cohorts -----------------------------------------------------------------------------------
 
 
 def test_a_quorum_is_a_share_of_those_asked_rounded_up():
@@ -72,7 +72,7 @@ def test_uniform_cohorts_let_everyone_in_equally_often():
     seen = np.zeros(5)
     for number in range(rounds):
         seen[uniform([0, 1, 2, 3, 4], 2, 1, number)] += 1
-    # Binomial with p = 2/5: a standard deviation of sqrt(2000 x 0.24) = 22; five of them for five workers.
+    # The counts are binomial with p = 2/5: the standard deviation is sqrt(2000 x 0.24) = 22; the bound is five of it.
     assert np.all(np.abs(seen - rounds * 2 / 5) < 110)
     assert [uniform(range(20), 5, 2, number) for number in range(9)] != [
         uniform(range(20), 5, 1, number) for number in range(9)
@@ -106,12 +106,12 @@ def test_a_class_that_nobody_outside_the_cohort_holds_is_passed_over():
     histograms = {5: np.array([0, 3, 0]), 7: np.array([0, 0, 9]), 6: np.array([0, 0, 0])}
     cohort, state = balanced([7, 6, 5], 2, histograms, BalancedState.fresh(3))
     assert (cohort, state) == ([5, 7], BalancedState((0, 3, 9), (-1, 5, 7)))
-    # Worker 6 has no samples: it is there only to make up the number.
+    # Worker 6 has no samples and only completes the cohort.
     cohort, state = balanced([7, 6, 5], 3, histograms, state)
     assert (cohort, state) == ([5, 6, 7], BalancedState((0, 6, 18), (-1, 5, 7)))
 
 
-def test_who_died_is_passed_over_and_the_turn_goes_on():
+def test_a_dead_worker_is_passed_over_and_the_turn_goes_on():
     histograms = as_histograms([[1], [1], [1], [1]])
     cohort, state = balanced([0, 1, 2, 3], 1, histograms, BalancedState((0,), (1,)))
     assert cohort == [2]
@@ -135,15 +135,15 @@ def test_balanced_cohorts(histograms, data):
     held = sum(histograms[worker] for worker in cohort)
     assert np.array_equal(np.array(after.counts) - np.array(state.counts), held)
     assert balanced(data.draw(st.permutations(live)), size, histograms, state) == (cohort, after)
-    shared_vectors = BalancedState.from_plain(msgpack.unpackb(msgpack.packb(after.to_plain())))
-    assert shared_vectors == after
-    assert balanced(live, size, histograms, shared_vectors) == balanced(live, size, histograms, after)
+    restored = BalancedState.from_plain(msgpack.unpackb(msgpack.packb(after.to_plain())))
+    assert restored == after
+    assert balanced(live, size, histograms, restored) == balanced(live, size, histograms, after)
 
 
 @settings(max_examples=200, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(1, 50), min_size=4, max_size=4), min_size=1, max_size=6), data=st.data())
 def test_balanced_sampling_is_the_published_queues_where_these_find_someone(rows, data):
-    """The released code keeps a queue of holders for each class; so does this, and both say the same for ten rounds."""
+    """The released code has a queue of holders for each class; the cohorts of ten rounds are those of such queues."""
     histograms = as_histograms(rows)
     size = data.draw(st.integers(1, len(rows)))
     queues = [deque(range(len(rows))) for _ in range(4)]
@@ -188,7 +188,7 @@ def test_balanced_sampling_sees_the_classes_more_equally_than_uniform_sampling()
         ([0, 1], 1, {0: np.array([1]), 1: np.array([1, 2])}, 1, "histogram of worker 1"),
     ],
 )
-def test_what_balanced_sampling_refuses(live, size, histograms, classes, words):
+def test_balanced_sampling_refuses_impossible_arguments(live, size, histograms, classes, words):
     with pytest.raises(ValueError, match=words):
         balanced(live, size, histograms, BalancedState.fresh(classes))
 
@@ -216,7 +216,7 @@ def test_nonsense_is_no_state(plain):
         BalancedState.from_plain(plain)
 
 
-# --- how much each counts ----------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------
 
 # Everybody together: 16 and 16, total 32. KL to that of workers 0 and 1: 1 x log(1 / 0.5) = log 2; of worker 2: 0.
 # Scores: log 2 x 8 / 32 = log(2) / 4 twice, and 0.
@@ -232,9 +232,9 @@ HAND = as_histograms([[8, 0], [0, 8], [8, 8]])
         ("exp", "as_released", [0.3520016, 0.3520016, 0.2959969]),
         # 8 / (1 + log 2) = 4.7249295, twice, and 16 / 1: 25.4498590 together.
         ("linear", "divergent_less", [0.1856564, 0.1856564, 0.6286872]),
-        # The scores themselves: log(2) / 4, twice, and 0.
+        # The weights are the scores themselves: log(2) / 4, twice, and 0.
         ("linear", "as_released", [0.5, 0.5, 0.0]),
-        # As exp: nothing is under half of a third.
+        # The weights are those of exp: none is under half of a third.
         ("dirac", "divergent_less", [0.3135575, 0.3135575, 0.3728849]),
         ("dirac", "as_released", [0.3520016, 0.3520016, 0.2959969]),
     ],
@@ -246,13 +246,13 @@ def test_weights_by_divergence_worked_out_by_hand(scheme, sign, expected):
 
 
 def test_the_global_histogram_is_of_everybody_known_and_the_weights_of_those_that_answered():
-    # As above without worker 1's answer: 2^-0.25 = 0.8408964 and 1, 1.8408964 together.
+    # The weights above without worker 1's answer: 2^-0.25 = 0.8408964 and 1, 1.8408964 together.
     found = weights("kl", "exp", "divergent_less", [2, 0], {}, HAND)
     assert list(found) == [0, 2]
     assert found[0] == pytest.approx(0.4567864, abs=1e-6)
-    # If worker 1 had never been known: together 16 and 8 of 24.
-    # KL of worker 0: log(1 / (2/3)) = 0.4054651, score x 1/3;
-    # of worker 2: 0.5 log(0.5 / (2/3)) + 0.5 log(0.5 / (1/3)) = -0.1438410 + 0.2027326 = 0.0588915, score x 2/3.
+    # Without worker 1 the global histogram is 16 and 8 of 24. The KL of worker 0 is log(1 / (2/3)) = 0.4054651, its
+    # score x 1/3; the KL of worker 2 is 0.5 log(0.5 / (2/3)) + 0.5 log(0.5 / (1/3)) = -0.1438410 + 0.2027326 =
+    # 0.0588915, its score x 2/3.
     without = weights("kl", "exp", "divergent_less", [2, 0], {}, {0: HAND[0], 2: HAND[2]})
     assert without[0] / without[2] == pytest.approx(math.exp(-0.1351550 + 0.0392610), abs=1e-6)
 
@@ -272,7 +272,7 @@ def test_workers_whose_data_are_alike_weigh_the_same_exactly(scheme, sign):
 
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_worker_without_samples_does_no_harm(scheme, sign):
+def test_a_worker_without_samples_disturbs_nothing(scheme, sign):
     found = weights("kl", scheme, sign, [0, 1, 2], {}, as_histograms([[0, 0], [5, 0], [0, 9]]))
     assert all(math.isfinite(weight) for weight in found.values())
     assert sum(found.values()) == pytest.approx(1)
@@ -280,7 +280,7 @@ def test_a_worker_without_samples_does_no_harm(scheme, sign):
 
 
 def test_dirac_drops_what_is_under_half_of_the_uniform_share():
-    # Together 4, the uniform share 1, half of it 0.5.
+    # The sum is 4, the uniform share 1, half of it 0.5.
     assert without_light(np.array([0.499, 0.5, 1.501, 1.5])).tolist() == [0.0, 0.5, 1.501, 1.5]
     assert without_light(np.array([1e-300, 1.0])).tolist() == [0.0, 1.0]
     assert without_light(np.array([2.0])).tolist() == [2.0]
@@ -301,7 +301,7 @@ def test_weights_are_shares_of_those_that_answered(histograms, weighting, scheme
     assert list(found) == sorted(answered)
     assert all(weight >= 0 for weight in found.values())
     assert sum(found.values()) == pytest.approx(1, abs=1e-12)
-    # Bit for bit the same whatever the order: leader and successor agree.
+    # The weights are the same bits for any order, so leader and successor agree.
     other = dict(data.draw(st.permutations(list(histograms.items()))))
     assert weights(weighting, scheme, sign, data.draw(st.permutations(answered)), sizes, other) == found
     if weighting == "kl" and scheme != "linear":
@@ -310,8 +310,8 @@ def test_weights_are_shares_of_those_that_answered(histograms, weighting, scheme
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(3, 100), more=st.integers(0, 9))
-def test_the_sign_says_whether_the_more_divergent_weighs_more(size, more):
-    # Workers 0 and 1 hold as much as each other; worker 0 is nearly like the whole, worker 1 has one class only.
+def test_the_sign_decides_whether_the_more_divergent_weighs_more(size, more):
+    # Workers 0 and 1 hold equal numbers; worker 0 is nearly like the whole, worker 1 has one class only.
     histograms = as_histograms([[size, size, size], [3 * size, 0, 0], [more, 3 * size, 3 * size]])
     for scheme in SCHEMES:
         less = weights("kl", scheme, "divergent_less", [0, 1], {}, histograms)
@@ -333,6 +333,6 @@ def test_the_sign_says_whether_the_more_divergent_weighs_more(size, more):
         (("even", "exp", "as_released", [0], {}, HAND), "no weighting 'even'"),
     ],
 )
-def test_what_cannot_be_weighed(arguments, words):
+def test_impossible_weights_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         weights(*arguments)

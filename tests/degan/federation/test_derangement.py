@@ -1,4 +1,4 @@
-"""Derangements and the scaling of feedbacks: pure functions, and what always holds of them."""
+"""Derangements and the scaling of feedbacks: invariants of pure functions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_a_derangement_leaves_nobody_its_own(seed, round, workers, random):
 
 
 def test_derangements_are_those_of_every_version():
-    """All workers of a run have to draw the same, whoever was updated."""
+    """All workers of a run have to draw the same derangements, whatever their versions."""
     found = [derangement(seed, round, [5, 0, 2, 1]) for seed, round in ((1, 1), (1, 3), (2, 1))]
     assert found == [{0: 2, 1: 5, 2: 0, 5: 1}, {0: 1, 1: 2, 2: 5, 5: 0}, {0: 2, 1: 0, 2: 5, 5: 1}]
 
 
 def test_every_derangement_is_equally_likely():
-    """Of four workers there are nine; 2,700 rounds give each of them about 300 times (five deviations are 82)."""
+    """Four workers have nine derangements; 2,700 rounds give each about 300 times (five deviations are 82)."""
     seen = Counter(tuple(derangement(7, round, range(4)).values()) for round in range(2700))
     assert len(seen) == 9
     assert all(abs(count - 300) < 82 for count in seen.values())
@@ -54,7 +54,7 @@ def test_scaling_is_undone_exactly(values):
     assert moved.dtype == np.float32 and np.abs(moved).max() < 2**15
     largest = np.abs(values).max()
     back = unscaled(moved, float(exponent))
-    # Where nothing leaves float32's range on the way, every digit is kept.
+    # Values that stay in float32's range on the way keep every digit.
     kept = np.abs(values) >= largest * np.float32(2.0**-100)
     np.testing.assert_array_equal(back[kept], values[kept])
 
@@ -62,7 +62,7 @@ def test_scaling_is_undone_exactly(values):
 @pytest.mark.parametrize(
     ("values", "exponent", "expected"),
     [
-        # The largest comes to lie in [2^14, 2^15).
+        # The largest scaled value lies in [2^14, 2^15).
         ([1.0, 0.5], 14, [2.0**14, 2.0**13]),
         ([3.0, -5.0], 12, [12288.0, -20480.0]),
         ([2.0**15, 1.0], -1, [2.0**14, 0.5]),

@@ -1,4 +1,4 @@
-"""The chain between a learner and the wire: neutral without pieces, in order with them."""
+"""The chain between a learner and the wire: neutral without pieces; its pieces are applied in order."""
 
 from __future__ import annotations
 

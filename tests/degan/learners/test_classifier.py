@@ -1,4 +1,4 @@
-"""The classifier: a step against plain torch, its losses by hand, what is saved and travels, and how it is shown."""
+"""The classifier: a step against plain torch, its losses by hand, its state, and its evaluation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_training_is_that_of_plain_torch(kind, optimiser):
 
 
 def test_loss_and_accuracy_of_a_batch_by_hand():
-    """Weights of zeros and a bias: every sample has the same logits."""
+    """With weights of zeros and a bias every sample has the same logits."""
     learner = new_classifier(experiment())
     bias = np.log(np.float32([4, 1, 1, 1, 1]))
     values = np.zeros(learner.size, np.float32)
@@ -96,7 +96,7 @@ def test_there_is_one_local_step_a_round_and_no_average():
         np.testing.assert_array_equal(values, before[name])
 
 
-def test_what_is_not_finite_is_skipped_and_leaves_everything_as_it_was():
+def test_a_batch_that_is_not_finite_is_skipped_and_leaves_everything_as_it_was():
     settings = experiment("resnet-batch")
     learner, lines = new_classifier(settings), []
     mode, next_batch = Local(settings, 0, learner, lines.append), stream(0)
@@ -150,7 +150,7 @@ def test_random_generators_are_named_and_take_their_places():
     assert set(state) == {"global"} and torch.equal(torch.rand(3), first)
 
 
-def test_the_experiment_says_which_learner_is_built():
+def test_the_experiment_decides_which_learner_is_built():
     assert isinstance(build.build(experiment(), SHAPE, CLASSES, 0, CPU), Classifier)
     pair = build.build(of_gan(), SHAPE, CLASSES, 2, CPU)
     assert isinstance(pair, GanPair)

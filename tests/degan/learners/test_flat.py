@@ -1,4 +1,4 @@
-"""The door between modules and flat vectors: what is a view of what, in which order."""
+"""The door between modules and flat vectors: views of parameters, gradients and buffers in module order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_parameters_gradients_and_float_buffers_are_views_in_module_order(is_giv
         assert own.data_ptr() == piece.data_ptr()
     for piece in memory:
         assert piece[0] == piece[11] == 99
-    # Written there, seen here; and the other way round.
+    # A write to the vector shows in the module, and the other way round.
     with torch.no_grad():
         flat.values[4] = -5
         net[2].bias[1] = -10

@@ -1,4 +1,4 @@
-"""The guard: what is not finite is neither applied nor sent (fault 14), and a worker that can only fail stops."""
+"""The guard: values that are not finite are neither applied nor sent (fault 14), and a diverged worker stops."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def local(**optimiser):
 
 
 def spoil(pair, steps, value=np.nan):
-    """From now on the pair's gradients of these calls (from 1) hold a value that is none."""
+    """Spoil the pair's gradients and buffers with a value, in these of the next calls, counted from 1."""
     original, calls = pair.gradients, iter(range(1, 10**9))
 
     def gradients(section, real):
@@ -63,7 +63,7 @@ def spoil(pair, steps, value=np.nan):
         ([LARGEST * 2], False),
     ],
 )
-def test_what_can_be_used_is_finite_and_so_is_its_square(values, found):
+def test_a_usable_value_is_finite_and_so_is_its_square(values, found):
     assert is_usable(np.array(values, np.float32)) is found
 
 
@@ -93,7 +93,7 @@ def test_a_training_that_has_diverged_stops_with_a_line():
     guard, broken = NonFiniteGuard(pair, lines.append), np.full(3, np.nan, np.float32)
     for _ in range(MOST_IN_A_ROW):
         assert not guard.allows(broken)
-    # A good one between begins the count anew; every hundredth is said.
+    # A good gradient in between begins the count anew; every hundredth is logged.
     assert guard.allows(np.zeros(3, np.float32))
     for _ in range(MOST_IN_A_ROW):
         assert not guard.allows(broken)
@@ -103,7 +103,7 @@ def test_a_training_that_has_diverged_stops_with_a_line():
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adam"])
-def test_whatever_the_rate_weights_stay_finite(algorithm):
+def test_weights_stay_finite_at_any_rate(algorithm):
     settings, pair = local(algorithm=algorithm, generator_lr=1e6, discriminator_lr=1e6)
     mode = Local(settings, 0, pair)
     for step, real in enumerate(batches(0, 30), start=1):
@@ -153,7 +153,7 @@ def test_a_peer_that_sends_no_numbers_is_left_out(monkeypatch):
 
 
 def gated_fleet(monkeypatch, gate, attack=""):
-    """Three workers, with or without an attack by worker 1; their weights, and what each drops and whom it blames."""
+    """Train three workers, worker 1 with an attack; returns their weights, and the counts of drops and offences."""
     block = {"name": "partial_exchange", "exchange": "parameters", "parts": 1, "slack": 1, "codec": "float16"}
     settings = small(peers=3, mode=block, bus={"norm_gate": gate})
     with monkeypatch.context() as patch:
@@ -166,12 +166,12 @@ def gated_fleet(monkeypatch, gate, attack=""):
     return [pair.parameters((0, pair.size)).copy() for pair in pairs], found
 
 
-def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(monkeypatch):
+def test_the_gate_changes_nothing_without_an_attacker_and_leaves_an_attacker_out(monkeypatch):
     free, gated = (gated_fleet(monkeypatch, gate) for gate in (0.0, 10.0))
     assert free[1] == gated[1] == [({}, {})] * 3
     for first, second in zip(free[0], gated[0], strict=True):
         np.testing.assert_array_equal(first, second)
-    # With the same two gates, and one worker whose steps are a hundred times as long.
+    # The same two gates, and one worker with steps a hundred times as long.
     free, gated = (gated_fleet(monkeypatch, gate, "scale") for gate in (0.0, 10.0))
     assert free[1] == [({}, {})] * 3
     for dropped, offences in gated[1]:
@@ -181,7 +181,7 @@ def test_the_gate_changes_nothing_where_nobody_is_hostile_and_leaves_out_who_is(
     assert np.linalg.norm(gated[0][0] - free[0][0]) > 0
 
 
-def test_who_is_hostile_says_so(monkeypatch):
+def test_a_byzantine_worker_logs_its_attack(monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w1:attack:sign_flip")
     lines = []
     first, second = memory_buses(2)
@@ -217,8 +217,8 @@ def test_a_discriminator_whose_gradient_is_not_finite_stays_and_sends_what_can_b
 
 
 @pytest.mark.parametrize("attack", ["scale", "sign_flip"])
-def test_a_robust_rule_bears_a_hostile_feedback(attack):
-    """The generator's step is nearer to the clean one than the mean's."""
+def test_a_robust_rule_bears_a_byzantine_feedback(attack):
+    """With the rule the generator's step is nearer to the clean one than with the mean."""
     found = {}
     for name, byzantine, reduce in (("clean", False, "mean"), ("mean", True, "mean"), ("median", True, "median")):
 

@@ -1,4 +1,4 @@
-"""Losses against values by hand and closed forms; penalties against critics whose gradient is known."""
+"""Losses against values by hand and closed forms; penalties against critics with a known gradient."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_non_saturating_is_cross_entropy_and_least_squares_is_half_the_squared_e
 def test_each_side_pulls_its_own_way(name):
     real, fake = torch.full((4,), 0.5, requires_grad=True), torch.full((4,), 0.5, requires_grad=True)
     losses.discriminator_loss(name, real, fake).backward()
-    assert (real.grad < 0).all() and (fake.grad > 0).all()  # descending raises reals, lowers fakes
+    assert (real.grad < 0).all() and (fake.grad > 0).all()  # Descent raises reals, lowers fakes.
     fake.grad = None
     losses.generator_loss(name, fake).backward()
     assert (fake.grad < 0).all()
@@ -90,7 +90,7 @@ def test_penalties_of_a_linear_critic(shape, scale):
     assert penalty.item() == pytest.approx((scale - 1) ** 2, abs=1e-5)
     assert losses.r1_penalty(critic, real).item() == pytest.approx(scale**2, rel=1e-5, abs=1e-9)
     penalty.backward()
-    assert critic.weight.grad.isfinite().all()  # also where the norm is 0
+    assert critic.weight.grad.isfinite().all()  # The gradient is finite where the norm is 0, too.
 
 
 def test_penalties_reach_the_parameters_and_not_the_samples():
@@ -126,8 +126,8 @@ def test_the_gradient_penalty_looks_between_the_samples_and_follows_its_generato
     first = losses.gradient_penalty(critic, real, fake, torch.Generator().manual_seed(1))
     again = losses.gradient_penalty(critic, real, fake, torch.Generator().manual_seed(1))
     assert torch.equal(first, again) and torch.equal(seen[0], seen[1])
-    assert 0 <= seen[0].min() < 0.05 and 0.95 < seen[0].max() <= 1  # one weight a sample, over the whole line
-    # Uniform u on [0, 1] and gradient 2u: the mean of (2u - 1)^2 is 1/3.
+    assert 0 <= seen[0].min() < 0.05 and 0.95 < seen[0].max() <= 1  # One weight a sample, over the whole line.
+    # With u uniform on [0, 1] and the gradient 2u the mean of (2u - 1)^2 is 1/3.
     assert first.item() == pytest.approx(1 / 3, abs=0.05)
 
 

@@ -1,7 +1,7 @@
-"""The order of values in what travels and is saved, against the networks' own tensors in an order written down here.
+"""The order of values in messages and checkpoints, against the networks' own tensors in an order written down here.
 
-Another degan reads these vectors: a worker of another release, a checkpoint of last month. So the names below are
-lists, and not what the pair itself makes of its modules.
+Another degan may read these vectors: a worker of another release, a run with an older checkpoint. So the names below
+are lists, and do not come from the pair's modules.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def tensors(pair: GanPair, name: str) -> dict[str, torch.Tensor]:
 
 
 class Filled:
-    """A pair of which every value is known, because it was written into the tensor of its name."""
+    """A pair with known values, each written into the tensor of its name."""
 
     def __init__(self, seed=0, algorithm="adam", worker=0):
         self.pair = new_pair(experiment(model="dcgan", algorithm=algorithm), worker)
@@ -76,7 +76,7 @@ class Filled:
         return self.join((network, DISCRIMINATOR_BUFFERS if network == "discriminator" else GENERATOR_BUFFERS))
 
     def apply(self, times, more=0):
-        """Steps with one gradient, some more of D; then the weights are as they were, and the moments are known."""
+        """Take steps with one gradient, some more of D, and restore the weights; the moments are known then."""
         border, whole = self.pair.generator.size, self.pair.size
         for begin in [0] * times + [border] * more:
             self.pair.apply((begin, whole), self.gradient[begin:])
@@ -100,7 +100,7 @@ def assert_equal(found, *expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-# --- out ------------------------------------------------------------------------------------------
+# --- exported vectors -----------------------------------------------------------------------------
 
 
 def test_the_vector_is_the_generators_parameters_and_then_the_discriminators():
@@ -141,7 +141,7 @@ def test_statistics_are_those_of_generator_discriminator_and_average():
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
-def test_vectors_are_named_and_hold_what_their_name_says(algorithm):
+def test_vectors_are_named_and_hold_the_values_of_their_name(algorithm):
     filled = Filled(algorithm=algorithm)
     filled.apply(3)
     vectors, steps = vectors_of(filled.pair), 3 if algorithm == "adam" else 0
@@ -192,7 +192,7 @@ def test_networks_are_every_tensor_by_its_name():
         np.testing.assert_array_equal(found[f"{network}.{name}"].numpy(), filled.values[network, name])
 
 
-def test_what_was_given_out_stays_as_it_was_when_training_goes_on():
+def test_exported_vectors_stay_as_they_were_when_training_goes_on():
     filled = Filled()
     filled.apply(1)
     pair = filled.pair
@@ -214,18 +214,18 @@ def test_what_was_given_out_stays_as_it_was_when_training_goes_on():
         np.testing.assert_array_equal(array, copy)
 
 
-# --- in -------------------------------------------------------------------------------------------
+# --- loaded vectors -------------------------------------------------------------------------------
 
 
 def assert_holds(pair, filled, networks):
-    """Every tensor of these networks is the filled one's; every other is not."""
+    """Every tensor of these networks, and no other, is that of `filled`."""
     for (network, name), values in filled.values.items():
         own = tensors(pair, network)[name].detach().numpy()
         assert np.array_equal(own, values) == (network in networks), (network, name)
 
 
 def after_a_step(filled, steps, network):
-    """What Adam makes of its moments after so many steps, and one more step."""
+    """The weights by Adam after these steps for the moments, and one more step."""
     mean, square = filled.moments(network, steps + 1)
     weights = filled.weights(network)
     rate = {"generator": 0.004, "discriminator": 0.011}[network]
@@ -234,7 +234,7 @@ def after_a_step(filled, steps, network):
 
 
 def assert_steps_like(pair, filled, steps, network):
-    """The moments and their count are in place: the next step with the filled one's gradient is known."""
+    """The moments and their count are in place: the next step with the gradient of `filled` is known."""
     border = pair.generator.size
     section = (0, border) if network == "generator" else (border, pair.size)
     pair.apply(section, filled.gradient[section[0] : section[1]].copy())
@@ -252,7 +252,7 @@ def test_a_network_takes_its_place_with_moments_and_counters(name, before):
     source, taker = Filled(seed=1), Filled(seed=2)
     source.apply(3)
     source.pair.average((0, source.pair.size), 7)
-    # The average has moved; what is in it is of no interest here.
+    # The average has moved, and its values are not compared.
     source.values = {key: values for key, values in source.values.items() if key[0] != "ema"}
     taker.apply(before)
     values, counters = network_of(source.pair, name), counters_of(source.pair, name)
@@ -296,7 +296,7 @@ def test_a_model_takes_its_place(has_moments):
     assert_holds(taker.pair, source, ("generator", "discriminator"))
     if has_moments:
         assert {counters_of(taker.pair)[name] for name in ("generator", "discriminator")} == {2}
-        # A count without its moments stays what it was.
+        # A count without its moments does not change.
         taker.pair.load({}, {"generator": 1})
         assert counters_of(taker.pair)["generator"] == 2
         for name in ("generator", "discriminator"):
@@ -362,7 +362,7 @@ def test_a_vector_or_a_counter_of_another_learner_is_refused_and_nothing_is_take
         np.testing.assert_array_equal(values, before[name])
 
 
-def test_what_is_not_given_stays():
+def test_vectors_that_are_not_given_stay():
     source, taker = Filled(seed=1), Filled(seed=2)
     before, counters = taker.pair.state()
     vectors, counted = source.pair.state(["discriminator.buffers"])

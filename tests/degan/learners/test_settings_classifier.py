@@ -47,7 +47,7 @@ TABLE: dict[str, tuple[Any, Callable[[Classifier], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", TABLE)
-def test_what_a_setting_of_a_classifier_does(path):
+def test_each_setting_of_a_classifier_has_its_effect(path):
     value, found, expected = TABLE[path]
     assert found(classifier_of(path, value)) == expected
 

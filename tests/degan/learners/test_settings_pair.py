@@ -1,4 +1,4 @@
-"""Settings of the networks, of their training and of the data's split: what each does, by hand.
+"""The effect of each setting of the networks, of their training and of the data's split, by hand.
 
 A setting of these blocks without a row fails the test; those of modes, bus and run are in `test_settings_reach`.
 """
@@ -28,7 +28,7 @@ BORDER = 2 * 3 + 3 + 3 * 3 + 3 + 3 * 16 + 16
 
 
 def pair_of(path: str, *value: Any, **more: Any) -> GanPair:
-    """A pair in which one setting is as given."""
+    """A pair in which one setting has this value."""
     settings = config.build(plain(path, *value, **more))
     side = settings.model.image_size
     return GanPair(settings, (1, side, side), 0, torch.device("cpu"))
@@ -42,7 +42,7 @@ def linear(module: nn.Module) -> list[tuple[int, int]]:
 
 
 def shown(pair: GanPair) -> tuple[int, ...]:
-    """The shape of what G makes, which D takes."""
+    """The shape of G's samples, which D takes."""
     with torch.no_grad():
         made = pair.generator.module(torch.zeros(2, pair.latent))
         assert pair.discriminator.module(made).shape == (2,)
@@ -81,7 +81,7 @@ NETWORKS: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", NETWORKS)
-def test_what_a_setting_of_the_networks_does(path):
+def test_each_setting_of_the_networks_has_its_effect(path):
     value, found, expected = NETWORKS[path]
     assert found(pair_of(path, value)) == expected
 
@@ -95,7 +95,7 @@ def optimisers(pair: GanPair) -> list[Descent]:
 
 
 def averaged(pair: GanPair) -> float:
-    """How much of G's own is in the average after a step from an average of zeros, G being ones."""
+    """The value of the average after a step, from an average of zeros and a G of ones."""
     pair.generator.values.data.fill_(1.0)
     pair.ema.values.data.fill_(0.0)
     pair.average((0, pair.size))
@@ -108,13 +108,13 @@ TRAINING: dict[str, tuple[Any, Callable[[GanPair], Any], Any]] = {
     "optimiser.generator_lr": (0.25, lambda p: [o.rate for o in optimisers(p)], [0.25, 2e-4]),
     "optimiser.discriminator_lr": (0.25, lambda p: [o.rate for o in optimisers(p)], [2e-4, 0.25]),
     "optimiser.betas": ([0.25, 0.75], lambda p: [o.betas for o in optimisers(p)], [(0.25, 0.75)] * 2),
-    # Below what the warming up begins with, two elevenths.
+    # The decay is below the first value of the warm-up, two elevenths.
     "optimiser.ema_decay": (0.125, averaged, 0.875),
 }
 
 
 @pytest.mark.parametrize("path", TRAINING)
-def test_what_a_setting_of_the_training_does(path):
+def test_each_setting_of_the_training_has_its_effect(path):
     value, found, expected = TRAINING[path]
     assert found(pair_of(path, value, model=TINY)) == expected
 
@@ -143,7 +143,7 @@ LOSS = {"loss": (), "regularisation.r1_gamma": (), "regularisation.gradient_pena
     ],
 )
 def test_the_loss_and_its_penalties_have_their_weights(monkeypatch, loss, gamma, weight, expected):
-    """With a loss of 100, a gradient penalty of 10 and a squared norm of 1,000."""
+    """The discriminator has a loss of 100, a gradient penalty of 10 and a squared norm of 1,000."""
     named = []
 
     def constant(value: float) -> Callable[..., torch.Tensor]:
@@ -177,7 +177,7 @@ def parts_of(kind: str, **more: Any) -> list[np.ndarray]:
 
 
 def by_class(parts: list[np.ndarray]) -> np.ndarray:
-    """How many of each class each worker holds: (workers, classes)."""
+    """The number of samples of each worker and class: (workers, classes)."""
     return np.stack([np.bincount(LABELS[part], minlength=10) for part in parts])
 
 
@@ -187,7 +187,7 @@ def even_split() -> bool:
 
 
 def cuts() -> set[int]:
-    """In how many of the 15 cuts of 14 samples each worker's samples are."""
+    """The numbers of cuts, of 15 with 14 samples each, that have samples of one worker."""
     place = np.empty(210, np.int64)
     place[np.argsort(LABELS, kind="stable")] = np.arange(210)
     return {len(set(place[part] // 14)) for part in parts_of("shards", per_worker=3)}
@@ -223,7 +223,7 @@ SPLITS: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("path", SPLITS)
-def test_what_a_setting_of_the_split_does(path):
+def test_each_setting_of_the_split_has_its_effect(path):
     found, expected = SPLITS[path]
     assert found() == expected
 

@@ -1,4 +1,4 @@
-"""What a GAN step computes, against plain torch written by hand: every loss, both updates, penalties, rates, averages.
+"""The GAN step against plain torch written by hand: every loss, both updates, penalties, rates, averages.
 
 Each comparison is relative to how far the training has moved the tensor, so a factor of a thousandth too much fails.
 """
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 BATCH, STEPS = 6, 3
 LOSSES = ("non_saturating", "least_squares", "hinge", "wasserstein_gp")
 UPDATES = ("simultaneous", "alternating")
-# Every number is unlike its default, and unlike every other.
+# No number is its default, and no two are equal.
 OPTIMISER = {"generator_lr": 0.004, "discriminator_lr": 0.011, "betas": (0.3, 0.8), "ema_decay": 0.22}
 # Plain descent has to move the weights by more than float32 rounds them.
 DESCENT = {"algorithm": "sgd", "generator_lr": 1.3, "discriminator_lr": 0.4}
@@ -80,12 +80,12 @@ def of_pair(pair):
     return tensors({name: flat.module for name, flat in networks.items()})
 
 
-# The last bias of D, which shifts every logit: it stands still where real and fake logits count alike.
+# The last bias of D, which shifts every logit, stands still where real and fake logits count alike.
 STILL = "discriminator.5.bias", "discriminator.9.bias"
 
 
 def assert_follows(found, expected, began, tolerance=1e-3):
-    """Every tensor has moved as far and where the expected one has."""
+    """Every tensor has moved as far, and in the same direction, as the expected one."""
     assert found.keys() == expected.keys() == began.keys()
     for name, value in expected.items():
         if not value.is_floating_point():
@@ -120,7 +120,7 @@ def test_training_is_that_of_plain_torch(loss, updates, model, algorithm, r1, gp
         assert found == pytest.approx(plain.step(real.samples, updates), rel=1e-4)
         assert list(found) == ["d_loss", "g_loss"]
         assert_follows(of_pair(pair), tensors(plain.networks()), began)
-    # The optimisers' memory as well: where it differs, later steps do.
+    # The optimisers' moments are compared too: where they differ, later steps do.
     if algorithm == "adam":
         for name, trained in (("generator", plain.generator), ("discriminator", plain.discriminator)):
             assert counters_of(pair)[name] == STEPS
@@ -129,7 +129,7 @@ def test_training_is_that_of_plain_torch(loss, updates, model, algorithm, r1, gp
                 np.testing.assert_allclose(
                     vectors_of(pair)[f"{name}.{moment}"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
                 )
-    # What the penalty draws: nothing where there is none.
+    # The penalty draws mixing weights; without a penalty nothing is drawn.
     assert torch.equal(pair.random_state()["mixing"], plain.mixing.get_state())
     assert torch.equal(pair.random_state()["latents"], plain.latents.get_state())
 
@@ -163,7 +163,7 @@ def test_a_gradient_is_the_generators_and_then_the_discriminators_in_module_orde
 
 @pytest.mark.parametrize("updates", UPDATES)
 def test_a_step_leaves_no_graph_behind(updates):
-    """The fakes of a step, and what they were made of, take no memory until the next."""
+    """The fakes of a step and their graph take no memory after the step."""
     settings, made = experiment(mode={"updates": updates}), []
     pair = new_pair(settings)
     pair.generator.module.register_forward_hook(lambda module, given, fakes: made.append(weakref.ref(fakes)))
@@ -174,7 +174,7 @@ def test_a_step_leaves_no_graph_behind(updates):
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
 def test_each_section_steps_its_own_network_at_its_own_rate(algorithm):
-    """Gradients as they come from an exchange, in memory of their own; three steps of D and one of G."""
+    """The gradients are in memory of their own, as from an exchange; D takes three steps and G one."""
     settings = experiment(algorithm=algorithm)
     pair = new_pair(settings)
     plain, began = PlainGan(settings, pair), of_pair(pair)
@@ -210,13 +210,13 @@ def fill(module, value):
 
 
 def decay_of(decay, steps):
-    """Product of min(decay, (1 + t) / (10 + t)) over these steps."""
+    """The product of min(decay, (1 + t) / (10 + t)) over these steps."""
     return float(np.prod([min(decay, (1 + t) / (10 + t)) for t in steps]))
 
 
 @pytest.mark.parametrize("decay", [0.999, 0.3, 0.0])
 def test_the_average_takes_what_its_decay_leaves_of_a_step(decay):
-    """From 0 towards a generator of ones: what is left of the 0 is the product of the decays."""
+    """An average of 0 moves towards a generator of ones; the product of the decays is the remainder of the 0."""
     pair = new_pair(experiment(model="dcgan", ema_decay=decay))
     fill(pair.generator.module, 1)
     fill(pair.ema.module, 0)
@@ -270,11 +270,11 @@ def test_a_step_in_pieces_is_that_of_plain_torch(loss):
         assert feedback.shape == (BATCH, *DCGAN) and g_loss == pytest.approx(loss_of_g.item(), rel=1e-5)
         np.testing.assert_allclose(feedback, wanted.numpy(), rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
         feedbacks.append(feedback)
-    # Feedbacks leave the gradient of D's own step alone, and its parameters can be trained again.
+    # Feedbacks leave the gradient of D's own step alone, and D's parameters stay trainable.
     np.testing.assert_array_equal(gradient, kept)
     assert all(parameter.requires_grad for parameter in pair.discriminator.module.parameters())
 
-    for _ in range(2):  # What an earlier step has left in the gradient does not count.
+    for _ in range(2):  # The gradient of an earlier step does not count.
         fakes, drawn = pair.make_fakes(2, BATCH), [plain.draw(BATCH) for _ in range(2)]
         found = pair.generator_gradient(fakes, [feedbacks[0], 3 * feedbacks[1]])
         total = (drawn[0] * torch.from_numpy(feedbacks[0])).sum() + (
@@ -292,7 +292,7 @@ def test_a_step_in_pieces_is_that_of_plain_torch(loss):
 
 
 def mean_into(plains, get, weights):
-    """The weighted mean over the workers of what `get` gives of each, written into every one."""
+    """Write the weighted mean over the workers of the tensors of `get` into the tensors of every worker."""
     with torch.no_grad():
         for values in zip(*[get(plain) for plain in plains], strict=True):
             mean = sum(weight * value for weight, value in zip(weights, values, strict=True))
@@ -326,7 +326,7 @@ def apply(plains, name, gradients):
 
 
 def mean_of(gradients):
-    """For each worker the mean gradient of all."""
+    """The mean gradient of all workers, once for each worker."""
     return [[sum(values) / len(gradients) for values in zip(*gradients, strict=True)]] * len(gradients)
 
 
@@ -335,7 +335,7 @@ def mean_of(gradients):
     [("gradients", "simultaneous"), ("parameters", "simultaneous"), ("parameters", "alternating")],
 )
 def test_a_synchronous_exchange_is_plain_torch_on_the_mean(exchange, updates):
-    """Of the gradients, or of the weights after each worker's own step, or after its own two where they alternate.
+    """The mean is of the gradients, or of the weights after each worker's own step (two steps where they alternate).
 
     All workers end with the mean of the running statistics as well, those of the average included.
     """
@@ -378,7 +378,7 @@ def test_a_synchronous_exchange_is_plain_torch_on_the_mean(exchange, updates):
 
 
 def test_a_federated_round_is_the_weighted_mean_of_plain_trainings():
-    """Weights and running statistics alike; the average takes a round as its two local steps."""
+    """Weights and running statistics are averaged alike; the average takes a round as its two local steps."""
     workers, rounds, local_steps, samples = 2, 2, 2, (30, 10)
     block = {"name": "federated", "fraction": 1.0, "local_steps": local_steps, "weighting": "size", "codec": "raw"}
     block |= {"order": "generator_first", "optimiser_state": "keep"}

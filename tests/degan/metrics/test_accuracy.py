@@ -26,7 +26,7 @@ def source_of(labels):
 
 @pytest.fixture
 def evaluator(monkeypatch):
-    """It looks at the seven samples in batches of three."""
+    """An evaluator of the seven samples, in batches of three."""
     asked = []
 
     def load(data, image_size, part):
@@ -64,7 +64,7 @@ def test_the_metrics_by_hand(evaluator):
     assert share.seconds > 0
 
 
-def test_what_is_not_finite_is_no_answer(evaluator):
+def test_a_logit_that_is_not_finite_is_no_answer(evaluator):
     right = answers(*LABELS)
 
     def logits(samples):
@@ -73,7 +73,7 @@ def test_what_is_not_finite_is_no_answer(evaluator):
         return found
 
     share, loss, by_class = evaluator.evaluate(logits)
-    # The first sample of each batch: 0, 3 and 6.
+    # The spoilt answers are those of the first sample of each batch: 0, 3 and 6.
     assert share.value == pytest.approx(4 / 7) and math.isnan(loss.value)
     assert by_class.value[:2] == [0.5, 1.0] and by_class.value[3] == 0.0
 
@@ -89,7 +89,7 @@ def test_data_without_test_samples_is_refused(monkeypatch):
         AccuracyEvaluator(experiment()).evaluate(answers())
 
 
-def test_the_learner_says_which_evaluator_it_is(tmp_path):
+def test_the_learner_decides_which_evaluator_is_used(tmp_path):
     assert isinstance(evaluator_of(experiment()), AccuracyEvaluator)
     assert isinstance(evaluator_of(of_gan()), Evaluator)
     with pytest.raises(WeightsError, match="trains a classifier"):

@@ -1,4 +1,4 @@
-"""How the metrics' classifier learns: which samples, with which labels, at which rate; and how it looks at them."""
+"""The training of the metrics' classifier: its samples, labels and rate; and its features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degan.metrics.classifier import Classifier, train_classifier
 
 
 class Watched(PointSource):
-    """Points that note which of them are taken."""
+    """Points that note the indices of the taken ones."""
 
     def __init__(self, points, labels, classes):
         super().__init__(points, labels, classes)
@@ -40,7 +40,7 @@ def test_it_learns_every_sample_with_its_own_label_in_new_order_each_epoch(monke
 
     monkeypatch.setattr(classifiers, "F", type("", (), {"cross_entropy": staticmethod(watched)}))
     train_classifier(source)
-    # So few samples are seen 25 times; more often would be learning by heart.
+    # The classifier sees so few samples 25 times; more epochs would overfit.
     assert len(source.taken) == 25 * batches and all(len(taken) == batch for taken in source.taken)
     assert answers == [source.labels[taken].tolist() for taken in source.taken]
     epochs = [sum(source.taken[start : start + batches], []) for start in range(0, len(source.taken), batches)]
@@ -49,13 +49,13 @@ def test_it_learns_every_sample_with_its_own_label_in_new_order_each_epoch(monke
     assert set(sum(epochs, [])) == set(range(count))
 
 
-def test_what_it_has_learnt_holds_for_samples_that_it_has_not_seen():
+def test_the_learnt_classes_hold_for_samples_that_it_has_not_seen():
     learnt = train_classifier(points(300))
     random = np.random.default_rng(2)
     labels = random.integers(0, 3, 1100)
     unseen = PointSource(random.normal(labels[:, None] / 2 - 0.5, 0.05, (1100, 2)), labels, "abc")
     assert learnt.accuracy(unseen) > 0.99
-    # One in ten has a wrong label, in the last of three batches too.
+    # One sample in ten has a wrong label, in the last of three batches too.
     unseen.labels = np.where(np.arange(1100) % 10 == 9, (labels + 1) % 3, labels)
     answers = learnt(unseen.take(np.arange(1100))).argmax(dim=1).numpy()
     right = (answers == unseen.labels).mean()

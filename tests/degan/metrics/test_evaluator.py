@@ -1,4 +1,4 @@
-"""What the metrics compare: by hand, on planted data, with feature networks that show a row of the picture."""
+"""The comparisons of the metrics: by hand, on planted data, with feature networks that return a row of the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from degan.data.base import ImageSource
 from degan.errors import DataError
 from degan.metrics import Evaluator
 
-# The label that the planted classifier gives: which quadrant its two features lie in.
+# The label of the planted classifier is the quadrant in which the two features lie.
 CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
 COUNT = 300
 
@@ -38,7 +38,7 @@ class FeatureNetwork(torch.nn.Module):
 
 
 def pictures(seed: int, shares: list[int], stretch: float) -> np.ndarray:
-    """uint8 (n, 1, 2, 2): `shares[c]` pictures whose first row lies in quadrant c; the second row is anything."""
+    """Pictures, uint8 (n, 1, 2, 2): the first row of `shares[c]` ones lies in quadrant c; the second row is random."""
     random = np.random.default_rng(seed)
     rows = [
         127.5 + CORNERS[corner].numpy() * random.uniform(5, 5 + 100 * stretch, (count, 2))
@@ -54,7 +54,7 @@ def by_hand(pixels: np.ndarray, row: int) -> np.ndarray:
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """For two features the root's trace has a closed form: sqrt(tr AB + 2 sqrt(det AB))."""
+    """The Frechet distance; for two features the root's trace has a closed form: sqrt(tr AB + 2 sqrt(det AB))."""
     a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     root = math.sqrt(np.trace(a @ b) + 2 * math.sqrt(np.linalg.det(a) * np.linalg.det(b)))
     return float(np.sum((one.mean(axis=0) - other.mean(axis=0)) ** 2) + np.trace(a) + np.trace(b) - 2 * root)
@@ -67,7 +67,7 @@ FAKE = pictures(3, [15, 200, 5, 80], 0.8)
 
 
 class Planted:
-    """An evaluator on that data, and which data it asked for."""
+    """An evaluator on the planted data, with notes of the data that it loads."""
 
     def __init__(self, patch, train=TRAIN, test=TEST, with_inception=True, **words):
         self.loaded, self.learnt = [], []
@@ -79,7 +79,7 @@ class Planted:
         }
         patch.setattr("degan.metrics.evaluate.load", self.load)
         patch.setattr("degan.metrics.classifier.obtain", self.obtain)
-        # In the place of a module that loads torchvision's models.
+        # A stand-in for the module that loads torchvision's models.
         patch.setitem(
             sys.modules, "degan.metrics.inception", SimpleNamespace(InceptionFeatures=lambda *words: FeatureNetwork(1))
         )
@@ -103,7 +103,7 @@ class Planted:
         return FeatureNetwork(0)
 
     def measure(self, pixels) -> dict:
-        """Metrics by name; the sampler walks once through `pixels`."""
+        """The metrics by name; the sampler walks once through `pixels`."""
         left = torch.from_numpy(pixels / 127.5 - 1).to(torch.float32)
 
         def sample(count):
@@ -130,7 +130,7 @@ def test_samples_and_the_floor_are_measured_against_the_test_part(plant):
         fid, floor = found[f"fid300_{feature_network}"], found[f"fid300_{feature_network}_floor"]
         assert fid.value == pytest.approx(frechet(fake, whole_test), rel=1e-4)
         assert floor.value == pytest.approx(frechet(some_train, whole_test), rel=1e-4)
-        # What a mistake would have given is far from both.
+        # The values of likely mistakes are far from both.
         others = [frechet(fake, by_hand(TRAIN, row)), frechet(fake, some_train), frechet(fake, whole_test[:COUNT])]
         others += [frechet(by_hand(TRAIN, row), whole_test), frechet(by_hand(TRAIN[:COUNT], row), whole_test)]
         for value in others:
@@ -188,7 +188,7 @@ def test_each_evaluation_sees_its_own_samples_and_the_same_standards(plant):
     for name in ("fid300_classifier_floor", "fid300_inception_floor", "classes"):
         assert second[name].value == first[name].value
     assert second["coverage300_classes"].value == 3
-    # Who copies the constants of an evaluation would copy their seconds too.
+    # An evaluator that copied the constants of an evaluation would copy their seconds too.
     assert all(metric.seconds >= 0 for metric in second.values())
 
 

@@ -86,13 +86,13 @@ def test_the_fid_kinds_pools_are_those_of_the_tensorflow_network():
 
     x = torch.randn(1, 2, 5, 5).abs() + 1
     average = inception._average(torch.ones(1, 1, 4, 4))
-    assert torch.allclose(average, torch.ones_like(average))  # no zeros from the border
+    assert torch.allclose(average, torch.ones_like(average))  # The border adds no zeros.
     assert inception._InceptionEMax.pool(None, x).max() == x.max()
     assert torch.allclose(inception._InceptionEAverage.pool(None, x), inception._average(x))
 
 
 def test_the_fid_kind_has_those_pools_in_all_of_its_blocks():
-    """Each block is torchvision's with another pool; they stand where the TensorFlow network has them."""
+    """Each block is torchvision's with another pool, at the place of the TensorFlow network."""
     from torchvision.models import inception as theirs
 
     from degan.metrics import inception as ours
@@ -130,19 +130,19 @@ def test_the_fid_kind_has_those_pools_in_all_of_its_blocks():
 
 
 def test_images_are_resized_bilinearly_without_aligned_corners():
-    feature_networks = InceptionFeatures.__new__(InceptionFeatures)
-    feature_networks._device, feature_networks._network = torch.device("cpu"), torch.nn.Identity()
+    feature_network = InceptionFeatures.__new__(InceptionFeatures)
+    feature_network._device, feature_network._network = torch.device("cpu"), torch.nn.Identity()
     grey = torch.rand(2, 1, 13, 13, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    seen = feature_networks.features(grey)
+    seen = feature_network.features(grey)
     assert seen.shape == (2, 3, 299, 299) and torch.equal(seen[:, 0], seen[:, 2])
-    # 299 is 23 times 13: where a pixel's middle lies, its own value is; half-way to the next one, the mean of both.
+    # 299 is 23 times 13: the middle of a pixel has the pixel's value; half-way to the next one is the mean of both.
     middle = slice(11, None, 23)
     assert torch.allclose(seen[:, :1, middle, middle], grey, atol=1e-6)
     between = (seen[:, 0, 11, 22] + seen[:, 0, 11, 23]) / 2
     assert torch.allclose(between, (grey[:, 0, 0, 0] + grey[:, 0, 0, 1]) / 2, atol=1e-6)
     assert torch.allclose(seen[:, 0, 0, 0], grey[:, 0, 0, 0]), "the border repeats"
     large = torch.rand(1, 3, 598, 598, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(feature_networks.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
+    assert torch.allclose(feature_network.features(large), torch.nn.functional.avg_pool2d(large, 2), atol=1e-6)
 
 
 def test_a_wrong_weights_file_is_one_clear_line(inception_states, tmp_path):
@@ -180,14 +180,14 @@ def experiment(name):
 
 
 def test_a_persons_own_metric_and_both_inception_ones(cache, inception_files, monkeypatch):
-    # Few images: Inception takes its time.
+    # There are few images because Inception is slow.
     digits = {part: load(Data(name="digits"), 8, part) for part in ("train", "test")}
     few = {
         part: ImageSource((source.take(np.arange(4)).numpy() * 127 + 128), source.labels[:4], source.classes)
         for part, source in digits.items()
     }
     monkeypatch.setattr("degan.metrics.evaluate.load", lambda data, size, part: few[part])
-    # A distance of all 2,048 takes seconds.
+    # A distance over all 2,048 features takes seconds.
     whole = InceptionFeatures.features
     monkeypatch.setattr(InceptionFeatures, "features", lambda self, samples: whole(self, samples)[:, :32])
     mine = Definition("mean{n}", "classifier", lambda evidence: float(len(evidence.generated.labels)))

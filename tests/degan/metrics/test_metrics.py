@@ -73,7 +73,7 @@ def test_a_turn_of_the_axes_changes_nothing():
 
 def test_singular_covariances_are_no_trouble():
     random = np.random.default_rng(3)
-    few = random.standard_normal((10, 40)).astype(np.float32)  # rank 9 of 40
+    few = random.standard_normal((10, 40)).astype(np.float32)  # Rank 9 of 40.
     few[:, 5] = 0
     same = fit(few)
     assert distance(same, same) == pytest.approx(0, abs=1e-9)
@@ -92,7 +92,7 @@ def test_fit_is_numpys_mean_and_covariance():
     assert np.allclose(fitted.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
 
 
-def test_what_is_not_finite_gives_nan_and_what_does_not_fit_is_refused():
+def test_values_that_are_not_finite_give_nan_and_sizes_that_do_not_fit_are_refused():
     a = gaussian([0.0], [[1.0]])
     assert math.isnan(distance(a, gaussian([math.nan], [[1.0]])))
     with pytest.raises(ValueError, match="cannot be compared"):
@@ -220,7 +220,7 @@ def test_two_processes_that_ask_at_once_train_once(cache, tmp_path):
     assert len(set(re.findall("sum .*", output))) == 1 and output.count("sum ") == 2
 
 
-def test_a_cache_that_cannot_be_used_says_what_to_set(tmp_path, monkeypatch, digits):
+def test_a_cache_that_cannot_be_used_names_the_setting(tmp_path, monkeypatch, digits):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEGAN_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheError, match="set DEGAN_CACHE"):
@@ -250,7 +250,7 @@ def values(metrics):
 
 
 def feed(samples):
-    """A sampler that walks through `samples`, over and over."""
+    """A sampler that walks through `samples` in a loop."""
     position = 0
 
     def sample(count):
@@ -269,7 +269,7 @@ def ring_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ring(ring_cache):
-    """An evaluator of the ring, with its cache of its own."""
+    """An evaluator of the ring, with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEGAN_CACHE", ring_cache)
         evaluator = Evaluator(experiment())
@@ -278,7 +278,7 @@ def ring(ring_cache):
 
 
 def plain_frechet(one, other):
-    """The distance of two sets of features by numpy alone: the root's trace from the eigenvalues of the product."""
+    """The distance of two sets of features by numpy alone, with the root's trace from the product's eigenvalues."""
     a, b = (np.cov(features.astype(np.float64), rowvar=False) for features in (one, other))
     roots = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0))
     apart = one.mean(axis=0, dtype=np.float64) - other.mean(axis=0, dtype=np.float64)
@@ -295,7 +295,7 @@ def test_real_samples_score_near_the_floor_and_cover_everything(ring, ring_cache
     assert got["tv600_labels"] < 0.01
     assert all(metric.seconds >= 0 and metric.weights_sha256 is None for metric in metrics)
 
-    # The network that the evaluator has trained is that of the training part: it is in the cache under its name.
+    # The evaluator has trained the network of the training part, which is in the cache under that part's name.
     monkeypatch.setenv("DEGAN_CACHE", ring_cache)
     monkeypatch.setattr(classifiers, "train_classifier", lambda train: pytest.fail("of other data"))
     feature_network = classifiers.obtain(train)
@@ -304,7 +304,7 @@ def test_real_samples_score_near_the_floor_and_cover_everything(ring, ring_cache
     )
     mine, drawn = everything[600:1200], everything[np.random.default_rng(1009).permutation(8192)[:600]]
     fid, floor = plain_frechet(mine, whole_test), plain_frechet(drawn, whole_test)
-    # The wrong reference would be seen: each of these is away from the right value by far more than a rounding.
+    # The values of wrong references differ from the right value by far more than a rounding.
     assert abs(plain_frechet(mine, everything) - fid) > 0.03 * fid
     assert abs(plain_frechet(mine, whole_test[:600]) - fid) > 0.03 * fid
     assert abs(plain_frechet(everything, whole_test) - floor) > 0.03 * floor
@@ -327,7 +327,7 @@ def test_missing_modes_and_wrong_samples_are_seen(ring):
 def test_a_class_is_covered_from_a_tenth_of_its_share(ring):
     train = load(Data(name="gaussian-ring"), 28, "train")
     zeros, ones = (np.flatnonzero(train.labels == mode)[:600] for mode in (0, 1))
-    for rare, covered in ((7, 1), (8, 2)):  # a tenth of an eighth of 600 is 7.5
+    for rare, covered in ((7, 1), (8, 2)):  # A tenth of an eighth of 600 is 7.5.
         samples = train.take(np.concatenate([ones[:rare], zeros[: 600 - rare]]))
         assert values(ring.evaluate(feed(samples)))["coverage600_classes"] == covered
 

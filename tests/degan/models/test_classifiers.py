@@ -70,7 +70,7 @@ def test_a_block_adds_its_shortcut():
 @pytest.mark.parametrize(
     ("norm", "kind", "other"), [("group", nn.GroupNorm, nn.BatchNorm2d), ("batch", nn.BatchNorm2d, nn.GroupNorm)]
 )
-def test_a_resnet_is_normalised_as_it_says(norm, kind, other):
+def test_a_resnet_has_the_normalisation_of_its_setting(norm, kind, other):
     network = built(Resnet(width=8, norm=norm, image_size=8), (1, 8, 8))
     assert len(norms(network, kind)) == 1 + 2 * 3 and not norms(network, other)
 

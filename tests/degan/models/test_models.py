@@ -1,4 +1,4 @@
-"""Every pair keeps the contract: shapes, ranges, the published counts, the same weights from the same seed."""
+"""Every pair keeps the contract: shapes, ranges, the published counts, and equal weights from equal seeds."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_degan_has_the_nine_arrays_of_the_released_code():
     arrays = [value for network in pair for value in network.parameters() if value.dim() > 1]
     assert len(arrays) == 9
     assert sum(value.numel() for value in arrays) == 4_240_320
-    # What ours trains on top: the biases of nine layers, and scale and shift of five BatchNorms.
+    # Our networks have more parameters: the biases of nine layers, and scale and shift of five BatchNorms.
     biases = 25_088 + 256 + 128 + 1 + 64 + 64 + 128 + 256 + 1
     assert sum(map(count, pair)) == 4_240_320 + biases + 2 * (256 + 128 + 64 + 128 + 256)
 
@@ -133,6 +133,6 @@ def test_points_are_not_bounded():
         (Mlp(image_size=8), (1, 28, 28), "model.image_size"),
     ],
 )
-def test_what_cannot_be_built_names_the_setting(settings, shape, begins):
+def test_a_network_that_cannot_be_built_names_the_setting(settings, shape, begins):
     with pytest.raises(SettingsError, match=f"^{begins}"):
         models.build(settings, shape)

@@ -1,4 +1,4 @@
-"""Every pair against its layers written out as functions, by the names of their tensors; and how each tensor starts."""
+"""Every pair against its layers written out as functions, by the names of their tensors; and their initial values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def leaky(x):
 
 
 class Tensors:
-    """The tensors of a network by name, its running statistics as copies that a pass in training mode moves on.
+    """The tensors of a network by name, with copies of the running statistics that a pass in training mode changes.
 
     Attributes:
-        layers: of each tensor's layer the kind, in the order of use, e.g. `("dense", "dense")`.
+        layers: the kind of each tensor's layer, in the order of use, e.g. `("dense", "dense")`.
     """
 
     def __init__(self, network, is_training):
@@ -57,7 +57,7 @@ class Tensors:
         return normed * scale.view(view) + shift.view(view)
 
     def drop(self, x):
-        """A quarter of the maps, and the others larger by that."""
+        """Drop a quarter of the maps, and scale the others by 4/3."""
         return F.dropout2d(x, 0.25, self.is_training)
 
 
@@ -125,7 +125,7 @@ def degan_discriminator(t, x, settings):
     x = leaky(t.conv("body.0", x, 2, 2))
     x = leaky(t.norm("body.3", t.conv("body.2", x)))
     x = leaky(t.norm("body.6", t.conv("body.5", x, 2)))
-    # One row of zeros below and one column of them to the right.
+    # There is one row of zeros below and one column of zeros to the right.
     padded = torch.zeros(*x.shape[:2], 8, 8)
     padded[:, :, :7, :7] = x
     x = leaky(t.norm("body.10", t.conv("body.9", padded, 1, 0)))
@@ -155,7 +155,7 @@ def test_a_network_is_its_layers_written_out(case, is_training):
             network.train(is_training)
             for value in (*network.parameters(), *network.buffers()):
                 if value.is_floating_point():
-                    # Large enough for every bend and every epsilon to show.
+                    # The values are large enough for every nonlinearity and every epsilon to show.
                     value.data.add_(0.3 * torch.rand_like(value))
         inputs = torch.randn(4, 3), 0.5 * torch.randn(4, *shape)
         for network, function, given in zip(networks, by_hand, inputs, strict=True):
@@ -169,15 +169,15 @@ def test_a_network_is_its_layers_written_out(case, is_training):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
             for name, value in network.state_dict().items():
                 torch.testing.assert_close(value, tensors.by_name[name], rtol=1e-3, atol=1e-5, msg=name)
-            # In the order of use, and nothing else: so they travel, and so they are drawn.
+            # Tensors are in the order of use, which is the order of messages and of random draws.
             assert list(network.state_dict()) == tensors.used
 
 
 @pytest.mark.parametrize("case", ["lsgan", "dcgan", "mlp", "points", "degan"])
-def test_every_tensor_starts_as_its_source_says(case, monkeypatch):
-    """Normal or uniform weights by their deviation and largest value, scales around one, and zeros.
+def test_every_tensor_starts_as_its_source_defines(case, monkeypatch):
+    """Weights are normal or uniform, by their deviation and largest value; scales are around one, biases zeros.
 
-    All is drawn or written here: what torch gives a fresh layer is taken away, since another release may give another.
+    The test blanks torch's own initial values of a layer, since another release of torch may have others.
     """
     for kind in (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._NormBase):
         monkeypatch.setattr(kind, "reset_parameters", leave_blank)
@@ -219,7 +219,7 @@ def leave_blank(layer):
 
 
 def assert_normal(value, mean, name):
-    """N(mean, 0.02), within five standard errors."""
+    """The value is from N(mean, 0.02), within five standard errors."""
     count = value.numel()
     assert abs(value.mean().item() - mean) < 5 * 0.02 / math.sqrt(count), name
     if count > 1:
@@ -228,7 +228,7 @@ def assert_normal(value, mean, name):
 
 
 def assert_uniform(value, bound, name):
-    """U(-bound, bound): nothing outside, and a deviation of bound / sqrt(3) within five standard errors."""
+    """The value is from U(-bound, bound): none outside, a deviation of bound / sqrt(3) within five standard errors."""
     count = value.numel()
     assert value.abs().max() <= bound, name
     assert abs(value.mean().item()) < 5 * bound / math.sqrt(3 * count), name
@@ -237,7 +237,7 @@ def assert_uniform(value, bound, name):
 
 
 COUNTS = {
-    # Dense layers (inputs + 1) * outputs, convolutions inputs * outputs * kernel + biases, BatchNorm twice its maps.
+    # Counts: dense (inputs + 1) * outputs, convolution inputs * outputs * kernel + biases, BatchNorm 2 * maps.
     "lsgan": (
         (3 + 1) * 128 * 64 + (128 * 128 * 9 + 128) + 2 * 128 + (128 * 64 * 9 + 64) + 2 * 64 + (64 * 3 * 9 + 3),
         (3 * 16 + 16 * 32 + 32 * 64 + 64 * 128) * 9 + (16 + 32 + 64 + 128) + 2 * (32 + 64 + 128) + 128 * 4 + 1,

@@ -1,4 +1,4 @@
-"""What peers claim in small maps, at the border of what can be."""
+"""The claims of peers in small maps, at the border of the possible values."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def announcement(**fields: object) -> SimpleNamespace:
     return SimpleNamespace(fields=fields)
 
 
-def test_a_count_is_what_it_says_or_is_refused_by_its_name():
+def test_a_count_is_taken_or_refused_by_its_name():
     assert [whole({"steps": value, "more": 7}, "steps") for value in (0, 1, LARGEST)] == [0, 1, LARGEST]
     for fields in ({"more": 7}, *({"steps": value} for value in NO_COUNTS)):
         with pytest.raises(MessageError, match="a round without a steps"):
             whole(fields, "steps")
 
 
-def test_of_what_a_worker_says_of_itself_only_what_can_be_is_kept():
+def test_only_possible_claims_of_a_worker_are_kept():
     fine = {"samples": LARGEST, "histogram": [0, LARGEST]}
     assert plain_peer_info(fine | {"more": 1}) == fine and plain_peer_info({}) == {}
     assert plain_peer_info({"histogram": []}) == {"histogram": []}
@@ -43,15 +43,21 @@ def test_of_what_a_worker_says_of_itself_only_what_can_be_is_kept():
         assert plain_peer_info({"samples": 3, "histogram": histogram}) == {"samples": 3}
 
 
-def test_the_losses_of_those_that_answered_are_averaged_where_they_say_both():
-    said = {1: message(d_loss=1.0, g_loss=10.0, term=3.0), 2: message(d_loss=4.0), 4: message(d_loss=2.0, g_loss=40.0)}
+def test_the_losses_of_those_that_answered_are_averaged_where_they_have_both():
+    messages = {
+        1: message(d_loss=1.0, g_loss=10.0, term=3.0),
+        2: message(d_loss=4.0),
+        4: message(d_loss=2.0, g_loss=40.0),
+    }
     both = ("d_loss", "g_loss")
-    assert mean_losses(said, both) == {"d_loss": 1.5, "g_loss": 25.0}
+    assert mean_losses(messages, both) == {"d_loss": 1.5, "g_loss": 25.0}
     assert mean_losses({}, both) == mean_losses({2: message(d_loss=4.0)}, both) == {}
-    assert mean_losses(said, ("g_loss",)) == {"g_loss": 25.0} and mean_losses(said, ("c_loss", "accuracy")) == {}
+    assert (
+        mean_losses(messages, ("g_loss",)) == {"g_loss": 25.0} and mean_losses(messages, ("c_loss", "accuracy")) == {}
+    )
 
 
-def test_an_answer_says_the_losses_that_are_numbers_and_the_term_of_the_announcement():
+def test_an_answer_has_the_losses_that_are_numbers_and_the_term_of_the_announcement():
     losses = {"d_loss": 1.5, "g_loss": math.nan, "more": math.inf}
     assert answer_extras(announcement(term=7), losses) == {"term": 7.0, "d_loss": 1.5}
     assert answer_extras(announcement(), {}) == {"term": -1.0}

@@ -25,7 +25,7 @@ FEDERATED = {"name": "federated", "fraction": 1.0, "local_steps": 1, "weighting"
 
 
 def train(settings, steps, at_sync_point=True):
-    """Every worker in a thread of its own; returns the learners, and each one's losses by step."""
+    """Train every worker in a thread of its own; returns the learners, and the losses of each by step."""
     buses = memory_buses(settings.workers)
     learners = [new_classifier(settings) for _ in buses]
     kind = {"partial_exchange": PartialExchange, "federated": Federated}[settings.mode.__struct_config__.tag]
@@ -167,7 +167,7 @@ def test_a_leader_that_does_not_train_shows_the_mean_of_the_members_losses():
 )
 @pytest.mark.parametrize("kind", ["mlp", "resnet-batch"])
 def test_a_run_that_is_resumed_ends_with_the_bits_of_the_undisturbed_one(tmp_path, kind, mode):
-    """Batches with their labels, weights, moments, statistics and metrics go on as if nothing had been."""
+    """Batches with their labels, weights, moments, statistics and metrics go on without a difference."""
 
     run = {"steps": 4, "log_every": 1, "evaluate_every": 2, "snapshot_every": 2, "checkpoint_every": 2}
     settings = msgspec.structs.replace(experiment(kind, 2, mode, run=run), device="cpu")

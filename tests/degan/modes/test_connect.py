@@ -1,4 +1,4 @@
-"""The door to the peers: with what it is opened in each mode, and what `DEGAN_FAULTS` puts before it."""
+"""The door to the peers: its arguments in each mode, and the faults of `DEGAN_FAULTS` in front of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PEERS = ["redis://a", "redis://b", "redis://c"]
 
 @pytest.fixture
 def opened(monkeypatch):
-    """With what each bus was opened."""
+    """The arguments with which each bus was opened."""
     monkeypatch.delenv("DEGAN_FAULTS", raising=False)
     found: list[dict[str, Any]] = []
 
@@ -61,7 +61,7 @@ def test_each_mode_opens_its_door_with_all_that_it_was_given(opened, mode, may_t
         "worker": 2,
         "urls": PEERS,
         "peers": (0, 1),
-        # Our own node may be away as long as it is tried at the start, where that is longer than a lease.
+        # The worker's own node may be away for the connect timeout, where that is longer than a lease.
         "connect_timeout_s": 5.0,
         "patience_s": 5.0,
         "full_patience_s": 7.0,
@@ -71,7 +71,7 @@ def test_each_mode_opens_its_door_with_all_that_it_was_given(opened, mode, may_t
     }
 
 
-def test_every_life_has_a_name_of_its_own(opened):
+def test_every_incarnation_has_a_name_of_its_own(opened):
     names = [(wire.open_bus(settings_of(), 0, print), opened[-1]["incarnation"])[1] for _ in range(3)]
     assert len(set(names)) == 3 and opened[-1]["may_take_over"] is False
 
@@ -83,7 +83,7 @@ def test_a_number_of_peers_has_no_addresses(opened):
 
 
 @pytest.mark.parametrize("mode", ["partial_exchange", "federated"])
-def test_what_is_scripted_around_publishing_is_put_before_the_door(opened, monkeypatch, mode):
+def test_scripted_faults_around_publishing_are_put_before_the_door(opened, monkeypatch, mode):
     settings = settings_of(mode)
     script = "w1@step2.before_publish:kill, w0@step3.after_publish:term, w1@step3:int, w1@step4.saving:torn"
     monkeypatch.setenv("DEGAN_FAULTS", script)
@@ -96,7 +96,7 @@ def test_what_is_scripted_around_publishing_is_put_before_the_door(opened, monke
         wire.open_bus(settings, 1, print)
 
 
-def test_an_attack_is_for_its_worker_and_is_said(monkeypatch):
+def test_an_attack_is_for_its_worker_and_is_logged(monkeypatch):
     lines: list[str] = []
     monkeypatch.setenv("DEGAN_FAULTS", "w2:attack:scale, w0@step1:kill")
     assert wire.attack_on(SimpleNamespace(worker=1), lines.append) is None and lines == []
@@ -119,7 +119,7 @@ def test_all_that_a_folder_has_is_shown(tmp_path):
     assert nothing == (Access("worker-1"), None)
 
 
-def test_which_mode_a_name_stands_for(opened):
+def test_a_name_stands_for_its_mode(opened):
     for name in ("local", "partial_exchange", "federated", "multi_discriminator"):
         settings = settings_of(name)
         pair = GanPair(settings, (1, 4, 4), 0, torch.device("cpu"))

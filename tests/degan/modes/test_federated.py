@@ -1,4 +1,4 @@
-"""Federated rounds: the oracles, what a round does when somebody is missing, and what it costs."""
+"""Federated rounds: the oracles, rounds with missing workers, and the bytes of a round."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_one_local_sgd_step_on_equal_shards_is_a_step_on_the_union(request, back
     data = [stream(worker) for worker in range(workers)]
     draws = [GanPair(settings, SHAPE, worker, torch.device("cpu")) for worker in range(workers)]
     for _ in range(steps):
-        # The union's batch: every worker's reals, and the latents that each of them would have drawn.
+        # The union's batch has every worker's reals, and the latents that each worker draws.
         latents = torch.cat([pair._draw(BATCH) for pair in draws])
         reference._draw = lambda count, latents=latents: latents
         real = unlabelled(torch.cat([next_batch().samples for next_batch in data]))
@@ -71,7 +71,7 @@ def test_one_worker_trains_as_if_it_were_alone(order, model):
 @pytest.mark.parametrize("state", ["keep", "reset", "average"])
 @pytest.mark.parametrize("backend", ["memory", "redis"])
 def test_a_round_is_the_weighted_mean_of_what_the_workers_made_of_the_model(request, state, backend):
-    """Bit for bit the released algorithm, written down in one process."""
+    """The model has the bits of the released algorithm, written down in one process."""
     workers, rounds, local_steps = 3, 3, 2
     settings = experiment(workers, "dcgan", local_steps=local_steps, weighting="size", optimiser_state=state)
     pairs = Fleet(settings, make_buses(request, backend, workers)).run(rounds)
@@ -152,7 +152,7 @@ def test_a_leader_that_does_not_train_still_leads():
 @pytest.mark.parametrize("backend", ["memory", "redis"])
 def test_predicted_bytes_are_the_measured_ones(request, backend):
     settings = experiment(4, "lsgan", local_steps=1, cohort=2, leaders=2, batch=2)
-    fleet = Fleet(settings, make_buses(request, backend, 4), cuts=(2,))
+    fleet = Fleet(settings, make_buses(request, backend, 4), sync_points=(2,))
     fleet.run(4)
     for worker, stats in enumerate(fleet.stats):
         for way in ("sent", "received"):
@@ -162,10 +162,10 @@ def test_predicted_bytes_are_the_measured_ones(request, backend):
     assert fleet.stats[0]["predicted_sent_bytes"] > 4 * 4.5e6
 
 
-# --- somebody is missing --------------------------------------------------------------------------
+# --- missing workers ------------------------------------------------------------------------------
 
 
-def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
+def test_a_round_without_a_quorum_is_void_and_late_answers_are_counted():
     settings = experiment(3, local_steps=1, quorum=1.0, leaders=1, deadline={"floor_s": 0.3, "ceiling_s": 0.3})
     fleet = Fleet(settings, memory_buses(3))
     modes, late = fleet.modes, 2
@@ -175,7 +175,7 @@ def test_a_round_without_a_quorum_is_void_and_what_is_late_is_counted():
 
         def next_batch():
             if worker == late and modes[worker]._step == 2:
-                # Until the leader has given this round up.
+                # The late worker waits until the leader has given this round up.
                 modes[worker]._rounds.until(lambda: modes[0]._void_rounds, lambda: "the void round")
             return slow()
 
@@ -218,8 +218,8 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_where_it_is_taken():
 
 
 @pytest.mark.parametrize("rule", ["clipped_mean", "median", "trimmed_mean", "centered_clip"])
-def test_a_robust_rule_bears_a_hostile_model(rule):
-    """The model is nearer to that of a clean run than with the mean, and the same for all."""
+def test_a_robust_rule_bears_a_byzantine_model(rule):
+    """With the rule the model is nearer to that of a clean run than with the mean, and the same for all."""
     found = {}
     for name, attack, reduce in (("clean", None, "mean"), ("mean", "scale", "mean"), (rule, "scale", rule)):
         sgd = {"algorithm": "sgd", "generator_lr": 0.05, "discriminator_lr": 0.05}
@@ -232,7 +232,7 @@ def test_a_robust_rule_bears_a_hostile_model(rule):
     assert away[rule] < 0.1 * away["mean"]
 
 
-def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
+def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_banned():
     settings = experiment(4, local_steps=1, leaders=1)
     plain = config.dump(settings).replace("offences: 10", "offences: 2")
     fleet = Fleet(config.build(config.parse(plain)), memory_buses(4))
@@ -244,7 +244,7 @@ def test_a_member_that_is_far_longer_than_usual_is_gated_and_then_muted():
 
 
 def test_a_member_that_leaves_saves_the_model_that_its_version_names():
-    """And not what it made of it in the last round, or a run that is resumed together would have two models."""
+    """The saved model is not that of its last local steps, or a run that is resumed together would have two models."""
     workers = 2
     fleet = Fleet(experiment(workers, local_steps=2), memory_buses(workers))
     left, initial = threading.Event(), model_of(fleet.pairs[1])
@@ -254,7 +254,7 @@ def test_a_member_that_leaves_saves_the_model_that_its_version_names():
             batches = stream(0)
 
             def next_batch():
-                # The rest of the run begins when the other one has left, which waits for nobody.
+                # The rest of the run begins when the other worker has left, which waits for nobody.
                 assert fleet.modes[0]._step < 2 or left.wait(60)
                 return batches()
 
@@ -273,8 +273,8 @@ def test_a_member_that_leaves_saves_the_model_that_its_version_names():
     assert left.is_set() and not any("ending without them" in line for line in fleet.lines)
 
 
-def test_who_has_led_on_alone_takes_what_the_others_have():
-    """Cut off, it has gone on to a round that the others are far from; it may not keep them waiting until then."""
+def test_a_leader_that_went_on_alone_takes_the_model_of_the_others():
+    """The leader was cut off and has gone on to a round far ahead, for which the others must not wait."""
     fleet = Fleet(experiment(2, local_steps=1, cohort=1), memory_buses(2))
     expired = threading.Event()
 
@@ -285,7 +285,7 @@ def test_who_has_led_on_alone_takes_what_the_others_have():
         if worker == 0:
             expired.wait(20)
         else:
-            # Who follows may have seen three rounds more of a leader that died than its successor.
+            # A follower may have seen three rounds more of a dead leader than the leader's successor.
             mode._step = 4
             mode._check_line()
             mode._step = 5
@@ -302,7 +302,7 @@ def test_who_has_led_on_alone_takes_what_the_others_have():
     assert expired.is_set()
 
 
-def test_what_a_worker_claims_of_itself_is_checked():
+def test_the_claims_of_a_worker_are_checked():
     assert plain_peer_info({"samples": 5, "histogram": [1, 2], "more": "x"}) == {"samples": 5, "histogram": [1, 2]}
     for odd in (True, -1, "5", 1.5, 2**60, None, [3]):
         assert plain_peer_info({"samples": odd}) == {}

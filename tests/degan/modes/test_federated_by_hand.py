@@ -16,9 +16,9 @@ from tests.fleets import memory_buses
 from tests.learner_views import model_of, vectors_of
 from tests.plain_gans import PlainGan, flat
 
-# Rates at which a step moves the weights by much more than float32 rounds, and averages that soon reach their decay.
+# With these rates a step moves the weights by much more than float32 rounds, and averages soon reach their decay.
 FAST = {"generator_lr": 0.004, "discriminator_lr": 0.01, "betas": (0.6, 0.9), "ema_decay": 0.22}
-# Counts of two classes by worker, which differ a lot; and samples that are not their sums, to tell what is looked at.
+# The counts of two classes differ a lot between workers; the samples are not their sums, to tell the two apart.
 HISTOGRAMS = [[12, 0], [0, 4], [8, 40]]
 SAMPLES = [10, 30, 60]
 
@@ -28,12 +28,12 @@ def peer_info(worker):
 
 
 def shares(raw):
-    """Weights by worker that are together 1."""
+    """Weights by worker with the sum 1."""
     return {worker: value / sum(raw.values()) for worker, value in raw.items()}
 
 
 def by_divergence(scheme, sign, answered):
-    """The specification's formulas; "global" is everybody, whether it answered or not."""
+    """The weights by the specification's formulas; the global histogram has all workers, with or without an answer."""
     everyone = [sum(row[c] for row in HISTOGRAMS) for c in range(2)]
     total, raw = sum(everyone), {}
     for worker in answered:
@@ -56,14 +56,14 @@ class ByHand:
 
     Args:
         settings: the experiment.
-        weigh: the weight of each that answered, by worker.
-        half: rounds what travels; None for float32.
-        rule: makes one of how far the answers are away, in place of the weights.
+        weigh: makes the weight of each worker with an answer.
+        half: the dtype to which sent values are rounded; None for float32.
+        rule: reduces the changes of the answers to one, in place of the weighted mean.
 
     Attributes:
-        model: all weights, G's then D's.
-        leader: its `average` is G's moving average.
-        losses: of each round, by worker.
+        model: all weights, those of G, then those of D.
+        leader: a GAN whose `average` is G's moving average.
+        losses: for each round the losses by worker.
     """
 
     def __init__(self, settings, weigh, half=None, rule=None):
@@ -78,7 +78,7 @@ class ByHand:
         return values.to(self.half).float() if self.half else values
 
     def round(self, cohort, answering=None, local_steps=None, leader=0):
-        """One round: who takes part, whose answers are used, how many steps each takes if not all alike, who leads."""
+        """One round of a cohort, with the workers whose answers are used, the steps of some workers, and the leader."""
         mode, found = self.settings.mode, {}
         self.losses.append({})
         for worker in cohort:
@@ -96,7 +96,7 @@ class ByHand:
             losses = [gan.learn(self.data[worker]().samples, is_g_first) for _ in range(count)]
             self.losses[-1][worker] = [sum(row) / count for row in zip(*losses, strict=True)]
             moments = [(gan.g_adam.first, gan.g_adam.second), (gan.d_adam.first, gan.d_adam.second)]
-            # The leader's own does not travel.
+            # The leader's own answer is not sent.
             found[worker] = (gan.weights() if worker == leader else self.rounded(gan.weights())), moments
         used = {worker: found[worker] for worker in (cohort if answering is None else answering)}
         if not used:
@@ -116,7 +116,7 @@ class ByHand:
 
 
 def close(found, expected, start, tolerance=1e-3):
-    """Two vectors, relative to how far training has moved them from the start."""
+    """Compare two vectors, relative to how far training has moved them from the start."""
     found, expected, start = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (found, expected, start))
     moved = np.linalg.norm(expected - start)
     assert moved > 0.005 * np.linalg.norm(expected), "training moves it"
@@ -124,7 +124,7 @@ def close(found, expected, start, tolerance=1e-3):
 
 
 def assert_like(pair, hand, tolerance=1e-3):
-    """A worker's weights and moving average after the last cut."""
+    """Compare a worker's weights and moving average after the last sync point."""
     start, mine = PlainGan(hand.settings, SHAPE, 0), vectors_of(pair)
     close(np.concatenate([mine["generator"], mine["discriminator"]]), hand.model, start.weights(), tolerance)
     close(mine["ema"], flat(hand.leader.average), flat(start.g), tolerance)
@@ -138,7 +138,7 @@ def by_size(answered):
     return shares({worker: SAMPLES[worker] for worker in answered})
 
 
-# --- what a round computes ------------------------------------------------------------------------
+# --- the model of a round -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def by_size(answered):
     [("keep", "generator_first"), ("reset", "discriminator_first"), ("average", "generator_first")],
 )
 def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
-    """Three rounds of two steps, a cut after the second; weights by size; every worker shows the same in the end."""
+    """There are three rounds of two steps, a sync point after the second, weights by size; all workers end alike."""
     settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, order=order, leaders=2)
-    fleet = Fleet(settings, memory_buses(3), cuts=(2,), peer_info=peer_info)
+    fleet = Fleet(settings, memory_buses(3), sync_points=(2,), peer_info=peer_info)
     assert_same_model(fleet.run(3))
     hand = ByHand(settings, by_size)
     for _ in range(3):
@@ -168,7 +168,7 @@ def test_rounds_are_the_weighted_mean_of_plain_adam_steps(state, order):
 @pytest.mark.parametrize("sign", ["divergent_less", "as_released"])
 @pytest.mark.parametrize("scheme", ["exp", "linear"])
 def test_answers_weigh_by_their_divergence_from_everybodys_histogram(scheme, sign):
-    """That of worker 1, whose answer is spoilt, is part of it."""
+    """The global histogram includes that of worker 1, whose answer is spoilt."""
     settings = experiment(3, local_steps=1, optimiser=FAST, weighting="kl", scheme=scheme, sign=sign, leaders=1)
     fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.modes[1]._attack = Attack("nan")
@@ -191,13 +191,13 @@ def test_answers_weigh_the_same_or_by_their_samples(weighting, weigh):
 
 
 @pytest.mark.parametrize("state", ["keep", "average"])
-def test_who_is_not_chosen_for_a_round_goes_on_where_the_model_is(state):
+def test_a_worker_outside_the_cohort_goes_on_where_the_model_is(state):
     """The moments' steps are those of the model (`average`), or the worker's own (`keep`)."""
     settings = experiment(3, local_steps=2, cohort=2, optimiser=FAST, optimiser_state=state, leaders=2)
     settings = msgspec.structs.replace(settings, seed=10)
     fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     fleet.run(4)
-    # As the seed has it, in this and every later version.
+    # The seed gives these cohorts, in this and every later version.
     cohorts = [[0, 2], [0, 1], [1, 2], [0, 2]]
     assert [[w for w in range(3) if fleet.drawn[w][step]] for step in range(4)] == cohorts
     hand = ByHand(settings, by_size)
@@ -240,7 +240,7 @@ def test_a_leader_that_does_not_train_gives_the_mean_losses():
 
 
 def test_weak_workers_take_their_own_number_of_steps():
-    """Here the leader; of five steps half is two, and the model counts five all the same."""
+    """The leader is weak and takes two of five steps; the model counts five steps all the same."""
     weak = {"fraction": 0.34}
     settings = experiment(3, local_steps=5, optimiser=FAST, stragglers=weak, optimiser_state="average", leaders=1)
     fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
@@ -252,8 +252,8 @@ def test_weak_workers_take_their_own_number_of_steps():
     assert_like(fleet.pairs[1], hand)
 
 
-def test_who_is_weak_is_drawn_by_the_seed():
-    """A share of all, rounded to the nearest; as in every version, because all workers have to draw the same."""
+def test_weak_workers_are_drawn_by_the_seed():
+    """The share of all is rounded to the nearest; every version draws alike, because all workers have to."""
     for fraction, steps, expected in (
         (0.36, "half", dict.fromkeys((1, 4, 8, 9), 3)),
         (0.34, 1, dict.fromkeys((1, 4, 5), 1)),
@@ -265,14 +265,14 @@ def test_who_is_weak_is_drawn_by_the_seed():
     assert set(stragglers(experiment(10, local_steps=1, stragglers={"fraction": 0.1})).values()) == {1}
 
 
-# --- what travels in half precision ---------------------------------------------------------------
+# --- half precision -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("codec", "half", "model"), [("float16", torch.float16, "wide"), ("bfloat16", torch.bfloat16, "mlp")]
 )
 def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still_learns(codec, half, model):
-    """The wide one has more values than travel in one chunk; what differs lies between two halves."""
+    """The wide model takes more than one chunk; the two models differ by a rounding between two halves."""
     fast = FAST | {"generator_lr": 0.02, "discriminator_lr": 0.02}
     settings = experiment(2, model, local_steps=1, optimiser=fast, codec=codec, leaders=1)
     fleet = Fleet(settings, memory_buses(2), peer_info=peer_info)
@@ -284,12 +284,12 @@ def test_with_half_precision_the_model_is_rounded_whole_in_every_round_and_still
     for _ in range(2):
         hand.round([0, 1])
     assert_like(fleet.pairs[1], hand, 0.02)
-    # Of a model that is not rounded, nearly every value is another.
+    # A model that is not rounded differs in nearly every value.
     assert (found == hand.model).float().mean() > 0.99
 
 
 def test_moments_that_travel_in_half_precision_keep_the_steps_as_long_as_they_are():
-    """Adam divides by the root of the second: a codec that makes zeros of small numbers makes steps without end."""
+    """Adam divides by the root of the second moment: a codec that rounds it to zero makes infinite steps."""
     settings = experiment(2, local_steps=2, optimiser=FAST, codec="bfloat16", optimiser_state="average", leaders=1)
     fleet = Fleet(settings, memory_buses(2), peer_info=peer_info)
     assert_same_model(fleet.run(4))
@@ -304,7 +304,7 @@ def test_moments_that_travel_in_half_precision_keep_the_steps_as_long_as_they_ar
 
 @pytest.mark.parametrize("state", ["keep", "average"])
 def test_a_void_round_leaves_model_average_and_steps_as_they_were(state):
-    """In the second of three rounds two of three answers are spoilt: with a third of them it would go on."""
+    """In the second of three rounds two of three answers are spoilt, more than the quorum allows."""
     settings = experiment(3, local_steps=2, optimiser=FAST, optimiser_state=state, leaders=2)
     fleet = Fleet(settings, memory_buses(3), peer_info=peer_info)
     for worker in (1, 2):
@@ -320,7 +320,7 @@ def test_a_void_round_leaves_model_average_and_steps_as_they_were(state):
 
 @pytest.mark.parametrize(("spoilt", "quorum", "is_void"), [(2, 0.5, False), (3, 0.5, True), (1, 0.8, True)])
 def test_a_round_counts_from_its_quorum_on(spoilt, quorum, is_void):
-    """A share of those that were asked, here of four; a share of an answer is a whole one."""
+    """The quorum is a share of the four asked workers, rounded up to whole answers."""
     settings = experiment(4, local_steps=1, quorum=quorum, leaders=1, weighting="uniform")
     fleet = Fleet(settings, memory_buses(4))
     first = model_of(fleet.pairs[0])
@@ -332,20 +332,20 @@ def test_a_round_counts_from_its_quorum_on(spoilt, quorum, is_void):
     assert (stats["void_rounds"], stats["answered"], stats["cohort"]) == (int(is_void), 4 - spoilt, 4)
 
 
-# --- what it costs --------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("codec", "size_bytes"), [("raw", 4), ("float16", 2)])
 def test_predicted_bytes_worked_out_by_hand(codec, size_bytes):
-    """Three rounds of four workers, two of whom may lead; a cut after the second and the last."""
+    """There are three rounds of four workers, two of which may lead; sync points after the second and the last."""
     settings = experiment(4, local_steps=1, leaders=2, codec=codec)
-    fleet = Fleet(settings, memory_buses(4), cuts=(2,))
+    fleet = Fleet(settings, memory_buses(4), sync_points=(2,))
     fleet.run(3)
     # G: 8 -> 16 -> 16 -> 1024; D: 1024 -> 16 -> 16 -> 1; weights and biases.
     of_g, of_d = 8 * 16 + 16 + 16 * 16 + 16 + 16 * 1024 + 1024, 1024 * 16 + 16 + 16 * 16 + 16 + 16 + 1
     model, average = size_bytes * (of_g + of_d), 4 * of_g
     sent = [stats["predicted_sent_bytes"] for stats in fleet.stats]
     received = [stats["predicted_received_bytes"] for stats in fleet.stats]
-    # The first model, which all hold, is put as well; one that is put at a cut is not put again for the next round.
+    # The first model, which all hold, is put as well; a model of a sync point is not put again for the next round.
     assert sent == [4 * model + 2 * average] + [3 * model] * 3
     assert received == [9 * model] + [3 * model + 2 * average] * 3

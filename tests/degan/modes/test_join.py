@@ -1,4 +1,4 @@
-"""Joining rounds that go on: from which round on, and that nobody waits for somebody who waits for it."""
+"""Joining rounds that go on: the round to begin with, and no two workers that wait for each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 8
 
 
 class Leases:
-    """What the leases say, for who asks."""
+    """The leases: the furthest round and the term of the peers."""
 
     def __init__(self, furthest=0, term=0):
         self.found = furthest, term
@@ -34,7 +34,7 @@ class Leases:
 
 @pytest.fixture
 def pair():
-    """Worker 0, which leads, in the middle of its rounds; and worker 1, which has not begun to listen."""
+    """Worker 0 leads and is in the middle of its rounds; worker 1 has not begun to read."""
     buses = memory_buses(2)
     opened = []
     for bus in buses:
@@ -63,10 +63,10 @@ def joining(
     return round, lines
 
 
-def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
+def test_a_joiner_goes_on_from_the_newest_round_and_not_from_the_first_that_it_reads(pair):
     first, second = pair
     announce(first, [5])
-    # What else there is comes to be read when the first has been looked at.
+    # The later announcements come after the first has been read.
     later = threading.Timer(0.5, announce, (first, range(6, 41)))
     later.start()
     assert joining(second, furthest=40)[0] >= 39
@@ -74,8 +74,8 @@ def test_who_joins_goes_on_from_the_newest_round_and_not_from_the_first_that_it_
 
 
 @pytest.mark.parametrize(("newest", "is_near"), [(8, True), (7, True), (6, False)])
-def test_who_is_in_a_round_has_announced_the_one_before_or_read_it(pair, newest, is_near):
-    """An older announcement is the newest that has been read, and not that there is."""
+def test_a_worker_in_a_round_has_announced_the_one_before_or_read_it(pair, newest, is_near):
+    """An older announcement is the newest that was read, and not the newest that exists."""
     first, second = pair
     announce(first, [newest])
     later = threading.Timer(0.3, announce, (first, [9]))
@@ -84,7 +84,7 @@ def test_who_is_in_a_round_has_announced_the_one_before_or_read_it(pair, newest,
     later.join()
 
 
-def test_what_was_announced_in_an_older_term_than_the_leases_say_is_not_gone_on_from(pair):
+def test_a_joiner_does_not_go_on_from_an_older_term_than_that_of_the_leases(pair):
     first, second = pair
     announce(first, [9])
     start, tried = Start("join", 0, {0: "life-0"}, 0, 7, 4), []
@@ -109,7 +109,7 @@ def test_where_the_furthest_is_gone_an_older_round_will_do(pair):
     assert 0.3 <= time.monotonic() - began < 10
 
 
-def test_what_cannot_be_fetched_is_tried_with_the_next_round(pair):
+def test_a_model_that_cannot_be_fetched_is_tried_with_the_next_round(pair):
     first, second = pair
     announce(first, [7])
     tried = []
@@ -140,7 +140,7 @@ def test_a_lone_leader_leads_the_round_in_which_the_others_wait(pair, furthest, 
 
 
 def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
-    """What was started again looks for those that train; we neither train nor see that it does not lead any more."""
+    """The restarted worker looks for workers that train; worker 1 does not train, and takes it for the leader."""
     second = pair[1]
     second.leadership.leaders = (0, 1)
     second.messages.begin_incarnation(0, "life-0")
@@ -153,7 +153,7 @@ def test_nobody_waits_for_one_that_was_started_again_and_waits_for_it(pair):
     assert join(second, Leases(5), start, 0, 20, 20.0, True, lambda *_: None, lambda line: None) == (4, None)
 
 
-def test_an_answer_to_the_former_life_of_a_leader_is_none(pair):
+def test_an_answer_to_the_former_incarnation_of_a_leader_is_none(pair):
     first, second = pair
     second.start(Start("together", 0, {0: "life-0"}), 0)
     first.leadership.claim(0)

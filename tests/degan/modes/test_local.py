@@ -1,4 +1,4 @@
-"""The local mode and its guard call by call: what is applied, what is set back, what is counted and said."""
+"""The local mode and its guard call by call: applied gradients, restored statistics, counts and log lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Scripted:
     """A pair whose gradients are given: each call spoils the section's gradient, or a network's statistics, or nothing.
 
     Attributes:
-        script: of each call from now on what is wrong with it: "", "gradient", "generator" or "discriminator".
+        script: the fault of each call from now on: "", "gradient", "generator" or "discriminator".
     """
 
     def __init__(self, updates="alternating"):
@@ -42,7 +42,7 @@ class Scripted:
 
 
 def moved(before, after):
-    """Which networks have other weights or running statistics than before."""
+    """The networks with other weights or running statistics than before."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -50,7 +50,7 @@ def moved(before, after):
     ("script", "expected", "counts"),
     [
         (["", ""], {"generator", "discriminator", "ema"}, {}),
-        # D's section: nothing of it stays, and G learns from a discriminator that has stayed.
+        # A fault in D's section: D stays as it was, and G learns from this discriminator.
         (["gradient", ""], {"generator", "discriminator.running", "ema"}, {"own_not_finite": 1}),
         (["", "gradient"], {"discriminator", "generator.running"}, {"own_not_finite": 1}),
         (["discriminator", "generator"], set(), {"own_not_finite": 2}),
@@ -77,7 +77,7 @@ def test_of_an_alternating_step_each_section_counts_for_itself(script, expected,
     assert adam["applied"] == ("ema" in expected)
 
 
-def test_what_the_guard_gives_is_the_gradient_or_zeros():
+def test_the_guard_gives_the_gradient_or_zeros():
     scripted = Scripted("simultaneous")
     lines = []
     guard, real, whole = (
@@ -117,7 +117,7 @@ def test_statistics_are_kept_apart_and_set_back_each_in_its_place():
     [
         ([LARGEST / 1.001], True),
         ([-LARGEST / 1.001, 0.0], True),
-        # Each can be squared, and their norm is larger than that.
+        # Each value can be squared, and their norm is larger than the limit.
         ([LARGEST / 1.001] * 4, True),
         ([LARGEST * 1.001], False),
         ([0.0, -LARGEST * 1.001], False),
@@ -141,7 +141,7 @@ def test_a_gradient_whose_statistics_are_not_sound_does_not_count():
     assert guard.counts == {"own_not_finite": 1}
 
 
-def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_said():
+def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_logged():
     lines, bad, good = [], np.full(2, np.nan, np.float32), np.zeros(2, np.float32)
     guard = NonFiniteGuard(Scripted().pair, lines.append)
     assert MOST_IN_A_ROW == 100
@@ -150,7 +150,7 @@ def test_a_hundred_in_a_row_are_borne_and_every_hundredth_is_said():
     assert [line[line.index("(") :] for line in lines] == ["(1 so far)"]
     guard.allows(bad)
     assert [line[line.index("(") :] for line in lines] == ["(1 so far)", "(100 so far)"]
-    # What comes out of an exchange neither begins the count anew nor adds to it.
+    # The gradients of an exchange neither begin the count anew nor add to it.
     guard.allows_together(good)
     guard.allows_together(bad)
     with pytest.raises(config.UsageError, match="gradients of 101 steps in a row"):
@@ -190,7 +190,7 @@ def test_a_local_worker_is_first_by_its_number_and_stops_after_the_next_step():
         }
 
 
-def test_settling_leaves_a_local_workers_statistics_its_own():
+def test_a_synchronisation_leaves_a_local_workers_statistics_its_own():
     scripted = Scripted()
     mode, before = Local(scripted.settings, 1, scripted.pair), copy.deepcopy(scripted.state())
     assert mode.synchronise(1)

@@ -1,4 +1,4 @@
-"""MD-GAN: its oracles, its swaps, what is wrong with an answer, and its bytes; fleets in threads of one process."""
+"""MD-GAN: its oracles, swaps, faulty answers and bytes; fleets in threads of one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SGD = {"algorithm": "sgd", "generator_lr": 0.5, "discriminator_lr": 0.2}
 
 @pytest.fixture(params=["memory", "redis"])
 def buses(request):
-    """Makes the buses of a fleet, in memory and over a real Redis."""
+    """A function that makes the buses of a fleet, in memory and over a real Redis."""
 
     def make(workers):
         if request.param == "memory":
@@ -50,10 +50,10 @@ def buses(request):
     ],
 )
 def test_one_worker_is_plain_alternating_gan_steps(buses, model, steps_of_d, loss):
-    """Written by hand, with autograd through D and G at once; the running statistics and the losses as well."""
+    """The reference has autograd through D and G at once; running statistics and losses are compared too."""
     settings = experiment(1, model, loss=loss, optimiser=FAST, discriminator_steps=steps_of_d)
     fleet, start = Fleet(settings, buses(1)), PlainGan(settings, new_pair(settings, 0).sample_shape, 0)
-    torch.manual_seed(5)  # lsgan's dropout
+    torch.manual_seed(5)  # The seed of lsgan's dropout.
     found = fleet.train(3)
     torch.manual_seed(5)
     (gan,), expected = by_hand(settings, 1, 3)
@@ -64,19 +64,19 @@ def test_one_worker_is_plain_alternating_gan_steps(buses, model, steps_of_d, los
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-6):
-    """Two vectors, relative to their size."""
+    """Compare two vectors, relative to their norm."""
     assert np.linalg.norm(expected) > 0
     assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
 
 
 def gradient(pair: GanPair) -> np.ndarray:
-    """What G's optimiser was last given."""
+    """The last gradient of G's optimiser."""
     return pair.generator.gradient.numpy()
 
 
 @pytest.mark.parametrize(("model", "workers", "batches"), [("mlp", 3, 1), ("dcgan", 4, 2), ("mlp", 5, 3)])
 def test_the_generator_follows_the_mean_of_the_discriminators_losses(buses, model, workers, batches):
-    """By plain descent, whose step is the gradient itself; each worker's own losses and discriminator as well."""
+    """Plain descent steps by the gradient itself; each worker's own losses and discriminator are compared too."""
     settings = experiment(workers, model, batches=batches, optimiser=SGD)
     fleet, start = Fleet(settings, buses(workers)), PlainGan(settings, new_pair(settings, 0).sample_shape, 0)
     found = fleet.train(1)
@@ -100,7 +100,7 @@ def test_equal_discriminators_are_one(buses):
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_rounds_with_swaps_are_one_process(buses, workers):
-    """Six rounds with Adam, and after every second one the discriminators change hands, with their moments."""
+    """There are six rounds with Adam; after every second one the discriminators change hands, with their moments."""
     settings = experiment(workers, batches=2, swap_every=2, optimiser=FAST)
     fleet, start = Fleet(settings, buses(workers)), PlainGan(settings, new_pair(settings, 0).sample_shape, 0)
     fleet.train(6)
@@ -111,8 +111,8 @@ def test_rounds_with_swaps_are_one_process(buses, workers):
         assert fleet.modes[worker].stats()["swaps"] == 3
 
 
-def test_all_hold_the_same_generator_at_a_cut(buses):
-    """The leaders its moments as well."""
+def test_all_hold_the_same_generator_at_a_sync_point(buses):
+    """The leaders hold its moments as well."""
     fleet = Fleet(experiment(4, "dcgan", codec="int8", feedback_codec="float16", state_every=2), buses(4))
     fleet.train(5)
     for worker, pair in enumerate(fleet.pairs[1:], start=1):
@@ -137,7 +137,7 @@ def test_a_leader_that_does_not_train_gives_the_mean_losses(buses):
 
 
 def spy_on_swaps(sent):
-    """Keeps what each worker sends as a swap, by worker."""
+    """Note the discriminator that each worker sends, by worker."""
 
     def change(mode):
         original = mode._rounds.send
@@ -170,7 +170,7 @@ def test_a_swap_moves_every_discriminator(buses, has_moments):
 
 
 @pytest.mark.parametrize("silent", [0, 1])
-def test_who_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
+def test_a_worker_that_gets_none_keeps_its_own_and_the_run_goes_on(buses, silent):
     """Worker `silent` sends no discriminator: its taker misses a swap, and no round."""
     workers, kept = 3, {}
     settings = experiment(workers, swap_every=2, deadline={"floor_s": 3.0, "ceiling_s": 3.0})
@@ -226,11 +226,11 @@ def test_without_a_value_swaps_come_once_an_epoch():
         assert found == expected
 
 
-# --- what is wrong with an answer --------------------------------------------------------------
+# --- faulty answers ----------------------------------------------------------------------------
 
 
 def spoil(worker, at_step):
-    """Worker `worker` answers round `at_step` with what is no number, past its own guard."""
+    """Worker `worker` answers round `at_step` with values that are no numbers, past its own guard."""
 
     def change(mode):
         if mode._me == worker:
@@ -257,7 +257,7 @@ def test_a_feedback_that_is_not_finite_is_left_out(buses, worker):
 
 
 def test_under_the_quorum_a_round_is_void(buses):
-    """Of two one answer is spoilt, and both are asked for: G and its average stay, and the next round counts."""
+    """One of two answers is spoilt, and the quorum is both: G and its average stay as they were."""
     settings = experiment(2, quorum=1.0)
     fleet = Fleet(settings, buses(2), change=spoil(1, 1))
     fleet.train(1)
@@ -269,8 +269,8 @@ def test_under_the_quorum_a_round_is_void(buses):
 # --- bytes -------------------------------------------------------------------------------------
 
 
-def test_bytes_are_what_the_formula_says(buses):
-    """With swaps, states and a cut, headers are less than a fiftieth."""
+def test_bytes_are_those_of_the_formula(buses):
+    """With swaps, states and a sync point, headers are less than a fiftieth."""
     settings = experiment(3, "dcgan", batch=64, codec="float16", feedback_codec="float16", swap_every=2, state_every=3)
     fleet = Fleet(settings, buses(3), samples=64)
     fleet.train(4)
@@ -280,8 +280,8 @@ def test_bytes_are_what_the_formula_says(buses):
             assert stats[f"predicted_{way}_bytes"] <= measured <= 1.02 * stats[f"predicted_{way}_bytes"], way
 
 
-def test_a_round_costs_what_the_specification_says(buses):
-    """Without cuts, states and swaps: down k b d, up b d, of two bytes a value; the leader gets (n - 1) b d."""
+def test_the_bytes_of_a_round_are_those_of_the_specification(buses):
+    """Without sync points, states and swaps: down k b d, up b d, of two bytes a value; the leader gets (n - 1) b d."""
     rounds, values = 3, 64 * 32 * 32
     settings = experiment(3, "dcgan", batch=64, batches=2, codec="float16", feedback_codec="float16")
     fleet = Fleet(settings, buses(3))
@@ -300,7 +300,7 @@ def test_a_round_costs_what_the_specification_says(buses):
 @pytest.mark.parametrize("power", [0, -45, 40])
 @pytest.mark.parametrize(("codec", "tolerance"), [("float16", 2**-10), ("bfloat16", 2**-7), ("int8", 0.02)])
 def test_a_lossy_feedback_comes_close_wherever_its_values_lie(codec, tolerance, power):
-    """Far outside of float16's own range as well."""
+    """The values may be far outside of float16's own range as well."""
 
     def change(mode):
         def feedback(fake, own=mode._learner.feedback):
@@ -312,17 +312,17 @@ def test_a_lossy_feedback_comes_close_wherever_its_values_lie(codec, tolerance, 
     fleets = [Fleet(experiment(2, feedback_codec=c), memory_buses(2), change=change) for c in ("raw", codec)]
     for fleet in fleets:
         fleet.train(1)
-    # Two to the 45th part of it is a gradient of which the optimiser makes nothing, but the gradient is there.
+    # A gradient that is smaller by 2^45 does not move the weights, but the optimiser has it.
     exact, lossy = (np.ldexp(gradient(fleet.pairs[0]), -power) for fleet in fleets)
     assert not np.array_equal(exact, lossy)
     assert_close(lossy, exact, tolerance)
 
 
-# --- who is slow -------------------------------------------------------------------------------
+# --- slow workers ------------------------------------------------------------------------------
 
 
 def test_a_worker_that_is_behind_goes_on_with_the_newest_round(buses):
-    """Worker 2 answers round 2 only when round 4 has begun: too late, round 3 is left out, and it is back for 4."""
+    """Worker 2 answers round 2 only when round 4 has begun: it is too late, leaves round 3 out, and is back for 4."""
     settings = experiment(3, deadline={"floor_s": 2.0, "ceiling_s": 2.0})
 
     def change(mode):
@@ -341,7 +341,7 @@ def test_a_worker_that_is_behind_goes_on_with_the_newest_round(buses):
 
 
 def test_a_slow_swap_is_taken_between_two_later_rounds(buses):
-    """What worker 1 sends after round 2 leaves it only when its taker has begun round 3 with its own."""
+    """Worker 1's discriminator of round 2 leaves only when its taker has begun round 3 with its own."""
     settings = experiment(3, swap_every=2, deadline={"floor_s": 4.0, "ceiling_s": 4.0})
     taker = derangement(settings.seed, 2, range(3))[1]
     has_gone_on = threading.Event()

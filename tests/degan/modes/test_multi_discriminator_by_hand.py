@@ -1,4 +1,4 @@
-"""MD-GAN by hand where something is missing: an answer, a leader, a discriminator; and its robust rules."""
+"""MD-GAN by hand with a missing answer, leader or discriminator; and its robust rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def begin_of(settings):
 
 
 def train(fleet, live):
-    """Every worker's `live(worker, mode, next_batch)` in a thread of its own."""
+    """Run every worker's `live(worker, mode, next_batch)` in a thread of its own."""
     try:
         return in_threads(
             [lambda w=w: live(w, fleet.modes[w], lambda: next(fleet.data[w])) for w in range(len(fleet.modes))]
@@ -41,7 +41,7 @@ def train(fleet, live):
 
 @pytest.mark.parametrize(("spoilt", "batches"), [(1, 1), (0, 2), (3, 2)])
 def test_the_generator_follows_the_mean_over_those_that_answered(spoilt, batches):
-    """Each at the fakes of its place among those that were asked."""
+    """Each worker answers to the fakes of its place among the asked workers."""
     settings = experiment(4, batches=batches, optimiser=SGD)
     fleet = Fleet(settings, memory_buses(4))
     fleet.modes[spoilt]._attack = Attack("nan")
@@ -55,7 +55,7 @@ def test_the_generator_follows_the_mean_over_those_that_answered(spoilt, batches
 
 
 def trimmed_by_two(rows):
-    """The mean of what is left of five without the two largest and two smallest: the median."""
+    """The mean of five without the two largest and two smallest: the median."""
     return rows.sort(0).values[2:-2].mean(0)
 
 
@@ -70,7 +70,7 @@ def clipped(rows):
     ("workers", "batches", "rule", "byzantine", "by_rule"),
     [
         (3, 1, "median", 1, lambda rows: rows.sort(0).values[1]),
-        # Three judge the first batch, and two, which leave no choice, the second.
+        # Three workers answer to the first batch; two, whose mean is the only choice, to the second.
         (5, 2, "clipped_mean", 1, clipped),
         (5, 1, "trimmed_mean", 2, trimmed_by_two),
     ],
@@ -86,7 +86,7 @@ def test_a_robust_rule_stands_for_the_mean_over_the_feedbacks_to_one_batch(worke
 
 
 def test_a_step_that_is_no_number_leaves_the_discriminator_and_its_statistics_as_they_were():
-    """In round 2 reals of worker 1 are none, in round 3 its feedback: that counts as zeros."""
+    """In round 2 the reals of worker 1 are no numbers, in round 3 its feedback is none and counts as zeros."""
     settings = experiment(2, "dcgan", optimiser=SGD)
 
     def change(mode):
@@ -133,7 +133,7 @@ def test_a_gradient_of_the_generator_that_is_no_number_is_not_applied():
 
 
 def test_discriminators_change_hands_every_so_many_epochs_of_the_mean_shard():
-    """Shards of 40, 80 and 60 samples in batches of 8: an epoch is 7.5 rounds, and half of it 4."""
+    """Shards have 40, 80 and 60 samples in batches of 8: an epoch is 7.5 rounds, and half of it 4."""
     rounds = []
 
     def change(mode):
@@ -150,11 +150,11 @@ def test_discriminators_change_hands_every_so_many_epochs_of_the_mean_shard():
     assert [mode.stats()["swaps"] for mode in fleet.modes] == [2] * 3
 
 
-# --- another leader, another life -----------------------------------------------------------------
+# --- another leader, another incarnation ----------------------------------------------------------
 
 
 def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
-    """What G has learned since is lost; its moments and average those of the state, and no discriminator is lost."""
+    """G's later steps are lost, its moments and average are those of the state, and no discriminator is lost."""
     settings = experiment(3, state_every=2, batches=2, discriminator_steps=2, optimiser=FAST, leaders=3)
     fleet = Fleet(settings, memory_buses(3))
 
@@ -190,7 +190,7 @@ def test_the_next_leader_goes_on_from_the_newest_state_of_the_generator():
 
 
 def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
-    """The two newest, and that of the newest cut, here after the second round."""
+    """The two newest states are kept, and that of the newest sync point, here after the second round."""
     fleet, seen = Fleet(experiment(2, state_every=1), memory_buses(2)), []
 
     def live(worker, mode, next_batch):
@@ -217,8 +217,8 @@ def test_states_of_the_generator_are_kept_as_long_as_somebody_may_fetch_them():
 
 
 @pytest.mark.parametrize("leader_trains", [True, False])
-def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_trains):
-    """As it was after the step before; and with the newest state of the generator, should it come to lead."""
+def test_a_joiner_begins_with_the_discriminator_of_one_that_trains(leader_trains):
+    """The discriminator is that after the step before; the joiner has the newest state of the generator, too."""
     settings = experiment(3, state_every=1, leader_trains=leader_trains, optimiser=FAST)
     fleet, after, has_joined = Fleet(settings, memory_buses(3)), {}, threading.Event()
 
@@ -236,7 +236,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
                 try:
                     return live_again()
                 finally:
-                    # Whatever has become of it, the others need not go on for ever.
+                    # The others stop whether or not the joiner failed.
                     has_joined.set()
             note(worker, step)
             if has_joined.is_set() and worker == 0 and last is None:
@@ -259,7 +259,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
         found = network_of(pair, "discriminator")
         assert any(np.array_equal(found, values) for (who, _), values in after.copy().items() if who == giver)
         assert counters_of(pair, "discriminator")["discriminator"] >= 1
-        # That which was announced with the round after which it begins; it may be the first, before there was any.
+        # The state is that of the announcement after which the joiner begins; after the first round there is none.
         assert mode.state()[1]["version"] == ((1, step - 1, 0) if step > 1 else None)
         has_joined.set()
         batches = multi_discriminators.reals(settings, 7)
@@ -274,7 +274,7 @@ def test_who_joins_begins_with_the_discriminator_of_one_that_trains(leader_train
         assert_same(pair, fleet.pairs[0], ("generator", "ema"))
 
 
-# --- what is agreed -------------------------------------------------------------------------------
+# --- agreed values --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, 1), (2, 1), (7, 1), (8, 2), (20, 2), (21, 3)])

@@ -1,4 +1,4 @@
-"""MD-GAN in processes: stopped, killed, resumed; the leader or another one."""
+"""MD-GAN in processes: runs with stopped, killed and resumed workers, among them the leader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.workers import wait_for
 pytestmark = pytest.mark.timeout(120)
 
 STEPS = 12
-# Of 479 digits in batches of 8, an epoch is 60 rounds.
+# An epoch of 479 digits in batches of 8 is 60 rounds.
 SWAPS = ("mode.name=multi_discriminator", "mode.swap_every=0.05", "mode.state_every=2", "mode.batches=2")
 EXACTLY = (*SWAPS, "mode.codec=raw", "mode.feedback_codec=raw", "mode.discriminator_steps=2")
 
@@ -32,7 +32,7 @@ def make(tmp_path, redis_url):
 
 
 def shared(weights: dict) -> dict:
-    """What all workers hold alike after a cut."""
+    """The weights that all workers hold alike after a sync point."""
     return {name: array for name, array in weights.items() if not name.startswith("discriminator.")}
 
 
@@ -46,7 +46,7 @@ def last(run: Run, worker: int) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, redis_url):
-    """A run of three to which nothing happens."""
+    """An undisturbed run of three workers."""
     run = Run(tmp_path_factory.mktemp("undisturbed"), redis_url, EXACTLY, workers=3)
     try:
         ends([run.start(n) for n in range(3)])
@@ -62,7 +62,7 @@ def check(run: Run, expected: Run) -> None:
 
 
 def test_a_run_is_the_same_every_time(undisturbed, tmp_path, fake_url):
-    """Over fakeredis as well."""
+    """The second run is over fakeredis."""
     run = Run(tmp_path, fake_url, EXACTLY, workers=3)
     try:
         ends([run.start(n) for n in range(3)])
@@ -107,11 +107,11 @@ def test_when_the_leader_is_killed_the_next_one_leads(make):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_that_returns_takes_part_again(make, tmp_path, victim):
-    """The leader or another one; it gets the newest generator and the discriminator of one that went on."""
+    """The worker, the leader or another, gets the newest generator and the discriminator of one that went on."""
     settings = (*SWAPS, "bus.lease_s=4", "run.steps=400", "run.checkpoint_every=40")
     run, gate, joined = make(*settings), tmp_path / "go on", tmp_path / "joined"
     leader = 1 if victim == 0 else 0
-    # A round takes milliseconds: at full speed the run could be over before the one that returns has joined it.
+    # A round takes milliseconds: at full speed the run could be over before the worker has joined again.
     script = {90: f"hold:{gate}"} | dict.fromkeys(range(91, 400), f"slow:{joined}")
     others = {n: run.start(n, script=script if n == leader else None) for n in range(3) if n != victim}
     assert run.start(victim, script={60: "kill"}).end() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""What a worker says that it needs of its node's Redis, against what it has there after it has trained."""
+"""The stated needs of a worker on its node's Redis, against its keys there after training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODES = {
 
 
 def train(url: str, mode: dict, workers: int = 2) -> tuple[config.Experiment, GanPair]:
-    """A run of so many workers to its end, on one Redis; its settings, and a pair of its kind."""
+    """Run workers to the end, on one Redis; returns the settings, and a pair of their kind."""
     settings = config.build(
         {
             "name": f"needs{next(RUNS)}",
@@ -59,7 +59,7 @@ def train(url: str, mode: dict, workers: int = 2) -> tuple[config.Experiment, Ga
 
 
 def kept(url: str, settings: config.Experiment, worker: int) -> tuple[int, int]:
-    """Payload bytes in a worker's streams, and in its state."""
+    """The payload bytes in a worker's streams, and in its state."""
     client = redis.Redis.from_url(url)
     streams = states = 0
     for key in client.scan_iter(f"degan:{settings.name}:{worker}:*", count=1000):
@@ -73,7 +73,7 @@ def kept(url: str, settings: config.Experiment, worker: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_what_is_kept_is_within_what_was_said(redis_url, mode):
+def test_a_redis_holds_no_more_than_the_stated_needs(redis_url, mode):
     settings, pair = train(redis_url, mode)
     needs = modes.needs(settings, pair)
     for worker in range(settings.workers):
@@ -84,8 +84,8 @@ def test_what_is_kept_is_within_what_was_said(redis_url, mode):
 
 
 @pytest.mark.parametrize("name", ["gradients", "federated"])
-def test_it_is_no_more_than_a_run_comes_to(redis_url, name):
-    """Not a bound that is far away: a run that has filled its streams uses most of it."""
+def test_the_stated_needs_are_no_more_than_a_run_comes_to(redis_url, name):
+    """The bound is tight: a run that has filled its streams uses most of it."""
     settings, pair = train(redis_url, MODES[name])
     used = max(kept(redis_url, settings, worker)[0] for worker in range(settings.workers))
     assert used > modes.needs(settings, pair).outbox_bytes / 2

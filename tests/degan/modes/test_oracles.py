@@ -184,7 +184,7 @@ def test_replicas_stay_alike_where_everyone_applies_what_was_published(block):
 
 
 def test_parts_and_slack_still_apply_every_gradient():
-    """After `finish` each worker has applied what each other worker produced: the sum of Adam's inputs agrees."""
+    """Each worker has applied the gradients of all after `finish`: the sum of Adam's inputs agrees."""
     workers, steps = 2, 6
     settings = experiment(workers, parts=4, slack=1, codec="raw", reduce="sum")
     applied = [np.zeros(0)] * workers

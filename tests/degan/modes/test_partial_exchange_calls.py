@@ -1,4 +1,4 @@
-"""What partial exchange does between rendezvous, exchange and pair: begin, stop, end, load; with stand-ins for both."""
+"""The calls of partial exchange to rendezvous, exchange and pair: begin, stop, end, load; the first two stand-ins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.learner_views import counters_of, unlabelled, vectors_of
 
 
 class Meeting:
-    """A rendezvous that finds what a test says."""
+    """A rendezvous with a start that the test sets."""
 
     start: Start
 
@@ -39,7 +39,7 @@ class Meeting:
 
 
 class Exchanged:
-    """An exchange that says how it was called, and answers as a test wants."""
+    """An exchange that notes its calls, and gives the answers of a test."""
 
     def __init__(self, bus, layout, initial, rules, log):
         self.calls, self.initial, self.rules, self.layout = [], initial.copy(), rules, layout
@@ -83,7 +83,7 @@ class Exchanged:
 
 @pytest.fixture
 def mode(monkeypatch):
-    """Makes a mode over stand-ins; `prepare` is called with the exchange before it starts."""
+    """A function that makes a mode over stand-ins; `prepare` is called with the exchange before it starts."""
 
     def make(start, prepare=lambda exchange: None, worker=0, **block):
         monkeypatch.setattr(partial_exchange, "Rendezvous", type("Meeting", (Meeting,), {"start": start}))
@@ -105,7 +105,7 @@ REAL = unlabelled(torch.zeros(4, *SHAPE))
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_what_is_saved_is_loaded_and_the_exchange_begins_after_its_step(mode, updates):
+def test_a_saved_state_is_loaded_and_the_exchange_begins_after_its_step(mode, updates):
     made, _ = mode(Start("replay", 8, {1: "b"}), updates=updates)
     saved = {"followed": {"1": ["a", 3, 11], "4": ["c", 1, 6]}}
     loaded = []
@@ -117,8 +117,8 @@ def test_what_is_saved_is_loaded_and_the_exchange_begins_after_its_step(mode, up
     assert exchange.calls == [("load_state", {"x": 1}, {"y": 2}), ("start", 8, None)]
 
 
-def test_those_who_train_something_else_are_not_understood(mode):
-    """What was agreed on is in every header, as eight bytes."""
+def test_peers_that_train_something_else_are_not_understood(mode):
+    """Every header has a fingerprint of the agreed settings, eight bytes."""
     marks = [mode(Start("together", 0, {}), slack=slack)[0]._layout.fingerprint for slack in (1, 1, 2)]
     assert marks[0] == marks[1] != marks[2] and len(marks[0]) == 8 and any(marks[0])
 
@@ -131,7 +131,7 @@ def test_a_fresh_start_loads_nothing(mode):
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_who_joins_stands_at_the_step_of_its_helper(mode, updates):
+def test_a_joiner_stands_at_the_step_of_its_helper(mode, updates):
     made, pair = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "at", 7), updates=updates)
     assert made.begin([4], {}, None) == 7
     sizes = {name: vector.size for name, vector in vectors_of(pair).items()}
@@ -148,7 +148,7 @@ def test_a_join_that_fails_because_of_ourselves_is_not_tried_again(mode):
 
 
 @pytest.mark.parametrize("error", [StalledError("x"), BusError("x"), MessageError("malformed", "x")])
-def test_a_join_that_fails_is_tried_in_another_life(mode, error):
+def test_a_join_that_fails_is_tried_in_another_incarnation(mode, error):
     made, _ = mode(Start("join", 0, {1: "b"}, 1), lambda exchange: setattr(exchange, "error", error))
     with pytest.raises(LeaseExpiredError, match="x"):
         made.begin([], {}, None)
@@ -164,7 +164,7 @@ def test_a_failure_of_the_heartbeat_is_raised_and_ends_every_wait(mode):
     assert [str(error) for error in told] == ["later"]
 
 
-def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
+def test_after_a_step_others_are_served_and_the_lease_has_the_step(mode):
     made, pair = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
     losses = made.step(5, lambda: REAL, is_sync_point=False)
@@ -178,7 +178,7 @@ def test_after_a_step_others_are_served_and_the_lease_says_where_we_are(mode):
     assert made._exchange.calls[-2] == ("exchange", True)
 
 
-def test_the_step_to_stop_after_is_a_cut(mode):
+def test_the_step_to_stop_after_is_a_sync_point(mode):
     made, _ = mode(Start("together", 0, {1: "b"}))
     made.begin([], {}, None)
     made._exchange.gate.stop_at = 7
@@ -208,7 +208,7 @@ def test_the_lowest_of_those_that_are_there_is_the_first(mode, worker, is_first)
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends):
-    """They may be in another array than the pair's."""
+    """The weights may be in another array than the pair's."""
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters")
     made.begin([], {}, None)
     made._exchange.gives = lambda values: np.full(values.size, 0.25, np.float32)
@@ -216,7 +216,7 @@ def test_weights_that_the_exchange_gives_are_loaded_and_then_averaged(mode, ends
     np.testing.assert_array_equal(pair.parameters((0, pair.size)), np.full(pair.size, 0.25, np.float32))
     first = pair.ema.values.detach().numpy()
     before = GanPair(made._settings, SHAPE, 0, torch.device("cpu")).ema.values.detach().numpy()
-    # In the first step the average takes 9 / 11 of the new.
+    # In the first step the average takes 9 / 11 of the new weights.
     close(first, before if ends else before * 2 / 11 + 0.25 * 9 / 11)
     assert made._rendezvous.calls[-1][0] == ("leaving" if ends else "progress")
 
@@ -262,7 +262,7 @@ def test_without_anything_left_no_gradient_is_applied(mode):
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
+def test_a_gradient_that_is_no_number_when_it_comes_is_not_applied(mode, ends):
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="gradients")
     made.begin([], {}, None)
     before = pair.parameters((0, pair.size)).copy()
@@ -275,7 +275,7 @@ def test_what_is_no_number_when_it_comes_is_not_applied(mode, ends):
 
 
 @pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
-def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_away(mode, updates):
+def test_an_attacker_sends_the_attack_in_place_of_its_step_and_does_not_run_away(mode, updates):
     made, pair = mode(Start("together", 0, {1: "b"}), exchange="parameters", updates=updates)
     made.begin([], {}, None)
     made._attack = lambda change: -3 * change
@@ -289,7 +289,7 @@ def test_who_attacks_sends_what_the_attack_makes_of_its_step_and_does_not_run_aw
     made._exchange.gives = gives
     made.step(1, lambda: REAL, is_sync_point=False)
     after = pair.parameters((0, pair.size))
-    # By Adam's first step every weight moves by its rate, where there is a gradient.
+    # Adam's first step moves every weight with a gradient by its rate.
     rates = np.where(np.arange(pair.size) < pair.generator.size, *RATES)
     honest = before - (made._exchange.sent - before) / 3
     moved = np.abs(honest - before)

@@ -39,7 +39,7 @@ def experiment(workers=WORKERS, **mode):
 
 
 class Adam:
-    """Of one worker, by hand: what a gradient adds to the weights."""
+    """Adam of one worker, by hand: the change of the weights by a gradient."""
 
     def __init__(self, border, size):
         self.first, self.second, self.steps = np.zeros(size), np.zeros(size), 0
@@ -55,7 +55,7 @@ class Adam:
 
 
 class Watched(GanPair):
-    """A pair that remembers at which weights which gradient was taken; the one numbered `spoils` cannot be used."""
+    """A pair that notes each gradient with the weights at which it was taken, and makes gradient `spoils` unusable."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -71,7 +71,7 @@ class Watched(GanPair):
         return gradient, found
 
 
-def train(monkeypatch, settings, cut=4, spoils=0):
+def train(monkeypatch, settings, sync_point=4, spoils=0):
     """Train every worker for `STEPS` steps in a thread; returns pairs, and weights and averages after each step."""
     buses = memory_buses(WORKERS)
     for bus in buses:
@@ -89,7 +89,9 @@ def train(monkeypatch, settings, cut=4, spoils=0):
         generator = torch.Generator().manual_seed(worker)
         for step in range(1, STEPS + 1):
             mode.step(
-                step, lambda: unlabelled(torch.rand(4, *SHAPE, generator=generator) * 2 - 1), is_sync_point=step == cut
+                step,
+                lambda: unlabelled(torch.rand(4, *SHAPE, generator=generator) * 2 - 1),
+                is_sync_point=step == sync_point,
             )
             found.append((pair.parameters((0, pair.size)).copy(), pair.ema.values.detach().numpy().copy()))
         mode.finish()
@@ -104,7 +106,7 @@ def train(monkeypatch, settings, cut=4, spoils=0):
 
 
 class Together:
-    """A rendezvous at which all have met already."""
+    """A rendezvous at which all workers have met already."""
 
     def __init__(self, bus, *args):
         self.start = Start("together", 0, {peer: f"life-{peer}" for peer in range(WORKERS) if peer != bus.worker})
@@ -138,10 +140,10 @@ class Averages:
 
 @pytest.mark.parametrize(("updates", "spoils"), [("simultaneous", 3), ("alternating", 5), ("alternating", 6)])
 def test_parameters_step_by_step(monkeypatch, updates, spoils):
-    """Two parts, one step of delay: our own Adam step, then part t of all is averaged in step t + 1.
+    """There are two parts and one step of delay: a worker's own Adam step, then the mean of part t in step t + 1.
 
-    Alternating updates are two Adam steps before that, of the discriminator and then of the generator; one that
-    cannot be used leaves the other.
+    Alternating updates are two Adam steps before that, of the discriminator and then of the generator; an unusable
+    one leaves the other.
     """
     settings = experiment(exchange="parameters", parts=2, slack=1, codec="raw", updates=updates)
     pairs, results = train(monkeypatch, settings, spoils=spoils)
@@ -159,15 +161,15 @@ def test_parameters_step_by_step(monkeypatch, updates, spoils):
             for number, (start, stop) in enumerate(sections):
                 at, gradient = pair.taken[(step - 1) * len(sections) + number]
                 close(at, weights[worker])
-                # A gradient that cannot be used changes nothing.
+                # An unusable gradient changes nothing.
                 if np.isfinite(gradient).all():
                     weights[worker, start:stop] += adams[worker][number](gradient)
         change, part = weights - before, halves[(step - 1) % 2]
         published[step] = part, weights[:, part].copy()
         for at in range(done + 1, step + (step == 4)):
-            there, said = published[at]
+            there, sent = published[at]
             since = change[:, there] if at < step else 0
-            weights[:, there] = said.mean(axis=0) + since
+            weights[:, there] = sent.mean(axis=0) + since
             done = at
         for worker, pair in enumerate(pairs):
             # The generator is in the last section of a step.
@@ -175,8 +177,8 @@ def test_parameters_step_by_step(monkeypatch, updates, spoils):
                 averages.follow(worker, weights[worker, :border])
             close(results[worker][0][step - 1][0], weights[worker])
             close(results[worker][0][step - 1][1], averages.values[worker])
-    part, said = published[STEPS]
-    # At the end all have the mean; nothing but the weights is loaded then.
+    part, sent = published[STEPS]
+    # At the end all have the mean, and only the weights are loaded then.
     for worker, (found, dropped) in enumerate(results):
         close(found[-1][0], weights.mean(axis=0))
         close(found[-1][1], averages.values[worker])
@@ -185,10 +187,10 @@ def test_parameters_step_by_step(monkeypatch, updates, spoils):
 
 @pytest.mark.parametrize(("own", "slack", "spoils"), [("immediate", 0, 3), ("delayed", 0, 3), ("delayed", 1, 1)])
 def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
-    """Two parts: Adam steps on what the exchange gives, the mean of all; and after the last step on what is left.
+    """There are two parts: Adam steps on the exchange's mean of all, and after the last step on the remainder.
 
-    Where nothing has come yet, as in the first steps of `published`, nobody steps: neither who could use its own
-    gradient nor who could not, so that all stay alike.
+    No worker steps where nothing has come yet, as in the first steps of `delayed`, with or without a usable gradient
+    of its own, so that all stay alike.
     """
     settings = experiment(exchange="gradients", own=own, parts=2, slack=slack, codec="raw", reduce="mean")
     pairs, results = train(monkeypatch, settings, spoils=spoils)
@@ -210,10 +212,10 @@ def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
         nonlocal done
         total = np.zeros((WORKERS, size))
         for at in range(done + 1, through + 1):
-            part, said = lumps[at]
+            part, sent = lumps[at]
             for worker in range(WORKERS):
                 others = [w for w in range(WORKERS) if w != worker or own == "delayed"]
-                total[worker, part] += said[others].sum(axis=0)
+                total[worker, part] += sent[others].sum(axis=0)
         done = max(done, through)
         return total
 
@@ -222,7 +224,7 @@ def test_gradients_step_by_step(monkeypatch, own, slack, spoils):
         for worker, pair in enumerate(pairs):
             at, gradient = pair.taken[step - 1]
             close(at, weights[worker])
-            # What cannot be used is sent as nothing; what the others sent is applied.
+            # An unusable gradient is sent as zeros; the gradients of the others are applied.
             if np.isfinite(gradient).all():
                 gradients[worker] = gradient
         gathered += gradients

@@ -1,4 +1,4 @@
-"""Runs held against each other: curves over four axes, repeats, runs that died, and what is refused in one line."""
+"""Comparison of runs: curves over four axes, repeats, runs that died, and refusals in one line."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from degan.reports.compare_data import groups, labels, read
 from degan.reports.compare_tables import as_markdown, runs_table, settings_table
 from degan.runs import facts
 from degan.runs.folder import read_run
-from tests.run_folders import Page, make_led_run, make_run, metric_lines, round_line, stats_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, metric_lines, round_line, stats_line, write_lines
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def two(tmp_path):
 
 @pytest.fixture
 def call(capsys):
-    """Runs the command; returns the exit code, standard output and standard error."""
+    """A function that runs the command; returns the exit code, standard output and standard error."""
 
     def with_words(*words):
         code = compare.main([str(word) for word in words])
@@ -47,14 +47,14 @@ def row_of(folder, *others):
     return dict(zip(titles, rows[0], strict=True))
 
 
-# --- one run's numbers ------------------------------------------------------------------------------
+# --- the numbers of one run -------------------------------------------------------------------------
 
 
 def test_a_curve_is_the_worst_worker_over_four_axes(two):
     entry, _ = read(two)
     assert [point.step for point in entry.points] == [0, 250, 500, 750, 1000]
     for point in entry.points:
-        # Worker 1 is worse by 1, and twice as slow; both send 1,000 bytes and train on 32 images a step.
+        # Worker 1 is worse by 1, and takes twice the time; both send 1,000 bytes and train on 32 images a step.
         assert point.value == pytest.approx(400 * math.exp(-point.step / 300) + 21)
         assert point.seconds == pytest.approx(point.step * 0.2)
         assert (point.sent_bytes, point.images) == (2 * point.step * 1000, 2 * point.step * 32)
@@ -89,8 +89,8 @@ def test_between_lines_counters_are_interpolated_and_never_beyond_the_last(two):
     assert other.count_at("predicted_sent_bytes", 10) is None
 
 
-def test_who_joined_late_counts_from_where_it_came(tmp_path):
-    run = make_led_run(tmp_path / "run")
+def test_a_worker_that_joined_late_counts_from_where_it_came(tmp_path):
+    run = make_leader_based_run(tmp_path / "run")
     write_lines(
         run / "w2" / "stats.jsonl", [round_line(2, step, cohort=(2,), images=step - 50) for step in (60, 70, 80)]
     )
@@ -98,8 +98,8 @@ def test_who_joined_late_counts_from_where_it_came(tmp_path):
     assert [worker.count_at("images", step) for step in (40, 50, 55, 60, 70, 90)] == [0, 0, 5, 10, 20, 30]
 
 
-def test_who_came_back_goes_on_counting(tmp_path):
-    run = make_led_run(tmp_path / "run")
+def test_a_worker_that_came_back_goes_on_counting(tmp_path):
+    run = make_leader_based_run(tmp_path / "run")
     lines = [round_line(1, step) for step in (10, 20)]
     lines += [round_line(1, step, images=(step - 50) * 640, late=1, sent_bytes=7, void_rounds=2) for step in (60, 70)]
     write_lines(run / "w1" / "stats.jsonl", lines)
@@ -113,7 +113,7 @@ def test_who_came_back_goes_on_counting(tmp_path):
 
 
 def test_one_worker_measures_for_all_and_formulas_stand_beside(tmp_path, two):
-    run = make_led_run(tmp_path / "led", "data.split.kind=dirichlet")
+    run = make_leader_based_run(tmp_path / "rounds", "data.split.kind=dirichlet")
     row = row_of(run, *two)
     assert (row["mode"], row["split"], row["workers"], row["void rounds"]) == ("federated", "dirichlet 0.5", "3", "0")
     assert (row["sent by all"], row["predicted"]) == ("420 kB", "400 kB")
@@ -125,7 +125,7 @@ def test_one_worker_measures_for_all_and_formulas_stand_beside(tmp_path, two):
 
 
 def test_a_prediction_that_only_some_know_is_none(tmp_path, two):
-    run = make_led_run(tmp_path / "led")
+    run = make_leader_based_run(tmp_path / "rounds")
     line = round_line(1, 100)
     del line["predicted_sent_bytes"]
     write_lines(run / "w1" / "stats.jsonl", [line])
@@ -133,12 +133,12 @@ def test_a_prediction_that_only_some_know_is_none(tmp_path, two):
 
 
 def test_time_goes_on_when_the_one_that_measures_dies(tmp_path, two):
-    run = make_led_run(tmp_path / "led")
+    run = make_leader_based_run(tmp_path / "rounds")
     write_lines(run / "w0" / "stats.jsonl", [round_line(0, step) for step in (10, 20, 30)])
     write_lines(run / "metrics.jsonl", [*metric_lines(0, [0]), *metric_lines(1, [50, 100])])
     entry = read([run, *two])[0]
     assert [point.seconds for point in entry.points] == pytest.approx([0.0, 5.0, 10.0])
-    # What the dead one had done by its last line stays counted.
+    # The work of the dead worker up to its last line stays counted.
     assert entry.points[-1].images == 30 * 640 + 100 * 640
     assert row_of(run, *two)["deaths, drops"] == "1 died"
 
@@ -160,8 +160,8 @@ def test_other_seeds_of_a_setting_are_one_group(tmp_path):
     assert found[0].spread(lambda entry: entry.last) == (pytest.approx(400 * math.exp(-1000 / 300) + 21), 7.5, 90.0)
     (titles, rows), alone = settings_table(entries)
     assert (titles[1:], rows, alone) == (["s1", "s2", "s3", "other"], [["mode.parts", "2", "2", "2", "8"]], {})
-    said = as_markdown(entries, found)
-    assert "| partial_exchange, parts 2 | 3 | 35.3 (7.5 to 90) | 9 | " in said
+    text = as_markdown(entries, found)
+    assert "| partial_exchange, parts 2 | 3 | 35.3 (7.5 to 90) | 9 | " in text
     page = page_of(runs, tmp_path / "c.html")
     assert "Settings over their seeds" in page.text and "35.3 (7.5 to 90)" in page.text
 
@@ -214,7 +214,7 @@ def test_one_file_with_all_of_it_and_nothing_from_outside(two, tmp_path):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
 
 
-def test_whatever_comes_from_a_file_is_escaped(two, tmp_path):
+def test_text_from_a_file_is_escaped(two, tmp_path):
     evil = "<script>alert(1)</script>"
     strange = two[1].rename(tmp_path / "<b onload=x>|")
     write_lines(strange / "metrics.jsonl", [{"step": 1, "worker": 0, "metric": f"fid1_{evil}", "value": 1.0}])
@@ -222,8 +222,8 @@ def test_whatever_comes_from_a_file_is_escaped(two, tmp_path):
     page = page_of([two[0], strange], tmp_path / "c.html")
     assert "script" not in page.tags and "alert(1)" in page.text
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    said = as_markdown(read([two[0], strange]), groups(read([two[0], strange])))
-    assert "<" not in said and len({line.count(" | ") for line in said.split("\n\n")[1].splitlines()}) == 1
+    text = as_markdown(read([two[0], strange]), groups(read([two[0], strange])))
+    assert "<" not in text and len({line.count(" | ") for line in text.split("\n\n")[1].splitlines()}) == 1
 
 
 def test_a_password_stays_at_home(two, tmp_path):
@@ -234,8 +234,8 @@ def test_a_password_stays_at_home(two, tmp_path):
             .replace("peers: 2", "peers: ['redis://u:s3cret@h:1', 'redis://h:2']")
         )
         (folder / "experiment.yaml").write_text(text.replace("parts: 2", "parts: 2, unknown: 1"))
-    said = compare.compare(two, tmp_path / "c.html", markdown=True, as_data=True)
-    assert "s3cret" not in (tmp_path / "c.html").read_text() + "".join(said)
+    printed = compare.compare(two, tmp_path / "c.html", markdown=True, as_data=True)
+    assert "s3cret" not in (tmp_path / "c.html").read_text() + "".join(printed)
 
 
 def test_runs_that_sent_nothing_or_very_much_share_a_chart(tmp_path):
@@ -290,7 +290,7 @@ def test_the_command_prints_the_page_or_the_tables_or_the_data(two, tmp_path, ca
 @pytest.mark.parametrize("kind", ["missing", "empty", "only one", "twice the same", "a folder of runs", "unwritable"])
 def test_refused_in_one_line(two, tmp_path, call, kind):
     (tmp_path / "empty").mkdir()
-    words, said = {
+    words, message = {
         "missing": ([two[0], tmp_path / "nix"], "no run folder"),
         "empty": ([two[0], tmp_path / "empty"], "is no run folder"),
         "only one": ([two[0]], "only one run"),
@@ -299,7 +299,7 @@ def test_refused_in_one_line(two, tmp_path, call, kind):
         "unwritable": ([*two, "--out", tmp_path / "no such folder" / "c.html"], "cannot write"),
     }[kind]
     code, out, text = call(*words)
-    assert (code, out) == (2, "") and text.count("\n") == 1 and text.startswith("degan compare: ") and said in text
+    assert (code, out) == (2, "") and text.count("\n") == 1 and text.startswith("degan compare: ") and message in text
 
 
 def test_it_needs_no_torch(two, tmp_path):

@@ -1,4 +1,4 @@
-"""The comparison's and the rounds' figures against sums done by hand, over records in which no two numbers agree."""
+"""The comparison's and the rounds' figures against sums by hand, over records in which no two numbers agree."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tests.degan.reports.test_report_figures import (
     text_of,
     write_run,
 )
-from tests.run_folders import Page, make_led_run, round_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, round_line, write_lines
 
 
 @pytest.fixture
 def base(tmp_path):
-    """See `test_report_figures`: worker 1 takes twice as long, sends three times as much, and ends at 50."""
+    """The run of `test_report_figures`: worker 1 takes twice the time, sends three times the bytes, and ends at 50."""
     return write_run(tmp_path / "base")
 
 
 @pytest.fixture
 def other(tmp_path):
-    """With half of the bytes, another seed, and a distance of 45."""
+    """A run with half of the bytes, another seed, and a distance of 45."""
     lines = {w: [line_of(w, step, sent_bytes=500 * step) for step in STEPS] for w in (0, 1)}
     metrics = [metric(0, 0, FID, 70.0), metric(40, 0, FID, 45.0), metric(40, 0, f"{FID}_floor", 3.0)]
     return write_run(tmp_path / "other", "seed=2", lines=lines, metrics=metrics)
@@ -69,7 +69,7 @@ def test_the_row_of_a_run(base, other):
         "floor": "3.25",
         "coverage": "6 of 10",
         "sent by all": "160 kB",
-        # 16 * 40 and 48 * 40 images in the 16 s of the slower worker.
+        # There are 16 * 40 and 48 * 40 images in the 16 s of the slower worker.
         "images/s": "160",
         "time": "16 s",
         "deaths, drops": "none",
@@ -116,7 +116,7 @@ def test_time_is_that_of_the_slowest_that_got_there(tmp_path, other):
     values = (metric(20, 0, FID, 60.0), metric(35, 0, FID, 40.0), metric(60, 0, FID, 30.0))
     folder = write_run(tmp_path / "run", lines=lines, metrics=values)
     points = read([folder, other])[0].points
-    # At 20 worker 1 was the slower one; it never got to 35; of 60 only who measured there can tell, on its line.
+    # At 20 worker 1 was the slower one; it never got to 35; the step 60 is only on the line of its measurement.
     assert [point.seconds for point in points] == pytest.approx([8.0, 7.0, 12.0])
     assert [point.sent_bytes for point in points] == [80_000, 35_000 + 60_000, 40_000 + 60_000]
 
@@ -144,18 +144,18 @@ def test_the_distance_that_most_runs_have_is_the_rows(tmp_path, other):
         (("data.split={kind: iid}",), "iid"),
     ],
 )
-def test_how_the_data_is_cut(tmp_path, other, words, told):
+def test_the_split_of_the_data(tmp_path, other, words, told):
     assert row_of(write_run(tmp_path / "run", *words), other)["split"] == told
 
 
-def test_who_came_in_the_middle_counts_from_a_lines_distance_before():
+def test_a_worker_that_came_in_the_middle_counts_from_a_lines_distance_before():
     def worker(*steps: int) -> Worker:
         return Worker(0, [{"step": step, "time_s": step / 10, "images": step - 50} for step in steps])
 
     # The last line of all may stand closer than the others: the distance is 10.
     late = worker(60, 70, 75)
     assert [late.count_at("images", step) for step in (40, 50, 52, 60, 65, 75, 99)] == [0, 0, 2, 10, 15, 25, 25]
-    # Of two lines nobody can tell; who began at the beginning counts from there.
+    # Two lines do not determine the distance; a worker that began at the beginning counts from there.
     assert worker(60, 70).count_at("images", 30) == 5 and worker(10, 20).count_at("images", 5) == -20
 
 
@@ -174,7 +174,7 @@ def test_mishaps_of_a_run(tmp_path, other):
     assert row_of(folder, other)["deaths, drops"] == "1 died, 1 restart, 9 dropped"
     folder = write_run(tmp_path / "run4", lines={0: [line_of(0, 10)]})
     assert row_of(folder, other)["deaths, drops"] == "1 died"
-    # Where late answers have a column of their own they are no drops; each worker's restarts count.
+    # Late answers with a column of their own are no drops; each worker's restarts count.
     lines = {w: [line_of(w, step, late=2, dropped={"late": 2, "stale": 1}) for step in (20, 10, 40)] for w in (0, 1)}
     folder = write_run(tmp_path / "run3", lines=lines)
     row = row_of(folder, other)
@@ -191,7 +191,7 @@ def test_a_median_and_its_spread(tmp_path):
         runs.append(write_run(tmp_path / f"s{seed}", f"seed={seed}", lines=lines, metrics=values))
     entries = read(runs)
     (group,) = groups(entries)
-    # The one that did not reach its last step does not count.
+    # The run that did not reach its last step does not count.
     assert [entry.label for entry in group.counted] == ["s1", "s2", "s3"]
     assert group.spread(lambda entry: entry.last) == (20.0, 10.0, 40.0) and group.spread(
         lambda entry: facts.total(entry.run, "sent_bytes")
@@ -213,7 +213,7 @@ def test_four_axes(base, other, tmp_path):
     html = (compare.compare([base, other], tmp_path / "c.html"), (tmp_path / "c.html").read_text())[1]
     figures = figures_of(html)
     assert list(figures) == [f"FID over {over}, log scale" for over in ("steps", "bytes", "time", "images")]
-    # x from 50 to 390; y the same on all four: from 3 / 1.2 to 90 * 1.2 = 108.
+    # The range of x is 50 to 390; y is the same on all four: from 3 / 1.2 to 90 * 1.2 = 108.
     for title, ends in (("steps", (390, 390)), ("bytes", (390, 135)), ("time", (390, 390)), ("images", (390, 390))):
         drawn = paths(figures[f"FID over {title}, log scale"])
         assert [re.findall(r"([\d.]+) [\d.]+$", path)[0] for path in drawn] == [f"{end:.1f}" for end in ends], title
@@ -231,14 +231,14 @@ def test_very_different_bytes_stand_on_a_logarithmic_axis(base, tmp_path):
         compare.compare([base, frugal], tmp_path / "c.html")
         return "sent by all workers so far, log scale" in (tmp_path / "c.html").read_text()
 
-    # 160 kB against 160 kB / 20, and / 25.
+    # The bytes are 160 kB against 160 kB / 20, and / 25.
     assert not over_bytes(40) and over_bytes(50)
-    # From 6.4 kB / 1.1 to 160 kB: ln 1.1 / ln 27.5 of the width; where nothing was sent there is no place.
+    # The axis goes from 6.4 kB / 1.1 to 160 kB: ln 1.1 / ln 27.5 of the width; zero bytes have no place.
     drawn = paths(figures_of((tmp_path / "c.html").read_text())["FID over bytes, log scale"])
     assert [path.partition(" ")[0] for path in drawn] == ["M390.0", "M59.8"]
 
 
-def test_long_runs_are_drawn_over_minutes_and_gaps_are_said(other, tmp_path):
+def test_long_runs_are_drawn_over_minutes_and_gaps_are_named(other, tmp_path):
     lines = {w: [line_of(w, step, time_s=15.0 * step) for step in STEPS] for w in (0, 1)}
     values = [metric(0, 0, FID, 90.0), metric(20, 0, FID, None), metric(40, 0, FID, 30.0)]
     compare.compare([write_run(tmp_path / "long", lines=lines, metrics=values), other], tmp_path / "c.html")
@@ -251,8 +251,8 @@ def test_long_runs_are_drawn_over_minutes_and_gaps_are_said(other, tmp_path):
 
 
 def test_a_round_in_the_leaders_words(tmp_path):
-    """Worker 1 leads from step 60; what others say of the round counts only where the leader says nothing."""
-    run = make_led_run(tmp_path / "run")
+    """Worker 1 leads from step 60; the lines of others count only for rounds without a line of the leader."""
+    run = make_leader_based_run(tmp_path / "run")
     for worker in (0, 1, 2):
         lines = []
         for step in range(10, 101, 10):
@@ -275,7 +275,7 @@ def test_a_round_in_the_leaders_words(tmp_path):
 
 
 def test_bytes_beside_the_formula(tmp_path):
-    run = make_led_run(tmp_path / "run")
+    run = make_leader_based_run(tmp_path / "run")
     for worker, images in ((0, 0), (1, 300), (2, 5000)):
         changes = {"sent_bytes": 1100 * (worker + 1), "predicted_sent_bytes": 1000 * (worker + 1)}
         changes |= {
@@ -290,7 +290,7 @@ def test_bytes_beside_the_formula(tmp_path):
     assert "worker 0 0 1.1 kB 1 kB 1.100 450 B 500 B 0.900 3 0" in text
     assert "worker 2 5,000 3.3 kB 3 kB 1.100 450 B 500 B 0.900 1 4" in text
     assert "all 5,300 6.6 kB 6 kB 1.100 1.35 kB 1.5 kB 0.900" in text
-    # The run's void rounds are the most that anybody heard of; late answers are each one's own.
+    # The run's void rounds are the largest count of any worker; late answers are each worker's own.
     assert facts.void_rounds(read_run(run)) == 3 and facts.total(read_run(run), "late") == 6
     assert "3 rounds void." in text and "3 rounds counted for nothing" in text
     row = row_of(run, write_run(tmp_path / "other"))
@@ -298,14 +298,14 @@ def test_bytes_beside_the_formula(tmp_path):
     line = round_line(1, 100)
     del line["predicted_sent_bytes"]
     write_lines(run / "w1" / "stats.jsonl", [line])
-    # A sum without one of them would not compare.
+    # A sum without one of the predictions would not compare.
     assert "all 69,000 109 kB – – " in text_of(run)
 
 
-def test_which_modes_have_rounds(tmp_path):
-    led = read_run(make_led_run(tmp_path / "led", mode="multi_discriminator"))
+def test_leader_based_modes_have_rounds(tmp_path):
+    run = read_run(make_leader_based_run(tmp_path / "rounds", mode="multi_discriminator"))
     assert (
-        facts.has_rounds(led) and led.mode == "multi_discriminator" and led.planned_steps == 100 and led.log_every == 10
+        facts.has_rounds(run) and run.mode == "multi_discriminator" and run.planned_steps == 100 and run.log_every == 10
     )
     write_lines(tmp_path / "bare" / "w0" / "stats.jsonl", [round_line(0, 10)])
     bare = read_run(tmp_path / "bare")

@@ -1,4 +1,4 @@
-"""The report of whole, half-written, hostile and missing run folders: always a page, or one line and code 2."""
+"""The report of whole, half-written, malicious and missing run folders: a page, or one line and code 2."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_every_curve_is_drawn_over_steps_and_over_time(run):
     for figure in figures:
         by_steps, by_time = figure.split('<div class="by-time">')
         assert by_steps.count('<path class="line') >= 2 + 2 and by_time.count('<path class="line') >= 2
-    assert figures[0].count('class="floor"') == 2 + 1  # both charts and the legend
+    assert figures[0].count('class="floor"') == 2 + 1  # Both charts and the legend.
 
 
 def test_a_metric_that_a_person_added_is_shown_after_the_known_ones(run):
@@ -142,7 +142,7 @@ def test_a_folder_with_only_its_settings_or_only_its_metrics(run, tmp_path):
         assert "worker 1" in page_of(folder).text
 
 
-def test_a_half_written_line_is_skipped_and_said(run):
+def test_a_half_written_line_is_skipped_and_reported(run):
     with open(run / "w1" / "stats.jsonl", "a") as file:
         file.write('{"step": 1010, "time_s": 10')
     page = page_of(run)
@@ -170,8 +170,8 @@ def test_a_death_as_the_others_saw_it(run):
 
 
 @pytest.mark.parametrize(("offences", "banned"), [("offences", "banned"), ("strikes", "muted")], ids=["now", "before"])
-def test_offences_and_who_was_banned(run, offences, banned):
-    """A run folder of before says it in other words; the page has today's."""
+def test_offences_and_bans(run, offences, banned):
+    """A run folder of an older release has other words; the page has today's."""
 
     def write(counts, gone):
         changes = {offences: counts, banned: gone, "dropped": {banned: 2}}
@@ -202,7 +202,7 @@ def test_a_restart_keeps_the_newest_lines_and_continues_the_counters(run):
     worker = read_run(run).workers[1]
     assert [line["step"] for line in worker.lines] == list(STEPS)
     assert [line["d_loss"] for line in worker.lines] == [1.0] * 20 + [2.0] * 80
-    assert worker.last("sent_bytes") == 1_000_000  # 200,000 kept, 800,000 since
+    assert worker.last("sent_bytes") == 1_000_000  # 200,000 kept, 800,000 since.
     assert worker.last("time_s") == pytest.approx(200 * 0.2 + 800)
     assert worker.dropped == {"late": 3} and worker.restarts == [(300, 210)]
     assert "worker 1 restarted: from step 300 back to 210." in page_of(run).text
@@ -236,7 +236,7 @@ def test_all_losses_lost(run):
     assert "Generator loss" not in page.text and "Time of a step" in page.text
 
 
-def test_whatever_comes_from_a_file_is_escaped(run):
+def test_text_from_a_file_is_escaped(run):
     evil = "</title></pre><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     (run / "experiment.yaml").write_text(evil)
     (run / "environment.json").write_text(json.dumps({evil: evil, "list": [evil]}))
@@ -270,7 +270,7 @@ def test_many_pictures_are_thinned_evenly_and_broken_ones_left_out(run):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
-def test_what_is_no_run_folder_is_one_line_and_code_2(tmp_path, capsys, kind):
+def test_a_folder_of_no_run_is_one_line_and_code_2(tmp_path, capsys, kind):
     path = tmp_path / "thing"
     if kind == "empty":
         path.mkdir()

@@ -1,4 +1,4 @@
-"""The report's figures against sums done by hand: no two workers, and no two columns, have the same number."""
+"""The report's figures against sums by hand: no two workers, and no two columns, have the same number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FID = "fid256_classifier"
 
 
 def line_of(worker: int, step: int, **changes) -> dict:
-    """Worker 0 takes 0.2 s a step and waits a quarter of it, worker 1 twice as long and three quarters."""
+    """A line of stats: worker 0 takes 0.2 s a step and waits a quarter of it, worker 1 0.4 s and three quarters."""
     line = {"step": step, "time_s": (0.2, 0.4)[worker] * step, "images": (16, 48)[worker] * step}
     line |= {"d_loss": (0.4, 0.8)[worker], "g_loss": (1.5, 2.5)[worker], "live_peers": 1, "dropped": {}}
     line |= {"step_s": (0.2, 0.4)[worker], "wait_s": (0.05, 0.3)[worker]}
@@ -128,7 +128,7 @@ def test_a_floor_is_the_newest_of_any_worker(run):
 
 def test_the_legend_of_each_curve(run):
     legends = {title: Page(chart).text.partition("×")[0] for title, chart in figures_of(html_of(run)).items()}
-    for title, said in (
+    for title, text in (
         ("FID (classifier, 256 samples), log scale", "w0 30 w1 50 floor 3.25"),
         ("Coverage (classes, 256 samples)", "w0 9 w1 6"),
         ("TV (labels, 256 samples)", "w0 0.125 w1 0.25"),
@@ -141,23 +141,23 @@ def test_the_legend_of_each_curve(run):
         ("Staleness, mean (rounds)", "w0 0.5 w1 1.5"),
         ("Staleness, maximum (rounds)", "w0 2 w1 3"),
     ):
-        assert f"{title} {said} " in f"{legends[title]} ", title
+        assert f"{title} {text} " in f"{legends[title]} ", title
     assert len(legends) == 11
 
 
 def test_a_curve_is_where_its_numbers_are(run):
-    """x from 50 to 390, y from 198 up to 12; round values at both ends of y: 0 and 125 kB."""
+    """The range of x is 50 to 390, that of y 198 up to 12; the ends of y have round values: 0 and 125 kB."""
     sent = figures_of(html_of(run))["Sent so far"]
     w0, w1, w0_by_time, w1_by_time = paths(sent)
     assert w0 == "M135.0 183.1L220.0 168.2L305.0 153.4L390.0 138.5"
     assert w1 == "M135.0 153.4L220.0 108.7L305.0 64.1L390.0 19.4"
-    # Worker 1 needs 16 s for the 40 steps, worker 0 half as long.
+    # Worker 1 needs 16 s for the 40 steps, worker 0 half of it.
     assert w0_by_time == "M92.5 183.1L135.0 168.2L177.5 153.4L220.0 138.5"
     assert w1_by_time == "M135.0 153.4L220.0 108.7L305.0 64.1L390.0 19.4"
     assert "time (s)" in sent and "<title>worker 1, step 20: 60 kB</title>" in sent
 
 
-def test_which_axes_begin_at_zero(tmp_path):
+def test_axes_that_begin_at_zero(tmp_path):
     more = {"sent_bytes": 10**6, "received_bytes": 10**6, "staleness_mean": 2.5}
     lines = {w: [line_of(w, step) | {key: v + step for key, v in more.items()} for step in STEPS] for w in (0, 1)}
     figures = figures_of(html_of(write_run(tmp_path / "run", lines=lines)))
@@ -169,10 +169,10 @@ def test_which_axes_begin_at_zero(tmp_path):
 
 
 def test_a_curve_over_a_logarithmic_axis(run):
-    """From 3.25 / 1.2 to 90 * 1.2: the floor is ln 1.2 / ln 39.88 of the height above the axis, 90 as far below."""
+    """The axis is 3.25 / 1.2 to 90 * 1.2: the floor is ln 1.2 / ln 39.88 of the height above it, 90 as far below."""
     chart = figures_of(html_of(run))["FID (classifier, 256 samples), log scale"]
     assert chart.count('<path class="floor" d="M50 188.8H390"/>') == 2
-    # Nobody was at step 0 later than at second 0.
+    # All workers were at step 0 at second 0.
     assert paths(chart)[0] == "M50.0 21.2L390.0 76.6" and paths(chart)[2] == "M50.0 21.2L220.0 76.6"
     assert paths(chart)[1] == "M50.0 27.1L390.0 50.9"
 
@@ -204,7 +204,7 @@ def test_a_running_mean_over_what_is_logged():
     assert report_svg._mean(points) == [(0, 10.0), (1, 15.0), (2, 20.0), (3, 25.0), (4, 30.0)]
     points[1] = (1.0, None)
     assert report_svg._mean(points) == [(0, 10.0), (1, None), (2, 22.5), (3, 30.0), (4, 30.0)]
-    # A twentieth of the curve: two to each side of 99, two again of 119, three of 120.
+    # The mean is over a twentieth of the curve: two points to each side of 99, two of 119, three of 120.
     for count, half in ((99, 2), (119, 2), (120, 3)):
         impulse = [(float(x), float(x == 50)) for x in range(count)]
         assert [x for x, y in report_svg._mean(impulse) if y] == list(range(50 - half, 51 + half))
@@ -219,7 +219,7 @@ def test_round_values_on_an_axis():
     assert report_svg._log_ticks(1.5, 6) == [2, 5] and report_svg._log_ticks(1, 1e10) == [1, 100, 1e4, 1e6, 1e8, 1e10]
 
 
-# --- who holds what ------------------------------------------------------------------------------
+# --- the shards ----------------------------------------------------------------------------------
 
 
 def test_the_classes_of_each_worker(run):
@@ -228,7 +228,7 @@ def test_the_classes_of_each_worker(run):
     assert "worker cat dog all worker 0 1,200 300 1,500 worker 1 0 75 75" in Page(html).text
     assert re.findall(r"--share:([\d.]+)", html) == ["1.00", "0.25", "0.00", "0.06"]
     discs = re.findall(r'cx="(\d+)" cy="(\d+)" r="([\d.]+)"><title>(.*?)</title>', html.partition('"bubbles"')[2])
-    # The area is the count: a quarter of it is half the radius, a sixteenth a quarter.
+    # The area is the count: a quarter of the count has half the radius, a sixteenth a quarter.
     assert discs == [
         ("106", "28", "19.0", "worker 0, cat: 1,200"),
         ("150", "28", "9.5", "worker 0, dog: 300"),
@@ -267,7 +267,7 @@ def test_own_shards_are_known_on_their_own_host(run):
         assert "Who holds what" not in text_of(run)
 
 
-# --- what went wrong ------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def faults_of(folder) -> str:
@@ -283,28 +283,28 @@ def ends_at(tmp_path, ends: tuple[int, int], planned: int, **more):
     ("ends", "planned", "late"),
     [
         ((100, 100), 100, set()),
-        ((100, 90), 100, {1}),  # in a finished run all end together
-        ((90, 100), 105, {0}),  # there is no line between 100 and 105
-        ((70, 90), 100, set()),  # a run that goes on has workers a line or two apart
+        ((100, 90), 100, {1}),  # In a finished run all end together.
+        ((90, 100), 105, {0}),  # There is no line between 100 and 105.
+        ((70, 90), 100, set()),  # Workers of a run that goes on are a line or two apart.
         ((60, 90), 100, {0}),
     ],
 )
-def test_who_is_behind(tmp_path, ends, planned, late):
+def test_workers_that_are_behind(tmp_path, ends, planned, late):
     folder = ends_at(tmp_path, ends, planned)
     assert behind(read_run(folder)) == late
-    said = f"The run has {max(ends)} of its {planned} steps." in faults_of(folder)
-    assert said == (max(ends) + 10 <= planned)
+    is_unfinished = f"The run has {max(ends)} of its {planned} steps." in faults_of(folder)
+    assert is_unfinished == (max(ends) + 10 <= planned)
     assert f"seed 1 {max(ends)} steps " in text_of(folder), "the furthest worker's"
 
 
-def test_who_dies_first_has_lost_nobody(tmp_path):
-    """Its own death is no reason why the others, whom it did not see any more, would be lost."""
+def test_the_worker_that_dies_first_has_lost_nobody(tmp_path):
+    """The others, which the dead worker did not see any more, are not lost."""
     lines = {0: [line_of(0, 10), line_of(0, 20, live_peers=0)]}
-    said = faults_of(write_run(tmp_path / "run", lines=lines))
-    assert said == "worker 0 wrote its last line at step 20; another reached 40."
+    text = faults_of(write_run(tmp_path / "run", lines=lines))
+    assert text == "worker 0 wrote its last line at step 20; another reached 40."
 
 
-def test_what_each_worker_counted(tmp_path):
+def test_the_counters_of_each_worker(tmp_path):
     lines = [line_of(0, 10, dropped={"stale": 2}), line_of(0, 20, dropped={"stale": 3, "late": 1})]
     again = [line_of(0, 15, dropped={"stale": 1}), *(line_of(0, step, dropped={"stale": 4}) for step in (20, 30, 40))]
     folder = write_run(tmp_path / "run", lines={0: [*lines, *again]})
@@ -314,7 +314,7 @@ def test_what_each_worker_counted(tmp_path):
         "worker 0 restarted: from step 20 back to 15. worker 0 dropped 7 messages: stale. "
         "worker 0 dropped 1 message: late."
     )
-    # What it had counted when it fell back stays; what it counts again comes on top.
+    # The counts before the restart stay; the counts after it are added.
     assert [line["step"] for line in worker.lines] == [10, 15, 20, 30, 40]
     assert [line["sent_bytes"] for line in worker.lines] == [10_000, 15_000, 20_000, 30_000, 40_000]
 
@@ -327,16 +327,16 @@ def test_counters_that_began_again_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("live", "said"),
+    ("live", "text"),
     [
         ((1, 0, 0, 1), "worker 0 saw 0 of 1 peers alive at step 20, all of them again at step 40."),
         ((0, 0, 1, 1), "worker 0 saw 0 of 1 peers alive at step 10, all of them again at step 30."),
         ((1, 1, 1, 0), "None: no message dropped, no worker lost, no restart."),
     ],
 )
-def test_who_was_missed(tmp_path, live, said):
+def test_workers_that_were_missed(tmp_path, live, text):
     lines = [line_of(0, step, live_peers=count) for step, count in zip(STEPS, live, strict=True)]
-    assert faults_of(write_run(tmp_path / "run", lines={0: lines})) == said
+    assert faults_of(write_run(tmp_path / "run", lines={0: lines})) == text
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_one_and_many():
     assert [many(count, "line") for count in (0, 1, 2000)] == ["0 lines", "1 line", "2,000 lines"]
 
 
-def test_what_is_a_number():
+def test_values_that_are_numbers():
     assert [number(v) for v in (3, -2.5, 1e30, True, "3", None, float("nan"), 1.1e30, 10**400)] == [
         *(3.0, -2.5, 1e30, None, None, None, None, None, None)
     ]

@@ -1,4 +1,4 @@
-"""The report of runs in which a step is a round that somebody leads, and of many workers and classes."""
+"""The report of runs with rounds and a leader, and of many workers and classes."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from degan import report
 from degan.runs.folder import read_run
-from tests.run_folders import Page, make_led_run, make_run, round_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, round_line, write_lines
 
 STEPS = range(10, 101, 10)
 
@@ -20,7 +20,7 @@ def page_of(folder):
 
 
 def test_a_run_with_rounds(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     lines = [round_line(0, step, answered=1 + step % 20 // 10, late=step // 50, void_rounds=1) for step in STEPS]
     write_lines(folder / "w0" / "stats.jsonl", lines)
     page = page_of(folder)
@@ -30,14 +30,14 @@ def test_a_run_with_rounds(tmp_path):
         *("sent predicted ratio", "1.050", "420 kB 400 kB 1.050"),
     ):
         assert shown in page.text, shown
-    # Nobody waits for stale parts here, nothing was exchanged, and who was not asked has no loss: that is no fault.
+    # Rounds have no stale parts and this mode no swaps; a worker that was not asked has no loss, which is no fault.
     for absent in ("Staleness", "Discriminators exchanged", "not finite", "wrote no statistics", "alive at step"):
         assert absent not in page.text, absent
     assert "worker 1 100 – → – 3.25 – – " in page.text
 
 
 def test_losses_of_the_rounds_in_which_a_worker_trained_are_one_line(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     write_lines(folder / "w1" / "stats.jsonl", [round_line(1, s, cohort=(s // 10 % 2,)) for s in STEPS])
     worker = read_run(folder).workers[1]
     assert [step for step, _, _ in worker.series("d_loss")] == [10, 30, 50, 70, 90]
@@ -45,7 +45,7 @@ def test_losses_of_the_rounds_in_which_a_worker_trained_are_one_line(tmp_path):
 
 
 def test_discriminators_that_changed_hands(tmp_path):
-    folder = make_led_run(tmp_path / "run", mode="multi_discriminator")
+    folder = make_leader_based_run(tmp_path / "run", mode="multi_discriminator")
     for worker in range(3):
         lines = [round_line(worker, step, cohort=(0, 1, 2), swaps=step // 40) for step in STEPS]
         write_lines(folder / f"w{worker}" / "stats.jsonl", lines)
@@ -53,23 +53,23 @@ def test_discriminators_that_changed_hands(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("live", "said"),
+    ("live", "expected"),
     [
-        ((1, 1, 2, 2, 2), ""),  # the others came when they came
+        ((1, 1, 2, 2, 2), ""),  # The others came late.
         ((2, 2, 1, 1, 2), "saw 1 of 2 peers alive at step 30, all of them again at step 50"),
-        ((2, 2, 2, 2, 1), ""),  # it merely finished first
+        ((2, 2, 2, 2, 1), ""),  # The other merely finished first.
     ],
 )
-def test_peers_that_come_and_go_between_rounds(tmp_path, live, said):
-    folder = make_led_run(tmp_path / "run", steps=50)
+def test_peers_that_come_and_go_between_rounds(tmp_path, live, expected):
+    folder = make_leader_based_run(tmp_path / "run", steps=50)
     lines = [round_line(0, 10 * (at + 1), live_peers=count) for at, count in enumerate(live)]
     write_lines(folder / "w0" / "stats.jsonl", lines)
     text = page_of(folder).text
-    assert said in text and ("alive at step" in text) == bool(said)
+    assert expected in text and ("alive at step" in text) == bool(expected)
 
 
 def test_a_leader_that_dies_is_followed_by_the_next(tmp_path):
-    folder = make_led_run(tmp_path / "run")
+    folder = make_leader_based_run(tmp_path / "run")
     write_lines(folder / "w0" / "stats.jsonl", [round_line(0, step) for step in STEPS[:5]])
     for worker in (1, 2):
         lines = [round_line(worker, s, leader=int(s > 50), live_peers=2 - (s > 50)) for s in STEPS]
@@ -80,7 +80,7 @@ def test_a_leader_that_dies_is_followed_by_the_next(tmp_path):
     assert "workers 1, 2 saw 1 of 2 peers alive at step 60." in text
 
 
-# --- who holds what ---------------------------------------------------------------------------------
+# --- the shards -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("workers", "classes"), [(8, 10), (32, 10), (3, 200)])

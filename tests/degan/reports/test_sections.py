@@ -1,4 +1,4 @@
-"""Sections show themselves where their keys are: a classifier's page, an unknown mode, and no mode's name."""
+"""Sections are shown where their keys are: a classifier's page, an unknown mode, and no mode's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from degan.reports.compare_tables import as_json, as_markdown, runs_table
 from degan.runs.folder import read_run
 from launch import table
 from tests.leaves import leaves
-from tests.run_folders import Page, make_led_run, make_run, stats_line, write_lines
+from tests.run_folders import Page, make_leader_based_run, make_run, stats_line, write_lines
 
 STEPS = range(10, 101, 10)
 BY_CLASS = {0: [0.5, 1.0, None], 1: [0.25, 0.0, 0.75]}
@@ -28,7 +28,7 @@ def measure(step, worker, name, value):
 
 
 def make_classifier_run(folder: Path, *words: str, last=(0.5, 0.75)) -> Path:
-    """Two workers that classify: `loss` in their statistics; accuracy, loss and accuracy by class measured."""
+    """A run of two classifiers: `loss` in their statistics; accuracy, loss and accuracy by class in their metrics."""
     folder.mkdir(parents=True)
     settings = config.load("smoke", ["peers=2", "run.steps=100", "run.log_every=10", *words])
     (folder / "experiment.yaml").write_text(config.dump(settings))
@@ -76,7 +76,7 @@ def test_each_class_of_each_worker(tmp_path):
     run = make_classifier_run(tmp_path / "run")
     html, text = page_of(run)
     assert "worker step 0 1 2 worker 0 100 50% 100% – worker 1 100 25% 0% 75%" in text
-    # A whole bar is 42 high, whatever the largest value is.
+    # A whole bar is 42 high, for any largest value.
     bars = re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"><title>(.*?)</title>', html)
     assert [(height, title) for _, height, title in bars] == [
         *(("21.0", "worker 0, 0: 50%"), ("42.0", "worker 0, 1: 100%")),
@@ -88,7 +88,7 @@ def test_each_class_of_each_worker(tmp_path):
     html, text = page_of(run)
     assert "worker step <i> dog cow worker 0 100 50% 100% –" in text and "<i>" not in html
     (run / "shards.json").write_text(json.dumps({"classes": ["one", "two"], "counts": [[1, 2], [4, 5]]}))
-    assert "worker step 0 1 2 worker 0" in page_of(run)[1], "names of other classes are none of these"
+    assert "worker step 0 1 2 worker 0" in page_of(run)[1], "names of a wrong number of classes are not used"
 
 
 @pytest.mark.parametrize(("classes", "has_table"), [(40, True), (41, False)])
@@ -115,7 +115,7 @@ def test_classifiers_are_compared_by_their_accuracy(tmp_path):
     entries = read(runs)
     named, rows = runs_table(entries)
     row = dict(zip(named, rows[0], strict=True))
-    # The worst worker's: the lowest.
+    # The accuracy of a run is that of its worst worker, the lowest.
     assert (row["accuracy first"], row["accuracy last"], row["accuracy best"]) == ("0.125", "0.5", "0.5")
     assert "FID last" not in named and "floor" not in named
     assert dict(zip(named, rows[1], strict=True))["accuracy last"] == "not finite"
@@ -145,7 +145,7 @@ def test_runs_of_both_kinds_share_a_page(tmp_path):
 
 def test_a_mode_that_nobody_knows_has_the_sections_of_its_keys(tmp_path):
     """The settings do not load; rounds are shown because the records have them."""
-    run = make_led_run(tmp_path / "run")
+    run = make_leader_based_run(tmp_path / "run")
     text = (run / "experiment.yaml").read_text()
     (run / "experiment.yaml").write_text(text.replace("name: federated", "name: telepathy"))
     assert read_run(run).experiment is None and read_run(run).mode == "telepathy"

@@ -1,4 +1,4 @@
-"""JSON Lines files: whole, growing, cut off, and in any pieces the same."""
+"""JSON Lines files: whole, growing, cut off, and written in any pieces."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_last_line_without_its_end_counts_where_the_file_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00 {[", b"[" * 100_000, b"null", b"[1]", b"7"])
-def test_what_is_no_object_is_empty(tmp_path, content):
+def test_a_line_of_no_object_is_empty(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert read_object(tmp_path / "file") == {} and read_lines(tmp_path / "file") == []
     assert read_object(tmp_path / "missing") == {}
@@ -57,7 +57,7 @@ ROWS = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max
 
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 400), max_size=5))
 def test_in_any_pieces_the_same(rows, cuts, tmp_path_factory):
-    """A line that is cut anywhere, in the middle of a letter too, is read once it is whole."""
+    """A line that is cut anywhere, in the middle of a character too, is read once it is whole."""
     file = tmp_path_factory.mktemp("tail") / "stats.jsonl"
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
     tail, found, start = Tail(file), [], 0

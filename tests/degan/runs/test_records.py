@@ -1,4 +1,4 @@
-"""Records: the words of older folders, lists as values, and what is followed equals what is read whole."""
+"""Records: the words of older folders, lists as values, and equal records of a followed and a read run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_old_keys_are_read_as_todays():
         "dropped": {"banned": 4, "stale": 1},
     }
     assert json.dumps(line) == before, "the line itself stays"
-    # Where a line has both, today's word counts.
+    # In a line with both words today's word counts.
     assert words.in_todays_words({"strikes": 1, "offences": 2}) == {"offences": 2}
 
 

@@ -1,4 +1,4 @@
-"""`launch doctor`: what it says of this host and of the nodes, as a table and as JSON, and with which exit code."""
+"""`launch doctor`: its findings on this host and the nodes, as a table and as JSON, and its exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODE_CHECKS += ["output buffer", "persistence", "clock", "round trip", "goodput"
 
 @pytest.fixture(scope="module")
 def server():
-    """Well set; two of its checks still warn: the tests' server may be old, and it has no password."""
+    """A well configured server; two checks still warn: the server may be old, and it has no password."""
     well = ("--maxmemory", "512mb", "--client-output-buffer-limit", "normal", "64mb", "32mb", "5")
     with servers.redis_server(options=well) as url:
         yield url
@@ -34,7 +34,7 @@ def server():
 
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
-    """Runs the doctor on peers; returns the exit code, standard output and standard error."""
+    """A function that runs the doctor on peers; returns the exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def with_peers(peers: object, *words: str) -> tuple[int, str, str]:
@@ -45,7 +45,7 @@ def call(capsys, tmp_path, monkeypatch):
 
 
 def states(outcome: tuple[int, str, str]) -> dict[tuple[str, str], tuple[str, str]]:
-    """State and what was seen by node and check, out of --json."""
+    """(state, text) by node and check, from the output of --json."""
     return {(row["node"], row["check"]): (row["state"], row["seen"]) for row in json.loads(outcome[1])}
 
 
@@ -53,7 +53,7 @@ def host(outcome: tuple[int, str, str], check: str) -> tuple[str, str]:
     return states(outcome)["this host", check]
 
 
-# --- the whole --------------------------------------------------------------------------------------
+# --- the whole output -------------------------------------------------------------------------------
 
 
 def test_all_is_well(call, server):
@@ -77,7 +77,7 @@ def test_json_and_table_agree(call, server):
     assert "1 failed" in table
 
 
-def test_a_node_that_has_to_be_mended_and_then_is(call):
+def test_a_node_that_has_to_be_fixed_and_then_is(call):
     with servers.redis_server(options=("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")) as url:
         code, table, _ = call([url])
         assert code == 2 and "maxmemory-policy is allkeys-lru" in table
@@ -90,7 +90,7 @@ def test_a_node_that_has_to_be_mended_and_then_is(call):
 
 @pytest.mark.timeout(60)
 def test_nodes_are_looked_at_together(call):
-    """Twenty that say nothing: one after the other they would take longer than this test may."""
+    """Twenty silent nodes, one after the other, would take longer than the timeout of this test."""
     with listener(silence) as port:
         code, text, _ = call([f"redis://127.0.0.1:{port}/{number}" for number in range(20)], "--json")
     silent = [row for row in json.loads(text) if row["check"] == "reachable"]
@@ -104,7 +104,7 @@ def test_two_workers_may_name_one_node_with_and_without_its_socket(call, server,
 
 
 def test_while_a_run_is_going_on(call, server, tmp_path):
-    """It says so, and the run does not notice."""
+    """The doctor names the run, and the run goes on."""
     file, gate = experiment(tmp_path, "checked", [server]), tmp_path / "gate"
     worker = Worker(["0", "--config", file, "--out", tmp_path / "run"], tmp_path / "log", {6: f"hold:{gate}"})
     try:
@@ -127,7 +127,7 @@ def test_a_data_set_that_is_not_here(call, tmp_path):
     outcome = call(1, *missing)
     state, seen = host(outcome, "data")
     assert outcome[0] == 2 and state == "fail" and f"looked for {tmp_path}/MNIST" in seen
-    # The networks can be judged all the same.
+    # The networks can be checked all the same.
     assert "guessed" in host(outcome, "networks")[1]
     outcome = call(1, *missing, "--set", "data.download=true", "--local-redis", "one")
     assert outcome[0] == 0 and host(outcome, "data")[0] == "warn" and not (tmp_path / "MNIST").exists()
@@ -161,7 +161,7 @@ def test_a_disk_that_is_too_small(call):
 
 
 def test_memory_that_is_too_small(call):
-    """More workers than any host has room for, in words that a bus may have."""
+    """The backlog of these settings is larger than the memory of any host."""
     huge = ["--set", "bus.unbounded_backlog=1000000000000", "--set", "mode.slack=null"]
     outcome = call(1, "--json", *huge)
     assert host(outcome, "memory")[0] == "warn" and host(call(1, "--json"), "memory")[0] == "ok"
@@ -182,7 +182,7 @@ def test_a_host_without_a_node(call):
         ("redis://no-such-host.invalid:6379", False),
     ],
 )
-def test_which_nodes_are_of_this_host(url, here):
+def test_the_nodes_of_this_host(url, here):
     assert doctor.is_here(url) is here
 
 
@@ -226,13 +226,13 @@ def test_the_launcher_hands_over_and_answers(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["--", file]
 
 
-def test_which_redis_the_launcher_would_start(call, monkeypatch, capsys, tmp_path):
+def test_the_redis_that_the_launcher_would_start(call, monkeypatch, capsys, tmp_path):
     for kind in launch_servers.KINDS:
-        about = launch_servers.find(kind).about()
-        assert any(char.isdigit() for char in about) and "unknown" not in about
-        assert host(call(3, "--json", "--local-redis", about), "redis") == (
+        described = launch_servers.find(kind).about()
+        assert any(char.isdigit() for char in described) and "unknown" not in described
+        assert host(call(3, "--json", "--local-redis", described), "redis") == (
             "ok",
-            f"the local launcher would use {about}",
+            f"the local launcher would use {described}",
         )
     outcome = call(3, "--json", "--no-local-redis", "no Redis for the workers: install one")
     assert outcome[0] == 2 and host(outcome, "redis")[0] == "fail"
@@ -240,14 +240,14 @@ def test_which_redis_the_launcher_would_start(call, monkeypatch, capsys, tmp_pat
 
 
 def test_by_its_own_command(tmp_path, capsys):
-    """As a person types it, with everything real."""
+    """The command is that of a person, with nothing replaced."""
     assert launch_main(["doctor", str(experiment(tmp_path, "checked", 2)), "--json", "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["check"] for row in found} == {"settings", "data", "networks", "device", "redis", "memory", "disk"}
 
 
 def test_every_experiment_that_comes_along_can_be_checked():
-    """Networks, and with them what a node needs, come out of the settings alone."""
+    """The networks, and with them the needs of a node, follow from the settings alone."""
     for path in sorted(Path(config.reader.EXPERIMENTS).glob("*.yaml")):
         settings = config.load(path)
         if settings.data.name in doctor.CHANNELS and settings.data.name != "folder":

@@ -1,4 +1,4 @@
-"""What the doctor holds a host and its nodes against: which figures it hands on, and the sums that it shows."""
+"""The limits of the doctor for a host and its nodes: the figures that it passes on, and the sums that it shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE, AWAY = "redis://127.0.0.1:7001", "redis://192.0.2.1:7002"
 
 @pytest.fixture
 def visits(monkeypatch):
-    """What each node was asked about."""
+    """The visits to the nodes."""
     found: list[Visit] = []
     monkeypatch.setattr(doctor, "look", lambda visit: found.append(visit) or [])
     monkeypatch.setattr(doctor, "is_here", lambda url: "127.0.0.1" in url or url.startswith("unix"))
@@ -61,7 +61,7 @@ def test_a_node_is_held_against_what_all_its_workers_need(tmp_path, visits):
         )
         assert (visit.run, visit.lease_s, visit.beat_s) == ("figures", 12.0, 3.0)
         assert (visit.url, visit.is_own) == ((HERE, True) if 1 in workers else (AWAY, False))
-        # It looks as the first worker of this host.
+        # The visit is that of the first worker of this host.
         assert visit.access.user == "worker-1" and visit.access.password == "of worker 1"
         assert visit.run_key == bytes.fromhex("ab" * 32)
     assert [(section.workers, section.is_own) for section in sections] == [
@@ -72,23 +72,23 @@ def test_a_node_is_held_against_what_all_its_workers_need(tmp_path, visits):
     assert alone[1].workers == (0, 1, 2, 3, 4)
 
 
-def test_what_a_worker_needs_is_what_its_mode_says(tmp_path, visits, monkeypatch):
+def test_the_needs_of_a_worker_are_those_of_its_mode(tmp_path, visits, monkeypatch):
     monkeypatch.setattr("degan.modes.needs", lambda settings, pair: NEEDS)
     checked(tmp_path, peers=[HERE, HERE, AWAY])
     assert sorted((v.needed_bytes, v.step_bytes) for v in visits) == [(1200, 30), (2400, 60)]
 
 
 @pytest.mark.parametrize(
-    ("peers", "here", "says"),
+    ("peers", "here", "note"),
     [(3, 3, "one of its own"), ([HERE, AWAY, HERE], 2, ""), ([AWAY, AWAY], 0, "it only looks on")],
 )
-def test_this_host_is_held_against_its_own_workers(tmp_path, visits, monkeypatch, peers, here, says):
+def test_this_host_is_held_against_its_own_workers(tmp_path, visits, monkeypatch, peers, here, note):
     monkeypatch.setattr("degan.modes.needs", lambda settings, pair: NEEDS)
     _, found = checked(tmp_path, peers=peers)
     assert f"the vectors of {here} workers" in found["memory"].seen
     named = [finding for finding in found.values() if finding.check in ("redis", "this host")]
-    assert [finding.seen for finding in named if says in finding.seen] == [f.seen for f in named]
-    assert len(named) == bool(says)
+    assert [finding.seen for finding in named if note in finding.seen] == [f.seen for f in named]
+    assert len(named) == bool(note)
 
 
 def test_two_names_of_one_node_are_one_and_its_socket_is_taken():
@@ -124,11 +124,11 @@ def test_the_memory_of_ten_vectors_and_of_redis_for_each_worker(monkeypatch):
 @pytest.mark.parametrize(
     ("run", "wanted"),
     [
-        # The newest, the best of those before, and one that is being written.
+        # The disk holds the newest, the best of the older ones, and one that is being written.
         ({"keep_checkpoints": 2, "checkpoint_every": 100}, 4 * (2 + 1 + 1)),
         ({"keep_checkpoints": 2, "checkpoint_every": 100, "keep_best": False}, 4 * (2 + 1)),
         ({"keep_checkpoints": 1, "checkpoint_every": 100, "evaluate_every": 0}, 4 * (1 + 1)),
-        # That of the end.
+        # The only checkpoint is that of the end.
         ({"keep_checkpoints": 2, "checkpoint_every": 0}, 4),
     ],
 )
@@ -146,12 +146,12 @@ def test_the_disk_for_the_checkpoints_that_are_kept_and_one_more(tmp_path, monke
     assert found(wanted * MIB - 1).state == FAIL
 
 
-def test_a_checkpoint_takes_about_what_was_said(tmp_path):
+def test_a_checkpoint_takes_the_stated_bytes(tmp_path):
     settings = config.build(plain("seed", model={"name": "dcgan", "latent": 8, "width": 8}))
     pair = GanPair(settings, (1, 32, 32), 0, torch.device("cpu"))
     shard = SimpleNamespace(state=dict)
     made = Setup(settings, 0, shard, pair, None, (), [], {}, None)
-    # A mode keeps as much as a window and what a codec has dropped.
+    # The state of the mode is a window and the values that a codec has dropped.
     kept = {name: torch.zeros(pair.size).numpy() for name in ("window", "kept")}
     checkpoint: Checkpoint = made.checkpoint(3, (kept, {}))
     folder = Checkpoints(tmp_path, 1).save(checkpoint)
@@ -175,7 +175,7 @@ def test_where_the_data_is_not_here_its_shape_is_guessed(name, side, shape):
     assert doctor._learner(settings, seen).sample_shape == (1, side, side)
 
 
-# --- what is printed ---------------------------------------------------------------------------
+# --- the printed table -------------------------------------------------------------------------
 
 
 def test_the_table_and_its_counts():

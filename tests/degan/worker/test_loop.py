@@ -1,4 +1,4 @@
-"""The loop of one worker, with every line and file of a run written down by hand: what is due, and who writes it."""
+"""The loop of one worker, with every line and file of a run written down by hand: due tasks, and their writers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from config import UsageError
 from degan.worker import loop
 from tests.loops import Live
 
-# Time, losses and waiting are means over the steps since the line before; all else is as it stands then.
+# Time, losses and waiting are means over the steps since the line before; all else is the value at the step.
 STATS = [
     {"step": 3, "time_s": 3.0, "images": 24, "d_loss": 2.0, "g_loss": 20.0, "step_s": 1.0, "sent_bytes": 300},
     {"step": 6, "time_s": 10.5, "images": 48, "d_loss": 5.0, "g_loss": 50.0, "step_s": 2.5, "sent_bytes": 621},
@@ -58,7 +58,7 @@ def values_of(one: Live, step: int) -> dict:
 
 
 def fifth_step(action):
-    """What happens as step 5 begins."""
+    """An action at the begin of step 5."""
     return {5: action}
 
 
@@ -69,12 +69,12 @@ def test_every_line_of_a_run(live):
     one = live()
     assert one.run() == 10
     assert one.stats == stats_by_hand(3, 6, 9, 10)
-    # After a cut the shade is 10 k + 1; at the end what was left has been exchanged, which adds 2.
+    # After a sync point the shade is 10 k + 1; at the end the remainder has been exchanged, which adds 2.
     assert one.metrics == metrics_by_hand(0, {0: (0, 200.0), 4: (32, 159.0), 8: (64, 119.0), 10: (80, 97.0)})
-    assert one.said == ["finished after 10 steps and 27.5 s"] and one.begun_steps == list(range(1, 11))
+    assert one.logged == ["finished after 10 steps and 27.5 s"] and one.begun_steps == list(range(1, 11))
 
 
-def test_what_the_mode_is_asked_in_which_order(live):
+def test_the_mode_is_called_in_this_order(live):
     one = live()
     one.run()
     assert one.mode.calls == [
@@ -82,20 +82,20 @@ def test_what_the_mode_is_asked_in_which_order(live):
             "step 1",
             "step 2",
             "step 3",
-            "step 4 cut",
+            "step 4 sync",
             "synchronise 4",
-            "step 5 cut",
+            "step 5 sync",
             "synchronise 5",
-            "step 6 cut",
+            "step 6 sync",
             "synchronise 6",
         ),
         *(
             "state",
             "step 7",
-            "step 8 cut",
+            "step 8 sync",
             "synchronise 8",
             "step 9",
-            "step 10 cut",
+            "step 10 sync",
             "synchronise 10",
             "finish",
             "state",
@@ -122,7 +122,7 @@ def test_the_files_of_a_run_and_what_they_show(live):
     ]
 
 
-def test_what_the_checkpoints_hold(live):
+def test_the_content_of_the_checkpoints(live):
     one = live()
     one.run()
     assert one.checkpoints.steps() == [6, 10]
@@ -137,7 +137,7 @@ def test_what_the_checkpoints_hold(live):
     }
 
 
-def test_what_is_due_is_due_at_the_last_step_too(live):
+def test_all_tasks_are_due_at_the_last_step_too(live):
     one = live(steps=7)
     assert one.run() == 7
     assert [line["step"] for line in one.stats] == [3, 6, 7]
@@ -146,20 +146,20 @@ def test_what_is_due_is_due_at_the_last_step_too(live):
     assert one.checkpoints.steps() == [6, 7] and values_of(one, 7)["score"] == 127.0
 
 
-def test_what_is_switched_off_is_never_done(live):
+def test_a_task_that_is_switched_off_is_never_done(live):
     one = live(evaluate_every=0, snapshot_every=0, checkpoint_every=0)
     one.run()
     assert one.metrics == [] and one.shades(one.folder) == {"reals.png": 255} and one.shades(one.home) == {}
-    # The end is always saved, and the only cut.
+    # The end is always saved, and the only sync point.
     assert one.checkpoints.steps() == [10] and "score" not in values_of(one, 10)
-    assert [call for call in one.mode.calls if "cut" in call or "synchronise" in call] == [
-        "step 10 cut",
+    assert [call for call in one.mode.calls if "sync" in call or "synchronise" in call] == [
+        "step 10 sync",
         "synchronise 10",
     ]
     assert not one.setup.learner.asked
 
 
-def test_a_checkpoint_is_made_with_every_snapshot_unless_said_otherwise(live):
+def test_a_checkpoint_is_made_with_every_snapshot_unless_set_otherwise(live):
     one = live(checkpoint_every="null")
     one.run()
     assert one.checkpoints.steps() == [5, 10]
@@ -181,7 +181,7 @@ def test_a_distance_that_is_none_is_no_score(live):
     assert "score" not in values_of(one, 6)
 
 
-# --- what is shown ------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------
 
 
 def test_a_picture_is_of_as_many_samples_as_the_grid_has_places(live):
@@ -199,16 +199,16 @@ def test_a_learner_without_a_picture_is_measured_all_the_same(live):
     assert len(one.metrics) == 12
 
 
-# --- who writes what ----------------------------------------------------------------------------
+# --- the writers --------------------------------------------------------------------------------
 
 
-def test_who_is_not_first_leaves_the_runs_pictures_alone(live):
+def test_a_worker_that_is_not_first_leaves_the_runs_pictures_alone(live):
     one = live(worker=1)
     one.mode.first = False
     one.run()
     assert one.shades(one.folder) == {}
     assert sorted(one.shades(one.home)) == ["fakes-000000.png", "fakes-000005.png", "fakes-000010.png"]
-    # It measures its own model all the same.
+    # The worker measures its own model all the same.
     assert one.metrics == metrics_by_hand(1, {0: (0, 200.0), 4: (32, 159.0), 8: (64, 119.0), 10: (80, 97.0)})
     assert one.stats == stats_by_hand(3, 6, 9, 10)
 
@@ -229,8 +229,8 @@ def test_the_first_measures_a_shared_model(live):
     assert len(one.metrics) == 12 and len(one.shades(one.folder)) == 4
 
 
-def test_who_is_first_is_asked_at_every_cut(live):
-    """The first of a run may change: the next one goes on with the run's pictures."""
+def test_the_first_is_determined_at_every_sync_point(live):
+    """The first worker of a run may change: the next one goes on with the run's pictures."""
     one = live(worker=1)
     one.mode.is_shared, one.mode.first = True, False
     one.at = fifth_step(lambda: setattr(one.mode, "first", True))
@@ -240,7 +240,7 @@ def test_who_is_first_is_asked_at_every_cut(live):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_who_holds_what_is_written_by_the_first_or_where_it_is_missing(live, is_first):
+def test_the_shards_are_written_by_the_first_or_where_they_are_missing(live, is_first):
     one = live(worker=1)
     one.mode.first = is_first
     (one.folder / "shards.json").write_text("theirs")
@@ -260,7 +260,7 @@ def test_the_real_samples_are_drawn_once(live):
     assert (one.folder / "reals.png").read_bytes() == b"earlier"
 
 
-# --- what is left out ---------------------------------------------------------------------------
+# --- missing models and losses ------------------------------------------------------------------
 
 
 def test_without_the_rounds_model_nothing_is_shown_or_saved(live):
@@ -282,10 +282,10 @@ def test_steps_in_which_a_worker_had_no_part_have_no_losses(live):
     assert "d_loss" not in one.stats[1] and [line["images"] for line in one.stats] == [24, 48, 72, 80]
 
 
-# --- what cannot be written ---------------------------------------------------------------------
+# --- failed writes ------------------------------------------------------------------------------
 
 
-def test_a_picture_that_cannot_be_saved_is_said_and_the_other_one_is_saved(live, monkeypatch):
+def test_a_picture_that_cannot_be_saved_is_logged_and_the_other_one_is_saved(live, monkeypatch):
     one, save = live(), loop.save_png
 
     def full(path, picture):
@@ -295,23 +295,23 @@ def test_a_picture_that_cannot_be_saved_is_said_and_the_other_one_is_saved(live,
 
     monkeypatch.setattr(loop, "save_png", full)
     assert one.run() == 10
-    said = f"cannot save a picture in {one.home}: No space left on device; going on without it"
-    assert one.said == [said] * 3 + ["finished after 10 steps and 27.5 s"]
+    line = f"cannot save a picture in {one.home}: No space left on device; going on without it"
+    assert one.logged == [line] * 3 + ["finished after 10 steps and 27.5 s"]
     assert len(one.shades(one.folder)) == 4 and len(one.metrics) == 12
 
 
-def test_lines_that_cannot_be_written_are_said_once(live, capsys):
+def test_lines_that_cannot_be_written_are_logged_once(live, capsys):
     one = live()
     one.at = {1: (one.home / "stats.jsonl").mkdir}
     assert one.run() == 10
-    said = f"cannot write to {one.home}/stats.jsonl: Is a directory; going on without what belongs there\n"
-    assert capsys.readouterr().err.partition(" ")[2] == said and len(one.metrics) == 12
+    line = f"cannot write to {one.home}/stats.jsonl: Is a directory; going on without what belongs there\n"
+    assert capsys.readouterr().err.partition(" ")[2] == line and len(one.metrics) == 12
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_said_and_the_last_one_must_be(live):
+def test_a_checkpoint_that_cannot_be_saved_is_logged_and_the_last_one_must_be(live):
     one = live()
     (one.home / "checkpoints").write_text("in the way")
     with pytest.raises(UsageError, match="cannot save the checkpoint of step 10"):
         one.run()
-    assert len(one.said) == 1 and one.said[0].endswith("; going on without it") and "step 6" in one.said[0]
+    assert len(one.logged) == 1 and one.logged[0].endswith("; going on without it") and "step 6" in one.logged[0]
     assert one.stats == stats_by_hand(3, 6, 9, 10)

@@ -1,4 +1,4 @@
-"""A Redis that loses everything while workers train: its worker begins a new life, and the run ends as it should."""
+"""A Redis that loses everything while workers train: its worker begins a new incarnation, and the run ends well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ slow = pytest.mark.slow
 
 
 class Nodes:
-    """Real servers that keep nothing on disk, and can be killed and started again at their port."""
+    """Real servers that keep nothing on disk, and can be killed and restarted at their ports."""
 
     def __init__(self, count: int):
         self.ports = [free_port() for _ in range(count)]
@@ -53,7 +53,7 @@ def step_of(out: Path, number: int) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-# Of what differs little only one is quick enough for every day.
+# Only one of several similar cases is part of the quick tests.
 MODES = {
     "gradients": ("mode.exchange=gradients", "mode.parts=1", "mode.slack=0", "mode.codec=raw"),
     "parameters": ("mode.exchange=parameters", "mode.parts=4", "mode.slack=2"),
@@ -77,7 +77,7 @@ def test_a_node_that_loses_everything_is_joined_again(nodes, tmp_path, mode, vic
     file = experiment(tmp_path, name, servers.urls)
     sets = ("bus.lease_s=8", f"run.steps={STEPS}", "run.checkpoint_every=100", *MODES[mode])
     words = ["--config", file, "--out", out, *(word for one in sets for word in ("--set", one))]
-    # Nobody may finish before the loss has been dealt with.
+    # No worker may finish before the victim has joined again.
     incarnations = [Worker([n, *words], tmp_path / f"{n}.txt", {300: f"hold:{gate}"}) for n in (0, 1)]
     try:
         wait_for(lambda: min(step_of(out, 0), step_of(out, 1)) >= 20, "the run to get going")

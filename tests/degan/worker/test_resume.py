@@ -1,4 +1,4 @@
-"""Runs that are disturbed: killed, told to stop, cut off. With slack 0 the weights must come out the same."""
+"""Disturbed runs: killed, stopped, cut off. With slack 0 the weights must be those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SIMULTANEOUS = (*SYNC, "mode.parts=1")
 NORMALISED = (*SYNC, "mode.parts=2", "model.name=dcgan", "model.width=4", "model.image_size=32")
 # A checkpoint has to hold the error feedback of a lossy codec and the parts that have not left.
 LOSSY = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=int8", "mode.parts=3")
-# Everyone applies what everyone has published.
+# Every worker applies the published gradients of all.
 PUBLISHED = ("mode.exchange=gradients", "mode.slack=0", "mode.codec=sign", "mode.own=delayed")
 PUBLISHED_LATER = (*PUBLISHED, "mode.slack=2", "mode.codec=int8", "mode.parts=2")
-# The delay is the bound, so that parameters repeat under any.
+# The delay is the bound, so that runs with parameters repeat under any bound.
 PARAMETERS = ("mode.exchange=parameters", "mode.slack=2", "mode.codec=int8", "mode.parts=3")
 ALTERNATING = ("mode.exchange=parameters", "mode.slack=0", "mode.codec=raw", "mode.parts=3", "mode.updates=alternating")
 ALTERNATING_LATER = ("mode.exchange=parameters", "mode.slack=1", "mode.codec=topk", "mode.updates=alternating")
@@ -33,7 +33,7 @@ _count = itertools.count()
 
 
 class Run:
-    """Two workers of one run over one Redis; each life of a worker is a process of its own."""
+    """Two workers of one run over one Redis; each incarnation of a worker is a process of its own."""
 
     def __init__(self, folder: Path, url: str, settings: tuple[str, ...], workers: int = 2):
         self.name = f"run-{next(_count)}-{folder.name}"[:60]
@@ -88,7 +88,7 @@ def ends(incarnations: list[Worker], timeout_s: float = 60.0) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, redis_url):
-    """The weights of both workers after a run that nothing happened to, by settings; made once each."""
+    """The weights of both workers after an undisturbed run, by settings; made once each."""
     known: dict[tuple, list[dict]] = {}
 
     def weights(settings: tuple[str, ...]) -> list[dict]:
@@ -109,9 +109,9 @@ def check(run: Run, expected: list[dict]) -> None:
         assert same(run.weights(number), expected[number]), f"worker {number} has other weights"
 
 
-# A stop is a synchronous step wherever it falls; only with slack 0 every other one is, too.
+# A stop is a synchronous step at any place; only with slack 0 every other step is synchronous, too.
 def kind(name: str, settings: tuple[str, ...], is_slow: bool = True):
-    """One kind of run; what the quick ones show in much the same way is a slow test."""
+    """One kind of run; a kind that is much like a quick one is a slow test."""
     return pytest.param(settings, id=name, marks=pytest.mark.slow if is_slow else ())
 
 
@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_weights(make, undisturbed, settings):
 
 
 def networks(weights: dict) -> dict:
-    """Without the moving average, which is each worker's own."""
+    """The weights without the moving average, which is each worker's own."""
     return {name: array for name, array in weights.items() if not name.startswith("ema.")}
 
 
@@ -190,16 +190,16 @@ def test_a_worker_killed_while_saving_goes_on_from_the_checkpoint_before(make, u
     ends([survivor, again])
     assert "replays at step 4" in again.text
     check(run, undisturbed(SIMULTANEOUS))
-    assert not list(checkpoints.glob(".*")), "what the killed one left is cleared away"
+    assert not list(checkpoints.glob(".*")), "the remains of the killed one are cleared away"
 
 
-# Every snapshot averages the running statistics, so with each of these steps something more is awaited.
-CUTS = (*NORMALISED, "run.snapshot_every=1", "run.checkpoint_every=8", "bus.stall_timeout_s=20")
+# Every snapshot averages the running statistics, so each of these steps is a sync point.
+SYNC_POINTS = (*NORMALISED, "run.snapshot_every=1", "run.checkpoint_every=8", "bus.stall_timeout_s=20")
 
 
-def test_replay_past_many_cuts(make):
-    """The survivor's statistics of the whole interval are read again, however many there are."""
-    run = make((*CUTS, "run.steps=18"))
+def test_replay_past_many_sync_points(make):
+    """The restarted worker reads the survivor's statistics of all sync points of the interval again."""
+    run = make((*SYNC_POINTS, "run.steps=18"))
     survivor = run.start(0)
     assert run.start(1, script={15: "kill"}).end() == -signal.SIGKILL
     again = run.start(1, "--resume", "latest")
@@ -218,9 +218,9 @@ def test_a_worker_killed_before_its_first_checkpoint_replays_from_the_beginning(
     assert same(run.weights(0), expected[0]) and same(run.weights(1), expected[1])
 
 
-def test_a_worker_joins_at_a_cut(make, tmp_path):
-    """Killed before its first checkpoint, it comes back with the survivor's state, of a step that is a cut."""
-    run, gate = make((*CUTS, "bus.lease_s=3")), tmp_path / "go on"
+def test_a_worker_joins_at_a_sync_point(make, tmp_path):
+    """A worker that is killed before its first checkpoint gets the survivor's state of a step that is a sync point."""
+    run, gate = make((*SYNC_POINTS, "bus.lease_s=3")), tmp_path / "go on"
     survivor = run.start(0, script={6: f"hold:{gate}"})
     assert run.start(1, script={3: "kill"}).end() == -signal.SIGKILL
     survivor.until("worker 1 is dropped from the bound")
@@ -274,14 +274,14 @@ def test_a_worker_that_comes_back_after_its_lease_joins_the_survivor(make, tmp_p
 )
 @pytest.mark.timeout(400)
 def test_of_three_one_joins_again_while_the_others_go_on(make, settings, steps):
-    """Nobody waits for it, and from the round at which it is admitted all three apply the same."""
+    """Nobody waits for the joiner, and from its first round on all three apply the same."""
     every = ("bus.lease_s=3", f"run.steps={steps}", "run.checkpoint_every=50")
     run = make((*settings, *every), workers=3)
     others = [run.start(0), run.start(2)]
     assert run.start(1, script={60: "kill"}).end() == -signal.SIGKILL
     others[0].until("worker 1 is dropped from the bound")
     again = run.start(1, "--resume", "latest")
-    # Three thousand synchronous rounds take a busy machine more than a minute.
+    # Thousands of synchronous rounds take a busy machine more than a minute.
     ends([*others, again], timeout_s=300)
     assert "joins at step" in again.text
     assert same(run.weights(0, steps), run.weights(1, steps)) and same(run.weights(0, steps), run.weights(2, steps))
@@ -327,11 +327,11 @@ def test_stopped_together_they_go_on_as_if_nothing_had_been(make, undisturbed, s
 
 @any_bound
 def test_a_run_that_was_killed_as_a_whole_goes_on_over_the_same_redis(make, undisturbed, settings):
-    """One dies before it has saved step 8, the other perhaps later: they go on from a step that both have."""
+    """One worker dies before it has saved step 8, the other perhaps later: they go on from a step that both have."""
     run = make(settings)
     incarnations = [run.start(0, script={8: "kill"}), run.start(1)]
     assert incarnations[0].end() == -signal.SIGKILL
-    # Whether what worker 0 said in step 8 had left it, nobody knows.
+    # The messages of worker 0 in step 8 may have left it or not.
     wait_for(lambda: run.step(1) >= 7, "worker 1 to wait for worker 0")
     incarnations[1].kill()
     incarnations = [run.start(n, "--resume", "latest") for n in (0, 1)]
@@ -351,7 +351,7 @@ def test_a_finished_run_is_resumed_and_made_longer(make):
 
 
 def test_checkpoints_that_have_no_step_in_common_are_refused(make):
-    """Worker 1 has lost its own and starts afresh."""
+    """Worker 1 has lost its checkpoints and starts afresh."""
     run = make(SIMULTANEOUS)
     ends([run.start(0, script={5: "usr2"}), run.start(1)])
     before = sorted((run.out / "w0" / "checkpoints").rglob("*"))

@@ -1,4 +1,4 @@
-"""`python -m degan.worker`: what a person can get wrong is one line and exit code 2, and nothing is left behind."""
+"""`python -m degan.worker`: a person's mistake is one line and exit code 2, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_line(text: str) -> str:
 
 @pytest.fixture
 def handlers():
-    """Puts back the handlers that a worker installs in this process."""
+    """Put back the handlers that a worker replaces in this process."""
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in names}
     yield
@@ -42,7 +42,7 @@ def handlers():
 
 @pytest.fixture
 def run(tmp_path, capsys, handlers, monkeypatch):
-    """Runs a worker in this process; returns the exit code and what it wrote to standard error."""
+    """A function that runs a worker in this process; returns the exit code and the text on standard error."""
     for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("platform.node", lambda: "host")
@@ -57,7 +57,7 @@ def run(tmp_path, capsys, handlers, monkeypatch):
 
 @pytest.fixture
 def workers(tmp_path):
-    """Starts workers in processes of their own, and clears them away."""
+    """A function that starts workers in processes of their own, which are cleared away."""
     incarnations = []
 
     def start(*words: object, **more) -> Worker:
@@ -77,7 +77,7 @@ def refused(outcome: tuple[int, str], out: Path | None = None) -> str:
     return one_line(text)
 
 
-# --- which worker ------------------------------------------------------------------------------
+# --- the worker's number -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_a_number_outside_the_list(run, tmp_path):
     assert "worker 2 (from the command line) is outside 0..1" in text
 
 
-def test_a_number_from_a_scheduler_is_said(run, tmp_path, monkeypatch):
+def test_a_number_from_a_scheduler_is_logged(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")
-    code, text = run("--config", experiment(tmp_path, "said"), "--dry-run")
+    code, text = run("--config", experiment(tmp_path, "logged"), "--dry-run")
     assert code == 0 and "this is worker 0, from the variable SLURM_PROCID" in text
 
 
@@ -174,7 +174,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
     code, text = run(*local(tmp_path), "--out", tmp_path / "out", "--dry-run")
     assert code == 0 and "1,437 samples" in text and "nothing was started" in text
     assert not (tmp_path / "out").exists()
-    # It needs no Redis, and finds what is wrong all the same.
+    # A dry run needs no Redis, and finds faults of the settings all the same.
     file = experiment(tmp_path, "dry", [f"redis://127.0.0.1:{free_port()}"])
     assert run(0, "--config", file, "--dry-run")[0] == 0
     refused(run(0, "--config", file, "--dry-run", "--set", "data.batch_size=5000"))
@@ -188,7 +188,7 @@ def test_a_run_and_what_it_leaves(run, tmp_path):
     assert {path.name for path in out.iterdir()} >= {"experiment.yaml", "reals.png", "fakes-000004.png", "w0"}
     assert not [path for path in out.rglob(".*")], "no temporary file is left"
 
-    # Again into the same folder: only on purpose.
+    # A second run into the same folder needs --resume.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     text = refused(run(*local(tmp_path), "--out", out))
     assert "holds checkpoints of an earlier run; add --resume latest" in text

@@ -1,4 +1,4 @@
-"""What a leader says and whom it asks: workers of a mode with a leader in threads of one process."""
+"""The base of the modes with a leader: settings, cohorts, terms and stops; workers in threads of one process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG_S = 60.0
 
 @pytest.mark.parametrize("mode", ["federated", "multi_discriminator"])
 def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
-    """Each with a value that no other has."""
+    """Each setting has a value of its own."""
     seen = {}
     for name in ("Rounds", "Deadline", "Screen", "Leadership", "Rendezvous"):
         own = getattr(leader_based, name)
@@ -52,7 +52,7 @@ def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
         settings, make, shape = multi_discriminators.experiment(3, **block), MultiDiscriminator, (1, 8, 8)
     settings = msgspec.structs.replace(settings, bus=bus, connect_timeout_s=55.0)
     buses, pair = memory_buses(3), GanPair(settings, shape, 1, "cpu")
-    made, said = make(settings, pair, buses[1], {"fact": 9}, peer_info(1), lambda line: None), peer_info(1)
+    made, own_info = make(settings, pair, buses[1], {"fact": 9}, peer_info(1), lambda line: None), peer_info(1)
     made.close()
     wanted = {"lease_s": 17.0, "stall_timeout_s": 33.0, "finish_timeout_s": 44.0, "min_peers": 2}
     assert {name: seen["Rounds"][name] for name in wanted} == wanted
@@ -61,35 +61,35 @@ def test_every_setting_of_bus_and_mode_reaches_its_place(monkeypatch, mode):
     assert list(seen["Leadership"]["leaders"]) == [2, 0]
     meeting = seen["Rendezvous"]
     assert (meeting["lease_s"], meeting["timeout_s"], meeting["may_replay"]) == (17.0, 55.0, False)
-    # MD-GAN has no use for histograms, so it does not say them.
-    assert meeting["peer_info"] == (said if mode == "federated" else {"samples": said["samples"]})
+    # MD-GAN does not use histograms, so it does not send them.
+    assert meeting["peer_info"] == (own_info if mode == "federated" else {"samples": own_info["samples"]})
     assert "fact" in str(meeting["agreed"])
 
 
-def test_histograms_are_not_said_where_they_are_not_to_be_shared():
+def test_histograms_are_not_sent_where_they_are_not_to_be_shared():
     settings = experiment(2, share_histograms=False, local_steps=1)
     fleet = Fleet(settings, memory_buses(2))
     fleet.run(1)
     assert fleet.modes[0]._peer_info(1) == {"samples": peer_info(1)["samples"]}
 
 
-def test_what_a_peer_says_of_itself_is_checked_before_it_counts():
+def test_the_claims_of_a_peer_are_checked_before_they_count():
     def odd(worker):
-        return {"samples": 3 + worker, "histogram": [5, -1], "of no use": 1}
+        return {"samples": 3 + worker, "histogram": [5, -1], "unknown": 1}
 
     fleet = Fleet(experiment(2, local_steps=1), memory_buses(2), peer_info=odd)
     fleet.run(1)
     assert fleet.modes[0]._peer_info(1) == {"samples": 4}
 
 
-# --- whom it asks ---------------------------------------------------------------------------------
+# --- cohorts and terms ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("proposal", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
-def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_holds(proposal, expected):
-    """A cohort is a number, or a share of those that can be asked."""
+@pytest.mark.parametrize(("block", "expected"), [({"cohort": 3}, [3, 2, 2, 3]), ({"fraction": 0.7}, [2, 1, 1, 2])])
+def test_a_worker_that_catches_up_is_not_asked_and_its_new_incarnation_claims_anew_what_it_holds(block, expected):
+    """A cohort is a number, or a share of the workers that can be asked."""
     deadline = {"floor_s": 2.0, "ceiling_s": 2.0}
-    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **proposal)
+    settings = experiment(3, local_steps=1, leaders=1, deadline=deadline, **block)
     fleet, may_go_on, cohorts = Fleet(settings, memory_buses(3)), threading.Event(), []
     more = {"samples": 640, "histogram": [640]}
 
@@ -104,7 +104,7 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
         mode._rounds.drain()
         saved, loaded = mode.state(), []
         mode.close()
-        fleet.peer_info = lambda worker: more | {"of no use": 1}
+        fleet.peer_info = lambda worker: more | {"unknown": 1}
         mode = fleet.again(2)
         catch_up = mode._catch_up
         mode._catch_up = lambda *received: may_go_on.wait(LONG_S) and catch_up(*received)
@@ -122,7 +122,7 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
             if step == 2:
                 mode._rounds.until(
                     lambda: messages.incarnation(2) == "another" and 2 in messages.live() - messages.caught_up(),
-                    lambda: "the new life",
+                    lambda: "the new incarnation",
                 )
             if step == 4:
                 may_go_on.set()
@@ -139,7 +139,7 @@ def test_who_still_catches_up_is_not_asked_and_its_new_life_says_anew_what_it_ho
 
 
 def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
-    """Worker 1 leads in a higher term; what worker 0 has gathered by then is not the model."""
+    """Worker 1 leads in a higher term, so the answers that worker 0 has gathered do not become the model."""
     settings = experiment(2, local_steps=1, deadline={"floor_s": 1.0, "ceiling_s": 1.0})
     fleet, has_begun = Fleet(settings, memory_buses(2)), threading.Event()
 
@@ -175,7 +175,7 @@ def test_a_leader_that_is_overruled_in_its_round_gives_it_up():
 
 
 def test_a_round_that_another_leads_once_more_is_followed_instead_of_its_end():
-    """Worker 0 has led it to its end, and worker 1 knows nothing of that."""
+    """Worker 0 has ended the round, and worker 1 has not read that."""
     settings = experiment(2, local_steps=1, deadline={"floor_s": 20.0, "ceiling_s": 20.0})
     fleet = Fleet(settings, memory_buses(2))
 
@@ -198,7 +198,7 @@ def test_a_round_that_another_leads_once_more_is_followed_instead_of_its_end():
 
 
 def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least():
-    """Our own steps may have taken longer than the deadline."""
+    """The leader's own steps may have taken longer than the deadline."""
     settings = experiment(4, local_steps=1, quorum=0.6, deadline={"floor_s": 2.0, "ceiling_s": 90.0})
     fleet, asked = Fleet(settings, memory_buses(4)), []
     mode = fleet.modes[0]
@@ -220,7 +220,7 @@ def test_a_gather_waits_for_the_others_until_the_deadline_and_its_floor_at_least
         assert arguments["quorum"] == 2 and arguments["incarnations"] == {1: "a", 2: "b"}
 
 
-def test_who_comes_to_a_cut_when_a_later_round_has_begun_is_too_late_for_it():
+def test_a_worker_at_a_sync_point_is_too_late_for_it_when_a_later_round_has_begun():
     fleet = Fleet(experiment(2, local_steps=1), memory_buses(2))
     mode = fleet.modes[1]
     ((header, payload),) = encode_fields(mode._layout, "round_start", 4, {"term": 1})
@@ -231,8 +231,8 @@ def test_who_comes_to_a_cut_when_a_later_round_has_begun_is_too_late_for_it():
 
 
 def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
-    """It was not in the cohort of the last round; that is lost, and nothing else."""
-    # A slow average: what it has missed of the rounds that another led shows at the end.
+    """The next leader was not in the cohort of the last round; only this round is lost."""
+    # With a slow average a missed round of the former leader shows at the end.
     slow = FAST | {"ema_decay": 0.9}
     settings = experiment(*(3, "mlp", slow), local_steps=2, cohort=2, optimiser_state="average", leaders=2)
     settings = msgspec.structs.replace(settings, seed=10)
@@ -265,9 +265,9 @@ def test_the_next_leader_goes_on_from_the_model_that_was_announced_last():
 
 
 def test_states_are_kept_as_long_as_somebody_may_fetch_them():
-    """Of federated rounds the newest model, that of the newest cut, and the average with it."""
+    """Federated rounds keep the newest model, and the model and the average of the newest sync point."""
     settings = experiment(2, local_steps=1, leaders=1)
-    fleet, seen = Fleet(settings, memory_buses(2), cuts=(2, 3)), []
+    fleet, seen = Fleet(settings, memory_buses(2), sync_points=(2, 3)), []
 
     def names():
         state = fleet.buses[0]._hub.states[0, "life-0"]
@@ -295,7 +295,7 @@ def test_states_are_kept_as_long_as_somebody_may_fetch_them():
     assert names() == ["m1.6", "s1.6"]
 
 
-# --- what it says ---------------------------------------------------------------------------------
+# --- stops and statistics -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asking", [0, 2])
@@ -309,7 +309,7 @@ def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
             mode.step(step, batches, False)
             if worker == asking and step == 2:
                 mode.ask_to_stop(step)
-                # Else the leader may be many rounds further before it reads that.
+                # Without this the leader may be many rounds further before it reads the request.
                 mode._rounds.drain()
             if mode.is_stopping(step):
                 assert mode.synchronise(step) and mode._stop_at == step
@@ -321,24 +321,24 @@ def test_all_stop_after_the_same_round_whoever_was_asked_to(asking):
     assert len(set(fleet.stats)) == 1 and fleet.stats[0] >= 3
 
 
-def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_step_says_who_led():
+def test_deadlines_and_void_rounds_are_shared_and_each_step_names_its_leader():
     settings = experiment(3, local_steps=1, leaders=2, quorum=1.0)
     fleet = Fleet(settings, memory_buses(3))
     fleet.modes[0]._rounds.deadline.load_plain([12.5] * 60)
     mode = fleet.modes[2]
     mode._attack = lambda change: change * (float("nan") if mode._step == 1 else 1.0)
     leases = [[] for _ in fleet.modes]
-    for each, said in zip(fleet.modes, leases, strict=True):
+    for each, shown in zip(fleet.modes, leases, strict=True):
         update = each._rendezvous.lease.show
-        each._rendezvous.lease.show = lambda *words, said=said, own=update, **named: (
-            said.append(named),
+        each._rendezvous.lease.show = lambda *words, shown=shown, own=update, **named: (
+            shown.append(named),
             own(*words, **named),
         )
     fleet.run(2)
-    # What their leases say of it is what those go by that join.
-    for said in leases:
-        assert [line["step"] for line in said if line.get("phase") == "training" and line["step"]] == [1, 2]
-        assert {line["term"] for line in said if "term" in line} == {1} and said[-1] == {"phase": "leaving"}
+    # Joiners go by the step, phase and term in the leases.
+    for shown in leases:
+        assert [line["step"] for line in shown if line.get("phase") == "training" and line["step"]] == [1, 2]
+        assert {line["term"] for line in shown if "term" in line} == {1} and shown[-1] == {"phase": "leaving"}
     assert [mode._rounds.deadline.seconds for mode in fleet.modes] == [12.5] * 3
     assert [stats["void_rounds"] for stats in fleet.stats] == [1] * 3
     assert [stats["leader"] for stats in fleet.stats] == [0] * 3 and [stats["round"] for stats in fleet.stats] == [
@@ -346,23 +346,23 @@ def test_a_leader_says_how_long_it_waits_and_how_many_rounds_were_void_and_each_
     ] * 3
     assert [stats["cohort"] for stats in fleet.stats] == [3] * 3
     assert [stats["answered"] for stats in fleet.stats] == [3, None, None]
-    # All have left after the same round; the first of them shows what all hold.
+    # All have left after the same round; the first worker shows the common model.
     assert [mode.is_first() for mode in fleet.modes] == [True, False, False]
     for bus in fleet.buses:
         with pytest.raises(BusError, match="closed"):
             bus.publish([(b"", b"")])
 
 
-# --- resumed --------------------------------------------------------------------------------------
+# --- resumed runs ---------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been():
-    """By hand: three rounds at once; what balanced sampling has counted and the moments' steps go on as well."""
+    """The reference takes three rounds at once; the counts of balanced sampling and the moments' steps go on too."""
     settings = experiment(
         *(3, "mlp", FAST), local_steps=2, cohort=2, sampling="balanced", optimiser_state="average", leaders=2
     )
     hand = ByHand(settings, by_size)
-    # By turns: the class that was seen least, and who holds it; 12, 4, 48 samples in histograms of two classes.
+    # Each turn takes a holder of the class with the fewest samples so far; the histograms have 12, 4, 48 samples.
     for cohort in ([0, 1], [0, 2], [0, 2]):
         hand.round(cohort)
     first = Fleet(settings, memory_buses(3), peer_info=uneven)

@@ -1,4 +1,4 @@
-"""The lives of a worker's process: what ends one, with which exit code, and what the next begins with."""
+"""The incarnations of a worker's process: their ends, the exit code, and the begin of the next one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.workers import experiment
 
 
 class Incarnations:
-    """Stand-ins for what a life is made of; each life ends as `ends` says, one after the other."""
+    """Stand-ins for the parts of an incarnation; `ends` has the end of each incarnation, in order."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *ends: Any):
         self.ends, self.built, self.loops, self.closed, self.setup = list(ends), [], [], 0, []
@@ -79,7 +79,7 @@ def begin(monkeypatch, tmp_path, capsys):
     return call
 
 
-def test_a_life_that_ends_well(begin, tmp_path):
+def test_an_incarnation_that_ends_well(begin, tmp_path):
     code, incarnations, _ = begin(None)
     assert (code, incarnations.closed) == (0, 1)
     assert incarnations.setup == [("incarnations", 1)] and incarnations.built == [
@@ -87,46 +87,46 @@ def test_a_life_that_ends_well(begin, tmp_path):
         (1, "facts", "peer_info", False),
     ]
     assert incarnations.loops == [(tmp_path / "out", tmp_path / "out" / "w1" / "checkpoints", [], 0)]
-    # Who has written nothing leaves nothing.
+    # A worker that has written nothing leaves no folder.
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "ending"),
     [
         (BusError("the wire is cut"), 1, "degan.worker: worker 1 failed: the wire is cut\n"),
         (AbsentError("nobody came"), 2, "degan.worker: nobody came\n"),
         (SetupError("no Redis"), 2, "degan.worker: no Redis\n"),
-        (UsageError("mend it"), 2, "degan.worker: mend it\n"),
+        (UsageError("fix it"), 2, "degan.worker: fix it\n"),
         (KeyboardInterrupt(), 0, " stopped before the first step\n"),
         (ZeroDivisionError("by zero"), 1, "this is a defect, please report the lines above\n"),
     ],
 )
-def test_how_a_life_fails(begin, error, code, said):
+def test_the_failures_of_an_incarnation(begin, error, code, ending):
     found, incarnations, text = begin(error)
-    assert (found, incarnations.closed) == (code, 1) and text.endswith(said)
+    assert (found, incarnations.closed) == (code, 1) and text.endswith(ending)
     assert ("Traceback" in text) == isinstance(error, ZeroDivisionError)
 
 
-def test_who_was_away_for_too_long_begins_another_life_with_what_it_has_saved(begin, tmp_path):
-    """The next life takes over nobody, and may be interrupted while it waits for the others."""
+def test_a_worker_that_was_away_for_too_long_begins_another_incarnation_with_its_checkpoint(begin, tmp_path):
+    """The next incarnation takes over nobody, and may be interrupted while it waits for the others."""
     seen = []
 
-    def lapse(incarnations: Incarnations) -> Exception:
+    def expire(incarnations: Incarnations) -> Exception:
         incarnations.signals.has_begun = True
         return LeaseExpiredError("the lease is gone")
 
     def look(incarnations: Incarnations) -> None:
         seen.append(incarnations.signals.has_begun)
 
-    code, incarnations, text = begin(lapse, look, words=("--takeover",))
+    code, incarnations, text = begin(expire, look, words=("--takeover",))
     assert code == 0 and incarnations.closed == 2 and seen == [False]
     assert [built[3] for built in incarnations.built if built != "installed"] == [True, False]
     assert "the lease is gone; the others went on, joining them again" in text
     assert "nothing to resume in" in text, "it looks for the newest of its checkpoints"
 
 
-def test_who_is_to_leave_does_not_begin_another_life(begin):
+def test_a_worker_that_is_to_leave_does_not_begin_another_incarnation(begin):
     def leave(incarnations: Incarnations) -> Exception:
         incarnations.signals.is_leaving = True
         return LeaseExpiredError("the lease is gone")
@@ -141,7 +141,7 @@ def test_a_dry_run_begins_nothing(begin, tmp_path):
     assert incarnations.built == incarnations.loops == [] and not (tmp_path / "out").exists()
 
 
-def test_a_worker_that_is_to_suffer_says_so_and_has_its_hooks(begin, monkeypatch):
+def test_a_worker_with_faults_logs_them_and_has_its_hooks(begin, monkeypatch):
     monkeypatch.setenv("DEGAN_FAULTS", "w1@step6:kill, w0@step1:nan")
     held = []
     monkeypatch.setattr(FaultInjector, "hold", lambda injector, pair, settings: held.append((pair.size, settings.name)))
@@ -165,7 +165,7 @@ def ends(monkeypatch):
     return found
 
 
-def test_which_signals_mean_what(ends):
+def test_the_meaning_of_each_signal(ends):
     signals = Signals()
     signals.install()
     found = {number: handler.__name__ for number, handler in ends}
@@ -174,14 +174,14 @@ def test_which_signals_mean_what(ends):
     assert found == {**dict.fromkeys(alone, leave), signal.SIGUSR2: stop}
 
 
-def test_a_wish_to_leave_interrupts_what_is_waited_for_before_the_first_step(ends):
+def test_a_request_to_leave_interrupts_any_wait_before_the_first_step(ends):
     signals = Signals()
     with pytest.raises(KeyboardInterrupt):
         signals._leave(signal.SIGTERM, None)
     assert signals.is_leaving and not signals.is_together and ends == []
 
 
-def test_the_first_wish_lets_the_step_end_and_the_second_does_not(ends):
+def test_the_first_request_lets_the_step_end_and_the_second_does_not(ends):
     signals = Signals()
     signals.has_begun = True
     signals._leave(signal.SIGTERM, None)
@@ -190,16 +190,16 @@ def test_the_first_wish_lets_the_step_end_and_the_second_does_not(ends):
     assert ends == [(signal.SIGINT, signal.SIG_DFL), (signal.SIGINT, "raised")]
 
 
-def test_to_stop_together_is_no_wish_to_leave(ends):
+def test_a_request_to_stop_together_is_no_request_to_leave(ends):
     signals = Signals()
     signals._stop(signal.SIGUSR2, None)
     assert (signals.is_leaving, signals.is_together, ends) == (False, True, [])
 
 
-# --- which worker ------------------------------------------------------------------------------
+# --- the worker's number -----------------------------------------------------------------------
 
 
-def test_the_first_of_what_says_the_number_counts():
+def test_the_first_source_of_the_number_counts():
     names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
     values = {name: str(number) for number, name in enumerate(names)}
     for number, name in enumerate(names):
@@ -214,14 +214,14 @@ def test_the_first_of_what_says_the_number_counts():
         worker_number("4", 4, {}, "host")
 
 
-# --- a worker and itself -----------------------------------------------------------------------
+# --- faults in a worker ------------------------------------------------------------------------
 
 
 def injector(text: str, seen: list[str]) -> FaultInjector:
     return FaultInjector(Faults.parse(text).for_worker(0), lambda fault: seen.append(fault.action))
 
 
-def test_what_is_due_when_a_step_begins():
+def test_faults_that_are_due_when_a_step_begins():
     seen: list[str] = []
     made = injector("w0@step2:kill, w0@step3:term, w0:attack:nan, w0@step3.before_apply:int", seen)
     for step, expected in ((1, []), (2, ["kill"]), (3, ["kill", "term"])):
@@ -254,7 +254,7 @@ def test_a_full_disk_and_a_torn_file(tmp_path):
 
 
 class AnyPair:
-    """Of all that a mode may ask of a pair, each notes that it was called."""
+    """A pair whose methods, all that a mode may call, note their calls."""
 
     def __init__(self):
         self.called: list[str] = []
@@ -281,12 +281,12 @@ for _name in (*LOADS, *OWN, "apply"):
         ({"name": "multi_discriminator"}, set(LOADS)),
     ],
 )
-def test_where_what_came_is_applied(mode, held):
+def test_the_place_where_received_values_are_applied(mode, held):
     assert set(LOADS) == {"load_parameters", "load", "generator_gradient"}
     assert all(hasattr(GanPair, name) for name in LOADS)
     for name in (*LOADS, "apply"):
         pair = AnyPair()
-        # What had been called when the fault was due.
+        # The calls before the fault was due.
         seen: list[list[str]] = []
         made = FaultInjector(Faults.parse("w0@step1.before_apply:kill").for_worker(0), noted_before(pair, seen))
         made.hold(pair, config.build(plain("seed", mode=mode)))
@@ -301,7 +301,7 @@ def noted_before(pair: AnyPair, seen: list[list[str]]):
 
 
 @pytest.mark.parametrize("name", ["gradients", "feedback", "discriminator_gradient"])
-def test_a_poisoned_step_has_no_number_in_what_leaves(name):
+def test_a_poisoned_step_sends_no_number(name):
     pair = AnyPair()
     made = FaultInjector(Faults.parse("w0@step2:nan").for_worker(0))
     made.hold(pair, config.build(plain("seed")))

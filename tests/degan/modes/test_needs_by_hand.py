@@ -1,4 +1,4 @@
-"""What a worker asks of its node, in bytes: each mode's sums by hand, from the sizes of a small pair."""
+"""The needs of a worker on its node, in bytes: each mode's sums by hand, from the sizes of a small pair."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.leaves import plain
 TINY = {"name": "mlp", "latent": 2, "hidden": 3, "image_size": 4}
 G, D = 2 * 3 + 3 + 3 * 3 + 3 + 3 * 16 + 16, 16 * 3 + 3 + 3 * 3 + 3 + 3 + 1
 ALL = G + D
-# Weights, two moments of each, and the average of G.
+# The state has the weights, two moments of each, and the average of G.
 STATE = 4 * (3 * ALL + G)
-# Three vectors, and as many small messages, in a stream of a mode with a leader.
+# A stream of a mode with a leader has three vectors and this number of small messages.
 VECTORS, FIELDS = 3, 64
 
 
@@ -40,9 +40,9 @@ def test_the_sum_of_what_a_redis_needs():
 def test_the_mean_entry_of_a_vector_is_rounded_up():
     raw = build("raw")
     assert [entry_bytes(size, raw) for size in (1, 10, 262_144)] == [4, 40, 2**20]
-    # One of 262,144 values and one of a single one.
+    # Two entries, of 262,144 values and of a single one.
     assert entry_bytes(262_145, raw) == (2**20 + 4) // 2
-    # Three of them: 699,053 and a third.
+    # Three entries: 699,053 and a third.
     assert entry_bytes(2 * 262_144 + 2, raw) == 699_054
     assert entry_bytes(10, build("float16")) == 20
 
@@ -52,7 +52,7 @@ def test_a_stream_is_full_of_the_largest_of_what_may_fill_it():
     entries = VECTORS + FIELDS
     assert leader_outbox_bytes(layout, [("small",)]) == entries * 40
     assert leader_outbox_bytes(layout, [("small", "large"), (), ("small",)]) == entries * (60 + 40)
-    # A vector of three entries: three times three, and the small messages.
+    # The vector has three entries: three times three, and the small messages.
     layout = RoundLayout(bytes(8), {"huge": (600_000, build("raw"))})
     assert leader_outbox_bytes(layout, [("huge",)]) == (VECTORS * 3 + FIELDS) * 800_000
 
@@ -67,26 +67,26 @@ def test_floats_have_four_bytes():
     [(None, 5, [0, 1, 2]), (None, 2, [0, 1]), (2, 5, [0, 1]), ([3, 1], 5, [3, 1]), (1, 1, [0])],
 )
 @pytest.mark.parametrize("mode", ["federated", "multi_discriminator"])
-def test_who_may_lead(mode, leaders, workers, expected):
+def test_the_leaders_that_the_settings_allow(mode, leaders, workers, expected):
     assert leaders_of(config.build(plain(f"mode[{mode}].leaders", leaders, peers=workers))) == expected
 
 
 # --- the modes ---------------------------------------------------------------------------------
 
 
-def test_who_trains_alone_needs_its_vector():
+def test_a_lone_worker_needs_its_vector():
     assert needs_of({"name": "local"}) == Needs(vector_bytes=4 * ALL)
 
 
 def test_the_exchange_of_parameters():
     needs = needs_of({"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "raw"}, bus={"replay_bytes": 0})
-    # Of four rounds one entry each, and sixteen small messages; a joiner gets 64 norms and what all agreed on.
+    # Four rounds have one entry each, and there are sixteen small messages; a joiner gets 64 norms and the weights.
     assert needs.outbox_bytes == (4 + 16) * 4 * ALL
     assert needs.step_bytes == needs.vector_bytes == 4 * ALL
     assert needs.state_bytes == STATE + 4 * 64 + 4 * ALL
 
 
-def test_what_is_lossy_may_travel_whole_as_well():
+def test_lossy_parameters_may_travel_whole_as_well():
     mode = {"name": "partial_exchange", "parts": 1, "slack": 0, "codec": "float16"}
     raw, half = (needs_of(mode | {"codec": codec}, bus={"replay_bytes": 0}) for codec in ("raw", "float16"))
     assert half.outbox_bytes == raw.outbox_bytes // 2 + 4 * ALL and half.step_bytes == raw.step_bytes // 2
@@ -102,7 +102,7 @@ def test_alternating_updates_have_one_round_a_step():
             needs_of(mode | {"updates": updates}, bus={"replay_bytes": replay_bytes}, run={"checkpoint_every": 7})
             for updates in ("simultaneous", "alternating")
         )
-        # Seven rounds are needed, and seven more for a replay; a part is half of both networks together.
+        # The stream needs seven rounds, and seven more for a replay; a part is half of both networks together.
         rounds = 7 if replay_bytes == 0 else 14
         assert alternating.outbox_bytes == (rounds + 16) * 4 * ALL // 2
         assert alternating.step_bytes == 4 * ALL // 2 and alternating == together
@@ -131,9 +131,10 @@ def test_multi_discriminator_rounds(workers, with_moments, discriminator):
     needs = needs_of(mode | {"swap_optimiser": with_moments}, workers, data={"name": "digits", "batch_size": 5})
     batch, feedback, swapped = 4 * 2 * 5 * 16, 2 * 5 * 16, 4 * discriminator
     assert needs.step_bytes == batch
-    # One stream for all, and one for each of the others; the larger of a feedback and a discriminator.
+    # There is one stream for all, and one for each of the others with the larger of a feedback and a discriminator.
     assert needs.outbox_bytes == (VECTORS + FIELDS) * (batch + (workers - 1) * max(feedback, swapped))
-    # The two that are kept, that of the newest cut, and one on its way: G with its moments, and its average.
+    # Four states are there: two kept ones, that of the newest sync point, and one on its way. Each has G with its
+    # moments, and its average.
     assert needs.state_bytes == 4 * 4 * (3 * G + G)
     assert needs.vector_bytes == 4 * ALL
 

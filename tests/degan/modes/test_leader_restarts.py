@@ -1,4 +1,4 @@
-"""Workers of a mode with a leader that are started again in a round that matters; fleets in threads of one process."""
+"""Restarts of workers of a mode with a leader in a critical round; fleets in threads of one process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.mark.parametrize("is_told_to_stop", [False, True])
-def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
-    """No other round comes that would bring it."""
+def test_a_joiner_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
+    """The model comes without a further round that would bring it."""
     fleet = Fleet(experiment(3, local_steps=1, leaders=1), memory_buses(3))
     last = 3 if is_told_to_stop else fleet.settings.run.steps
     announced, joining = threading.Event(), threading.Event()
@@ -47,12 +47,12 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
         catch_up, newest = mode._catch_up, mode._rounds.newest
 
         def newest_of_the_last():
-            # Else it might look when only an earlier round has been read.
+            # Without this the worker might look when only an earlier round has been read.
             found = newest()
             return found if found and found[1].round == last else None
 
         mode._rounds.newest = newest_of_the_last
-        mode._catch_up = lambda *peer_info: (catch_up(*peer_info), joining.set())
+        mode._catch_up = lambda *arguments: (catch_up(*arguments), joining.set())
         assert mode.begin([], {}, None) == last
         assert mode.is_stopping(last) == is_told_to_stop
         mode.leave(is_together=True)
@@ -61,9 +61,9 @@ def test_who_joins_in_the_very_last_round_ends_with_its_model(is_told_to_stop):
 
 
 def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
-    """What the members have answered its former life is gone: they answer again, and it need not wait in vain."""
+    """The answers to the leader's former incarnation are gone: the members answer again before the deadline."""
     settings = experiment(3, local_steps=1, leaders=1, deadline={"floor_s": 300, "ceiling_s": 300})
-    fleet = Fleet(settings, memory_buses(3), cuts=(2,))
+    fleet = Fleet(settings, memory_buses(3), sync_points=(2,))
 
     def live(worker, steps):
         if worker:
@@ -86,8 +86,8 @@ def test_a_lone_leader_that_dies_before_it_ends_a_round_leads_it_once_more():
     assert sum("worker 0 leads round 2 once more" in line for line in fleet.lines) == 2
 
 
-def test_of_a_round_that_is_led_once_more_the_swap_is_not_repeated():
-    """The members answer again; that round's swap they have had."""
+def test_the_swap_of_a_repeated_round_is_not_repeated():
+    """The members answer again, but the swap of that round is done."""
     settings = multi_discriminators.experiment(3, leaders=1, swap_every=1, deadline={"floor_s": 300, "ceiling_s": 300})
     fleet = multi_discriminators.Fleet(settings, memory_buses(3))
 

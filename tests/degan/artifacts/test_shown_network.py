@@ -1,4 +1,4 @@
-"""Which network is shown, saved and measured, and what differs between workers: weights never, noise always."""
+"""The network that is shown, saved and measured; workers have the same initial weights and different noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEED = 3
 
 
 def by_hand(module: nn.Module, latents: torch.Tensor, networks=dcgan) -> torch.Tensor:
-    """The samples of a generator's weights and running statistics, in a network of ours in its evaluation mode."""
+    """The samples of a generator's weights and running statistics, in a plain network in evaluation mode."""
     network, _ = networks()
     copy_weights(module, network)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def by_hand(module: nn.Module, latents: torch.Tensor, networks=dcgan) -> torch.T
 
 
 def latents_of(purpose: str, *counts: int) -> torch.Tensor:
-    """Drawn in portions of these sizes."""
+    """The latents of a purpose, drawn in portions of these sizes."""
     generator = torch.Generator().manual_seed(seed_of(SEED, purpose))
     return torch.cat([torch.randn(count, LATENT, generator=generator) for count in counts])
 
@@ -52,14 +52,14 @@ def trained(model="dcgan", steps=2):
     return pair
 
 
-# --- which network --------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "count"), [("dcgan", 7), ("mlp", 600)])
 def test_samples_are_those_of_the_average_in_its_evaluation_mode(model, count):
     pair, latents = trained(model), torch.randn(count, LATENT, generator=torch.Generator().manual_seed(0))
     before = copy.deepcopy(tensors_of(pair))
-    # Whatever has been done to its mode before.
+    # The former mode of the module does not count.
     pair.ema.module.train()
     found = pair.sample(latents)
     networks = mlp if model == "mlp" else dcgan
@@ -71,7 +71,7 @@ def test_samples_are_those_of_the_average_in_its_evaluation_mode(model, count):
 
 
 class Gauge:
-    """Stands for the evaluator: keeps the samples that it is given, three and then two of them."""
+    """A stand-in for the evaluator: keeps the samples, three and then two of them."""
 
     def __init__(self):
         self.seen = []
@@ -108,7 +108,7 @@ def test_a_run_measures_draws_and_saves_the_average(tmp_path):
     checkpoints = Checkpoints(tmp_path / "w0" / "checkpoints", keep=3)
     mode = Noted(settings, 0, setup.learner, lines.append)
     assert Loop(setup, mode, tmp_path, checkpoints, [], Signals(), lines.append).run() == 3
-    # Before the first step, and after each: always the same latents.
+    # Every evaluation, before the first step and after each, has the same latents.
     assert len(gauge.seen) == len(moments) == 4
     for number, (seen, average) in enumerate(zip(gauge.seen, moments, strict=True)):
         torch.testing.assert_close(seen, by_hand(average, latents_of("evaluation", 3, 2)))
@@ -116,7 +116,7 @@ def test_a_run_measures_draws_and_saves_the_average(tmp_path):
         for folder in (tmp_path, tmp_path / "w0"):
             drawn = np.asarray(Image.open(folder / f"fakes-{number:06d}.png").convert("RGB"))
             assert np.abs(drawn.astype(int) - picture.astype(int)).max() <= 1
-    # What generate and evaluate read.
+    # The checkpoints that generate and evaluate read.
     assert checkpoints.steps() == [2, 3]
     saved = Saved.load(tmp_path, None)
     assert (saved.worker, saved.step, saved.sample_shape) == (0, 3, (1, 32, 32))
@@ -127,11 +127,11 @@ def test_a_run_measures_draws_and_saves_the_average(tmp_path):
     assert Saved.load(tmp_path, 0, best=True).step == 2
 
 
-# --- what differs between workers ------------------------------------------------------------------
+# --- differences between workers -------------------------------------------------------------------
 
 
 def test_seeds_are_those_of_every_release():
-    """They decide what a run repeats; here from the definition, and two of them as numbers."""
+    """A repeated run depends on the seeds; here they come from the definition, and two of them are numbers."""
     for path in ((1, "weights"), (1, "latents", 0), (2**62, "evaluation"), (3, "split", 2, "x")):
         assert spawn_seed(*path) == seed_of(*path)
     assert spawn_seed(1, "weights") == 2891528143651911317 and spawn_seed(1, "latents", 0) == 5633299702140774346
@@ -163,7 +163,7 @@ def test_all_workers_begin_with_the_same_weights_and_the_average_is_the_generato
 
 
 def test_initial_weights_are_drawn_from_the_seed_of_weights():
-    """Layer by layer, the generator's first; drawn once more uniformly, as degan.models.mlp says."""
+    """Weights are drawn layer by layer, the generator's first, and then uniformly as in degan.models.mlp."""
     found = tensors_of(new_pair(experiment()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(SEED, "weights"))

@@ -1,4 +1,4 @@
-"""Modes with a leader under faults, in real processes: who leads when it is gone, who comes back, and what all hold."""
+"""Modes with a leader under faults, in real processes: successors, returns, and equal models of all workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEDERATED = (
     *("mode.name=federated", "mode.local_steps=2", "mode.fraction=1.0", "bus.lease_s=3", "bus.finish_timeout_s=20"),
     *("run.steps=12", "mode.deadline.floor_s=5"),
 )
-# Where nobody dies a busy machine should not make it look so.
+# Without a death the lease is long, so that no lease expires on a busy machine.
 CALM = (*FEDERATED, "bus.lease_s=20")
 SLOWLY = (*FEDERATED, "mode.local_steps=40")
 
@@ -56,7 +56,7 @@ def test_when_the_leader_is_killed_the_next_one_goes_on(make):
     for number in (1, 2):
         line = last(run, number)
         assert line["step"] == STEPS and line["leader"] == 1 and line["void_rounds"] <= 1
-    # Who showed the model before is gone: the lowest live worker does.
+    # The lowest live worker takes over the pictures of the gone one.
     assert "worker 0 is gone" in incarnations[1].text
 
 
@@ -100,7 +100,7 @@ def test_a_leader_that_returns_follows_the_one_that_leads(make):
     run = make((*SLOWLY, "run.steps=40", "run.checkpoint_every=5"))
     incarnations = [run.start(0, script={6: "kill"}), run.start(1), run.start(2)]
     assert incarnations[0].end() == -signal.SIGKILL
-    # At once, so that its lease has not ended, and nobody has missed it.
+    # The worker returns at once, before its lease expires and the others notice.
     back = run.start(0, "--resume", "latest")
     back.until("joins at round")
     ends([back, incarnations[1], incarnations[2]])
@@ -118,7 +118,7 @@ def test_the_only_leader_returns_and_leads_on(make, killed_after):
     ends([back, incarnations[1], incarnations[2]])
     assert "nobody leads any more" in back.text
     assert hold_the_same(run, (0, 1, 2))
-    # Nobody has lost its place in the run.
+    # No member had to join again.
     assert not any("joining them again" in incarnation.text for incarnation in incarnations[1:])
     assert f"{killed_after - killed_after % 3:06d}" in [
         path.name for path in (run.out / "w0" / "checkpoints").iterdir()
@@ -133,16 +133,16 @@ def test_the_only_leader_returns_and_leads_on(make, killed_after):
 )
 def test_a_run_that_is_resumed_ends_like_the_undisturbed_one(make, extra):
     settings = (*CALM, *extra)
-    plain, cut = make(settings), make(settings)
+    plain, interrupted = make(settings), make(settings)
     ends([plain.start(number) for number in range(3)])
-    incarnations = [cut.start(0, script={6: "usr2"}), cut.start(1), cut.start(2)]
+    incarnations = [interrupted.start(0, script={6: "usr2"}), interrupted.start(1), interrupted.start(2)]
     ends(incarnations)
-    stopped = [cut.step(number) for number in range(3)]
+    stopped = [interrupted.step(number) for number in range(3)]
     assert len(set(stopped)) == 1 and stopped[0] < STEPS, stopped
-    assert hold_the_same(cut, (0, 1, 2), stopped[0])
-    ends([cut.start(number, "--resume", "latest") for number in range(3)])
+    assert hold_the_same(interrupted, (0, 1, 2), stopped[0])
+    ends([interrupted.start(number, "--resume", "latest") for number in range(3)])
     for number in range(3):
-        assert same(plain.weights(number), cut.weights(number))
+        assert same(plain.weights(number), interrupted.weights(number))
 
 
 @pytest.mark.slow
