@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
+# A test run starts a hundred processes; without bytecode on disk each of them compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 # More than half of a test's time is waiting, for processes, leases and deadlines: so three at once for each core.
 TESTS_AT_ONCE ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
