@@ -20,6 +20,8 @@ from config.errors import SettingsError, UsageError
 from config.renamed import KEYS, renamed_blocks
 from config.settings.experiment import Experiment
 
+# The name of an experiment in a folder of its own, as in a run folder.
+FILE = "experiment.yaml"
 MAX_FILE_BYTES = 256 * 1024
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -65,8 +67,8 @@ def find_experiment(name: str | Path) -> Path:
     try:
         if path.is_file():
             return path
-        if path.is_dir() and (path / "experiment.yaml").is_file():
-            return path / "experiment.yaml"
+        if path.is_dir() and (path / FILE).is_file():
+            return path / FILE
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     bundled = EXPERIMENTS / f"{path.name.removesuffix('.yaml')}.yaml"

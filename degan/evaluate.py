@@ -37,6 +37,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     import config
+    from config.reader import FILE
     from degan.artifacts.saved import Saved
     from degan.metrics.accuracy import evaluator_of
 
@@ -45,7 +46,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.samples is not None:
         overrides.append(f"run.evaluate_samples={arguments.samples}")
     first = Saved.load(run, arguments.worker)
-    settings = config.load(run / "experiment.yaml", overrides)
+    settings = config.load(run / FILE, overrides)
     evaluator = evaluator_of(settings, arguments.inception)
     workers = [arguments.worker] if arguments.worker is not None else _with_checkpoints(run, settings.workers)
     for worker in workers:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import config
 from config import UsageError
+from config.reader import FILE as SETTINGS
 from config.security import CA, CERTIFICATE, KEY, PASSWORD, RUN_KEY
 from launch import nodes
 from launch.certificates import Authority, is_local
 from launch.voice import Voice
 
 CA_KEY = "ca.key"
-SETTINGS = "experiment.yaml"
 MAX_DAYS = 3650
 
 

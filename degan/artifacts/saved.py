@@ -11,6 +11,7 @@ import torch
 
 import config
 from config import Experiment, UsageError
+from config.reader import FILE
 from degan import models
 from degan.artifacts.checkpoints import Checkpoints, read
 from degan.models import classifiers
@@ -45,9 +46,9 @@ class Saved:
         Raises:
             UsageError: no run folder, or no checkpoint in it.
         """
-        if not (run / "experiment.yaml").is_file():
-            raise UsageError(f"{run} is no run folder (it has no experiment.yaml)")
-        settings = config.load(run / "experiment.yaml")
+        if not (run / FILE).is_file():
+            raise UsageError(f"{run} is no run folder (it has no {FILE})")
+        settings = config.load(run / FILE)
         workers = range(settings.workers) if worker is None else (worker,)
         for number in workers:
             checkpoints = Checkpoints(run / f"w{number}" / "checkpoints", keep=1)

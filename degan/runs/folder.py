@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config import Experiment, UsageError, agreed, load, parse
+from config.reader import FILE as SETTINGS
 from config.reader import PRIVATE
 from degan.runs.lines import Tail, read_object
 from degan.runs.records import Records, Worker, number, whole
 
-SETTINGS, METRICS, STATS = "experiment.yaml", "metrics.jsonl", "stats.jsonl"
+METRICS, STATS = "metrics.jsonl", "stats.jsonl"
 MAX_PICTURES = 24
 MAX_PICTURE_BYTES = 8_000_000  # all pictures together
 _PNG = b"\x89PNG\r\n\x1a\n"

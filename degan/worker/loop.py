@@ -16,6 +16,7 @@ import torch
 
 import config
 from config import UsageError
+from config.reader import FILE
 from degan.artifacts.checkpoints import Checkpoints, check_same_experiment
 from degan.artifacts.pictures import grid, save_png
 from degan.metrics.evaluate import score
@@ -120,7 +121,7 @@ class Loop:
         self._checkpoints.forget_after(step)
         self._signals.has_begun = True
         # Not earlier: a refused attempt must not leave its settings to the next one.
-        write(self._run_folder / "experiment.yaml", config.dump(self._settings))
+        write(self._run_folder / FILE, config.dump(self._settings))
         if self._mode.is_first() or not (self._run_folder / "shards.json").exists():
             write(self._run_folder / "shards.json", shards_json(self._setup))
         if self._mode.is_first() and not (self._run_folder / "reals.png").exists():
