@@ -82,14 +82,16 @@ class PeerReader:
                 if time.monotonic() >= next_poll:
                     leases = self._bus.leases(self._server)
                     if is_out:
-                        self._log(f"the Redis of workers {self._names()} answers again")
                         # The Redis may have lost its leases; the workers' heartbeats write them anew.
                         self._quiet_until = time.monotonic() + heartbeat_s(self._lease_s) + 1.0
-                        is_out = False
                     self._watch(leases)
                     next_poll = time.monotonic() + poll_s
                 self._hand_on(self._bus.receive(self._server, READ_S * self._ease))
                 last_answer = time.monotonic()
+                # Not before both have succeeded: each has a connection of its own, which fails once after an outage.
+                if is_out:
+                    self._log(f"the Redis of workers {self._names()} answers again")
+                    is_out = False
             except BusError as error:
                 if self._closing.is_set():
                     return

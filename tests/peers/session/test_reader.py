@@ -206,6 +206,14 @@ def test_a_server_that_is_away_for_a_lease_drops_all_its_peers(reader, notes, mo
     assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
 
 
+def test_an_outage_that_each_connection_meets_is_one_outage(reader, notes, monkeypatch):
+    here = {1: lease(1), 2: lease(2)}
+    # The leases are there again, but the connection for the entries is still the old one.
+    notes.entries = [[], GONE, []]
+    play(reader, notes, [(100.0, here), (105.0, GONE), (106.0, here), (107.0, here)], monkeypatch)
+    assert notes.lines == ["Redis at host:1: refused; trying again", "the Redis of workers 1, 2 answers again"]
+
+
 def test_a_reader_serves_its_own_server_and_no_other(notes, monkeypatch):
     notes.servers, notes.members = ((1, 2), (3, 5)), {1, 2, 3, 5}
     reader = PeerReader(notes, 1, notes, notes, 20.0, {3: "a", 5: "a"}, notes.lines.append)
