@@ -299,7 +299,7 @@ class Reader:
             count = max(1, REPLY_BYTES // (entry_bytes * max(1, len(streams) // 2)))
             words = (b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % timeout_ms, b"STREAMS", *streams)
             self._question = what, b"*%d\r\n" % (len(words) + len(streams)) + bulks(*words)
-        self._link.log(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
+        self._link.send_small(self._question[1] + b"".join([stream.cursor for stream in streams.values()]))
         self._asked = streams
         return self._link
 

@@ -358,7 +358,7 @@ class Connection:
         self._poll.poll(self._timeout_ms)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    def log(self, text: bytes) -> None:
+    def send_small(self, text: bytes) -> None:
         """Send something small. Raises as `send`."""
         try:
             self._socket.sendall(text)

@@ -334,7 +334,7 @@ def test_large_pieces_over_a_real_socket():
         assert [bytes(part) for part in receiver.read()] == [b"h", payload]
         # The next reply is small, and the receiver does not wait for as many bytes as before.
         assert there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
-        sender.log(b":7\r\n")
+        sender.send_small(b":7\r\n")
         assert receiver.read() == 7
     finally:
         thread.join()

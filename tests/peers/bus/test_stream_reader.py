@@ -36,7 +36,7 @@ class Link:
     def __init__(self, *answers):
         self.answers, self.asked, self.closed = list(answers), [], 0
 
-    def log(self, text):
+    def send_small(self, text):
         self.asked.append(text)
 
     def read(self):

@@ -46,7 +46,7 @@ class Post:
     def feed(self, *entries, may_come_again=False):
         return [self.box.feed(entry, may_come_again) for entry in entries]
 
-    def log(self, kind, round=1, sender=1, incarnation="a", **content):
+    def publish(self, kind, round=1, sender=1, incarnation="a", **content):
         self.feed(*self.entries(encode_fields(LAYOUT, kind, round, content), sender, incarnation))
 
     def vector(self, round, value=1.0, kind="result", **where):
@@ -90,7 +90,7 @@ def test_an_entry_that_changed_on_its_way_is_no_offence_of_its_sender_nor_are_th
 
 def test_a_malformed_or_foreign_message_is_an_offence_of_that_incarnation():
     post = Post()
-    post.log("hello", incarnation="b", is_replaying=False)
+    post.publish("hello", incarnation="b", is_replaying=False)
     assert post.box.counts() == {"malformed": 1} and post.offenders == [(1, "b")]
     other = RoundLayout(b"otherrun", LAYOUT.kinds)
     post.feed(*post.entries(encode_fields(other, "stop", 1, {}), incarnation="b"))
@@ -189,13 +189,13 @@ def test_answers_in_time_and_late_ones_are_measured_from_when_their_round_was_op
 
 def test_a_restarted_peer_is_live_and_catches_up_until_it_publishes_otherwise():
     post = Post()
-    post.log("hello", is_joining=False, is_replaying=False)
+    post.publish("hello", is_joining=False, is_replaying=False)
     assert post.box.caught_up() == {1} and post.box.incarnations() == {1: "a"}
     post.box.restarted(1, "b")
     assert post.box.live() == {1} and post.box.caught_up() == set() and post.box.incarnation(1) == "b"
-    post.log("hello", incarnation="b", is_joining=True, is_replaying=False)
+    post.publish("hello", incarnation="b", is_joining=True, is_replaying=False)
     assert post.box.caught_up() == set()
-    post.log("hello", incarnation="b", is_joining=False, is_replaying=False)
+    post.publish("hello", incarnation="b", is_joining=False, is_replaying=False)
     assert post.box.caught_up() == {1}
 
 
@@ -205,7 +205,7 @@ def test_a_gone_peer_is_logged_once_unless_it_has_said_goodbye():
     post.box.admit(1)
     post.box.admit(2)
     assert post.lines == ["worker 1 takes part", "worker 2 takes part"]
-    post.log("goodbye", 7, sender=2)
+    post.publish("goodbye", 7, sender=2)
     for _ in range(2):
         post.box.drop(1, "its lease has expired")
         post.box.drop(2, "its lease has expired")
@@ -216,7 +216,7 @@ def test_a_gone_peer_is_logged_once_unless_it_has_said_goodbye():
     assert post.box.reached(7) == {2} and post.box.reached(8) == set() and not post.box.is_member(1)
     # Worker 1 was cut off for a time, and worker 2 has another incarnation after its goodbye.
     post.box.admit(1)
-    post.log("hello", 7, sender=2, incarnation="b", is_joining=False, is_replaying=False)
+    post.publish("hello", 7, sender=2, incarnation="b", is_joining=False, is_replaying=False)
     assert post.box.live() == {1, 2}
     post.box.drop(2, "its lease has expired")
     assert post.box.reached(7) == {1}, "the new incarnation has not said goodbye"
@@ -226,8 +226,8 @@ def test_a_gone_peer_is_logged_once_unless_it_has_said_goodbye():
     "change",
     [
         lambda post: post.feed(*post.vector(1)),
-        lambda post: post.log("hello", is_joining=False, is_replaying=False),
-        lambda post: post.log("goodbye"),
+        lambda post: post.publish("hello", is_joining=False, is_replaying=False),
+        lambda post: post.publish("goodbye"),
         lambda post: post.box.admit(1),
         lambda post: post.box.drop(1, "its lease has expired"),
         lambda post: post.box.restarted(1, "b"),
@@ -238,7 +238,7 @@ def test_a_gone_peer_is_logged_once_unless_it_has_said_goodbye():
 def test_every_change_wakes_the_waiting_threads(change):
     """A waiting thread looks again after a second in any case, and that would hide a missing wake-up."""
     post, is_asleep, has_changed, woken = Post(), threading.Event(), [], []
-    post.log("hello", is_joining=True, is_replaying=False)
+    post.publish("hello", is_joining=True, is_replaying=False)
     wait = post.box._changed.wait
 
     def sleep(timeout_s):

@@ -145,7 +145,7 @@ class Sender:
         self.message_store, self.sender, self.incarnation = message_store, sender, incarnation
         self.sequences = {False: 0, True: 0}
 
-    def log(self, entries, is_direct=False, skip=0):
+    def publish(self, entries, is_direct=False, skip=0):
         for header, payload in entries:
             self.sequences[is_direct] += 1 + skip
             number = self.sequences[is_direct]
@@ -170,7 +170,7 @@ def test_only_the_newest_messages_of_a_kind_and_sender_are_kept():
     box = message_store()
     sender = Sender(box)
     for round in range(1, 20):
-        sender.log(fields("round_start", round, term=1))
+        sender.publish(fields("round_start", round, term=1))
     assert [received.round for received in box.kept("round_start")[1]] == list(range(20 - KEPT, 20))
     assert box.received("round_start", 1).round == 19
     assert box.received("round_start", 1, 3) is None and box.received("round_start", 2) is None
@@ -179,31 +179,31 @@ def test_only_the_newest_messages_of_a_kind_and_sender_are_kept():
 def test_a_message_of_a_closed_round_is_late():
     box = message_store()
     sender = Sender(box)
-    sender.log(vector(3), True)
+    sender.publish(vector(3), True)
     box.close_round("result", 2)
     assert box.received("result", 1, 3) is not None
     box.close_round("result", 3)
     assert box.received("result", 1, 3) is None
-    sender.log(vector(3), True)
+    sender.publish(vector(3), True)
     assert box.counts() == {"late": 1} and box.received("result", 1) is None
 
 
 def test_membership_follows_the_messages_and_the_leases_of_the_readers():
     box = message_store()
     one, two = Sender(box, 1), Sender(box, 2)
-    one.log(fields("hello", 0, is_joining=False, is_replaying=False))
-    two.log(fields("hello", 0, is_joining=True, is_replaying=False))
+    one.publish(fields("hello", 0, is_joining=False, is_replaying=False))
+    two.publish(fields("hello", 0, is_joining=True, is_replaying=False))
     assert box.live() == {1, 2} and box.caught_up() == {1}
-    two.log(fields("hello", 4, is_joining=False, is_replaying=False))
+    two.publish(fields("hello", 4, is_joining=False, is_replaying=False))
     assert box.caught_up() == {1, 2}
     box.drop(1, "its lease has expired")
     assert box.live() == {2}
-    two.log(fields("goodbye", 9))
+    two.publish(fields("goodbye", 9))
     assert box.live() == set() and box.reached(9) == {2} and box.reached(10) == set()
     # The reader still sees the lease for a while, and its end later: the worker has left all the same.
     box.admit(2)
     assert box.live() == set()
-    Sender(box, 2, "b").log(fields("hello", 9, is_joining=True, is_replaying=False))
+    Sender(box, 2, "b").publish(fields("hello", 9, is_joining=True, is_replaying=False))
     assert box.live() == {2} and box.incarnation(2) == "b"
 
 
@@ -212,18 +212,18 @@ def test_a_misfit_is_counted_and_a_torn_beginning_is_no_offence():
     box.refused = lambda sender, incarnation: offenders.append((sender, incarnation))
     other = RoundLayout(b"otherrun", {"result": (SIZE, CODECS["raw"])})
     one = Sender(box)
-    one.log(encode_fields(other, "round_start", 1, {}))
-    one.log(fields("hello", 0))
+    one.publish(encode_fields(other, "round_start", 1, {}))
+    one.publish(fields("hello", 0))
     assert box.counts() == {"fingerprint": 1, "malformed": 1}
     # The reader begins in the middle: with the end of a message whose beginning was trimmed.
     late = Sender(box, 2)
-    late.log(list(vector(5))[1:], skip=7)
-    late.log(vector(6))
+    late.publish(list(vector(5))[1:], skip=7)
+    late.publish(vector(6))
     # The torn message is counted, and no offence of its sender.
     assert box.counts() == {"fingerprint": 1, "malformed": 1, "incomplete": 1} and (2, "a") not in offenders
     assert box.received("result", 2).round == 6
     # A torn message in the middle of a stream is an offence.
-    late.log(list(vector(7))[1:])
+    late.publish(list(vector(7))[1:])
     assert box.counts()["incomplete"] == 2 and (2, "a") in offenders
 
 

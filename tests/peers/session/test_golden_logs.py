@@ -253,7 +253,7 @@ class Listening:
     def __init__(self):
         self.asked = []
 
-    def log(self, text):
+    def send_small(self, text):
         self.asked.append(text)
 
     def read(self):

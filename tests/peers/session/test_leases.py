@@ -27,12 +27,12 @@ class Played:
         self.town, self.number, self.incarnation = town, number, f"p{number}"
         self.bus = town.hub.bus(number, complete(number, town.workers), self.incarnation)
         self.peer_info = {"samples": number} if peer_info is None else peer_info
-        self.log({"agreed": agreed, "checkpoints": list(checkpoints), "peer_info": self.peer_info})
+        self.put_hello({"agreed": agreed, "checkpoints": list(checkpoints), "peer_info": self.peer_info})
         host = more.pop("host", this_host())
         self.lease = Lease(number, self.incarnation, host, os.getpid(), "", phase, step, **more)
         self.bus.claim(self.lease, 60, lambda old: True)
 
-    def log(self, hello):
+    def put_hello(self, hello):
         self.bus.put_state({"hello": msgpack.packb(hello)}, 60)
 
 
@@ -242,7 +242,7 @@ def test_peer_info_can_be_asked_for_by_incarnation(town):
     meeting = town.worker()
     assert meeting.peer_info(1, "p1") == {"samples": 1}
     assert meeting.peer_info(1, "another") == {} and meeting.peer_info(2, "p2") == {}
-    peer.log({"agreed": AGREED, "peer_info": [1]})
+    peer.put_hello({"agreed": AGREED, "peer_info": [1]})
     assert meeting.peer_info(1, "p1") == {}
 
 

@@ -226,7 +226,7 @@ class MessageStore:
         self.inbox = Inbox(0, self.layout, self.accumulator, self.gate)
         self.sequence = {}
 
-    def log(self, sender, kind, round, fields=None, incarnation="a", is_direct=False, skip=0):
+    def publish(self, sender, kind, round, fields=None, incarnation="a", is_direct=False, skip=0):
         if fields is None:
             whole = self.layout.schedule.slice(round) if kind == "part" else Slice(0, 2)
             pairs = encode_vector(self.layout, kind, round, whole, np.full(whole.size, round, dtype=np.float32))
@@ -245,10 +245,10 @@ def test_a_round_published_again_after_a_restart_is_not_applied_twice():
     box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 0, 0))
     for round in (1, 2, 3):
-        box.log(1, "part", round)
-    box.log(1, "hello", 1, {"is_joining": False, "is_replaying": True}, incarnation="b")
+        box.publish(1, "part", round)
+    box.publish(1, "hello", 1, {"is_joining": False, "is_replaying": True}, incarnation="b")
     for round in (2, 3, 4):
-        box.log(1, "part", round, incarnation="b")
+        box.publish(1, "part", round, incarnation="b")
     assert box.taken() == [(1, 1), (1, 2), (1, 3), (1, 4)]
     assert box.inbox.dropped() == {"replayed": 2}
     assert box.gate.clock(1) == 4
@@ -257,23 +257,23 @@ def test_a_round_published_again_after_a_restart_is_not_applied_twice():
 def test_rounds_that_were_gone_before_they_were_read_are_counted():
     box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 0, 0))
-    box.log(1, "part", 1)
-    box.log(1, "part", 5, skip=3)
+    box.publish(1, "part", 1)
+    box.publish(1, "part", 5, skip=3)
     assert box.taken() == [(1, 1), (1, 5)]
     assert box.inbox.dropped() == {"overrun": 3}
 
 
 def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
     box = MessageStore()
-    box.log(2, "part", 1)
-    box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
+    box.publish(2, "part", 1)
+    box.publish(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
     assert box.gate.members() == (2,)
-    box.log(1, "want", 0, {"token": "t"}, incarnation="b", is_direct=True)
+    box.publish(1, "want", 0, {"token": "t"}, incarnation="b", is_direct=True)
     assert box.inbox.take_requests() == {1: ("b", "t")} and box.inbox.take_requests() == {}
-    box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
+    box.publish(2, "admit", 6, {"worker": 1, "incarnation": "b"})
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
-    box.log(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
-    box.log(1, "part", 7, incarnation="b")
+    box.publish(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
+    box.publish(1, "part", 7, incarnation="b")
     assert box.inbox.dropped() == {} and box.gate.clock(1) == 7
 
 
@@ -294,16 +294,16 @@ def test_a_joining_peer_holds_nobody_up_until_it_is_admitted():
 )
 def test_malformed_fields_are_counted(kind, fields):
     box = MessageStore()
-    box.log(1, kind, 3, fields)
+    box.publish(1, kind, 3, fields)
     assert box.inbox.dropped() == {"malformed": 1}
     assert box.gate.members() == (1, 2)
 
 
 def test_a_request_to_join_that_is_read_after_its_admission_drops_nobody():
     box = MessageStore()
-    box.log(2, "admit", 6, {"worker": 1, "incarnation": "b"})
-    box.log(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
-    box.log(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
+    box.publish(2, "admit", 6, {"worker": 1, "incarnation": "b"})
+    box.publish(1, "hello", 0, {"is_joining": True, "is_replaying": False}, incarnation="b")
+    box.publish(1, "hello", 6, {"is_joining": False, "is_replaying": False}, incarnation="b")
     assert box.gate.members() == (1, 2) and box.gate.clock(1) == 6
     assert not any("dropped" in line for line in box.lines)
 
@@ -312,18 +312,18 @@ def test_after_a_cursor_covered_rounds_are_replayed_and_missing_ones_counted():
     box = MessageStore()
     box.inbox.expect_after(1, Cursor("a", 3, 7))
     for round in (3, 4, 5, 6, 9):
-        box.log(1, "part", round)
+        box.publish(1, "part", round)
     assert box.taken() == [(1, 4), (1, 5), (1, 6), (1, 9)]
     assert box.inbox.dropped() == {"replayed": 1, "overrun": 2}
 
 
 def test_goodbye_and_states_and_stops_reach_the_gate():
     box = MessageStore()
-    box.log(1, "state", 4)
-    box.log(2, "state", 4)
+    box.publish(1, "state", 4)
+    box.publish(2, "state", 4)
     assert {peer: list(values) for peer, values in box.gate.wait_states(4).items()} == {1: [4, 4], 2: [4, 4]}
-    box.log(1, "goodbye", 4, {})
-    box.log(2, "stop", 9, {})
+    box.publish(1, "goodbye", 4, {})
+    box.publish(2, "stop", 9, {})
     assert box.gate.members() == (2,) and box.gate.stop_at == 9
 
 
