@@ -6,8 +6,9 @@ RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 # A test run starts a hundred processes; without bytecode on disk each of them compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
-# More than half of a test's time is waiting, for processes, leases and deadlines: so three at once for each core.
-TESTS_AT_ONCE ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
+# Tests wait half of their time, for processes, leases and deadlines. Each test process loads torch, so not more of them.
+TESTS_AT_ONCE ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+SLOW_TESTS_AT_ONCE ?= $(shell echo $$((1 + $$(getconf _NPROCESSORS_ONLN))))
 
 .PHONY: help demo test check docs slow mutants bench quality chaos soak clean
 
@@ -61,7 +62,7 @@ docs: $(VENV)/ready
 
 slow: $(VENV)/ready
 	@echo "== the tests that take minutes"
-	$(BIN)/python -m pytest -q -m slow --timeout 1800
+	$(BIN)/python -m pytest -q -m slow --timeout 1800 --numprocesses $(SLOW_TESTS_AT_ONCE) --maxprocesses 6 --dist worksteal
 
 mutants: $(VENV)/ready
 	@echo "== the table of tests/mutants: each bug in a copy of the code, with the tests that must fail"

@@ -99,9 +99,13 @@ class Link:
 
     async def close(self) -> None:
         self._server.close()
+        # An accepted connection whose task has not begun would be left open by a cancellation.
+        await _turn()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # An aborted transport closes its socket in a later turn of the loop.
+        await _turn()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -241,6 +245,12 @@ class Network:
         self._links.append(link)
         link.weather = weather
         return link
+
+
+async def _turn() -> None:
+    """Let the loop run all that is due, and what that makes due."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -103,9 +103,10 @@ def test_a_connection_is_reset_every_so_many_bytes(echo, network):
 )
 def test_bytes_that_a_cut_holds_back_come_when_it_is_healed(echo, network, weather):
     link = network.link(echo)
-    with call(link.port, 0.3) as line:
+    with call(link.port) as line:
         assert echoed(line, b"before") == b"before"
         link.weather = weather
+        line.settimeout(0.3)
         line.sendall(b"behind")
         with pytest.raises(TimeoutError):
             line.recv(1)
