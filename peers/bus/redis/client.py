@@ -119,8 +119,10 @@ def open_link(client: redis.Redis, buffer_bytes: int, busy: Busy | None = None) 
     Raises:
         redis.RedisError: the server accepts no connection.
     """
-    made = client.connection_pool.make_connection()
-    made.connect()  # type: ignore[no-untyped-call]
+    # Not by the pool's `make_connection`: the pool counts what it makes, up to 100, and this one never comes back.
+    pool = client.connection_pool
+    made = pool.connection_class(**pool.connection_kwargs)
+    made.connect()
     # From here on the socket is ours: redis-py's connection would close the socket with itself.
     socket: Any = vars(made)["_sock"]
     vars(made)["_sock"] = None

@@ -118,6 +118,29 @@ def test_the_stream_keeps_as_much_as_there_is_room_for(redis_url):
     bus.close()
 
 
+def test_connections_that_break_are_made_anew_as_often_as_they_break():
+    """A client's pool allows 100 connections at once; each cut takes those of the writer and of the reader."""
+    with redis_server() as url:
+        cutter = redis.Redis.from_url(url)
+        writer, reader = (RedisBus("cuts", worker, [url] * 2, "a", [1 - worker], 5) for worker in (0, 1))
+        try:
+            reader.follow(0, "a")
+            for number in range(1, 131):
+                writer.publish([(b"h", b"%d" % number)])
+                found: list = []
+                while not found:
+                    try:
+                        found = reader.receive(0, 1.0)
+                    except BusError as error:
+                        assert "Too many connections" not in str(error)
+                assert [entry.sequence for entry in found] == [number]
+                cutter.client_kill_filter(_type="normal", skipme=True)
+        finally:
+            writer.close()
+            reader.close()
+            cutter.close()
+
+
 def test_a_connection_that_breaks_is_made_anew(redis_url):
     writer = RedisBus("broken", 0, [redis_url] * 2, "a0", [1], 10, 5)
     reader = RedisBus("broken", 1, [redis_url] * 2, "a1", [0], 10, 5)
