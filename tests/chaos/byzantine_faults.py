@@ -172,7 +172,8 @@ def agreed_of(fleet: Fleet) -> dict:
 
 
 def _refused(fleet: Fleet, number: int) -> int:
-    return sum(fleet.dropped(number).values())
+    """The count of refused messages; `damaged` counts second readings, and each of these ends in another count."""
+    return sum(count for reason, count in fleet.dropped(number).items() if reason != "damaged")
 
 
 # --- 17: byzantine peers --------------------------------------------------------------------------
