@@ -178,7 +178,8 @@ class Fleet:
         kept = [str(fault) for fault in mine if has_faults or fault.step is None]
         if self._pace > 1 and not any(fault.action == "slow" and fault.step is None for fault in mine):
             kept.insert(0, f"w{number}:slow:{self._pace:g}")
-        environment = {VARIABLE: ", ".join(kept)}
+        # With a thread for each core, torch's threads of several workers wait for each other most of the time.
+        environment = {VARIABLE: ", ".join(kept), "OMP_NUM_THREADS": "1"}
         incarnation = Command(line, log, environment) if self._by_command else Worker(line, log, **environment)
         self.incarnations[number].append(incarnation)
         return incarnation
