@@ -71,8 +71,9 @@ def parted(mode: str, minority: list[int], pauses: bool = False) -> Scenario:
             codes = fleet.stop()
             trial.expect(not any(codes), f"exit codes {codes}: {trial.last_words(fleet, codes)}")
             if not is_even:
-                # The run has one line of training: the workers that were apart have taken it up.
-                trial.check_alike(fleet)
+                # The run has one line of training: the workers that were apart have taken it up. The cut may have
+                # divided a round: some of the majority have the last contribution of the minority, others have not.
+                trial.check_alike(fleet, may_differ=True)
 
     name = "2 from 2" if is_even else "1 from 3"
     expected = "the majority goes on; the minority pauses" if pauses else "both go on"
