@@ -301,7 +301,7 @@ def test_large_pieces_over_tls_arrive_whole(one):
             pieces += (head, memoryview(payload), tail)
         link.send(pieces)
         assert [bytes(link.read()) for _ in range(5)] == [b"%d-0" % number for number in range(1, 6)]
-        link.log(command(b"XREAD", b"STREAMS", key, b"0"))
+        link.send_small(command(b"XREAD", b"STREAMS", key, b"0"))
         ((_, items),) = link.read()
         assert [bytes(fields[3]) == payload for _, fields in items] == [True] * 5
         link.close()
