@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 export OMP_NUM_THREADS ?= 1
-# A test run starts a hundred processes; without bytecode on disk each of them compiles everything again.
+# A test run starts many processes; without bytecode on disk each of them compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
-# Tests wait half of their time, for processes, leases and deadlines. Each test process loads torch, so not more of them.
+# Two at once for each core keep the cores busy; each further test process would load torch once more.
 TESTS_AT_ONCE ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SLOW_TESTS_AT_ONCE ?= $(shell echo $$((1 + $$(getconf _NPROCESSORS_ONLN))))
 

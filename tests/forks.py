@@ -10,6 +10,7 @@ PID, which is the pytest of the session (with xdist its controller). It binds it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import multiprocessing
@@ -76,8 +77,10 @@ class Fork:
         return self.join(0) is None
 
     def kill(self) -> None:
+        # The process may end in between.
         if self.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
 
 # --- the server -----------------------------------------------------------------------------------
